@@ -1,0 +1,8 @@
+"""The one exception that users meet."""
+
+
+class UserError(Exception):
+    """Something the user gave is wrong. Its message is one line: what is wrong, and what would be right.
+
+    The entry point prints that line and exits with status 2; everything else is a bug and shows its traceback.
+    """
