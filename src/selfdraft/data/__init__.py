@@ -1,0 +1,1 @@
+"""Prompts, where they come from, and the Lightning data module that deals them out to the ranks."""

@@ -1,0 +1,1 @@
+"""F2: the decoding loop, when it stops, and what it records."""

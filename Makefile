@@ -1,0 +1,31 @@
+# Every target works in a fresh clone: it sets up what it needs first. `make` alone lists them.
+PY := .venv/bin/python
+DEMO_ARGS ?= drafter=jacobi dataset.per_category=1 decoding.max_new_tokens=64
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## create .venv and install SelfDraft (PYTHON=…, TORCH_INDEX=…; instant when nothing changed)
+	@bash scripts/setup.sh
+
+demo: setup  ## decode bundled prompts with Jacobi drafting and print the comparison (DEMO_ARGS=…)
+	$(PY) run.py $(DEMO_ARGS)
+
+test: setup  ## run the whole test suite (ARGS="-k launcher" for a part)
+	$(PY) -m pytest $(ARGS)
+
+lint: setup  ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup  ## repair what lint complains about, where that is mechanical
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf .venv build dist .pytest_cache .ruff_cache src/*.egg-info
+	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +

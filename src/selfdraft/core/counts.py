@@ -1,0 +1,37 @@
+"""Counts of one decoding: summed over prompts and processes, and only then divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Counts:
+    """What decoding consumed and produced.
+
+    Attributes:
+        new_tokens: emitted tokens, the end-of-sequence token included, nothing behind it.
+        target_forwards: full target forwards after prefill, those without a draft and those a drafter asked for too.
+        offered: ``offered[d - 1]`` steps that had a candidate at depth d.
+        accepted: ``accepted[d - 1]`` steps whose emitted path reached depth d.
+    """
+
+    new_tokens: int = 0
+    target_forwards: int = 0
+    offered: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def record_draft(self, offered: Sequence[bool], accepted: int) -> None:
+        """Add one step: which depths were offered, and how many drafted tokens were emitted."""
+        missing = len(offered) - len(self.offered)
+        if missing > 0:
+            self.offered += [0] * missing
+            self.accepted += [0] * missing
+        for depth, present in enumerate(offered):
+            self.offered[depth] += int(present)
+            self.accepted[depth] += int(depth < accepted)
+
+    def acceptance_by_depth(self) -> list[dict[str, int]]:
+        """``[{offered, accepted}, …]`` from depth 1."""
+        return [{"offered": o, "accepted": a} for o, a in zip(self.offered, self.accepted, strict=True)]

@@ -1,0 +1,44 @@
+"""Looking a context's last n-gram up in what was said before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class NgramIndex:
+    """Where each n-gram of one growing text was last continued.
+
+    Filled as tokens are committed, so that a lookup costs one dictionary access per n and no scan of the text
+    (n-grams of all sizes between `smallest` and `largest`).
+    """
+
+    def __init__(self, smallest: int, largest: int) -> None:
+        self.smallest, self.largest = smallest, largest
+        self._text: list[int] = []
+        self._latest: dict[tuple[int, ...], int] = {}
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text. The n-grams that *end* with the text stay out until something follows them."""
+        for token in tokens:
+            end = len(self._text)
+            for n in range(self.smallest, min(self.largest, end) + 1):
+                self._latest[tuple(self._text[end - n :])] = end  # continued at `end` by this token
+            self._text.append(int(token))
+
+    def continuation(self, length: int) -> list[int]:
+        """Up to `length` tokens that followed the latest earlier occurrence of the longest matching last n-gram."""
+        for n in range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1):
+            start = self._latest.get(tuple(self._text[-n:]))
+            if start is not None:
+                return self._text[start : start + length]
+        return []
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+
+def random_prompt_tokens(prompt: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+    """`count` tokens drawn from the prompt: the cheapest block that at least speaks about the right things."""
+    return [int(token) for token in rng.choice(np.asarray(prompt), size=count)]

@@ -1,0 +1,83 @@
+"""How sure a measured ratio is: bootstrap intervals over prompts."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A point estimate and the bounds of its confidence interval, in the unit of the data."""
+
+    median: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    ratios: Sequence[float],
+    *,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    statistic: Callable[[np.ndarray], float] = np.median,
+) -> Interval:
+    """The statistic of paired ratios, with a percentile bootstrap interval.
+
+    Args:
+        ratios: one paired ratio for each measurement, e.g. our token rate over the baseline's on the same prompt.
+        seed: of the resampling; the same ratios and seed give the same interval.
+        groups: what each ratio belongs to. Whole groups are drawn: the turns of one conversation resemble each other,
+            and drawing them as if they were independent would make the interval too narrow. None: each stands alone.
+        confidence: coverage of the interval, in (0, 1).
+        resamples: number of bootstrap draws.
+        statistic: maps a 1-D array of ratios to the estimate.
+
+    Returns:
+        The estimate and its bounds; from a single group there is nothing to resample, and the three are equal.
+
+    Raises:
+        ValueError: no ratio, a ratio that is not finite, or `groups` of another length.
+    """
+    values = np.asarray(ratios, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("paired_bootstrap needs at least one ratio")
+    if not np.isfinite(values).all():
+        raise ValueError("paired_bootstrap needs finite ratios")
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"{len(values)} ratios but {len(groups)} groups")
+
+    estimate = float(statistic(values))
+    members = _members(values, groups)
+    if len(members) == 1:
+        return Interval(estimate, estimate, estimate)
+
+    def of_draw(drawn: np.ndarray) -> float:
+        picked = members[drawn.astype(np.intp)].ravel()
+        return float(statistic(picked[~np.isnan(picked)]))
+
+    bounds = stats.bootstrap(
+        (np.arange(len(members)),),
+        of_draw,
+        vectorized=False,
+        method="percentile",  # BCa is undefined where the jackknife is constant, as it often is for a median
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(bounds.low), float(bounds.high))
+
+
+def _members(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """values[n] as rows[group, member], short rows padded with NaN; groups in order of first appearance."""
+    if groups is None:
+        return values[:, None]
+    rows: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, values.tolist(), strict=True):
+        rows.setdefault(group, []).append(value)
+    table = np.full((len(rows), max(map(len, rows.values()))), np.nan)
+    for row, members in zip(table, rows.values(), strict=True):
+        row[: len(members)] = members
+    return table

@@ -1,0 +1,99 @@
+"""Token trees: the one structure that every drafter proposes and every target forward verifies.
+
+Shapes: n nodes. Node i hangs under node ``parents[i] < i``, or under the *root*, the last committed token, where
+``parents[i] == -1``. The root is no node of the tree: it is what the target is given anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ROOT = -1
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """A draft as the target sees it.
+
+    Attributes:
+        tokens: (n,) int64 on the CPU, the token at every node.
+        parents: (n,) int64 on the CPU, the parent node's index, ``ROOT`` for children of the last committed token.
+        is_candidate: (n,) bool on the CPU. Candidates may be accepted; probes only have their logits computed.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    is_candidate: Tensor
+
+    @staticmethod
+    def empty() -> TokenTree:
+        """The tree of a step without a draft: plain autoregressive decoding."""
+        return TokenTree.chain([])
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | Tensor) -> TokenTree:
+        """One branch: every token hangs under the one before it."""
+        tokens = torch.as_tensor(tokens, dtype=torch.long)
+        n = len(tokens)
+        return TokenTree(tokens, torch.arange(-1, n - 1), torch.ones(n, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if not (len(self.parents) == len(self.is_candidate) == n):
+            raise ValueError(f"a tree of {n} tokens has {len(self.parents)} parents, {len(self.is_candidate)} flags")
+        if n and bool((self.parents >= torch.arange(n)).any() or (self.parents < ROOT).any()):
+            raise ValueError("a node's parent must stand before it in the tree")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether every node hangs under the one before it, so that accepted nodes are a prefix of the tree."""
+        return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
+
+    @cached_property
+    def sees(self) -> Tensor:
+        """(n, n) bool: ``sees[i, j]`` where node j is node i or an ancestor of it."""
+        n = len(self)
+        if self.is_chain:
+            return torch.ones(n, n, dtype=torch.bool).tril()
+        # Pointer doubling: after k rounds every node knows its ancestors up to 2^k levels above. log2(depth) matrix
+        # products instead of a Python loop over the nodes.
+        reach = torch.eye(n)
+        inner = self.parents >= 0
+        reach[inner, self.parents[inner]] = 1.0
+        while True:
+            further = (reach @ reach).clamp_(max=1.0)
+            if torch.equal(further, reach):
+                return reach.bool()
+            reach = further
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """(n,) int64: 1 for the root's children. A node's position is the root's position plus its depth."""
+        if self.is_chain:
+            return torch.arange(1, len(self) + 1)
+        return self.sees.sum(dim=1)
+
+    def up_to_depth(self, depth: int) -> TokenTree:
+        """The tree without the nodes below `depth`: what can never be emitted need not be computed."""
+        if not len(self) or int(self.depths.max()) <= depth:
+            return self
+        if self.is_chain:
+            return TokenTree(self.tokens[:depth], self.parents[:depth], self.is_candidate[:depth])
+        keep = self.depths <= depth
+        renumbered = torch.cat([torch.cumsum(keep, 0) - 1, torch.tensor([ROOT])])  # the last entry serves parent -1
+        return TokenTree(self.tokens[keep], renumbered[self.parents[keep]], self.is_candidate[keep])
+
+    def offered_by_depth(self) -> list[bool]:
+        """For depth 1, 2, …: does the tree hold a candidate there?"""
+        if not bool(self.is_candidate.any()):
+            return []
+        deep = torch.bincount(self.depths[self.is_candidate])
+        return (deep[1:] > 0).tolist()

@@ -1,0 +1,82 @@
+"""What a prompt is, and how a run chooses its prompts: by family, so many of each, up to a limit."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfdraft.core.errors import UserError
+
+UNCATEGORIZED = "uncategorized"
+MT_BENCH = "mt_bench"
+# Spec-Bench files list MT-bench under these eight names, yet report it as one of six equal tasks.
+MT_BENCH_CATEGORIES = frozenset(
+    {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation to answer.
+
+    `turns` holds the user's messages in order, at least one, none of them empty; the answers go in between.
+    `id` is unique among the prompts of one source.
+    """
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        """The task this prompt is counted under: `mt_bench` for its eight categories, otherwise the category."""
+        return MT_BENCH if self.category in MT_BENCH_CATEGORIES else self.category
+
+
+def select(
+    prompts: Sequence[Prompt],
+    *,
+    categories: Sequence[str] = (),
+    per_category: int | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> list[Prompt]:
+    """Choose prompts; whatever is chosen stays in the order of `prompts`.
+
+    `categories` keeps the named families or categories (empty: all). `per_category` then keeps that many of each
+    family: the first ones, or, given a `seed`, a random choice that depends on nothing but the seed and that family's
+    own prompts. `limit` finally keeps the first so many of the rest.
+
+    Raises UserError for a name that no prompt has, a number below one, or when there is no prompt to choose from.
+    """
+    for name, value in (("per_category", per_category), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1, or null to take every prompt.")
+    if not prompts:
+        raise UserError("There is no prompt to choose from; give a source with at least one prompt.")
+
+    chosen = _of_categories(prompts, categories)
+    if per_category is not None:
+        chosen = _of_each_family(chosen, per_category, seed)
+    return chosen[:limit]
+
+
+def _of_categories(prompts: Sequence[Prompt], names: Sequence[str]) -> list[Prompt]:
+    present = {prompt.family for prompt in prompts} | {prompt.category for prompt in prompts}
+    unknown = [name for name in names if name not in present]
+    if unknown:
+        raise UserError(f"No prompt has the category {', '.join(unknown)}; present are {', '.join(sorted(present))}.")
+    return [prompt for prompt in prompts if not names or prompt.family in names or prompt.category in names]
+
+
+def _of_each_family(prompts: list[Prompt], count: int, seed: int | None) -> list[Prompt]:
+    positions: dict[str, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        positions.setdefault(prompt.family, []).append(position)
+
+    kept: list[int] = []
+    for family, members in positions.items():
+        if seed is not None and count < len(members):
+            # One generator a family, so that adding a family leaves the choice in the others as it was.
+            members = random.Random(f"{seed}/{family}").sample(members, count)
+        kept.extend(members[:count])
+    return [prompts[position] for position in sorted(kept)]

@@ -1,0 +1,75 @@
+"""What one decoded request leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from selfdraft.core.counts import Counts
+from selfdraft.drafters.base import Step
+
+PHASES = ("prefill", "draft", "verify", "commit", "other")
+
+
+class PhaseClock:
+    """Seconds spent in each phase. `other` is what a step took beyond its named phases."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to `phase`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - begin
+
+    @contextmanager
+    def rest(self, phase: str) -> Iterator[None]:
+        """Add to `phase` what the block takes beyond the phases named within it."""
+        before, begin = sum(self.seconds.values()), time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - begin - (sum(self.seconds.values()) - before)
+
+    def add(self, other: PhaseClock) -> None:
+        """Add another clock's times."""
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+
+    @property
+    def decode_s(self) -> float:
+        """Everything but the prefill."""
+        return sum(self.seconds.values()) - self.seconds["prefill"]
+
+
+@dataclass
+class Generation:
+    """One answer and how it came about.
+
+    Attributes:
+        output: emitted ids, up to and including the end of sequence.
+        clock: time by phase; in a batch, of the steps that the request took part in.
+        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source]`: what a viewer needs.
+    """
+
+    prompt: list[int]
+    output: list[int] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    clock: PhaseClock = field(default_factory=PhaseClock)
+    steps: list[list] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        """Count one step."""
+        tree = step.draft.tree
+        self.output += step.emitted
+        self.counts.new_tokens += len(step.emitted)
+        accepted = min(len(step.path), len(step.emitted))  # a stop inside the accepted run emits fewer
+        self.counts.record_draft(tree.offered_by_depth(), accepted)
+        parents = None if tree.is_chain else tree.parents.tolist()
+        self.steps.append(
+            [tree.tokens.tolist(), parents, list(step.path[:accepted]), step.emitted[-1], step.draft.source]
+        )

@@ -1,0 +1,18 @@
+"""Autoregressive decoding: the baseline, in the same loop, with the same kernels and cache."""
+
+from __future__ import annotations
+
+from selfdraft.core.tree import TokenTree
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig
+
+_EMPTY = TokenTree.empty()
+
+
+class NoDrafter(Drafter):
+    """Never drafts."""
+
+    Config = DrafterConfig
+
+    def propose(self, context: Context) -> Draft:
+        """The empty tree."""
+        return Draft(_EMPTY)

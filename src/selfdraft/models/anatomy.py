@@ -1,0 +1,110 @@
+"""Where the parts of a stock transformers decoder are, and how its layers are called.
+
+Found by structure rather than by a list of classes, so that new families mostly just work; `target.py` then compares
+our drive through the parts with the model's own forward, and a family that differs is refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from selfdraft.core.errors import UserError
+
+FULL = "full_attention"
+SLIDING = "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one decoder-only model.
+
+    Attributes:
+        layers: the stock decoder layers, in order.
+        attention_name, mlp_name: what a layer calls its two sublayers.
+        cache_argument: the keyword under which a layer takes the cache.
+        layer_types: per layer, `full_attention` or `sliding_attention`.
+        window: keys a sliding layer sees, the token itself included; None without sliding layers.
+        rotary_per_type: whether positions are embedded differently per layer type (Gemma 3).
+        softcap: final logits are softcap * tanh(logits / softcap), where given (Gemma 2).
+    """
+
+    embed: nn.Module
+    layers: tuple[nn.Module, ...]
+    norm: nn.Module
+    rotary: nn.Module
+    head: nn.Module
+    attention_name: str
+    mlp_name: str
+    cache_argument: str
+    layer_types: tuple[str, ...]
+    window: int | None
+    rotary_per_type: bool
+    softcap: float | None
+
+
+def refuse(model: PreTrainedModel, reason: str) -> UserError:
+    """The one clear line for a model that SelfDraft cannot drive."""
+    return UserError(
+        f"model family '{model.config.model_type}' ({type(model).__name__}) is not supported: {reason}; "
+        "supported are decoder-only models with rotary positions, such as Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3, "
+        "GPT-NeoX and OLMo2"
+    )
+
+
+def dissect(model: PreTrainedModel) -> Anatomy:
+    """Find the parts of `model`.
+
+    Raises:
+        UserError: naming the family and the part that is missing.
+    """
+    base, config = model.base_model, model.config
+    if config.is_encoder_decoder:
+        raise refuse(model, "it is an encoder-decoder")
+    depth = getattr(config, "num_hidden_layers", None)
+    stacks = [m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(stacks) != 1:
+        raise refuse(model, "it has no single stack of decoder layers")
+    layers = tuple(stacks[0])
+    rotary = getattr(base, "rotary_emb", None)
+    if rotary is None:
+        raise refuse(model, "it has no rotary position embedding shared by its layers")
+    norm = next((m for name, m in base.named_children() if name in ("norm", "final_layer_norm")), None)
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if norm is None or embed is None or head is None:
+        raise refuse(model, "its final norm, embedding or head was not found")
+    parameters = inspect.signature(layers[0].forward).parameters
+    cache_argument = next((name for name in ("past_key_values", "layer_past") if name in parameters), None)
+    if cache_argument is None or "position_embeddings" not in parameters:
+        raise refuse(model, "its layers do not take a cache and position embeddings")
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    types = getattr(config, "layer_types", None) or [FULL if window is None else SLIDING] * depth
+    unknown = set(types) - {FULL, SLIDING}
+    if unknown:
+        raise refuse(model, f"it has layers of type {', '.join(sorted(unknown))}")
+    return Anatomy(
+        embed=embed,
+        layers=layers,
+        norm=norm,
+        rotary=rotary,
+        head=head,
+        attention_name=_sublayer(model, layers[0], ("self_attn", "attention")),
+        mlp_name=_sublayer(model, layers[0], ("mlp",)),
+        cache_argument=cache_argument,
+        layer_types=tuple(types),
+        window=window if SLIDING in types else None,
+        rotary_per_type="layer_type" in inspect.signature(rotary.forward).parameters,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _sublayer(model: PreTrainedModel, layer: nn.Module, names: tuple[str, ...]) -> str:
+    found = next((name for name in names if isinstance(getattr(layer, name, None), nn.Module)), None)
+    if found is None:
+        raise refuse(model, f"its layers have no sublayer called {' or '.join(names)}")
+    return found

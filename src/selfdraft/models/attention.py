@@ -1,0 +1,88 @@
+"""Attention masks, built bool in one place and converted in one place; and our attention function.
+
+Shapes: B rows, N query tokens, K key slots, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "selfdraft_grouped_sdpa"
+
+
+def visible_slots(
+    starts: Sequence[int], depths: Tensor, sees: Tensor | None, span: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """(B, N, K) bool: which key slots each token may look at, or None where all look at everything.
+
+    Args:
+        starts: B numbers: slots before ``starts[b]`` hold row b's prefix, in order of position.
+        depths: (B, N) position of each token relative to its row's start.
+        sees: (B, N, N) bool: which tokens of this forward each token sees; None means causal, in order.
+        span: K.
+        window: how many latest positions a sliding layer sees, the token itself included; None for all.
+    """
+    rows, width = depths.shape
+    trivial = rows == 1 and width == 1 and (window is None or starts[0] < window)
+    if trivial:
+        return None
+    if sees is None:
+        sees = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, width, width)
+    visible = torch.zeros(rows, width, span, dtype=torch.bool)
+    for row, start in enumerate(starts):
+        visible[row, :, :start] = True
+        visible[row, :, start : start + width] = sees[row]
+        if window is not None:
+            positions = torch.arange(span)  # of every slot: the prefix in order, then this forward's tokens by depth
+            positions[start : start + width] = start + depths[row]
+            distance = (start + depths[row])[:, None] - positions[None, :]
+            visible[row] &= distance < window
+    return visible.to(device)
+
+
+def additive(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, 1, N, K) mask to add to the scores. Additive is right for sdpa, eager and flex alike; bool is not."""
+    if visible is None:
+        return None
+    # The dtype's lowest finite number, as transformers does: -inf would make a fully masked padding row NaN.
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def grouped_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """torch's scaled dot product attention with the query heads of a group folded into the query length.
+
+    The stock function repeats keys and values for every query head of a group, which copies the whole cache at every
+    layer of every step. Folding instead moves the group's heads, (B, H, N, D) to (B, G, H/G * N, D), and copies only
+    queries.
+
+    Args:
+        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) additive, or None.
+
+    Returns:
+        (B, N, H, D) and no weights, as transformers' attention functions do.
+    """
+    batch, heads, width, size = query.shape
+    groups = key.shape[1]
+    share = heads // groups
+    folded = query.reshape(batch, groups, share * width, size)
+    if attention_mask is not None and share > 1:
+        attention_mask = attention_mask.repeat(1, 1, share, 1)
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, grouped_sdpa)  # transformers' public registry of attention functions

@@ -1,0 +1,140 @@
+"""The target's key/value cache: preallocated, written at chosen slots, rolled back by not advancing a length.
+
+Shapes: R cache rows (one a request), S slots, H key/value heads, D head size, N tokens of one forward.
+A row's first ``lengths[row]`` slots hold its committed tokens; slots behind them are scratch that the next forward
+overwrites, which is why neither drafting nor rejecting ever copies or crops anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 256  # slots by which the cache grows: few reallocations, little waste
+
+
+class KVCache:
+    """Keys and values of every layer, for R rows of S slots each.
+
+    Layers are allocated when they are first written, in the shape that the layer itself produces: no family's head
+    sizes need to be known here.
+    """
+
+    def __init__(self, layers: int, rows: int, slots: int) -> None:
+        self.rows, self.slots = rows, _in_blocks(slots)
+        self.lengths = [0] * rows
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+
+    @torch.inference_mode()
+    def reserve(self, slots: int) -> None:
+        """Grow to at least `slots` slots a row, keeping what is committed."""
+        slots = _in_blocks(slots)
+        if slots <= self.slots:
+            return
+        for tensors in (self._keys, self._values):
+            for i, old in enumerate(tensors):
+                if old is not None:
+                    new = old.new_zeros(*old.shape[:2], slots, old.shape[3])
+                    new[:, :, : self.slots] = old
+                    tensors[i] = new
+        self.slots = slots
+
+    def window(self, rows: Sequence[int], starts: Sequence[int], width: int) -> CacheWindow:
+        """What the layers of one forward get: writes tokens of row ``rows[i]`` at ``starts[i] …``, `width` of them."""
+        self.reserve(max(starts) + width)
+        return CacheWindow(self, list(rows), list(starts), width)
+
+    @torch.inference_mode()
+    def commit(self, row: int, path: Sequence[int]) -> None:
+        """Keep the root and the accepted nodes of the last forward's tree; everything else becomes scratch again.
+
+        Args:
+            row: cache row.
+            path: indices of the accepted nodes in the tree, ascending (node i was written at slot length + 1 + i).
+        """
+        length = self.lengths[row]
+        kept = len(path)
+        if kept and path[-1] != kept - 1:  # not a prefix of the block: gather the path's slots, layer by layer
+            source = torch.tensor(path) + (length + 1)
+            for tensors in (self._keys, self._values):
+                for tensor in tensors:
+                    if tensor is not None:
+                        # The right-hand side is a copy, so overlapping source and destination slots are safe.
+                        tensor[row, :, length + 1 : length + 1 + kept] = tensor[row].index_select(
+                            1, source.to(tensor.device)
+                        )
+        self.lengths[row] = length + 1 + kept
+
+    def extend(self, row: int, count: int) -> None:
+        """Declare the next `count` slots, already written by a forward, committed (prefill)."""
+        self.lengths[row] += count
+
+    @torch.inference_mode()
+    def move(self, source: int, destination: int) -> None:
+        """Copy a row's committed tokens into another row."""
+        length = self.lengths[destination] = self.lengths[source]
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                tensor[destination, :, :length] = tensor[source, :, :length]
+
+    def clear(self, row: int) -> None:
+        """Forget a row."""
+        self.lengths[row] = 0
+
+    def megabytes(self) -> float:
+        """Memory held, in MB (10^6 bytes)."""
+        return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None) / 1e6
+
+    def _layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._keys[index] is None:
+            shape = (self.rows, keys.shape[1], self.slots)
+            self._keys[index] = keys.new_zeros(*shape, keys.shape[3])
+            self._values[index] = values.new_zeros(*shape, values.shape[3])
+        return self._keys[index], self._values[index]  # type: ignore[return-value]
+
+
+class CacheWindow:
+    """The cache as one forward's layers see it: the two methods that stock attention layers call, and nothing global.
+
+    The slots are fixed when the window is made, so skipped layers cannot drift out of step with the others.
+    """
+
+    def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int) -> None:
+        self._cache, self._rows, self._starts, self._width = cache, rows, starts, width
+        self.span = max(starts) + width  # keys that the forward may look at
+        self._index: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write (B, H, N, D) keys and values of one layer, return (B, H, span, D) of all slots up to the span."""
+        all_keys, all_values = self._cache._layer(layer_idx, keys, values)
+        if len(self._rows) == 1:
+            row, start = self._rows[0], self._starts[0]
+            row_keys, row_values = all_keys[row : row + 1], all_values[row : row + 1]
+            row_keys[:, :, start : start + self._width] = keys
+            row_values[:, :, start : start + self._width] = values
+            return row_keys[:, :, : self.span], row_values[:, :, : self.span]
+        if self._index is None:
+            rows = torch.tensor(self._rows, device=keys.device)[:, None]
+            slots = torch.tensor(self._starts, device=keys.device)[:, None] + torch.arange(
+                self._width, device=keys.device
+            )
+            self._index = rows, slots
+        rows, slots = self._index
+        # Advanced indices around a slice put the indexed dimensions first: (B, N, H, D).
+        all_keys[rows, :, slots] = keys.transpose(1, 2)
+        all_values[rows, :, slots] = values.transpose(1, 2)
+        if self._rows == list(range(len(self._rows))):
+            count = len(self._rows)  # the usual case: a view, no copy of the cache
+            return all_keys[:count, :, : self.span], all_values[:count, :, : self.span]
+        return all_keys[rows.flatten(), :, : self.span], all_values[rows.flatten(), :, : self.span]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before this forward (asked for by some families' layers)."""
+        return self._starts[0]
+
+
+def _in_blocks(slots: int) -> int:
+    return -(-slots // BLOCK) * BLOCK

@@ -1,0 +1,30 @@
+"""From a conversation to token ids, with the model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+class Chat:
+    """A tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a conversation up to where the model's answer begins.
+
+        Args:
+            turns: (role, text) pairs, role `user` or `assistant`, the last one the user's.
+        """
+        if self.tokenizer.chat_template is None:  # a base model: its texts, one after the other
+            return self.tokenizer("\n\n".join(text for _, text in turns))["input_ids"]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

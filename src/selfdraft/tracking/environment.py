@@ -1,0 +1,118 @@
+"""Where a number was measured: versions, processor, memory and commit, as plain JSON values."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import selfdraft
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "wandb",
+    "numpy",
+    "scipy",
+)
+
+
+def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What another person needs to know before comparing a number of theirs with ours.
+
+    Args:
+        device: where the model runs. The processor is described always, the accelerator where it is one.
+
+    Returns:
+        `versions`, `platform`, `cpu` (name, cores of the machine, cores this process may use, threads torch uses,
+        widest instruction set torch uses), `memory_gb` (10^9 bytes), `gpu` (None on a CPU), `git` (None outside a
+        checkout of this package) and `command`.
+    """
+    return {
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "cpu": {
+            "name": _cpu_name(),
+            "cores": os.cpu_count(),
+            "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "memory_gb": _memory_gb(),
+        "gpu": _gpu(torch.device(device)),
+        "git": _git(),
+        "command": _command(sys.argv),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "selfdraft": selfdraft.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # e.g. a vendor's build of torch under another name
+            continue
+    return versions
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _gpu(device: torch.device) -> dict[str, Any] | None:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+        "capability": f"{properties.major}.{properties.minor}",
+        "count": torch.cuda.device_count(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    source = Path(selfdraft.__file__).resolve()
+    # Installed into a virtual environment that lies in somebody's repository, this file is in a checkout but not of it.
+    if _run_git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+        return None
+    commit = _run_git(source.parent, "rev-parse", "HEAD")
+    changes = _run_git(source.parent, "status", "--porcelain")
+    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _command(arguments: list[str]) -> str:
+    """The command as it was typed, without where on this machine the script and the home folder lie."""
+    script, *rest = arguments
+    return shlex.join(["python", Path(script).name, *rest]).replace(str(Path.home()), "~")

@@ -1,0 +1,173 @@
+"""Loggers: W&B (offline unless asked), CSV or none; what is logged of a result, and how to look at it."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.records import Line
+from selfdraft.tracking.summary import speedup_of
+
+_LABELS = ("task", "model", "drafter", "dataset", "seed")
+_DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
+
+
+def make_logger(
+    kind: Literal["wandb", "csv", "none"],
+    *,
+    mode: Literal["offline", "online", "disabled"] = "offline",
+    project: str,
+    save_dir: Path,
+    name: str | None,
+    config: Mapping[str, Any],
+) -> Logger | None:
+    """The logger of one run, started; None for `kind` "none".
+
+    Only rank 0 starts a W&B run: on other ranks the logger is there, and silent.
+
+    Args:
+        kind: "wandb", "csv" or "none".
+        mode: of W&B. Offline touches no network and needs no account.
+        project: of W&B.
+        save_dir: the run's folder; W&B writes save_dir/wandb, CSV writes save_dir/csv.
+        name: of the run, as it is listed.
+        config: what to show as the run's configuration.
+
+    Raises:
+        UserError: an unknown kind, or W&B could not be started (e.g. online without a login).
+    """
+    if kind == "none":
+        return None
+    if kind == "csv":
+        return CSVLogger(save_dir=save_dir, name="", version="csv")
+    if kind != "wandb":
+        raise UserError(f"logger {kind!r} is unknown: choose wandb, csv or none")
+    if rank_zero_only.rank not in (None, 0):
+        return WandbLogger(save_dir=save_dir, project=project, name=name)
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        # Started here rather than by WandbLogger, which would set WANDB_MODE for the whole process and its children.
+        run = wandb.init(
+            project=project,
+            name=name,
+            dir=save_dir,
+            mode=mode,
+            config=dict(config),
+            # silent: no banner. console off: a progress bar redrawn ten times a second is not worth a log file.
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"W&B did not start ({reason}): run `wandb login`, or use logger.mode=offline") from error
+    _define_axes(run)
+    return WandbLogger(save_dir=save_dir, project=project, name=name, experiment=run)
+
+
+def log_result(
+    logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line], picture: Path | None = None
+) -> None:
+    """Log a finished evaluation: its numbers to any logger; prompts, acceptance and picture to W&B too. Rank 0 only.
+
+    Args:
+        logger: of `make_logger`.
+        result: of `summary.summarize`.
+        lines: those it was made of. A line's `prompt_text`, where it has one, is shown.
+        picture: of `picture.plot_result`.
+    """
+    if logger is None or rank_zero_only.rank not in (None, 0):
+        return
+    numbers = dict(flatten({name: value for name, value in result.items() if name not in _LABELS}))
+    if not isinstance(logger, WandbLogger):
+        logger.log_metrics(numbers)
+        logger.save()
+        return
+    run = logger.experiment
+    run.summary.update(numbers)
+    for depth, counts in enumerate(result["acceptance_by_depth"], start=1):
+        if counts["offered"]:
+            run.log({_DEPTH: depth, _ACCEPTANCE: counts["accepted"] / counts["offered"]})
+    media: dict[str, Any] = {"prompts_table": _prompt_table(lines)}
+    if picture is not None:
+        media["picture"] = wandb.Image(str(picture))
+    run.log(media)
+
+
+def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
+    """Write everything out and let go. A W&B run left open would be joined by the next run of this process."""
+    if logger is None:
+        return
+    if isinstance(logger, WandbLogger):
+        if wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+    else:
+        logger.finalize("failed" if failed else "success")
+
+
+def how_to_look(run_dir: Path, mode: str = "offline") -> str:
+    """The commands that show, and send, the W&B run in `run_dir`; empty where there is none."""
+    runs = sorted((Path(run_dir) / "wandb").glob("*run-*"), key=lambda path: path.stat().st_mtime)
+    runs = [run for run in runs if run.is_dir() and not run.is_symlink()]
+    if not runs:
+        return ""
+    program, folder = _wandb_program(), _from_here(runs[-1])
+    look = f"look at it:  {program} leet {folder}"
+    return look if mode == "online" else f"{look}\nsend it:     {program} sync {folder}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a nested mapping, by path: speedup/median, by_category/qa/speedup/low; lists are left out."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def _define_axes(run: wandb.Run) -> None:
+    """Training curves over Lightning's steps, as WandbLogger has it for runs that it starts; acceptance over depth.
+
+    A series rather than a bar chart of a table: it shows in the terminal too, and lays several runs over each other.
+    """
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    run.define_metric(_DEPTH, hidden=True, summary="none")
+    run.define_metric(_ACCEPTANCE, step_metric=_DEPTH, summary="none")
+
+
+def _prompt_table(lines: Sequence[Line]) -> wandb.Table:
+    columns = ["id", "category", "turn", "prompt", "output", "new tokens", "tokens per forward", "speedup", "lossless"]
+    rows = [
+        [
+            line["id"],
+            line["category"],
+            line["turn"],
+            line.get("prompt_text", ""),
+            line["text"],
+            line["new_tokens"],
+            line["new_tokens"] / line["target_forwards"] if line["target_forwards"] else None,
+            speedup_of(line),
+            line["lossless"]["verdict"],
+        ]
+        for line in lines
+    ]
+    return wandb.Table(columns=columns, data=rows)
+
+
+def _wandb_program() -> str:
+    """`wandb`, or its path in the environment of this Python where the shell would not find it, or find another."""
+    ours = Path(sys.executable).with_name("wandb")
+    found = shutil.which("wandb")
+    return "wandb" if not ours.exists() or (found and Path(found).samefile(ours)) else _from_here(ours)
+
+
+def _from_here(path: Path) -> str:
+    """As a shell takes it; relative where it lies below the working directory, since that is what people copy."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

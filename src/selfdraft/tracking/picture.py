@@ -1,0 +1,70 @@
+"""A result as one picture: how much faster on which text, and how deep drafts hold."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+_BLUE, _ORANGE, _GREY = "#3b6fb6", "#e08a2e", "#8a8a8a"
+
+
+def plot_result(result: Mapping[str, Any], path: Path) -> None:
+    """Draw `result` (of `summary.summarize`) into the PNG file `path`."""
+    # A Figure of its own rather than pyplot: no window system, and nothing global that a second run would inherit.
+    height = max(4.2, 1.4 + 0.38 * len(result["by_category"]))  # inches
+    figure = Figure(figsize=(11, height), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_speedups(left, result)
+    _draw_acceptance(right, result)
+    figure.suptitle(f"{result['drafter']} · {result['model']} · {result['dataset']}", fontsize=12)
+    figure.savefig(path)
+
+
+def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
+    rows = {**result["by_category"], "all": result} if len(result["by_category"]) != 1 else result["by_category"]
+    rows = {name: row["speedup"] for name, row in rows.items() if row["speedup"]["median"] is not None}
+    for height, (name, speedup) in enumerate(rows.items()):
+        whiskers = [[speedup["median"] - speedup["low"]], [speedup["high"] - speedup["median"]]]
+        # The median of all data may lie outside the percentiles of its own draws, by rounding.
+        whiskers = [[max(0.0, length) for length in side] for side in whiskers]
+        colour = _ORANGE if name == "all" else _BLUE
+        axes.barh(height, speedup["median"], height=0.62, color=colour, alpha=0.85)
+        axes.errorbar(speedup["median"], height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+        axes.annotate(
+            f"{speedup['median']:.2f}×",
+            (max(speedup["high"], speedup["median"]), height),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.axvline(1.0, color=_GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("speedup over the target alone (median, 95 % CI by prompt)")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_acceptance(axes: Axes, result: Mapping[str, Any]) -> None:
+    shares = {
+        depth: counts["accepted"] / counts["offered"]
+        for depth, counts in enumerate(result["acceptance_by_depth"], start=1)
+        if counts["offered"]
+    }
+    axes.set_xlabel("depth of the draft (tokens)")
+    axes.set_ylabel("accepted / offered")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0.0, 1.0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if shares:
+        axes.set_xlim(0.4, max(shares) + 0.6)
+        axes.bar(list(shares), list(shares.values()), width=0.7, color=_BLUE, alpha=0.85)
+    else:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "no drafts were offered", transform=axes.transAxes, ha="center", color=_GREY)

@@ -1,0 +1,127 @@
+"""prompts.jsonl: one line for each finished (prompt, turn), kept through kill -9 and merged from several processes."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.atomic import write_text_atomic
+
+Line = Mapping[str, Any]
+"""What was measured on one turn of one prompt; the keys are those that `summary.summarize` reads."""
+
+
+class RecordFile:
+    """An append-only JSONL file of which at most the last, unfinished line can be lost."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._whole = False  # whether a torn last line has been looked for
+
+    def append(self, line: Line) -> None:
+        """Add one line and wait until it is on the disk.
+
+        Raises:
+            ValueError: the line holds NaN or infinity.
+            UserError: an earlier line of the file is malformed.
+        """
+        text = _encode(line)
+        if not self._whole:
+            self._drop_torn_line()
+            self._whole = True
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines, in file order; none when there is no file. A torn last line is left out.
+
+        Raises:
+            UserError: a line before the last one is not a JSON object with `id` and `turn`.
+        """
+        return [line for line, _ in self._scan()]
+
+    def done(self) -> set[tuple[str, int]]:
+        """The (id, turn) of every complete line. Raises what `read` raises."""
+        return {key(line) for line in self.read()}
+
+    def _scan(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each complete line with the byte offset at which it ends."""
+        if not self.path.exists():
+            return
+        raws = self.path.read_bytes().splitlines(keepends=True)
+        end = 0
+        for number, raw in enumerate(raws, start=1):
+            line = _decode(raw)
+            if line is None:
+                if number == len(raws):
+                    return
+                raise UserError(
+                    f"{self.path}:{number} is not a finished prompt (a JSON object with id and turn): "
+                    "remove that line, or choose another hydra.run.dir"
+                )
+            end += len(raw)
+            yield line, end
+
+    def _drop_torn_line(self) -> None:
+        if self.path.exists():
+            end = max((end for _, end in self._scan()), default=0)
+            with self.path.open("r+b") as file:
+                file.truncate(end)
+
+
+def key(line: Line) -> tuple[str, int]:
+    """What makes a line one of a kind: (id, turn)."""
+    return line["id"], line["turn"]
+
+
+def record_path(folder: Path, rank: int = 0) -> Path:
+    """Where process `rank` appends: prompts.jsonl for rank 0, a file of its own for each other one.
+
+    Appends of several processes to one file may interleave, on network file systems above all.
+    """
+    return Path(folder) / ("prompts.jsonl" if rank == 0 else f"prompts.rank{rank}.jsonl")
+
+
+def rank_files(folder: Path) -> list[Path]:
+    """The files that ranks above 0 have left in `folder`, by rank, whatever the number of processes is now."""
+    return sorted(Path(folder).glob("prompts.rank*.jsonl"), key=lambda path: (len(path.name), path.name))
+
+
+def merge_rank_files(folder: Path) -> list[dict[str, Any]]:
+    """Move the lines of all other ranks into prompts.jsonl, and return all of its lines.
+
+    Rank 0 alone calls it, while no process appends. Killed half way it can be called again: lines are known by
+    (id, turn), the first of a kind stays, and rank files go only after the merged file is in place.
+
+    Raises:
+        UserError: a line that is not the last of its file is malformed.
+    """
+    main, others = RecordFile(record_path(folder)), rank_files(folder)
+    merged = {key(line): line for line in main.read()}
+    if not others:
+        return list(merged.values())
+    for path in others:
+        for line in RecordFile(path).read():
+            merged.setdefault(key(line), line)
+    write_text_atomic(main.path, "".join(map(_encode, merged.values())))
+    for path in others:
+        path.unlink()
+    return list(merged.values())
+
+
+def _encode(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _decode(raw: bytes) -> dict[str, Any] | None:
+    """The line, or None when it is torn: no newline yet, not JSON, or not one of ours."""
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(raw)
+    except ValueError:  # JSONDecodeError and UnicodeDecodeError alike
+        return None
+    return line if isinstance(line, dict) and {"id", "turn"} <= line.keys() else None

@@ -1,0 +1,148 @@
+"""From the lines of prompts.jsonl to result.json: counts and seconds are summed first, and divided once."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from selfdraft.core.statistics import paired_bootstrap
+from selfdraft.tracking.records import Line, key
+
+VERDICTS = ("exact", "tie", "mismatch")
+
+
+class Pace(NamedTuple):
+    """Tokens that one contender decoded, and the seconds it took, prefill excluded."""
+
+    tokens: int
+    seconds: float
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second; None where nothing was decoded, or too little to be timed."""
+        return self.tokens / self.seconds if self.tokens > 0 and self.seconds > 0 else None
+
+
+Contender = Callable[[Line], Pace]
+
+
+def drafter_pace(line: Line) -> Pace:
+    """The drafter's pace on one turn."""
+    return Pace(line["new_tokens"], line["decode_s"])
+
+
+def baseline_pace(line: Line) -> Pace:
+    """The pace of the target alone on the same turn, with the same kernels."""
+    return Pace(line["baseline_new_tokens"], line["baseline_decode_s"])
+
+
+def speedup_of(line: Line) -> float | None:
+    """The paired ratio of token rates, drafter over baseline, on one turn; None where either has no rate."""
+    return _ratio(drafter_pace(line), baseline_pace(line))
+
+
+def summarize(
+    lines: Sequence[Line], *, task: str, model: str, drafter: str, dataset: str, seed: int, **labels: Any
+) -> dict[str, Any]:
+    """Reduce an evaluation to the content of result.json.
+
+    Args:
+        lines: all lines of the evaluation, in any order (several processes finish in any order).
+        task: its name; `model`, `drafter` and `dataset` likewise.
+        seed: of the bootstrap.
+        labels: further facts to carry along as they are, e.g. dtype="bfloat16".
+
+    Returns:
+        The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
+        under `references` every other contender against the drafter and against the baseline, on the turns it decoded.
+        Rates are tokens per second of decoding time summed over processes, so they are those of one process.
+        A speedup is the median paired ratio over turns, its interval drawn by prompt; None where nothing can be paired.
+
+    Raises:
+        ValueError: there are no lines.
+    """
+    if not lines:
+        raise ValueError("there is nothing to summarize: no prompt was finished")
+    families = list(dict.fromkeys(line["family"] for line in lines))
+    # The order in which processes finished must not change the bootstrap's draws.
+    lines = sorted(lines, key=key)
+    names = sorted({name for line in lines for name in line.get("references") or {}})
+    return {
+        "task": task,
+        "model": model,
+        "drafter": drafter,
+        "dataset": dataset,
+        "seed": seed,
+        **labels,
+        **_measures(lines, seed),
+        "by_category": {
+            family: _measures([line for line in lines if line["family"] == family], seed) for family in families
+        },
+        "references": {name: _reference(lines, name, seed) for name in names},
+    }
+
+
+def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
+    new_tokens = sum(line["new_tokens"] for line in lines)
+    target_forwards = sum(line["target_forwards"] for line in lines)
+    drafter, baseline = _total(lines, drafter_pace), _total(lines, baseline_pace)
+    verdicts = Counter(line["lossless"]["verdict"] for line in lines)
+    return {
+        "prompts": len({line["id"] for line in lines}),
+        "turns": len(lines),
+        "new_tokens": new_tokens,
+        "target_forwards": target_forwards,
+        "tokens_per_forward": new_tokens / target_forwards if target_forwards else None,
+        "decode_tokens_per_s": drafter.rate,
+        "baseline_tokens_per_s": baseline.rate,
+        "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
+        "speedup_total": _ratio(drafter, baseline),
+        "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "acceptance_by_depth": _acceptance(lines),
+        "phases_s": _summed([line["phases_s"] for line in lines]),
+        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
+    }
+
+
+def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
+    """One other contender, on the turns that it decoded too."""
+    lines = [line for line in lines if name in (line.get("references") or {})]
+
+    def pace(line: Line) -> Pace:
+        return Pace(line["references"][name]["new_tokens"], line["references"][name]["decode_s"])
+
+    return {
+        "turns": len(lines),
+        "tokens_per_s": _total(lines, pace).rate,
+        "speedup_of_drafter": _paired(lines, drafter_pace, pace, seed),
+        "baseline_vs_reference": _paired(lines, baseline_pace, pace, seed),
+    }
+
+
+def _total(lines: Sequence[Line], pace: Contender) -> Pace:
+    paces = [pace(line) for line in lines]
+    return Pace(sum(each.tokens for each in paces), sum(each.seconds for each in paces))
+
+
+def _ratio(ours: Pace, theirs: Pace) -> float | None:
+    return ours.rate / theirs.rate if ours.rate and theirs.rate else None
+
+
+def _paired(lines: Sequence[Line], ours: Contender, theirs: Contender, seed: int) -> dict[str, float | None]:
+    pairs = [(line["id"], _ratio(ours(line), theirs(line))) for line in lines]
+    pairs = [(prompt, ratio) for prompt, ratio in pairs if ratio is not None]
+    if not pairs:
+        return {"median": None, "low": None, "high": None}
+    prompts, ratios = zip(*pairs, strict=True)
+    return paired_bootstrap(ratios, seed=seed, groups=prompts)._asdict()
+
+
+def _acceptance(lines: Sequence[Line]) -> list[dict[str, int]]:
+    """Counts by depth; turns that never drafted so deep add nothing."""
+    by_depth = zip_longest(*(line["acceptance_by_depth"] for line in lines), fillvalue={"offered": 0, "accepted": 0})
+    return [{name: sum(counts[name] for counts in depth) for name in ("offered", "accepted")} for depth in by_depth]
+
+
+def _summed(phases: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for each in phases for name in each)
+    return {name: sum(each.get(name, 0.0) for each in phases) for name in names}

@@ -1,0 +1,160 @@
+"""A result as a person reads it in a terminal, within 100 columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Result = Mapping[str, Any]
+"""What `summary.summarize` returns."""
+
+_BAR = 16
+_DEPTHS_SHOWN = 16
+_NOTHING = "–"
+
+
+def print_result(result: Result, console: Console) -> None:
+    """Print the headline, the table by family, and where drafts and seconds went."""
+    console.print()
+    console.print(_headline(result))
+    console.print(_families(result))
+    details = Table.grid(padding=(0, 4))
+    details.add_row(*[part for part in (_acceptance(result), _phases(result)) if part is not None])
+    console.print(details)
+    if result["references"]:
+        console.print(_references(result))
+
+
+def certificate(lossless: Mapping[str, int]) -> Text:
+    """The verdicts in words, in the colour of the worst one."""
+    worst = next((name for name in ("mismatch", "tie") if lossless[name]), "exact")
+    parts = [f"{lossless[name]} {name}" for name in ("exact", "tie", "mismatch") if lossless[name]]
+    return Text(", ".join(parts) or _NOTHING, {"exact": "green", "tie": "yellow", "mismatch": "bold red"}[worst])
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """`value` with `digits` decimals and its unit; a dash where nothing could be measured."""
+    return _NOTHING if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def interval(bounds: Mapping[str, float | None]) -> str:
+    """A speedup as `1.52× [1.31, 1.78]`, without bounds where a single prompt gives none."""
+    if bounds["median"] is None or bounds["low"] == bounds["high"]:
+        return number(bounds["median"], 2, "×")
+    return f"{bounds['median']:.2f}× [{bounds['low']:.2f}, {bounds['high']:.2f}]"
+
+
+def _headline(result: Result) -> RenderableType:
+    title = Text.assemble((result["drafter"], "bold cyan"), f" · {result['model']} · {result['dataset']}")
+    turns = f", {result['turns']:,} turns" if result["turns"] != result["prompts"] else ""
+    title.append(f" ({result['prompts']:,} prompts{turns})", "dim")
+    bounds = result["speedup"]
+    faster = bounds["low"] is not None and bounds["low"] > 1
+    slower = bounds["high"] is not None and bounds["high"] < 1
+    numbers = Text.assemble(
+        "speedup ",
+        (number(bounds["median"], 2, "×"), "bold green" if faster else "bold red" if slower else "bold"),
+        (f" (95 % CI {number(bounds['low'])} to {number(bounds['high'])})", "dim"),
+        "   ",
+        (number(result["tokens_per_forward"]), "bold"),
+        " tokens per forward",
+        "   lossless: ",
+        certificate(result["lossless"]),
+    )
+    return Group(title, numbers)
+
+
+def _families(result: Result) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("family", max_width=18, no_wrap=True, vertical="bottom")
+    for name in (
+        "prompts",
+        "new\ntokens",
+        "tokens/\nforward",
+        "tokens/s",
+        "target\nalone",
+        "speedup\n[95 % CI]",
+        "exact/tie/\nmismatch",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    families = result["by_category"]
+    for name, measures in families.items():
+        table.add_row(Text(name), *_family_cells(measures), end_section=name == list(families)[-1])
+    if len(families) != 1:
+        table.add_row("all", *_family_cells(result), style="bold")
+    return table
+
+
+def _family_cells(measures: Result) -> list[RenderableType]:
+    verdicts = measures["lossless"]
+    text = "/".join(str(verdicts[name]) for name in ("exact", "tie", "mismatch"))
+    return [
+        f"{measures['prompts']:,}",
+        f"{measures['new_tokens']:,}",
+        number(measures["tokens_per_forward"]),
+        number(measures["decode_tokens_per_s"], 1),
+        number(measures["baseline_tokens_per_s"], 1),
+        interval(measures["speedup"]),
+        Text(text, certificate(verdicts).style),
+    ]
+
+
+def _small_table(title: str) -> Table:
+    return Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", show_header=False)
+
+
+def _bar(share: float, style: str) -> Text:
+    filled = round(share * _BAR)
+    return Text.assemble(("━" * filled, style), ("┈" * (_BAR - filled), "dim"))
+
+
+def _acceptance(result: Result) -> Table | None:
+    depths = result["acceptance_by_depth"]
+    if not any(counts["offered"] for counts in depths):
+        return None
+    table = _small_table("accepted of offered, by draft depth")
+    table.add_column(justify="right")
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    for depth, counts in enumerate(depths[:_DEPTHS_SHOWN], start=1):
+        share = counts["accepted"] / counts["offered"] if counts["offered"] else 0.0
+        table.add_row(
+            str(depth), _bar(share, "green"), f"{share:.0%}", f"[dim]{counts['accepted']:,}/{counts['offered']:,}[/dim]"
+        )
+    if len(depths) > _DEPTHS_SHOWN:
+        table.add_row("…", f"[dim]{len(depths) - _DEPTHS_SHOWN} deeper[/dim]", "", "")
+    return table
+
+
+def _phases(result: Result) -> Table | None:
+    total = sum(result["phases_s"].values())
+    if total <= 0:
+        return None
+    table = _small_table("where the drafter's seconds went")
+    table.add_column(no_wrap=True)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    for name, seconds in result["phases_s"].items():
+        share = seconds / total
+        table.add_row(name, _bar(share, "cyan"), f"{share:.0%}", f"[dim]{number(seconds, 1, ' s')}[/dim]")
+    table.add_row("[dim]peak memory[/dim]", "", "", f"[dim]{number(result['peak_memory_mb'], 0, ' MB')}[/dim]")
+    return table
+
+
+def _references(result: Result) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("against")
+    for name in ("turns", "its tok/s", "drafter is", "target alone is"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, reference in result["references"].items():
+        table.add_row(
+            Text(name),
+            f"{reference['turns']:,}",
+            number(reference["tokens_per_s"], 1),
+            interval(reference["speedup_of_drafter"]),
+            interval(reference["baseline_vs_reference"]),
+        )
+    return table

@@ -1,0 +1,187 @@
+"""Sweeps by `ProcessLauncher`, on a small Hydra application whose jobs only pretend to measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+APP = """
+import json, os, sys, time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(cfg):
+    hydra_cfg = HydraConfig.get()
+    here = Path(hydra_cfg.runtime.output_dir)
+    said = {
+        "pid": os.getpid(), "number": hydra_cfg.job.num, "mode": hydra_cfg.mode.name, "argv": sys.argv[1:],
+        "layers": OmegaConf.to_container(cfg.layers), "text": cfg.text,
+    }
+    (here / "said.json").write_text(json.dumps(said))
+    time.sleep(cfg.sleep)
+    if cfg.a == cfg.fail_at:
+        sys.exit(3)
+    speedup = cfg.a + cfg.b / 10
+    result = {
+        "objective": speedup, "speedup": {"median": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
+        "tokens_per_forward": 1.5, "decode_tokens_per_s": 30.0, "baseline_tokens_per_s": 20.0,
+        "lossless": {"exact": 3, "tie": 1, "mismatch": 0},
+    }
+    (here / "result.json").write_text(json.dumps(result))
+    if cfg.a == cfg.mismatch_at:
+        sys.exit(4)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+CONFIG = """
+defaults:
+  - override hydra/launcher: process
+  - _self_
+a: 0
+b: 0
+sleep: 0
+fail_at: -1
+mismatch_at: -1
+layers: [1]
+text: plain
+hydra:
+  sweep: {dir: sweeps/default, subdir: "${hydra.job.num}"}
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "an app, with spaces"  # a comma and spaces, as they do occur in paths
+    (folder / "conf").mkdir(parents=True)
+    (folder / "run.py").write_text(APP)
+    (folder / "conf" / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def command(app: Path, *overrides: str) -> list[str]:
+    return [sys.executable, str(app / "run.py"), "-m", *overrides]
+
+
+def sweep(app: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(app, *overrides), cwd=app, capture_output=True, text=True, timeout=120)
+
+
+def said(job: Path) -> dict:
+    return json.loads((job / "said.json").read_text())
+
+
+def test_every_job_is_its_own_process_and_the_table_has_the_best_first(app: Path) -> None:
+    done = sweep(app, "a=1,2", "b=3,4")
+    assert done.returncode == 0, done.stderr
+    jobs = [app / "sweeps/default" / str(number) for number in range(4)]
+    heard = [said(job) for job in jobs]
+    assert len({one["pid"] for one in heard}) == 4
+    assert [one["number"] for one in heard] == [0, 1, 2, 3]
+    assert {one["mode"] for one in heard} == {"RUN"}
+
+    table = pd.read_csv(app / "sweeps/default/sweep.csv")
+    assert table["speedup"].tolist() == [2.4, 2.3, 1.4, 1.3]
+    assert table["a"].tolist() == [2, 2, 1, 1] and table["b"].tolist() == [4, 3, 4, 3]
+    assert table["job_dir"].tolist() == [str(jobs[n]) for n in (3, 2, 1, 0)]
+    best = table.iloc[0]
+    assert (best["status"], best["exact"], best["tie"], best["mismatch"]) == ("completed", 3, 1, 0)
+    assert (best["speedup_low"], best["speedup_high"]) == (2.3, 2.5)
+    assert (best["tokens_per_forward"], best["decode_tokens_per_s"], best["baseline_tokens_per_s"]) == (1.5, 30, 20)
+    assert done.stdout.index("2.40 [2.30, 2.50]") < done.stdout.index("1.30 [1.20, 1.40]")
+
+
+def test_a_failed_job_is_told_and_the_others_run(app: Path) -> None:
+    done = sweep(app, "a=1,2,3", "fail_at=2", "mismatch_at=3", "hydra.sweep.dir=out")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = "2 of 3 jobs failed: 1 (exit 3), 2 (exit 4)"
+    assert told in done.stderr.splitlines()
+
+    table = pd.read_csv(app / "out/sweep.csv").set_index("a")
+    assert table["status"].to_dict() == {1: "completed", 2: "failed (exit 3)", 3: "failed (exit 4)"}
+    assert table.index[0] == 1  # a higher speedup of a run that failed is no better
+    assert pd.isna(table.loc[2, "speedup"])
+    assert table.loc[3, "speedup"] == 3.0  # what it measured before it failed is kept
+
+
+def test_a_result_of_an_earlier_sweep_is_not_taken_for_that_of_a_failed_job(app: Path) -> None:
+    assert sweep(app, "a=1").returncode == 0
+    assert sweep(app, "a=1", "fail_at=1").returncode == 1
+    assert pd.isna(pd.read_csv(app / "sweeps/default/sweep.csv").loc[0, "speedup"])
+
+
+def test_keep_going_can_be_turned_off(app: Path) -> None:
+    assert sweep(app, "a=1,2,3", "fail_at=2", "hydra.launcher.keep_going=false").returncode == 1
+    table = pd.read_csv(app / "sweeps/default/sweep.csv").set_index("a")
+    assert table.loc[3, "status"] == "pending" and table.loc[1, "status"] == "completed"
+    assert not (app / "sweeps/default/2").exists()
+
+
+def test_values_with_commas_quotes_and_lists_survive(app: Path) -> None:
+    done = sweep(app, "layers=[1,2],[3,'a, b']", r"text='one = \'two\', ${a}'", "+new.key={k: [1]}")
+    assert done.returncode == 0, done.stderr
+    first, second = (said(app / "sweeps/default" / str(number)) for number in range(2))
+    assert (first["layers"], second["layers"]) == ([1, 2], [3, "a, b"])
+    assert first["text"] == "one = 'two', 0"
+
+
+def test_settings_of_the_sweep_stay_out_of_the_jobs_and_others_reach_them(app: Path) -> None:
+    (app / "conf" / "other.yaml").write_text(CONFIG + "  mode: MULTIRUN\n  sweeper: {params: {b: '5,6'}}\n")
+    overrides = [
+        "hydra.sweep.dir='here, there'",
+        "hydra.sweep.subdir=n${hydra.job.num}",
+        "hydra.launcher.keep_going=true",
+        "hydra.job.name=mine",
+        "a=1",
+    ]
+    command = [sys.executable, "run.py", "--config-name", "other", *overrides]
+    done = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    argv = said(app / "here, there" / "n1")["argv"]
+    assert argv[0] == "--config-name=other" and "b=6" in argv
+    assert [a for a in argv if a.startswith("hydra.")] == [
+        "hydra.job.name=mine",
+        "hydra.mode=RUN",
+        "hydra.job.num=1",
+        "hydra.job.id=1",
+        f"hydra.run.dir='{app / 'here, there' / 'n1'}'",
+    ]
+
+
+def test_batches_of_a_sweeper_share_one_table(app: Path) -> None:
+    assert sweep(app, "a=1,2,3", "hydra.sweeper.max_batch_size=1").returncode == 0
+    assert pd.read_csv(app / "sweeps/default/sweep.csv")["a"].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_ends_its_job_and_keeps_what_is_done(app: Path, stop: signal.Signals) -> None:
+    running = subprocess.Popen(
+        command(app, "sleep=0,60,61"), cwd=app, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    second = app / "sweeps/default/1/said.json"
+    while not (second.exists() and second.read_text()) and running.poll() is None:
+        time.sleep(0.1)
+    running.send_signal(stop)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "Stopped during job 1" in out + err
+    with pytest.raises(ProcessLookupError):
+        os.kill(said(second.parent)["pid"], 0)
+    table = pd.read_csv(app / "sweeps/default/sweep.csv").set_index("sleep")
+    assert table["status"].to_dict() == {0: "completed", 60: "interrupted", 61: "pending"}

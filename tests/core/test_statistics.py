@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from selfdraft.core.statistics import Interval, paired_bootstrap
+
+
+def test_the_estimate_is_the_median_and_lies_within_its_bounds():
+    ratios = [0.8, 1.0, 1.1, 1.3, 2.0]
+    interval = paired_bootstrap(ratios, seed=0)
+    assert interval.median == 1.1
+    assert 0.8 <= interval.low < interval.median < interval.high <= 2.0
+
+
+def test_the_seed_decides_the_draws():
+    ratios = np.random.default_rng(0).lognormal(0, 0.3, size=12).tolist()
+    first, again, other = (paired_bootstrap(ratios, seed=seed, statistic=np.mean) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("ratios", [[1.5], [1.5] * 7])
+def test_nothing_to_resample_gives_a_point(ratios):
+    assert paired_bootstrap(ratios, seed=0) == Interval(1.5, 1.5, 1.5)
+
+
+def test_a_single_group_gives_a_point_at_the_median_of_its_members():
+    assert paired_bootstrap([1.0, 3.0], seed=0, groups=["a", "a"]) == Interval(2.0, 2.0, 2.0)
+
+
+def test_the_bounds_of_a_mean_are_those_of_the_normal_approximation():
+    values = np.random.default_rng(1).normal(10, 2, size=400)
+    interval = paired_bootstrap(values, seed=0, statistic=np.mean)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_groups_are_drawn_whole():
+    # Ten groups of forty equal members are ten independent values, not four hundred: the interval must be as wide.
+    alone = np.random.default_rng(2).normal(1.0, 0.2, size=10)
+    many, groups = np.repeat(alone, 40), np.repeat(np.arange(10), 40).tolist()
+    grouped = paired_bootstrap(many, seed=0, groups=groups)
+    naive = paired_bootstrap(many, seed=0)
+    assert grouped == pytest.approx(paired_bootstrap(alone, seed=0))
+    assert grouped.high - grouped.low > 2 * (naive.high - naive.low)
+
+
+def test_ragged_groups_use_every_member_and_no_filling():
+    interval = paired_bootstrap([1.0, 2.0, 3.0, 4.0], seed=0, groups=["a", "b", "b", "b"], statistic=np.mean)
+    assert interval == Interval(2.5, 1.0, 3.0)  # draws of aa, ab and bb
+
+
+def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
+    random = np.random.default_rng(5)
+    covered = 0
+    for seed in range(150):
+        interval = paired_bootstrap(random.lognormal(0.0, 0.4, size=25), seed=seed, resamples=400)
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.88 <= covered / 150 <= 0.995
+
+
+@pytest.mark.parametrize(
+    ("ratios", "groups"), [([], None), ([1.0, float("nan")], None), ([1.0, float("inf")], None), ([1.0, 2.0], ["a"])]
+)
+def test_what_cannot_be_resampled_is_refused(ratios, groups):
+    with pytest.raises(ValueError):
+        paired_bootstrap(ratios, seed=0, groups=groups)

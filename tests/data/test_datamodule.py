@@ -1,0 +1,56 @@
+from types import SimpleNamespace
+
+import pytest
+from pytorch_lightning import LightningModule, Trainer
+
+from selfdraft.data.datamodule import PromptDataModule
+from selfdraft.data.prompts import Prompt
+
+PROMPTS = [Prompt(str(i), "qa", (f"Question {i}?",)) for i in range(11)]
+
+
+def share(rank: int, world_size: int) -> list[Prompt]:
+    module = PromptDataModule(PROMPTS)
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    loader = module.test_dataloader()
+    items = list(loader)
+    assert len(loader) == len(items)
+    return items
+
+
+@pytest.mark.parametrize(("world_size", "sizes"), [(1, [11]), (2, [6, 5]), (3, [4, 4, 3])])
+def test_every_prompt_is_given_exactly_once(world_size, sizes):
+    shares = [share(rank, world_size) for rank in range(world_size)]
+    assert [len(items) for items in shares] == sizes
+    assert sorted((p for items in shares for p in items), key=PROMPTS.index) == PROMPTS
+
+
+def test_ranks_take_turns():
+    assert [prompt.id for prompt in share(1, 3)] == ["1", "4", "7", "10"]
+
+
+def test_a_rank_without_prompts_gets_an_empty_loader():
+    assert share(11, 12) == []
+
+
+def test_without_a_trainer_all_prompts_come_in_order():
+    assert list(PromptDataModule(tuple(PROMPTS)).test_dataloader()) == PROMPTS
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_real_trainer_hands_each_prompt_to_the_test_step():
+    class Recorder(LightningModule):
+        def test_step(self, batch: Prompt, batch_idx: int) -> None:
+            seen.append(batch)
+
+    seen: list[Prompt] = []
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.test(Recorder(), datamodule=PromptDataModule(PROMPTS), verbose=False)
+    assert seen == PROMPTS

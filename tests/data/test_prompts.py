@@ -1,0 +1,83 @@
+from collections import Counter
+
+import pytest
+
+from selfdraft.core.errors import UserError
+from selfdraft.data.prompts import MT_BENCH_CATEGORIES, Prompt, select
+
+MT = [Prompt(f"mt{i}", category, ("Hi.", "And?")) for i, category in enumerate(sorted(MT_BENCH_CATEGORIES))]
+QA = [Prompt(f"qa{i}", "qa", ("Why?",)) for i in range(6)]
+RAG = [Prompt(f"rag{i}", "rag", ("Where?",)) for i in range(3)]
+PROMPTS = [*MT, *QA, *RAG]
+
+
+def ids(prompts: list[Prompt]) -> list[str]:
+    return [prompt.id for prompt in prompts]
+
+
+def test_family_unites_the_eight_mt_bench_categories():
+    assert len(MT_BENCH_CATEGORIES) == 8
+    assert {prompt.family for prompt in MT} == {"mt_bench"}
+    assert QA[0].family == "qa"
+
+
+def test_everything_is_taken_by_default():
+    assert select(PROMPTS) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (["qa"], QA),
+        (["mt_bench"], MT),
+        (["rag", "qa"], QA + RAG),
+        (["coding"], [MT[0]]),
+        (["coding", "rag"], MT[:1] + RAG),
+    ],
+)
+def test_categories_are_families_or_categories_and_keep_file_order(categories, expected):
+    assert select(PROMPTS, categories=categories) == expected
+
+
+def test_an_unknown_category_lists_those_present():
+    with pytest.raises(UserError, match=r"^No prompt has the category poems; present are .*mt_bench, qa, rag.*\.$"):
+        select(PROMPTS, categories=["qa", "poems"])
+
+
+def test_per_category_takes_the_first_of_each_family():
+    assert ids(select(PROMPTS, per_category=2)) == ["mt0", "mt1", "qa0", "qa1", "rag0", "rag1"]
+
+
+def test_per_category_takes_what_there_is():
+    assert Counter(p.family for p in select(PROMPTS, per_category=5)) == {"mt_bench": 5, "qa": 5, "rag": 3}
+
+
+def test_a_seed_chooses_at_random_but_always_the_same_in_file_order():
+    choices = [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]
+    assert choices == [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]
+    assert len({tuple(choice) for choice in choices}) > 1
+    for choice in choices:
+        assert choice == [prompt.id for prompt in PROMPTS if prompt.id in choice]
+        assert choice[-3:] == ids(RAG)
+
+
+def test_a_seeded_choice_in_one_family_does_not_depend_on_the_others():
+    assert select(PROMPTS, categories=["qa"], per_category=3, seed=7) == [
+        prompt for prompt in select(PROMPTS, per_category=3, seed=7) if prompt.family == "qa"
+    ]
+
+
+def test_limit_comes_last():
+    assert ids(select(PROMPTS, per_category=2, limit=3)) == ["mt0", "mt1", "qa0"]
+    assert select(PROMPTS, limit=1000) == PROMPTS
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"limit": -1}, {"per_category": 0}])
+def test_numbers_below_one_are_refused(options):
+    with pytest.raises(UserError, match=r"it must be at least 1"):
+        select(PROMPTS, **options)
+
+
+def test_nothing_to_choose_from_is_refused():
+    with pytest.raises(UserError, match=r"no prompt to choose from"):
+        select([])

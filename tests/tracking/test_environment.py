@@ -1,0 +1,65 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import selfdraft
+from selfdraft.tracking import environment
+
+
+def test_it_says_what_a_number_depends_on():
+    found = environment.describe_environment("cpu")
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["selfdraft"] == selfdraft.__version__
+    assert {"python", "transformers", "pytorch-lightning"} <= found["versions"].keys()
+    assert found["cpu"]["name"]
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    assert found["cpu"]["cores"] >= found["cpu"]["cores_usable"] >= 1
+    assert found["memory_gb"] > 0.5
+    assert found["gpu"] is None
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_it_names_the_gpu():
+    assert environment.describe_environment("cuda")["gpu"]["name"] == torch.cuda.get_device_name()
+
+
+def fake_package(monkeypatch, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    source = folder / "__init__.py"
+    source.write_text("")
+    monkeypatch.setattr(environment.selfdraft, "__file__", str(source))
+    return source
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_package_itself(tmp_path, monkeypatch):
+    source = fake_package(monkeypatch, tmp_path / "package")
+    git(tmp_path, "init")
+    assert environment._git() is None  # in a checkout, but not part of it
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    clean = environment._git()
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    source.write_text("changed = True\n")
+    assert environment._git() == clean | {"dirty": True}
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
+    fake_package(monkeypatch, tmp_path / "package")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment._git() is None
+
+
+def test_the_command_does_not_tell_where_home_is(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    command = environment._command(["/home/someone/code/run.py", "model.path=/home/someone/m", "prompt=two words"])
+    assert command == "python run.py model.path=~/m 'prompt=two words'"

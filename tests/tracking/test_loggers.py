@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from example_lines import evaluation
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_result, make_logger
+from selfdraft.tracking.picture import plot_result
+from selfdraft.tracking.summary import summarize
+
+RESULT = summarize(evaluation(), task="evaluate", model="tiny", drafter="jacobi", dataset="bundled", seed=0)
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+def logger_for(folder: Path, name: str = "run"):
+    return make_logger(
+        "wandb", mode="offline", project="selfdraft-test", save_dir=folder, name=name, config={"drafter": {"window": 4}}
+    )
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    return run
+
+
+def read_back(run: Path) -> dict:
+    done = subprocess.run([WANDB, "leet", "inspect", "--summary", "--json", run], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def acceptance_of(run: Path) -> dict[int, float]:
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, check=True)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    points = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return {point["depth"]: point["acceptance_by_depth"] for point in points if "acceptance_by_depth" in point}
+
+
+def test_an_offline_run_is_written_quietly_and_reads_back(tmp_path, capfd):
+    picture = tmp_path / "result.png"
+    plot_result(RESULT, picture)
+    before = dict(os.environ)
+    logger = logger_for(tmp_path)
+    log_result(logger, RESULT, evaluation(), picture)
+    close_logger(logger)
+    assert capfd.readouterr() == ("", "")
+    assert {name for name in os.environ if name.startswith("WANDB")} - before.keys() <= {"WANDB_SERVICE"}
+
+    run = only_run(tmp_path)
+    found = read_back(run)
+    assert (found["state"], found["name"], found["project"]) == ("finished", "run", "selfdraft-test")
+    assert found["config"] == {"drafter": {"window": 4}}
+    summary = found["summary"]
+    assert summary["speedup/median"] == pytest.approx(1.8)
+    assert summary["tokens_per_forward"] == 1.5
+    assert summary["lossless/mismatch"] == 0
+    assert summary["by_category/rag/speedup/median"] == pytest.approx(4.0)
+    assert summary["prompts_table"]["nrows"] == 4
+
+    assert acceptance_of(run) == {1: pytest.approx(28 / 90), 2: pytest.approx(11 / 18), 3: pytest.approx(8 / 9)}
+
+    (table,) = run.glob("files/media/table/prompts*.json")
+    prompts = json.loads(table.read_text())
+    first = dict(zip(prompts["columns"], prompts["data"][0], strict=True))
+    assert first == {
+        "id": "a", "category": "writing", "turn": 0, "prompt": "prompt of a", "output": "answer to a",
+        "new tokens": 10, "tokens per forward": 2.0, "speedup": 2.0, "lossless": "exact",
+    }  # fmt: skip
+    assert list(run.glob("files/media/images/*.png"))
+
+
+def test_runs_of_one_process_stay_apart_and_failure_is_told(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        logger = logger_for(tmp_path / name, name)
+        logger.log_metrics({"x": 1.0})
+        close_logger(logger, failed=name == "second")
+        assert wandb.run is None
+    first, second = (read_back(only_run(tmp_path / name)) for name in ("first", "second"))
+    assert first["run_id"] != second["run_id"]
+    assert (first["name"], first["exit_code"]) == ("first", 0)
+    assert (second["name"], second["exit_code"]) == ("second", 1)
+
+
+def test_only_rank_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = logger_for(tmp_path)
+    assert isinstance(logger, WandbLogger)
+    log_result(logger, RESULT, evaluation())
+    close_logger(logger)
+    assert wandb.run is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_to_look_gives_commands_that_find_the_run(tmp_path, monkeypatch):
+    assert how_to_look(tmp_path) == ""
+    close_logger(logger_for(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    look, send = how_to_look(tmp_path).splitlines()
+    folder = only_run(tmp_path).relative_to(tmp_path)
+    assert look.endswith(f"wandb leet {folder}")
+    assert send.endswith(f"wandb sync {folder}")
+    assert "sync" not in how_to_look(tmp_path, "online")
+    told = subprocess.run([WANDB, "sync", "--dry-run", folder], capture_output=True, text=True)
+    assert str(folder) in told.stdout + told.stderr
+
+
+def test_csv_keeps_the_numbers(tmp_path):
+    logger = make_logger("csv", project="p", save_dir=tmp_path, name=None, config={})
+    log_result(logger, RESULT, evaluation())
+    close_logger(logger)
+    header, values = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), values.split(","), strict=True))
+    assert float(row["speedup/median"]) == pytest.approx(1.8)
+
+
+def test_none_is_no_logger(tmp_path):
+    logger = make_logger("none", project="p", save_dir=tmp_path, name=None, config={})
+    assert logger is None
+    log_result(logger, RESULT, evaluation())
+    close_logger(logger)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_logger_is_refused(tmp_path):
+    with pytest.raises(UserError, match="wandb, csv or none"):
+        make_logger("tensorboard", project="p", save_dir=tmp_path, name=None, config={})
+
+
+def test_a_run_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"No API key configured\..*logger\.mode=offline") as caught:
+        logger_for(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_flatten_keeps_numbers_only():
+    tree = {"a": {"b": 1, "c": None}, "d": [1], "e": "x", "f": True, "g": 0.5}
+    assert dict(flatten(tree)) == {"a/b": 1, "g": 0.5}

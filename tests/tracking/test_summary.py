@@ -1,0 +1,94 @@
+import json
+import random
+
+import pytest
+from example_lines import evaluation, line
+
+from selfdraft.tracking.summary import speedup_of, summarize
+
+LABELS = {"task": "evaluate", "model": "m", "drafter": "jacobi", "dataset": "d", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return summarize(evaluation(), **LABELS, dtype="float32")
+
+
+def test_labels_come_first_and_are_kept(result):
+    assert {name: result[name] for name in (*LABELS, "dtype")} == LABELS | {"dtype": "float32"}
+    json.dumps(result, allow_nan=False)
+
+
+def test_counts_are_summed(result):
+    assert (result["prompts"], result["turns"]) == (3, 4)
+    assert (result["new_tokens"], result["target_forwards"]) == (150, 100)
+    assert result["lossless"] == {"exact": 3, "tie": 1, "mismatch": 0}
+    assert result["acceptance_by_depth"] == [
+        {"offered": 5 + 5 + 70 + 10, "accepted": 4 + 4 + 10 + 10},
+        {"offered": 4 + 4 + 10, "accepted": 1 + 1 + 9},
+        {"offered": 9, "accepted": 8},
+    ]
+    assert result["phases_s"] == pytest.approx(
+        {"prefill": 2, "draft": 0.4, "verify": 3.2, "commit": 0.24, "other": 0.16}
+    )
+    assert result["peak_memory_mb"] == 140.0
+
+
+def test_ratios_are_of_sums_and_not_sums_of_ratios(result):
+    # The mean of the turns' own values would be (2 + 2 + 1.125 + 4) / 4 = 2.28 tokens per forward.
+    assert result["tokens_per_forward"] == 1.5
+    assert result["decode_tokens_per_s"] == pytest.approx(150 / 13.25)
+    assert result["baseline_tokens_per_s"] == pytest.approx(150 / 21.9)
+    assert result["speedup_total"] == pytest.approx((150 / 13.25) / (150 / 21.9))
+
+
+def test_speedup_is_the_median_paired_ratio(result):
+    # Turn by turn 2.0, 1.6, 1.1, 4.0.
+    assert result["speedup"]["median"] == pytest.approx(1.8)
+    assert 1.1 <= result["speedup"]["low"] <= 1.8 <= result["speedup"]["high"] <= 4.0
+
+
+def test_a_pair_compares_rates_so_outputs_may_differ_in_length():
+    assert speedup_of(line(new_tokens=30, decode_s=2.0, baseline_new_tokens=10, baseline_decode_s=1.0)) == 1.5
+
+
+def test_families_have_the_same_measures(result):
+    families = result["by_category"]
+    assert list(families) == ["mt_bench", "qa", "rag"]
+    assert families["mt_bench"]["turns"] == 2
+    assert families["mt_bench"]["prompts"] == 1
+    assert families["qa"]["tokens_per_forward"] == pytest.approx(90 / 80)
+    assert families["qa"]["speedup"]["median"] == pytest.approx(1.1)
+    assert families["rag"]["lossless"] == {"exact": 1, "tie": 0, "mismatch": 0}
+    assert set(families["qa"]) == set(result) - {*LABELS, "dtype", "by_category", "references"}
+
+
+def test_references_are_compared_on_the_turns_they_decoded(result):
+    assert list(result["references"]) == ["transformers_greedy"]
+    reference = result["references"]["transformers_greedy"]
+    assert reference["turns"] == 2
+    assert reference["tokens_per_s"] == pytest.approx(3.0)
+    assert reference["speedup_of_drafter"]["median"] == pytest.approx((10 / 3 + 8 / 3) / 2)
+    assert reference["baseline_vs_reference"]["median"] == pytest.approx(5 / 3)
+
+
+def test_the_order_in_which_processes_finished_changes_nothing():
+    lines = [line(f"p{number}", decode_s=1 + number / 7) for number in range(12)]
+    shuffled = random.Random(1).sample(lines, len(lines))
+    assert summarize(lines, **LABELS) == summarize(shuffled, **LABELS)
+
+
+def test_what_was_too_short_to_be_timed_counts_but_is_not_paired():
+    lines = [line("a"), line("b", new_tokens=0, target_forwards=0, decode_s=0.0, acceptance_by_depth=[])]
+    result = summarize(lines, **LABELS)
+    assert (result["prompts"], result["new_tokens"]) == (2, 10)
+    assert result["speedup"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    alone = summarize(lines[1:], **LABELS)
+    assert alone["speedup"] == {"median": None, "low": None, "high": None}
+    assert alone["tokens_per_forward"] is alone["decode_tokens_per_s"] is alone["speedup_total"] is None
+    json.dumps(alone, allow_nan=False)
+
+
+def test_no_lines_are_refused():
+    with pytest.raises(ValueError, match="nothing to summarize"):
+        summarize([], **LABELS)

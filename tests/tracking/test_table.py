@@ -1,0 +1,62 @@
+import io
+
+import pytest
+from example_lines import evaluation, line
+from rich.console import Console
+
+from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.table import print_result
+
+LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "bundled", "seed": 0}
+
+
+def shown(lines) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    print_result(summarize(lines, **LABELS), console)
+    return console.file.getvalue()
+
+
+def row(text: str, name: str) -> list[str]:
+    return next(found.split() for found in text.splitlines() if found.split()[:1] == [name])
+
+
+def test_every_number_is_there_and_nothing_is_cut_at_100_columns():
+    lines = [
+        line(f"{family}{number}", family=family, new_tokens=123456, target_forwards=61728, decode_s=100 + number,
+             baseline_new_tokens=123456, baseline_decode_s=1000.0)
+        for family in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag") for number in range(9)
+    ]  # fmt: skip
+    text = shown(lines)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert row(text, "summarization")[:4] == ["summarization", "9", "1,111,104", "2.00"]
+    assert row(text, "all")[-1] == "54/0/0"
+
+
+def test_the_headline_and_rows_carry_the_measures():
+    text = shown(evaluation())
+    assert "jacobi · tiny · bundled (3 prompts, 4 turns)" in text
+    assert "speedup 1.80×" in text
+    assert "1.50 tokens per forward" in text
+    assert "lossless: 3 exact, 1 tie" in text
+    assert row(text, "qa") == ["qa", "1", "90", "1.12", "10.0", "9.1", "1.10×", "0/1/0"]
+    assert row(text, "all")[:6] == ["all", "3", "150", "1.50", "11.3", "6.8"]
+    assert "28/90" in text  # accepted of offered at depth 1
+    assert "3.00×" in text  # against transformers_greedy
+    assert "140 MB" in text
+
+
+def test_a_mismatch_is_named():
+    assert "1 mismatch" in shown([line(lossless={"verdict": "mismatch"})])
+
+
+def test_without_drafts_and_without_time_it_still_prints():
+    nothing = line(new_tokens=0, target_forwards=0, decode_s=0.0, acceptance_by_depth=[], phases_s={"draft": 0.0})
+    text = shown([nothing])
+    assert "speedup –" in text
+    assert "depth" not in text
+
+
+@pytest.mark.parametrize("name", ["[red]", "[/]"])
+def test_names_are_not_markup(name):
+    assert name in shown([line(family=name)])
