@@ -1,7 +1,7 @@
 """Linear layers pre-packed for oneDNN: the same numbers, laid out for few-row products on a CPU.
 
-A plain ``F.linear`` re-packs its weight at every call; at the one to sixteen rows of decoding that re-packing is a large
-part of the cost (measured in experiments/).
+A plain ``F.linear`` re-packs its weight at every call; at the one to sixteen rows of decoding that is a large part of
+the cost.
 """
 
 from __future__ import annotations

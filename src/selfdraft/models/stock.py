@@ -1,0 +1,77 @@
+"""transformers' own `generate`, on the untouched stock model: the outside reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from selfdraft.models.loading import LoadedModel
+
+REFERENCES = ("transformers_greedy", "transformers_prompt_lookup")
+PROMPT_LOOKUP_TOKENS = 10  # what its documentation proposes
+
+
+@dataclass(frozen=True)
+class StockGeneration:
+    """What `generate` wrote, and how long it took after its first tokens.
+
+    Attributes:
+        output: ids, up to and including the end of sequence.
+        decoded: how many of them `decode_s` covers: those of the first forward belong to the prefill.
+    """
+
+    output: list[int]
+    decoded: int
+    decode_s: float
+
+
+class StockGenerate:
+    """Greedy `generate`, plain or with its prompt lookup."""
+
+    def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
+        self.model: PreTrainedModel = loaded.model
+        self.arguments = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": sorted(loaded.eos) or None,
+            "pad_token_id": min(loaded.eos, default=0),
+            # generation_config.json may bring warpers that greedy decoding must not have
+            "repetition_penalty": 1.0,
+        }
+        if name == "transformers_prompt_lookup":
+            self.arguments["prompt_lookup_num_tokens"] = PROMPT_LOOKUP_TOKENS
+
+    @torch.inference_mode()
+    def decode(self, prompt: Sequence[int]) -> StockGeneration:
+        """Answer one prompt."""
+        ids = torch.tensor([list(prompt)], device=self.model.device)
+        watch = _Stopwatch()
+        written = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=watch, **self.arguments)
+        output = written[0, len(prompt) :].tolist()
+        return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s)
+
+
+@dataclass
+class _Stopwatch(BaseStreamer):
+    """Told of the prompt first, then of the tokens as they come: the first tokens end the prefill."""
+
+    times: list[float] = field(default_factory=list)
+    first_tokens: int = 0
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+        if len(self.times) == 2:
+            self.first_tokens = value.numel()
+
+    def end(self) -> None:
+        self.times.append(time.perf_counter())
+
+    @property
+    def decode_s(self) -> float:
+        return self.times[-1] - self.times[1]

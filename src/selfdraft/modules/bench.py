@@ -1,0 +1,123 @@
+"""The contenders of an evaluation: the drafter, our autoregressive baseline, and references outside SelfDraft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from selfdraft.core.certificate import Certificate
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.models.chat import Chat
+from selfdraft.models.stock import StockGenerate, StockGeneration
+
+DRAFTER, BASELINE = "drafter", "none"
+SEVERITY = ("exact", "tie", "mismatch")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that decodes one prompt in several ways.
+
+    Attributes:
+        references: by name, decoders outside SelfDraft that run beside.
+    """
+
+    chat: Chat
+    drafter: Decoder
+    baseline: Decoder
+    certifier: Certifier
+    references: dict[str, StockGenerate] = field(default_factory=dict)
+
+    def order(self, position: int) -> list[str]:
+        """The contenders, starting with another one at every position: nobody always runs first, or after another."""
+        names = [DRAFTER, BASELINE, *self.references]
+        shift = position % len(names)
+        return names[shift:] + names[:shift]
+
+    def decode(self, name: str, prompt: Sequence[int], seed: int, key: object) -> Generation | StockGeneration:
+        """One contender, one prompt."""
+        if name in self.references:
+            return self.references[name].decode(prompt)
+        return (self.drafter if name == DRAFTER else self.baseline).decode(prompt, seed=seed, key=key)
+
+    def measure(self, prompt: Sequence[int], *, repeats: int, position: int, seed: int, key: object) -> Measurement:
+        """Decode one prompt `repeats` times with every contender, interleaved, in rotating order."""
+        done = Measurement()
+        for repeat in range(repeats):
+            order = self.order(position + repeat)
+            runs = {name: self.decode(name, prompt, seed, key) for name in order}
+            done.add(order, runs)
+        for generation in done.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
+            certificate = self.certifier.certify(prompt, generation.output, done.baseline.output)
+            if SEVERITY.index(certificate.verdict) >= SEVERITY.index(done.certificate.verdict):
+                done.certificate = certificate
+        return done
+
+
+@dataclass
+class Measurement:
+    """All runs of one prompt.
+
+    Attributes:
+        runs: per contender, one a repeat.
+        repeats: per repeat, the order and each contender's decode seconds.
+        certificate: the drafter's worst one over the repeats.
+    """
+
+    runs: dict[str, list] = field(default_factory=dict)
+    repeats: list[dict] = field(default_factory=list)
+    certificate: Certificate = field(default_factory=lambda: Certificate("exact"))
+
+    def add(self, order: list[str], runs: dict[str, Generation | StockGeneration]) -> None:
+        """Add one repeat."""
+        for name, run in runs.items():
+            self.runs.setdefault(name, []).append(run)
+        self.repeats.append({"order": order, "decode_s": {name: _decode_s(runs[name]) for name in order}})
+
+    @property
+    def drafter(self) -> Generation:
+        """The drafter's first run (counts and output are the same in every repeat)."""
+        return self.runs[DRAFTER][0]
+
+    @property
+    def baseline(self) -> Generation:
+        """The baseline's first run."""
+        return self.runs[BASELINE][0]
+
+    def line(self) -> dict:
+        """The measured part of a line of prompts.jsonl. Seconds are medians over the repeats."""
+        drafter, counts = self.drafter, self.drafter.counts
+        clocks = [run.clock.seconds for run in self.runs[DRAFTER]]
+        return {
+            "prompt_ids": drafter.prompt,
+            "output_ids": drafter.output,
+            "new_tokens": counts.new_tokens,
+            "target_forwards": counts.target_forwards,
+            "prefill_s": median(clock["prefill"] for clock in clocks),
+            "decode_s": median(run.clock.decode_s for run in self.runs[DRAFTER]),
+            "baseline_decode_s": median(run.clock.decode_s for run in self.runs[BASELINE]),
+            "baseline_new_tokens": self.baseline.counts.new_tokens,
+            "lossless": self.certificate.to_dict(),
+            "acceptance_by_depth": counts.acceptance_by_depth(),
+            "phases_s": {phase: median(clock[phase] for clock in clocks) for phase in clocks[0]},
+            "repeats": self.repeats,
+            "references": {
+                name: {
+                    "new_tokens": runs[0].decoded,
+                    "decode_s": median(run.decode_s for run in runs),
+                    "same_as_baseline": runs[0].output == self.baseline.output,
+                }
+                for name, runs in self.runs.items()
+                if name not in (DRAFTER, BASELINE)
+            },
+            "steps": drafter.steps,
+            # Only where they differ, so that the file holds no text twice.
+            **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
+        }
+
+
+def _decode_s(run: Generation | StockGeneration) -> float:
+    return run.clock.decode_s if isinstance(run, Generation) else run.decode_s

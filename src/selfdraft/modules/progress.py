@@ -1,0 +1,77 @@
+"""Progress of an evaluation: prompts done, time left, and what the numbers look like so far."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 15.0  # without a terminal, a line now and then instead of a bar
+
+
+class EvaluationProgress(pl.Callback):
+    """A bar on a terminal, a line every few seconds elsewhere. Rank 0 only; it shows rank 0's prompts."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("prompts"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[so_far]}"),
+            console=console,
+        )
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Show an empty bar."""
+        self.begin = self.last_line = time.monotonic()
+        self.tokens = self.forwards = 0
+        self.drafter_s = self.baseline_s = 0.0
+        self.verdicts: Counter[str] = Counter()
+        self.total = int(trainer.num_test_batches[0])
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.start()
+            self.task = self.bar.add_task("evaluating", total=self.total, so_far="")
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Count a prompt."""
+        for line in outputs:
+            self.tokens += line["new_tokens"]
+            self.forwards += line["target_forwards"]
+            self.drafter_s += line["decode_s"]
+            self.baseline_s += line["baseline_decode_s"]
+            self.verdicts[line["lossless"]["verdict"]] += 1
+        if not trainer.is_global_zero:
+            return
+        done = batch_idx + 1
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=done, so_far=self._so_far())
+        elif time.monotonic() - self.last_line > PLAIN_EVERY_S:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.begin) / done * (self.total - done)
+            self.console.print(f"{done}/{self.total} prompts, about {left:.0f} s left; {self._so_far()}")
+
+    def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.bar.stop()
+
+    def _so_far(self) -> str:
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        return (
+            f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, "
+            f"{self.baseline_s / max(self.drafter_s, 1e-9):.2f}x, {verdicts}"
+        )
