@@ -1,0 +1,1 @@
+"""F4: typed configuration, from configuration to objects, and the tasks."""

@@ -13,8 +13,8 @@ import torch
 
 from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
-from selfdraft.modules.bench import DRAFTER, Bench
-from selfdraft.tracking.records import RecordFile, record_path
+from selfdraft.modules.bench import Bench
+from selfdraft.tracking.records import RecordFile, key, record_path
 
 WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any ids: the first forwards of a process allocate, and must not be timed
 
@@ -26,8 +26,8 @@ class EvaluateModule(pl.LightningModule):
         self,
         build: Callable[[torch.device], Bench],
         *,
+        prompts: Sequence[Prompt],
         folder: Path,
-        finished: Sequence[dict],
         repeats: int,
         seed: int,
     ) -> None:
@@ -35,17 +35,24 @@ class EvaluateModule(pl.LightningModule):
 
         Args:
             build: makes the bench on this process's device. Called by each rank in its own process.
-            folder: of the run.
-            finished: lines that an earlier, interrupted run has left: those turns are not decoded again.
+            prompts: all of them, to refuse one that the model cannot take before any is decoded.
+            folder: of the run. Turns that its prompts.jsonl holds already are not decoded again.
         """
         super().__init__()
-        self.build, self.folder, self.repeats, self.seed = build, folder, repeats, seed
-        self.finished = {(line["id"], line["turn"]): line for line in finished}
-        self.bench: Bench | None = None
+        self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
 
     def setup(self, stage: str) -> None:
-        """Load the model where this rank runs it."""
+        """Load the model where this rank runs it, and see what an interrupted run has finished.
+
+        Raises:
+            UserError: a prompt that is longer than the model's positions.
+        """
         self.bench = self.build(self.trainer.strategy.root_device)
+        self._refuse_long_prompts()
+        barrier = self.trainer.strategy.barrier
+        barrier("rank 0 has gathered the finished lines")
+        self.finished = {key(line): line for line in RecordFile(record_path(self.folder)).read()}
+        barrier("every rank has read them, and rank 0 may append")
         self.record = RecordFile(record_path(self.folder, self.global_rank))
 
     def on_test_start(self) -> None:
@@ -68,15 +75,22 @@ class EvaluateModule(pl.LightningModule):
             history.append(("assistant", self.bench.chat.decode(answer)))
         return lines
 
+    def _refuse_long_prompts(self) -> None:
+        positions = self.bench.drafter.target.max_positions
+        for prompt in self.prompts:
+            length = len(self.bench.chat.encode([("user", prompt.turns[0])]))
+            if length >= positions:
+                raise UserError(
+                    f"prompt {prompt.id} has {length} tokens, but this model has {positions} positions: "
+                    "leave it out, e.g. with dataset.categories or dataset.limit"
+                )
+
     def _measure(self, prompt: Prompt, turn: int, history: list[tuple[str, str]], position: int) -> dict:
-        key = f"{prompt.id} (turn {turn + 1})"
-        # A generator of its own for each prompt: its draft is the same whatever ran before, on whatever rank.
-        seed = zlib.crc32(f"{self.seed}/{key}".encode())
+        name = f"{prompt.id} (turn {turn + 1})"
+        # A generator of its own for each turn: its draft is the same whatever ran before, on whatever rank.
+        seed = zlib.crc32(f"{self.seed}/{name}".encode())
         ids = self.bench.chat.encode(history)
-        try:
-            done = self.bench.measure(ids, repeats=self.repeats, position=position, seed=seed, key=key)
-        except UserError as error:
-            raise UserError(f"{error}. Leave it out, e.g. with dataset.categories or dataset.limit") from error
+        done = self.bench.measure(ids, repeats=self.repeats, position=position, seed=seed, key=name)
         return {
             "id": prompt.id,
             "category": prompt.category,
@@ -96,6 +110,3 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-__all__ = ["DRAFTER", "EvaluateModule", "peak_memory_mb"]

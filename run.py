@@ -1,0 +1,30 @@
+"""SelfDraft's one entry point: compose the configuration, run one task, return its objective.
+
+python run.py --help lists what there is to choose.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from selfdraft.app.errors import one_line_errors
+from selfdraft.app.help import register_help
+from selfdraft.app.run import run_task
+from selfdraft.app.schemas import register_schemas
+
+CONF = Path(__file__).parent / "conf"
+
+register_schemas()
+register_help(CONF)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """Run the configured task."""
+    return run_task(config)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

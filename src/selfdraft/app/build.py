@@ -1,0 +1,81 @@
+"""From configuration to objects."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from selfdraft.app.schemas import Config, HardwareConfig
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.models.chat import Chat
+from selfdraft.models.stock import StockGenerate
+from selfdraft.models.target import Target
+from selfdraft.modules.bench import Bench
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The composed configuration as dataclasses, every range checked.
+
+    Raises:
+        UserError: an option out of its range. OmegaConf's MissingMandatoryValue: one that must be given.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        OmegaConf.select(composed, missing[0], throw_on_missing=True)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    _refuse_unknown(composed, config, "")
+    return config
+
+
+def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
+    """`+key=value` adds keys that no schema knows: nothing would read them, and a typo would pass for a setting."""
+    known = {f.name for f in fields(options)}
+    for key in composed:
+        if key not in known:
+            raise UserError(
+                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'}))}"
+            )
+        if isinstance(value := getattr(options, str(key)), Options):
+            _refuse_unknown(composed[key], value, f"{prefix}{key}.")
+
+
+def measured_config(composed: DictConfig) -> dict:
+    """What decides a measurement: everything but where it is logged. A run is resumed only with the same."""
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "logger"}
+
+
+def build_bench(config: Config, device: torch.device, references: list[str]) -> Bench:
+    """The contenders, around one loaded model.
+
+    Raises:
+        UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
+    """
+    loaded = config.model.load(device)
+    target = Target(loaded.model, packed=config.model.packed)
+    stopping = Stopping(loaded.eos, config.decoding.max_new_tokens)
+    drafter = DRAFTERS[config.drafter.name](target, config.drafter)
+    baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
+    return Bench(
+        chat=Chat(loaded.tokenizer),
+        drafter=Decoder(target, drafter, stopping),
+        baseline=Decoder(target, baseline, stopping),
+        certifier=Certifier(target),
+        references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
+    )
+
+
+def use_threads(hardware: HardwareConfig) -> None:
+    """Share the cores between this machine's processes: two that each take all of them slow each other manifold."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(hardware.threads or max(1, usable // hardware.devices))

@@ -1,0 +1,53 @@
+"""task=generate: stream one answer to the terminal, then say what it cost."""
+
+from __future__ import annotations
+
+import torch
+
+from selfdraft.app.build import build_bench, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.schemas import Config, GenerateConfig
+from selfdraft.core.errors import UserError
+from selfdraft.decoding.loop import Request
+
+
+def generate(config: Config) -> None:
+    """Answer `prompt`.
+
+    Raises:
+        UserError: no prompt; or a model or drafter that cannot be used.
+    """
+    task = config.task
+    assert isinstance(task, GenerateConfig)
+    if not config.prompt:
+        raise UserError("task=generate needs a prompt: prompt='Why is the sky blue?'")
+    use_threads(config.hardware)
+    console = make_console(highlight=False, soft_wrap=True, markup=False)
+    with console.status(f"loading {config.model.label}"):
+        bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
+    ids = bench.chat.encode([("user", config.prompt)])
+    shown = ""
+    for _, generation, done in bench.drafter.run([Request(ids, config.seed)]):
+        text = bench.chat.decode(generation.output)
+        # A character may be cut between two tokens: its first half decodes to U+FFFD and waits for the other.
+        whole = text if done else text.rstrip("\ufffd")
+        console.print(whole[len(shown) :], end="")
+        shown = whole
+    counts, seconds = generation.counts, generation.clock.decode_s
+    console.print(
+        f"\n\n{counts.new_tokens} tokens in {seconds:.2f} s, {counts.new_tokens / seconds:.1f} tokens/s, "
+        f"{counts.new_tokens / counts.target_forwards:.2f} tokens per forward "
+        f"({config.drafter.name}, {config.model.dtype}; prefill {generation.clock.seconds['prefill']:.2f} s)"
+    )
+    if task.certify:
+        with console.status("decoding autoregressively, to compare"):
+            baseline = bench.baseline.decode(ids, seed=config.seed)
+            certificate = bench.certifier.certify(ids, generation.output, baseline.output)
+        pace = baseline.counts.new_tokens / baseline.clock.decode_s
+        console.print(
+            f"autoregressive: {pace:.1f} tokens/s; speedup {counts.new_tokens / seconds / pace:.2f}x; "
+            f"output: {certificate.verdict}"
+            + (f" (parts at token {certificate.first_divergence})" if certificate.first_divergence is not None else "")
+        )
+        if certificate.verdict == "mismatch":
+            raise SystemExit(1)

@@ -1,0 +1,31 @@
+"""`python run.py --help`: the groups with their choices, read from conf/, and commands to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+EXAMPLES = """\
+python run.py drafter=jacobi                                     compare with autoregressive decoding
+python run.py drafter=layer_skip model.dtype=float32             another drafter, another dtype
+python run.py dataset=jsonl dataset.path=F dataset.per_category=4
+python run.py task=generate prompt="Why is the sky blue?"        stream one answer
+python run.py -m drafter.window=4,8 drafter.refine_steps=1,2     a sweep: one process and folder a job
+"""
+
+
+def register_help(conf: Path) -> None:
+    """Store the help page as Hydra's `hydra/help: selfdraft`."""
+    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
+    choices = "\n".join(f"  {g.name:<11}{', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups)
+    examples = "\n".join(f"  {line}" for line in EXAMPLES.splitlines())
+    page = (
+        "SelfDraft: lossless self-speculative decoding, configured, certified and timed.\n\n"
+        f"Choose a group's file with group=choice, an option with group.option=value:\n{choices}\n\n"
+        f"For example:\n{examples}\n\n"
+        "The configuration as it stands now (python run.py --cfg job shows it resolved):\n\n$CONFIG\n"
+    )
+    # Dollar signs of the configuration itself are Hydra's to fill in; only $CONFIG is in the page.
+    node = {"app_name": "selfdraft", "header": "", "footer": "", "template": page}
+    ConfigStore.instance().store(group="hydra/help", name="selfdraft", node=node)

@@ -1,0 +1,32 @@
+"""One composed configuration, one task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import seed_everything
+
+from selfdraft.app.build import to_config
+from selfdraft.app.errors import explain, fail, is_terse
+from selfdraft.app.evaluate import evaluate
+from selfdraft.app.generate import generate
+from selfdraft.core.errors import UserError
+
+
+def run_task(composed: DictConfig) -> float | None:
+    """Run the task and return its objective (what a sweep maximises), where it has one."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        config = to_config(composed)
+        seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
+        if config.task.name == "generate":
+            return generate(config)
+        return evaluate(config, composed, folder)
+    except (UserError, OmegaConfBaseException) as error:
+        # Caught here rather than further out, where Hydra would have printed the job's overrides first.
+        if is_terse():
+            fail(explain(error) or str(error))
+        raise

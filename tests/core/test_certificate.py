@@ -1,0 +1,85 @@
+"""The certificate: where two outputs part, and whether rounding alone may part them there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "index"),
+    [
+        ([], [], None),
+        ([1, 2, 3], [1, 2, 3], None),
+        ([1, 2, 3], [1, 9, 3], 1),
+        ([9, 2], [1, 2], 0),
+        ([1, 2], [1, 2, 3], 2),  # a missing token differs
+        ([1, 2, 3], [1, 2], 2),
+        ([], [1], 0),
+    ],
+)
+def test_outputs_part_at_the_first_token_that_differs(output: Sequence[int], reference: Sequence[int], index) -> None:
+    assert first_divergence(output, reference) == index
+
+
+@pytest.mark.parametrize(
+    ("margin", "control", "verdict"),
+    [
+        (0.0, 0.0, "tie"),
+        (0.1, 0.1, "tie"),
+        (0.1000001, 0.1, "mismatch"),
+        (1e-9, 0.0, "mismatch"),
+        (math.nan, 0.1, "mismatch"),  # what cannot be compared is not excused
+        (0.1, math.nan, "mismatch"),
+    ],
+)
+def test_a_divergence_is_excused_only_within_the_control(margin: float, control: float, verdict: str) -> None:
+    certificate = judge(3, margin, control)
+    assert (certificate.verdict, certificate.first_divergence) == (verdict, 3)
+
+
+def test_it_is_written_down_with_its_numbers() -> None:
+    assert judge(3, 0.5, 0.25).to_dict() == {
+        "verdict": "mismatch",
+        "first_divergence": 3,
+        "margin": 0.5,
+        "control": 0.25,
+    }
+    assert Certificate("exact").to_dict() == {
+        "verdict": "exact",
+        "first_divergence": None,
+        "margin": None,
+        "control": None,
+    }
+
+
+def test_the_control_is_the_largest_change_of_the_leading_margin() -> None:
+    single = torch.tensor([[5.0, 3.0, 0.0], [0.0, 1.0, 4.0]])  # margins 2 and 3
+    block = torch.tensor([[5.0, 3.5, 0.0], [0.0, 1.5, 4.25]])  # margins 1.5 and 2.75
+    assert margin_control(single, block) == pytest.approx(0.5)
+    assert margin_control(single, single) == 0.0
+
+
+def test_the_margin_is_followed_between_the_tokens_that_led_before() -> None:
+    # In the block another token leads, and the two of `single` have changed places: from +1 to -2 is a change of 3.
+    single = torch.tensor([[4.0, 3.0, 0.0]])
+    block = torch.tensor([[2.0, 4.0, 9.0]])
+    assert margin_control(single, block) == pytest.approx(3.0)
+
+
+def test_a_shift_of_all_logits_and_the_losers_do_not_count() -> None:
+    single = torch.tensor([[5.0, 3.0, 0.0, -1.0]])
+    block = torch.tensor([[6.0, 4.0, -7.0, 2.0]])
+    assert margin_control(single, block) == 0.0
+
+
+def test_half_precision_is_compared_in_full_precision() -> None:
+    # 256 - 1.5 is no bfloat16: subtracted there, the change would come out as 0 or 1.
+    single = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
+    block = torch.tensor([[256.0, 1.5]], dtype=torch.bfloat16)
+    assert margin_control(single, block) == pytest.approx(0.5)

@@ -1,0 +1,86 @@
+"""Options: ranges stand beside their defaults, and a value outside is refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options, option
+
+
+@dataclass
+class Some(Options):
+    group: ClassVar[str] = "drafter"
+    window: int = option(8, at_least=1)
+    share: float = option(0.2, at_least=0.0, below=1.0)
+    sure: float = option(0.0, at_least=0.0, at_most=1.0)
+    mode: str = option("fused", choices=("fused", "literal"))
+    skip: list[int] | None = option(None, at_least=0)
+    some: list[int] = option([1, 2], at_least=0, at_most=9)
+    free: str = "anything"
+
+
+@dataclass
+class Ungrouped(Options):
+    size: int = option(1, at_least=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"window": 0}, "drafter.window=0: must be at least 1"),
+        ({"share": -0.1}, "drafter.share=-0.1: must be at least 0.0"),
+        ({"share": 1.0}, "drafter.share=1.0: must be below 1.0"),
+        ({"sure": 1.5}, "drafter.sure=1.5: must be at most 1.0"),
+        ({"mode": "fast"}, "drafter.mode=fast: choose one of fused, literal"),
+        ({"skip": [3, -1]}, "drafter.skip=-1: must be at least 0"),
+        ({"skip": (3, -1)}, "drafter.skip=-1: must be at least 0"),
+        ({"some": [1, 10]}, "drafter.some=10: must be at most 9"),
+    ],
+)
+def test_each_kind_of_limit_names_the_option_the_value_and_what_is_right(given: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Some(**given)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"window": 1},
+        {"share": 0.0},
+        {"share": 0.999},
+        {"sure": 0.0},
+        {"sure": 1.0},
+        {"mode": "literal"},
+        {"skip": None},
+        {"skip": []},
+        {"skip": [0]},
+        {"free": ""},
+    ],
+)
+def test_the_bounds_themselves_and_what_is_not_given_are_fine(given: dict) -> None:
+    made = Some(**given)
+    assert all(getattr(made, name) == value for name, value in given.items())
+
+
+@pytest.mark.parametrize("name", ["share", "sure"])
+def test_not_a_number_is_in_no_range(name: str) -> None:
+    # `drafter.sparsity=nan` is a float to Hydra, and every comparison with it is false.
+    with pytest.raises(UserError, match=f"drafter.{name}=nan"):
+        Some(**{name: float("nan")})
+
+
+def test_without_a_group_the_option_alone_is_named() -> None:
+    with pytest.raises(UserError, match=r"^size=0: must be at least 1$"):
+        Ungrouped(size=0)
+
+
+def test_default_lists_are_not_shared() -> None:
+    first, second = Some(), Some()
+    first.some.append(3)
+    assert second.some == [1, 2]

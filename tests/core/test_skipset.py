@@ -1,0 +1,54 @@
+"""Skip sets: how many sublayers a sparsity leaves out, which, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
+
+SPARSITIES = [0.0, 0.1, 0.2, 0.25, 0.45, 0.5, 0.75, 0.99]
+
+
+def sublayers(skip: SkipSet) -> list[int]:
+    """Skipped sublayers in the order in which a forward meets them: attention 2 i, MLP 2 i + 1."""
+    return sorted([2 * i for i in skip.attention] + [2 * i + 1 for i in skip.mlp])
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 12, 30, 31])
+def test_the_count_is_swift_s_and_first_and_last_layer_are_kept(layers: int, sparsity: float) -> None:
+    skip = SkipSet.spread(layers, sparsity)
+    assert len(skip) == len(sublayers(skip)) == int(2 * max(layers - 2, 0) * sparsity)
+    assert not {0, layers - 1} & (skip.attention | skip.mlp)
+
+
+@pytest.mark.parametrize("sparsity", [s for s in SPARSITIES if s])
+def test_skipped_sublayers_lie_evenly(sparsity: float) -> None:
+    picks = sublayers(SkipSet.spread(30, sparsity))
+    gaps = [b - a for a, b in zip(picks, picks[1:], strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    # As far from the beginning as from the end, give or take the rounding of half a gap.
+    assert abs((picks[0] - 2) - (57 - picks[-1])) <= max(gaps)
+
+
+def test_whole_layers_are_those_without_either_sublayer() -> None:
+    skip = SkipSet.of(6, attention=[1, 2, 4], mlp=[2, 3, 4])
+    assert skip.whole_layers() == {2, 4}
+    assert len(skip) == 6
+
+
+@pytest.mark.parametrize(
+    ("attention", "mlp", "message"),
+    [
+        ([4], [], r"drafter\.skip_attention=\[4\]: this model's layers are 0 to 3"),
+        ([], [99, 2, -1], r"drafter\.skip_mlp=\[-1, 99\]: this model's layers are 0 to 3"),
+    ],
+)
+def test_a_layer_that_the_model_lacks_is_refused_by_option_and_range(attention, mlp, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SkipSet.of(4, attention, mlp)
+
+
+def test_a_layer_named_twice_is_skipped_once() -> None:
+    assert SkipSet.of(4, [1, 1], []) == SkipSet(frozenset({1}), frozenset())

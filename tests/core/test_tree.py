@@ -1,0 +1,86 @@
+"""Token trees: what the matrix tricks compute is what walking up from node to node gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from random_trees import ancestry, branch, random_tree
+from selfdraft.core.tree import ROOT, TokenTree
+
+TREES = [random_tree(np.random.default_rng(seed), nodes) for seed, nodes in enumerate([0, 1, 2, 3, 5, 8, 13, 21, 40, 64])]
+# A long trunk with one twig: the deepest reach that pointer doubling has to find, and no chain.
+TREES.append(TokenTree(torch.arange(38), torch.tensor([*range(-1, 36), 3]), torch.ones(38, dtype=torch.bool)))
+
+
+def ids(tree: TokenTree) -> str:
+    return f"{len(tree)}-nodes"
+
+
+@pytest.mark.parametrize("tree", TREES, ids=ids)
+def test_a_node_sees_itself_and_its_ancestors_and_nothing_else(tree: TokenTree) -> None:
+    expected = torch.zeros(len(tree), len(tree), dtype=torch.bool)
+    for node in range(len(tree)):
+        expected[node, ancestry(tree, node)] = True
+    assert torch.equal(tree.sees, expected)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=ids)
+def test_depth_counts_the_nodes_on_the_way_down(tree: TokenTree) -> None:
+    assert tree.depths.tolist() == [len(ancestry(tree, node)) for node in range(len(tree))]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 7, 100])
+@pytest.mark.parametrize("tree", TREES, ids=ids)
+def test_cut_to_a_depth_every_branch_above_it_is_left_as_it_was(tree: TokenTree, depth: int) -> None:
+    cut = tree.up_to_depth(depth)
+    kept = [node for node in range(len(tree)) if len(ancestry(tree, node)) <= depth]
+    # The branch of a node is its identity: renumbered parents that point elsewhere would change it.
+    assert [branch(cut, node) for node in range(len(cut))] == [branch(tree, node) for node in kept]
+    assert torch.equal(cut.is_candidate, tree.is_candidate[kept])
+
+
+@pytest.mark.parametrize("tree", TREES, ids=ids)
+def test_a_depth_is_offered_where_a_candidate_stands(tree: TokenTree) -> None:
+    deep = {len(ancestry(tree, node)) for node in range(len(tree)) if tree.is_candidate[node]}
+    assert tree.offered_by_depth() == [depth in deep for depth in range(1, max(deep, default=0) + 1)]
+
+
+def test_probes_offer_nothing() -> None:
+    below_a_probe = TokenTree(torch.tensor([4, 5]), torch.tensor([ROOT, 0]), torch.tensor([False, True]))
+    assert below_a_probe.offered_by_depth() == [False, True]
+    only_probes = TokenTree(torch.tensor([4, 5]), torch.tensor([ROOT, 0]), torch.tensor([False, False]))
+    assert only_probes.offered_by_depth() == []
+
+
+def test_a_chain_hangs_every_token_under_the_one_before() -> None:
+    chain = TokenTree.chain([7, 8, 9])
+    assert chain.is_chain
+    assert chain.parents.tolist() == [ROOT, 0, 1]
+    assert chain.is_candidate.tolist() == [True, True, True]
+    assert [branch(chain, node) for node in range(3)] == [[7], [7, 8], [7, 8, 9]]
+
+
+@pytest.mark.parametrize("parents", [[ROOT, ROOT], [ROOT, 0, 0], [ROOT, 0, 1, ROOT]])
+def test_what_branches_is_no_chain(parents: list[int]) -> None:
+    n = len(parents)
+    assert not TokenTree(torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)).is_chain
+
+
+def test_the_empty_tree_is_a_step_without_a_draft() -> None:
+    empty = TokenTree.empty()
+    assert (len(empty), empty.is_chain, empty.depths.tolist(), empty.offered_by_depth()) == (0, True, [], [])
+    assert empty.sees.shape == (0, 0)
+
+
+@pytest.mark.parametrize("parents", [[0, 0], [1, ROOT], [ROOT, 1], [ROOT, -2]])
+def test_a_parent_that_does_not_stand_before_its_child_is_refused(parents: list[int]) -> None:
+    with pytest.raises(ValueError, match="must stand before it"):
+        TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("parents", "flags"), [([ROOT], [True, True]), ([ROOT, 0], [True])])
+def test_a_tree_whose_parts_differ_in_length_is_refused(parents: list[int], flags: list[bool]) -> None:
+    with pytest.raises(ValueError, match="a tree of 2 tokens"):
+        TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.tensor(flags))

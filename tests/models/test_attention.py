@@ -1,0 +1,119 @@
+"""Masks against walking the tree, and grouped attention against the stock one that repeats keys and values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from random_trees import ancestry, random_tree
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.attention import additive, grouped_sdpa, visible_slots
+
+CPU = torch.device("cpu")
+
+
+def seen_slots(start: int, tree: TokenTree, node: int, window: int | None) -> set[int]:
+    """Slots that a node may look at (-1: the root), found by walking up, each with its position in the text."""
+    path = ancestry(tree, node) if node >= 0 else []
+    positions = {slot: slot for slot in range(start)} | {start: start}
+    positions |= {start + 1 + n: start + 1 + depth for depth, n in enumerate(path)}
+    last = max(positions.values())
+    return {slot for slot, position in positions.items() if window is None or last - position < window}
+
+
+def laid_out(trees: list[TokenTree]) -> tuple[Tensor, Tensor]:
+    """Depths (B, N) and sees (B, N, N) of root and tree a row, padded to the widest."""
+    width = 1 + max(len(tree) for tree in trees)
+    depths = torch.zeros(len(trees), width, dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    sees[:, :, 0] = True
+    for b, tree in enumerate(trees):
+        end = 1 + len(tree)
+        depths[b, 1:end] = tree.depths
+        sees[b, 1:end, 1:end] = tree.sees
+    return depths, sees
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+@pytest.mark.parametrize("starts", [[0], [1], [7], [8], [30], [5, 0, 30], [9, 9]], ids=str)
+def test_every_token_sees_what_walking_up_the_tree_sees(starts: list[int], window: int | None) -> None:
+    rng = np.random.default_rng(sum(starts))
+    for size in (0, 1, 4, 20):
+        trees = [random_tree(rng, size if b == 0 else int(rng.integers(0, 12))) for b in range(len(starts))]
+        depths, sees = laid_out(trees)
+        span = max(starts) + depths.shape[1]
+        visible = visible_slots(starts, depths, sees, span, window, CPU)
+        if visible is None:  # nothing to hide: true of a lone token that sees all slots there are
+            assert (len(starts), depths.shape[1]) == (1, 1)
+            assert seen_slots(starts[0], trees[0], -1, window) == set(range(span))
+            continue
+        assert visible.shape == (len(starts), depths.shape[1], span)
+        for b, (start, tree) in enumerate(zip(starts, trees, strict=True)):
+            for token in range(1 + len(tree)):
+                found = set(visible[b, token].nonzero().flatten().tolist())
+                assert found == seen_slots(start, tree, token - 1, window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("start", [0, 3, 10])
+def test_without_a_tree_tokens_are_causal(start: int, window: int | None) -> None:
+    width = 6
+    visible = visible_slots([start], torch.arange(width)[None], None, start + width, window, CPU)
+    assert visible is not None
+    for token in range(width):
+        first = 0 if window is None else max(0, start + token - window + 1)
+        assert visible[0, token].nonzero().flatten().tolist() == list(range(first, start + token + 1))
+
+
+def test_a_lone_token_of_a_batch_is_still_masked() -> None:
+    """Its row is shorter than the span: the slots behind it hold another request's past."""
+    visible = visible_slots([2, 5], torch.zeros(2, 1, dtype=torch.long), None, 6, None, CPU)
+    assert visible is not None
+    assert visible[:, 0].long().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_adds_nothing_where_it_shows_and_the_lowest_number_where_it_hides(dtype: torch.dtype) -> None:
+    visible = torch.tensor([[[True, False], [True, True]]])
+    mask = additive(visible, dtype)
+    assert mask is not None
+    lowest = torch.finfo(dtype).min
+    assert mask.shape == (1, 1, 2, 2) and mask.dtype == dtype
+    assert mask[0, 0].tolist() == [[0.0, lowest], [0.0, 0.0]]
+    assert torch.isfinite(mask).all()  # a fully hidden padding row must not turn into NaN
+    assert additive(None, dtype) is None
+
+
+class Attention(nn.Module):
+    """As much of a stock attention layer as the stock attention function asks for."""
+
+    def __init__(self, share: int) -> None:
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = share, True
+
+
+@pytest.mark.parametrize(("width", "masked"), [(1, False), (1, True), (5, True)])  # only a lone token goes without
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 2), (8, 1)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_grouped_attention_equals_the_stock_one(rows: int, heads: int, groups: int, width: int, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(rows, heads, width, 8, generator=generator)
+    key, value = (torch.randn(rows, groups, 11, size, generator=generator) for size in (8, 6))
+    mask = None
+    if masked:
+        visible = torch.rand(rows, width, 11, generator=generator) < 0.6
+        visible[:, :, 0] = True
+        mask = additive(visible, torch.float32)
+    module = Attention(heads // groups)
+    ours, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)
+    stock, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fully_hidden_row_is_finite() -> None:
+    query, key, value = (torch.randn(1, 2, n, 4) for n in (2, 3, 3))
+    mask = additive(torch.zeros(1, 2, 3, dtype=torch.bool), torch.float32)
+    assert torch.isfinite(grouped_sdpa(Attention(1), query, key, value, mask)[0]).all()

@@ -1,0 +1,215 @@
+"""The cache: what was committed stays, bit for bit, whatever is drafted, rejected, moved or grown behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from random_trees import ancestry, random_tree
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.cache import BLOCK, KVCache
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+LAYERS, HEADS, SIZE = 3, 2, 4
+
+
+def labelled(labels: Sequence[Sequence[float]]) -> Tensor:
+    """(B, H, N, D) in which every number of a token is its label, told apart by head and component."""
+    base = torch.tensor(labels, dtype=torch.float32)[:, None, :, None]
+    return base + torch.arange(HEADS)[:, None, None] * 0.25 + torch.arange(SIZE) * 0.03125
+
+
+@torch.inference_mode()  # as every forward is: the cache's tensors are made in there
+def write(cache: KVCache, rows: Sequence[int], starts: Sequence[int], labels: Sequence[Sequence[float]]) -> Tensor:
+    """Write labels into every layer (negated as values, times the layer's number), return layer 0's span of keys."""
+    window = cache.window(rows, starts, len(labels[0]))
+    spans = [
+        window.update(labelled(labels) * (layer + 1), -labelled(labels) * (layer + 1), layer) for layer in range(LAYERS)
+    ]
+    assert torch.equal(spans[0][0], -spans[0][1])
+    return spans[0][0]
+
+
+def read(cache: KVCache, row: int, slots: slice = slice(None)) -> list[float]:
+    """The labels of a row's slots, having checked that all layers, heads, components, keys and values agree on them."""
+    labels = cache._keys[0][row, 0, slots, 0]
+    expected = labelled([labels.tolist()])[0]
+    for layer in range(LAYERS):
+        written = labels != 0  # unwritten slots hold plain zeros
+        assert torch.equal(cache._keys[layer][row, :, slots][:, written], expected[:, written] * (layer + 1))
+        assert torch.equal(cache._values[layer][row, :, slots][:, written], -expected[:, written] * (layer + 1))
+    return labels.tolist()
+
+
+@pytest.mark.parametrize("path", [(), (0,), (0, 1, 2), (1,), (4,), (0, 2), (1, 3, 5), (2, 3, 4), (0, 1, 2, 3, 4, 5)])
+def test_the_path_and_nothing_else_is_kept(path: tuple[int, ...]) -> None:
+    cache = KVCache(LAYERS, rows=2, slots=0)
+    write(cache, [0], [0], [[1, 2, 3]])
+    cache.extend(0, 3)
+    write(cache, [1], [0], [[91, 92, 93, 94, 95, 96, 97, 98, 99, 100]])
+    cache.extend(1, 10)
+    write(cache, [0], [3], [[10, 11, 12, 13, 14, 15, 16]])  # the root 10, the nodes 11 to 16
+    cache.commit(0, path)
+    assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path)]
+    # The next forward takes the slots right behind, and the other row has heard of nothing.
+    write(cache, [0], [cache.lengths[0]], [[20]])
+    cache.commit(0, ())
+    assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path), 20]
+    assert read(cache, 1, slice(0, 10)) == [91, 92, 93, 94, 95, 96, 97, 98, 99, 100]
+
+
+def test_the_path_of_a_random_tree_is_gathered() -> None:
+    for seed in range(30):
+        tree = random_tree(np.random.default_rng(seed), 20)
+        path = ancestry(tree, seed % 20)
+        cache = KVCache(LAYERS, rows=1, slots=0)
+        write(cache, [0], [0], [[float(i + 1) for i in range(21)]])
+        cache.commit(0, path)
+        assert read(cache, 0, slice(0, cache.lengths[0])) == [1.0, *(2.0 + node for node in path)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "starts"),
+    [([0, 1, 2], [4, 0, 9]), ([0, 1], [5, 5]), ([2, 0], [1, 6]), ([1], [3]), ([0, 2], [3, 3])],
+    ids=str,
+)
+def test_ragged_writes_go_where_they_should_and_nowhere_else(rows: list[int], starts: list[int]) -> None:
+    cache = KVCache(LAYERS, rows=3, slots=1)
+    before = [[100.0 * (row + 1) + slot for slot in range(16)] for row in range(3)]
+    write(cache, [0, 1, 2], [0, 0, 0], before)
+    labels = [[10.0 * (row + 1) + i for i in range(3)] for row in rows]
+    span = write(cache, rows, starts, labels)
+    expected = [row.copy() for row in before]
+    for row, start, new in zip(rows, starts, labels, strict=True):
+        expected[row][start : start + 3] = new
+    assert [read(cache, row, slice(0, 16)) for row in range(3)] == expected
+    assert [read(cache, row, slice(16, None)) for row in range(3)] == [[0.0] * (cache.slots - 16)] * 3
+    # What comes back to attend to: the rows in the order asked for, up to the last slot that any of them wrote.
+    assert span[:, 0, :, 0].tolist() == [expected[row][: max(starts) + 3] for row in rows]
+
+
+def test_growing_keeps_what_was_written() -> None:
+    cache = KVCache(LAYERS, rows=2, slots=0)
+    assert cache.slots == 0
+    labels = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    write(cache, [0, 1], [0, 0], labels)
+    assert cache.slots == BLOCK
+    cache.extend(0, 3)
+    cache.reserve(BLOCK)  # there is room already
+    assert cache.slots == BLOCK
+    write(cache, [0], [BLOCK - 1], [[7.0, 8.0]])  # grows by itself, in the middle of a forward
+    assert cache.slots == 2 * BLOCK
+    cache.reserve(5 * BLOCK + 1)
+    assert cache.slots == 6 * BLOCK
+    assert read(cache, 0, slice(0, 3)) == labels[0] and read(cache, 1, slice(0, 3)) == labels[1]
+    assert read(cache, 0, slice(BLOCK - 1, BLOCK + 1)) == [7.0, 8.0]
+    assert cache.lengths == [3, 0]
+
+
+def test_a_move_copies_the_committed_tokens_and_leaves_the_others_alone() -> None:
+    cache = KVCache(LAYERS, rows=3, slots=0)
+    write(cache, [0, 1, 2], [0, 0, 0], [[1.0, 2.0, 3.0, 4.0], [11.0, 12.0, 13.0, 14.0], [21.0, 22.0, 23.0, 24.0]])
+    for row, length in enumerate((1, 4, 3)):
+        cache.extend(row, length)
+    cache.move(2, 0)
+    assert cache.lengths == [3, 4, 3]
+    assert read(cache, 0, slice(0, 4)) == [21.0, 22.0, 23.0, 4.0]
+    assert read(cache, 1, slice(0, 4)) == [11.0, 12.0, 13.0, 14.0]
+    assert read(cache, 2, slice(0, 4)) == [21.0, 22.0, 23.0, 24.0]
+    cache.clear(2)
+    assert cache.lengths == [3, 4, 0]
+
+
+def test_memory_is_that_of_the_written_layers() -> None:
+    cache = KVCache(LAYERS, rows=2, slots=1)
+    assert cache.megabytes() == 0
+    cache.window([0], [0], 1).update(torch.zeros(1, HEADS, 1, SIZE), torch.zeros(1, HEADS, 1, SIZE), 1)
+    assert cache.megabytes() == 2 * (2 * HEADS * BLOCK * SIZE * 4) / 1e6
+
+
+# From here on with a model: per-layer rollback.
+
+PROMPT = [5, 17, 3, 60, 42, 9, 33, 8, 71, 2, 14, 27]
+SKIPS = {
+    "attention": SkipSet.of(4, [1, 2], []),
+    "mlp": SkipSet.of(4, [], [0, 2]),
+    "layers": SkipSet.of(4, [1, 2], [1, 2]),
+    "nothing": SkipSet(),
+    "everything": SkipSet.of(4, range(4), range(4)),
+}
+
+
+def committed(target: Target, row: int = 0) -> list[Tensor]:
+    """Keys and values of every layer's committed slots, copied."""
+    length = target.cache.lengths[row]
+    return [t[row, :, :length].clone() for t in (*target.cache._keys, *target.cache._values)]
+
+
+def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]) -> None:
+    """Verify a tree behind `text`, keep the path, write the bonus."""
+    logits = target.forward([0], [text[-1]], [tree])[0]
+    target.commit(0, path)
+    text += [*tree.tokens[list(path)].tolist(), int(logits[path[-1] + 1 if path else 0].argmax())]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
+def test_a_rejected_sparse_draft_leaves_no_trace_in_any_layer(skip: SkipSet, family: str) -> None:
+    """The sparse path writes some layers' scratch slots and not others'; a rejection must undo all of them alike."""
+    model = tiny_model(family)
+    with_draft, without = Target(model), Target(model)
+    sparse = with_draft.sparse_path(skip)
+    texts = []
+    for target in (with_draft, without):
+        target.allocate(1, 0)
+        target.prefill(0, PROMPT[:-1])
+        text = PROMPT.copy()
+        for _ in range(8):
+            if target is with_draft:
+                before = committed(target)
+                token = text[-1]
+                for offset in range(4):
+                    token = int(target.draft_forward(sparse, [0], offset, [token], [TokenTree.empty()])[0].argmax())
+                assert same_bits(committed(target), before)
+            # Both verify a chain of the same width, since a forward of another width rounds otherwise. It is wrong.
+            greedy = int(target.draft_forward(target.full, [0], 0, [text[-1]], [TokenTree.empty()])[0].argmax())
+            step(target, text, TokenTree.chain([(greedy + 1) % 96, 1, 2, 3]), ())
+        texts.append(text)
+    assert texts[0] == texts[1]
+    assert same_bits(committed(with_draft), committed(without))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
+def test_after_rejections_and_accepted_branches_the_cache_is_that_of_autoregressive_decoding(family: str) -> None:
+    model = tiny_model(family)
+    plain, branched = Target(model), Target(model)
+    for target in (plain, branched):
+        target.allocate(1, 0)
+        target.prefill(0, PROMPT[:-1])
+    text = PROMPT.copy()
+    for _ in range(24):
+        step(plain, text, TokenTree.empty(), ())
+    again, shape = PROMPT.copy(), 0
+    while len(again) < len(text) - 3:
+        right = text[len(again) : len(again) + 2]
+        wrong = [(token + 1) % 96 for token in right]
+        # Wrong, right, below wrong, below right: the path (1, 3) is no prefix of the tree.
+        tree = TokenTree(
+            torch.tensor([wrong[0], right[0], right[1], right[1]]), torch.tensor([-1, -1, 0, 1]), torch.ones(4).bool()
+        )
+        step(branched, again, tree, [(1, 3), (), (1,)][shape % 3])
+        shape += 1
+    assert shape >= 6
+    assert again == text[: len(again)]
+    for ours, theirs in zip(committed(branched), committed(plain), strict=True):
+        torch.testing.assert_close(ours, theirs[:, : ours.shape[1]], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,131 @@
+"""Which model families are driven, and how the others are refused: by name, in one line, never by a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.anatomy import FULL, SLIDING, dissect
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+T5_SIZES = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+
+
+def stock(family: str, sizes: dict[str, Any] = SIZES) -> PreTrainedModel:
+    """A random model of any family of transformers, by its own config and class."""
+    kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind.from_config(AutoConfig.for_model(family, **sizes)).eval()
+
+
+def assert_refused(model: PreTrainedModel, family: str, because: str = "") -> None:
+    with pytest.raises(UserError) as caught:
+        Target(model)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"'{family}'" in message and type(model).__name__ in message and because in message
+    assert "supported are decoder-only models with rotary positions" in message  # what would be right
+
+
+@pytest.mark.parametrize(
+    ("family", "because"),
+    [
+        ("gpt2", "no rotary position embedding"),
+        ("bloom", "no rotary position embedding"),
+        ("opt", "no single stack of decoder layers"),
+        ("phi", "its final norm, embedding or head was not found"),
+        ("jetmoe", "no sublayer called self_attn or attention"),
+        ("gpt_oss", "differs from a drive through its layers"),  # attention sinks
+        ("cohere", "differs from a drive through its layers"),  # scales its logits
+    ],
+)
+def test_a_family_that_cannot_be_driven_is_refused_by_name(family: str, because: str) -> None:
+    assert_refused(stock(family), family, because)
+
+
+def test_an_encoder_decoder_is_refused_by_name() -> None:
+    assert_refused(stock("t5", T5_SIZES), "t5", "it is an encoder-decoder")
+
+
+@pytest.mark.parametrize("family", ["gpt_neox_japanese", "doge", "gemma4_text", "afmoe"])
+def test_a_family_whose_layers_break_under_our_drive_is_driven_or_refused_but_does_not_crash(family: str) -> None:
+    """Their stock forward runs; an exception within ours is the family's fault to the user, not a bug of his."""
+    model = stock(family, SIZES | {"head_dim": 8})
+    tokens = torch.arange(12)[None]
+    expected = model(tokens).logits[0]
+    try:
+        target = Target(model)
+    except UserError as refusal:
+        assert f"'{family}'" in str(refusal) and "\n" not in str(refusal)
+    else:
+        ours = target.forward([0], [0], [TokenTree.chain(tokens[0, 1:])])[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_of_another_kind_are_refused_by_kind() -> None:
+    model = tiny_model("qwen2")
+    model.config.layer_types = ["full_attention", "chunked_attention"] * 2
+    assert_refused(model, "qwen2", "layers of type chunked_attention")
+
+
+def test_a_forward_that_does_more_than_call_its_layers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is all that stands between an unknown family and wrong text: logits scaled by 1.05 are enough."""
+    model = tiny_model()
+    Target(model)
+    stock_forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = stock_forward(*args, **kwargs)
+        output.logits = output.logits * 1.05
+        return output
+
+    monkeypatch.setattr(model, "forward", scaled)
+    assert_refused(model, "llama", "differs from a drive through its layers")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_anatomy_of_a_family_names_its_sliding_layers(family: str) -> None:
+    anatomy = dissect(tiny_model(family))
+    kinds = {"mistral": [SLIDING] * 4, "gemma2": [SLIDING, FULL] * 2, "gemma3_text": [SLIDING, FULL] * 2}
+    assert list(anatomy.layer_types) == kinds.get(family, [FULL] * 4)
+    assert anatomy.window == (WINDOW if family in kinds else None)
+    assert (anatomy.softcap is not None) == (family == "gemma2")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_window_that_is_switched_off_is_none(family: str) -> None:
+    """Qwen checkpoints carry a window that they do not use."""
+    off = dissect(tiny_model(family, sliding_window=WINDOW, use_sliding_window=False))
+    assert off.window is None and set(off.layer_types) == {FULL}
+    on = dissect(tiny_model(family, sliding_window=WINDOW, use_sliding_window=True, max_window_layers=2))
+    assert on.window == WINDOW and on.layer_types == (FULL, FULL, SLIDING, SLIDING)
+
+
+@pytest.mark.parametrize("family", ["starcoder2", "mixtral", "granite", "glm4", "olmo3", "smollm3", "phimoe"])
+def test_families_that_nobody_listed_are_driven_when_their_structure_fits(family: str) -> None:
+    model = stock(family)
+    target = Target(model)
+    tokens = torch.arange(5, 25)[None]
+    target.prefill(0, tokens[0, :8].tolist())
+    ours = target.forward([0], [int(tokens[0, 8])], [TokenTree.chain(tokens[0, 9:])])[0]
+    torch.testing.assert_close(ours, model(tokens).logits[0, 8:], rtol=1e-3, atol=1e-3)

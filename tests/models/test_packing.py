@@ -1,0 +1,90 @@
+"""Packed matrices give the numbers of the plain ones, at every height that decoding has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from selfdraft.models.packing import PACKABLE, PackedLinear, can_pack
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+HEIGHTS = range(1, 18)
+
+
+def linear(dtype: torch.dtype, bias: bool, inside: int = 48, outside: int = 80) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Linear(inside, outside, bias=bias).to(dtype)
+
+
+def rows(height: int, inside: int = 48) -> torch.Tensor:
+    return torch.randn(height, inside, generator=torch.Generator().manual_seed(height))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("height", HEIGHTS)
+def test_in_full_precision_the_numbers_are_the_same(height: int, bias: bool) -> None:
+    plain = linear(torch.float32, bias)
+    x = rows(height)
+    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("height", HEIGHTS)
+def test_in_half_precision_they_differ_by_rounding_alone(height: int, bias: bool) -> None:
+    plain = linear(torch.bfloat16, bias)
+    x = rows(height).bfloat16()
+    exact = nn.functional.linear(x.double(), plain.weight.double(), None if plain.bias is None else plain.bias.double())
+    packed = PackedLinear(plain)(x)
+    assert packed.dtype == torch.bfloat16
+    torch.testing.assert_close(packed.double(), exact, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", PACKABLE, ids=str)
+def test_both_kernels_are_used_and_the_turn_is_at_plain_rows(dtype: torch.dtype) -> None:
+    packed = PackedLinear(linear(dtype, bias=True))
+    turn = packed.plain_rows
+    assert 0 <= turn < max(HEIGHTS)
+    expected = {height: packed(rows(height).to(dtype)) for height in HEIGHTS}
+    # Whichever matrix a height uses is the one whose change it notices.
+    packed._packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros_like(packed.weight), None)
+    for height in HEIGHTS:
+        assert torch.equal(packed(rows(height).to(dtype)), expected[height]) == (height <= turn)
+
+
+@pytest.mark.parametrize("dtype", PACKABLE, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (2, 8)], ids=str)
+def test_any_leading_shape_is_kept(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    plain = linear(dtype, bias=True)
+    x = rows(shape[0] * shape[1]).to(dtype).reshape(*shape, 48)
+    out = PackedLinear(plain)(x)
+    assert out.shape == (*shape, 80)
+    torch.testing.assert_close(out, plain(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("height", [2, 9])
+def test_rows_need_not_lie_next_to_each_other(height: int) -> None:
+    """Every other column of a wider matrix: what a slice or a transposed head hands over."""
+    plain = linear(torch.float32, bias=True)
+    x = rows(height, inside=96)[:, ::2]
+    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_is_shared_and_the_original_works_on() -> None:
+    plain = linear(torch.float32, bias=True)
+    x = rows(9)
+    before = plain(x)
+    packed = PackedLinear(plain)
+    assert packed.weight is plain.weight and packed.bias is plain.bias
+    assert torch.equal(plain(x), before)
+
+
+@pytest.mark.parametrize(("dtype", "possible"), [(torch.float32, True), (torch.bfloat16, True), (torch.float64, False)])
+def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype, possible: bool) -> None:
+    assert can_pack(torch.zeros(4, 4, dtype=dtype)) == possible
+
+
+def test_a_weight_off_the_cpu_is_not_packed() -> None:
+    assert not can_pack(torch.zeros(4, 4, device="meta"))

@@ -1,0 +1,352 @@
+"""The target against the stock model: trees, batches, sparse paths, and that the user's model is left as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import PreTrainedModel
+
+from random_trees import branch, random_tree
+from selfdraft.core.acceptance import accept_greedy
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.target import PREFILL_CHUNK, Path, Target
+from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+
+SHORT = [5, 17, 3, 60]
+LONG = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85]  # well past the window of 8
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # rounding, where the logits' spread is about 1 to 10
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def target(model: PreTrainedModel) -> Target:
+    """Fresh for every test, so that none finds another's cache."""
+    return Target(model)
+
+
+@torch.inference_mode()
+def stock_logits(model: PreTrainedModel, text: list[int]) -> Tensor:
+    """(V,) what the stock model puts behind the text, no cache involved."""
+    return model(torch.tensor([text]), use_cache=False).logits[0, -1]
+
+
+def assert_tree_is_right(model: PreTrainedModel, prefix: list[int], tree: TokenTree, logits: Tensor) -> None:
+    assert logits.shape == (len(tree) + 1, model.config.vocab_size)
+    for node in range(ROOT, len(tree)):
+        text = prefix + (branch(tree, node) if node != ROOT else [])
+        torch.testing.assert_close(logits[node + 1], stock_logits(model, text), **CLOSE)
+
+
+def begin(target: Target, *prompts: list[int]) -> None:
+    """Prefill a row a prompt, but for each one's last token, which is the root of the first tree."""
+    target.allocate(len(prompts), 0)
+    for row, prompt in enumerate(prompts):
+        target.prefill(row, prompt[:-1])
+
+
+@pytest.mark.parametrize("prompt", [SHORT[:1], SHORT, LONG], ids=len)
+def test_a_tree_is_every_branch_decoded_alone(model: PreTrainedModel, target: Target, prompt: list[int]) -> None:
+    begin(target, prompt)
+    for seed, nodes in ((0, 0), (1, 1), (2, 14)):
+        tree = random_tree(np.random.default_rng(seed), nodes)
+        logits = target.forward([0], [prompt[-1]], [tree])[0]
+        assert_tree_is_right(model, prompt, tree, logits)
+
+
+def test_a_chain_longer_than_the_window_is_right_at_every_depth(model: PreTrainedModel, target: Target) -> None:
+    chain = TokenTree.chain([3 * i % 96 for i in range(2 * WINDOW + 3)])
+    begin(target, SHORT)
+    assert_tree_is_right(model, SHORT, chain, target.forward([0], [SHORT[-1]], [chain])[0])
+
+
+def test_rows_of_a_ragged_batch_do_not_see_each_other(model: PreTrainedModel, target: Target) -> None:
+    prompts = [LONG, SHORT, LONG[:9]]
+    trees = [random_tree(np.random.default_rng(0), 5), TokenTree.empty(), random_tree(np.random.default_rng(1), 12)]
+    begin(target, *prompts)
+    for rows in ([0, 1, 2], [0, 1], [2, 0], [1]):
+        logits = target.forward(rows, [prompts[row][-1] for row in rows], [trees[row] for row in rows])
+        for row, row_logits in zip(rows, logits, strict=True):
+            assert_tree_is_right(model, prompts[row], trees[row], row_logits)
+
+
+def test_after_a_branch_was_committed_decoding_goes_on_from_it(model: PreTrainedModel, target: Target) -> None:
+    text = LONG.copy()
+    begin(target, text)
+    tree = TokenTree(torch.tensor([4, 5, 6, 7, 8]), torch.tensor([-1, -1, 0, 1, 3]), torch.ones(5).bool())
+    for path in ((1, 3, 4), (0, 2), (), (1,)):
+        logits = target.forward([0], [text[-1]], [tree])[0]
+        assert_tree_is_right(model, text, tree, logits)
+        target.commit(0, path)
+        text += [*tree.tokens[list(path)].tolist(), 11]
+
+
+def test_probes_are_computed_as_candidates_are_but_never_accepted(model: PreTrainedModel, target: Target) -> None:
+    text = LONG.copy()
+    for _ in range(3):
+        text.append(int(stock_logits(model, text).argmax()))
+    right = text[len(LONG) :]
+    begin(target, LONG)
+    candidates = TokenTree.chain(right)
+    logits = target.forward([0], [LONG[-1]], [candidates])[0]
+    assert accept_greedy(candidates, logits.argmax(-1)).path == (0, 1, 2)
+    probes = TokenTree(candidates.tokens, candidates.parents, torch.tensor([True, False, True]))
+    again = target.forward([0], [LONG[-1]], [probes])[0]
+    assert torch.equal(again, logits)
+    assert accept_greedy(probes, again.argmax(-1)).path == (0,)
+
+
+def test_prefill_may_come_in_chunks(model: PreTrainedModel) -> None:
+    target = Target(model)
+    text = [int(t) for t in np.random.default_rng(0).integers(96, size=40)]
+    target.allocate(1, 0)
+    target.prefill(0, text[:13])
+    target.prefill(0, [])
+    target.prefill(0, text[13:-1])
+    assert target.cache.lengths == [39]
+    torch.testing.assert_close(
+        target.forward([0], [text[-1]], [TokenTree.empty()])[0][0], stock_logits(model, text), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_prompt_longer_than_a_chunk_is_right(family: str) -> None:
+    model = tiny_model(family, max_positions=2 * PREFILL_CHUNK)
+    text = [int(t) for t in np.random.default_rng(0).integers(96, size=PREFILL_CHUNK + 40)]
+    target = Target(model)
+    begin(target, text)
+    logits = target.forward([0], [text[-1]], [TokenTree.empty()])[0][0]
+    torch.testing.assert_close(logits, stock_logits(model, text), **CLOSE)
+
+
+def test_only_full_forwards_after_the_prefill_are_counted(target: Target) -> None:
+    assert target.forwards == 0  # comparing with the stock forward is not decoding
+    begin(target, LONG)
+    target.draft_forward(target.sparse_path(SkipSet.of(4, [1], [])), [0], 0, [1], [TokenTree.empty()])
+    assert target.forwards == 0
+    target.draft_forward(target.full, [0], 0, [1], [TokenTree.chain([1, 2])])
+    target.forward([0], [1], [TokenTree.empty()])
+    assert target.forwards == 2
+
+
+# Sparse paths.
+
+SKIPS = {
+    "attention": SkipSet.of(4, [1, 3], []),
+    "mlp": SkipSet.of(4, [], [0, 2]),
+    "layers": SkipSet.of(4, [1, 2], [1, 2]),
+    "mixed": SkipSet.of(4, [0, 1], [1, 3]),
+}
+
+
+@contextmanager
+def zeroed(target: Target, skip: SkipSet) -> Iterator[None]:
+    """The stock model with the skipped sublayers' contribution to the residual stream multiplied by zero."""
+    anatomy, hooks = target.anatomy, []
+    for layers, name in ((skip.attention, anatomy.attention_name), (skip.mlp, anatomy.mlp_name)):
+        for index in layers:
+            sublayer = getattr(anatomy.layers[index], name)
+            hooks.append(sublayer.register_forward_hook(lambda module, inputs, output: _nothing(output)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _nothing(output: Tensor | tuple) -> Tensor | tuple:
+    return torch.zeros_like(output) if isinstance(output, Tensor) else (torch.zeros_like(output[0]), *output[1:])
+
+
+@pytest.mark.parametrize("prefix", [[], SHORT, LONG], ids=len)
+@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
+def test_a_sparse_path_is_the_stock_model_without_those_sublayers_behind_the_full_model_s_prefix(
+    model: PreTrainedModel, target: Target, skip: SkipSet, prefix: list[int]
+) -> None:
+    tokens = [11, 48, 30, 77, 2]
+    with torch.inference_mode():
+        past = model(torch.tensor([prefix]), use_cache=True).past_key_values if prefix else None
+        with zeroed(target, skip):
+            expected = model(torch.tensor([tokens]), past_key_values=past).logits[0]
+    target.prefill(0, prefix)
+    ours = target.draft_forward(target.sparse_path(skip), [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
+    torch.testing.assert_close(ours, expected, **CLOSE)
+    full = target.draft_forward(target.full, [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
+    assert (ours - full).abs().max() > 0.1  # something was skipped
+
+
+@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
+def test_a_drafted_chain_is_what_one_sparse_forward_over_it_gives(target: Target, skip: SkipSet) -> None:
+    """Token by token, each reads the scratch that the ones before it left."""
+    begin(target, LONG)
+    path, drafted, logits = target.sparse_path(skip), [LONG[-1]], []
+    for offset in range(WINDOW + 2):
+        logits.append(target.draft_forward(path, [0], offset, [drafted[-1]], [TokenTree.empty()])[0][0])
+        drafted.append(int(logits[-1].argmax()))
+    at_once = target.draft_forward(path, [0], 0, [drafted[0]], [TokenTree.chain(drafted[1:-1])])[0]
+    torch.testing.assert_close(torch.stack(logits), at_once, **CLOSE)
+
+
+def test_drafting_in_a_batch_is_drafting_alone(target: Target) -> None:
+    prompts, path = [LONG, SHORT, LONG[:9]], target.sparse_path(SKIPS["mixed"])
+    begin(target, *prompts)
+    roots = [prompt[-1] for prompt in prompts]
+    together = target.draft_forward(path, [0, 1, 2], 0, roots, [TokenTree.empty()] * 3)
+    later = target.draft_forward(path, [2, 0], 1, [4, 4], [TokenTree.empty()] * 2)  # row 1 has stopped
+    for row in range(3):
+        alone = target.draft_forward(path, [row], 0, [roots[row]], [TokenTree.empty()])[0]
+        torch.testing.assert_close(together[row], alone, **CLOSE)
+        if row != 1:
+            alone = target.draft_forward(path, [row], 1, [4], [TokenTree.empty()])[0]
+            torch.testing.assert_close(later[[2, 0].index(row)], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
+def test_a_skipped_attention_writes_no_keys_and_the_others_do(target: Target, skip: SkipSet) -> None:
+    begin(target, LONG)
+    before = [(k.clone(), v.clone()) for k, v in zip(target.cache._keys, target.cache._values, strict=True)]
+    target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])
+    length = len(LONG) - 1
+    for layer, (keys, values) in enumerate(before):
+        for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
+            assert torch.equal(now, then) == (layer in skip.attention)
+            # And those that do, in the three scratch slots alone.
+            assert torch.equal(now[:, :, :length], then[:, :, :length])
+            assert torch.equal(now[:, :, length + 3 :], then[:, :, length + 3 :])
+
+
+def test_sparse_paths_coexist(target: Target) -> None:
+    begin(target, LONG)
+
+    def run(path: Path) -> Tensor:
+        return target.draft_forward(path, [0], 0, [1], [TokenTree.chain([2, 3])])[0]
+
+    first = target.sparse_path(SKIPS["attention"])
+    expected, full = run(first), run(target.full)
+    second = target.sparse_path(SKIPS["layers"])
+    other = run(second)
+    assert torch.equal(run(first), expected)
+    assert torch.equal(run(target.full), full)
+    assert torch.equal(run(second), other)
+    assert not torch.equal(expected, other)
+
+
+def test_skipping_nothing_is_the_full_path(target: Target) -> None:
+    begin(target, LONG)
+    tree = random_tree(np.random.default_rng(0), 9)
+    empty = target.draft_forward(target.sparse_path(SkipSet()), [0], 0, [1], [tree])[0]
+    assert torch.equal(empty, target.forward([0], [1], [tree])[0])
+
+
+@contextmanager
+def calls(*kinds: type[nn.Module]) -> Iterator[Counter[type]]:
+    """How often modules of these classes are called."""
+    counted: Counter[type] = Counter()
+
+    def count(module: nn.Module, *_: object) -> None:
+        if type(module) in kinds:
+            counted[type(module)] += 1
+
+    hook = register_module_forward_hook(count)
+    try:
+        yield counted
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("skip", [*SKIPS.values(), SkipSet()], ids=[*SKIPS, "nothing"])
+def test_skipped_sublayers_and_whole_layers_are_not_called_at_all(target: Target, skip: SkipSet) -> None:
+    begin(target, LONG)
+    layer = target.anatomy.layers[0]
+    attention, mlp = (type(getattr(layer, name)) for name in (target.anatomy.attention_name, target.anatomy.mlp_name))
+    path = target.sparse_path(skip)
+    with calls(type(layer), attention, mlp) as counted:
+        target.draft_forward(path, [0], 0, [1], [TokenTree.empty()])
+    assert counted[type(layer)] == 4 - len(skip.whole_layers())
+    assert counted[attention] == 4 - len(skip.attention)
+    assert counted[mlp] == 4 - len(skip.mlp)
+
+
+def test_the_user_s_model_is_left_as_it_was(model: PreTrainedModel) -> None:
+    tokens = torch.tensor([LONG])
+    with torch.inference_mode():
+        before = model(tokens).logits
+        written = model.generate(tokens, max_new_tokens=12, do_sample=False)
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        modules = {name: id(module) for name, module in model.named_modules()}
+        implementation = model.config._attn_implementation
+        target = Target(model)
+        begin(target, LONG)
+        for skip in SKIPS.values():
+            target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])
+        target.forward([0], [LONG[-1]], [random_tree(np.random.default_rng(0), 9)])
+        assert torch.equal(model(tokens).logits, before)
+        assert torch.equal(model.generate(tokens, max_new_tokens=12, do_sample=False), written)
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.config._attn_implementation == implementation
+    assert all(layer is stock for layer, stock in zip(target.anatomy.layers, _stack(model), strict=True))
+
+
+def _stack(model: PreTrainedModel) -> list[nn.Module]:
+    return list(next(m for m in model.base_model.children() if isinstance(m, nn.ModuleList)))
+
+
+def test_weights_are_shared_not_copied(model: PreTrainedModel) -> None:
+    target = Target(model)
+    ours = {p.data_ptr() for layer in target.full.layers for p in layer.parameters()}
+    assert ours == {p.data_ptr() for layer in target.anatomy.layers for p in layer.parameters()}
+
+
+def test_unpacked_it_writes_the_same(model: PreTrainedModel, target: Target) -> None:
+    plain = Target(model, packed=False)
+    tree = random_tree(np.random.default_rng(0), 9)
+    for each in (target, plain):
+        begin(each, LONG)
+    torch.testing.assert_close(
+        plain.forward([0], [LONG[-1]], [tree])[0], target.forward([0], [LONG[-1]], [tree])[0], **CLOSE
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_is_refused_for_rounding_in_half_precision(family: str, seed: int) -> None:
+    model = tiny_model(family, seed=seed, dtype=torch.bfloat16)
+    target = Target(model)
+    assert target.dtype == torch.bfloat16
+    begin(target, LONG)
+    logits = target.forward([0], [LONG[-1]], [TokenTree.empty()])[0][0]
+    assert logits.dtype == torch.bfloat16
+    stock = stock_logits(model, LONG).float()
+    assert (logits.float() - stock).abs().mean() < 0.1 * stock.std()
+
+
+@pytest.mark.parametrize(
+    ("pad", "eos", "expected"), [(3, 7, 3), (None, 7, 7), (None, [8, 9], 8), (None, None, 0), (0, 7, 0), (None, [], 0)]
+)
+def test_the_filler_is_the_first_id_that_the_model_has(pad: int | None, eos: list[int] | int | None, expected: int) -> None:
+    model = tiny_model()
+    model.config.pad_token_id, model.config.eos_token_id = pad, eos
+    assert Target(model).pad_id == expected
+
+
+def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target: Target) -> None:
+    begin(target, LONG, SHORT)
+    cache = target.cache
+    target.allocate(2, 100)
+    assert target.cache is cache and cache.lengths == [0, 0]
+    target.allocate(2, 10_000)
+    assert target.cache is cache and cache.slots >= 10_000
+    target.allocate(3, 0)
+    assert target.cache is not cache and target.cache.lengths == [0, 0, 0]

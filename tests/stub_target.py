@@ -1,0 +1,183 @@
+"""Targets without weights: logits known by hand, behind the interface that drafters and the decoder use.
+
+Where the real cache holds keys and values, these hold the text itself. So they also notice what a real model would only
+show as a wrong logit: a draft that continues a text which was never written, or a commit that is no path of the tree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from random_trees import branch
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import ROOT, TokenTree
+
+Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts behind it
+
+
+def successor(text: Sequence[int]) -> int:
+    """Counting up: every token is new, so nothing that was said before helps to guess it."""
+    return text[-1] + 1
+
+
+def repeats(text: Sequence[int]) -> int:
+    """The last token for ever."""
+    return text[-1]
+
+
+def cycle(period: int) -> Rule:
+    """1, 2, …, `period`, 1, 2, …"""
+    return lambda text: text[-1] % period + 1
+
+
+def script(text: Sequence[int]) -> Rule:
+    """A text decided by position alone: predictions are right whatever guesses stand before them."""
+    return lambda prefix: text[len(prefix)] if len(prefix) < len(text) else 0
+
+
+@dataclass(frozen=True)
+class StubPath:
+    """The layers are only there to be counted."""
+
+    rule: Rule
+    skip: SkipSet = SkipSet()
+    layers: tuple[None, ...] = (None,) * 4
+
+
+class StubCache:
+    """Committed texts, row by row."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
+        self.reserved = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(text) for text in self.texts]
+
+    def clear(self, row: int) -> None:
+        self.texts[row] = []
+
+    def reserve(self, slots: int) -> None:
+        self.reserved = max(self.reserved, slots)
+
+    def move(self, source: int, destination: int) -> None:
+        self.texts[destination] = self.texts[source].copy()
+
+
+class StubTarget:
+    """Writes what `rule` says; its sparse paths write what `sparse` says.
+
+    Attributes:
+        seen: of every full forward that verified, the rows and their trees.
+        drafted: of every draft forward, the path, rows and offset.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        sparse: Rule | None = None,
+        *,
+        unsure: Callable[[Sequence[int]], bool] = lambda text: False,
+        vocab_size: int = 64,
+        max_positions: int = 512,
+        pad_id: int = 0,
+    ) -> None:
+        self.full = StubPath(rule)
+        self._sparse, self._unsure = sparse or rule, unsure
+        self.vocab_size, self.max_positions, self.pad_id = vocab_size, max_positions, pad_id
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.forwards = 0
+        self.cache = StubCache(1)
+        self.seen: list[tuple[list[int], list[TokenTree]]] = []
+        self.drafted: list[tuple[StubPath, list[int], int]] = []
+        self._scratch: dict[int, list[int]] = {}
+        self._last: dict[int, tuple[int, TokenTree]] = {}
+
+    def allocate(self, rows: int, slots: int) -> None:
+        self.cache = StubCache(rows)
+
+    def sparse_path(self, skip: SkipSet) -> StubPath:
+        return StubPath(self._sparse, skip)
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> None:
+        self.cache.texts[row] += tokens
+
+    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
+        assert len(set(rows)) == len(rows) == len(roots) == len(trees)
+        assert self.cache.reserved >= max(self.cache.lengths[row] + 1 for row in rows)
+        self.forwards += 1
+        self.seen.append((list(rows), list(trees)))
+        self._last = {row: (root, tree) for row, root, tree in zip(rows, roots, trees, strict=True)}
+        self._scratch = {}
+        return [
+            self._logits(self.full.rule, [*self.cache.texts[row], root], tree)
+            for row, root, tree in zip(rows, roots, trees, strict=True)
+        ]
+
+    def draft_forward(
+        self, path: StubPath, rows: Sequence[int], offset: int, tokens: Sequence[int], trees: Sequence[TokenTree]
+    ) -> list[Tensor]:
+        if path is self.full:
+            self.forwards += 1
+        self.drafted.append((path, list(rows), offset))
+        out = []
+        for row, token, tree in zip(rows, tokens, trees, strict=True):
+            scratch = self._scratch.get(row, [])
+            assert len(scratch) >= offset, "a draft goes on where nothing was drafted"
+            self._scratch[row] = [*scratch[:offset], token]
+            out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
+        return out
+
+    def commit(self, row: int, path: Sequence[int]) -> None:
+        root, tree = self._last[row]
+        assert [int(tree.parents[i]) for i in path] == [ROOT, *path[:-1]][: len(path)], "that is no path from the root"
+        self.cache.texts[row] += [root, *(int(tree.tokens[i]) for i in path)]
+
+    def _logits(self, rule: Rule, prefix: list[int], tree: TokenTree) -> Tensor:
+        """(n + 1, V), one token far above the rest, or barely above it where the text is an unsure one."""
+        assert len(prefix) + int(max(tree.depths, default=0)) <= self.max_positions
+        logits = torch.zeros(len(tree) + 1, self.vocab_size)
+        for i, text in enumerate([prefix, *(prefix + branch(tree, node) for node in range(len(tree)))]):
+            logits[i, rule(text)] = 1.0 if self._unsure(text) else 30.0
+        return logits
+
+
+class ObligingTarget(StubTarget):
+    """Says whatever the draft's first candidate says, down to depth `agree`, and contradicts every draft below.
+
+    So any drafter is accepted never (0), always (infinity) or sometimes, without knowing anything about it.
+    """
+
+    def __init__(self, agree: float, **sizes: int) -> None:
+        super().__init__(successor_within_64, **sizes)
+        self.agree = agree
+
+    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
+        super().forward(rows, roots, trees)
+        return [self._oblige(tree) for tree in trees]
+
+    def _oblige(self, tree: TokenTree) -> Tensor:
+        logits = torch.zeros(len(tree) + 1, self.vocab_size)
+        for node in range(ROOT, len(tree)):
+            depth = 0 if node == ROOT else int(tree.depths[node])
+            children = [i for i in range(len(tree)) if int(tree.parents[i]) == node]
+            candidates = [int(tree.tokens[i]) for i in children if tree.is_candidate[i]]
+            taken = {int(tree.tokens[i]) for i in children}
+            contrary = next(token for token in range(1, self.vocab_size) if token not in taken)
+            logits[node + 1, candidates[0] if candidates and depth < self.agree else contrary] = 30.0
+        return logits
+
+
+def successor_within_64(text: Sequence[int]) -> int:
+    """Counting up, and round."""
+    return (text[-1] + 1) % 64
+
+
+ALWAYS = math.inf
