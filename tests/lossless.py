@@ -35,7 +35,7 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
     "prompt_lookup": [
         PromptLookupConfig(),
         PromptLookupConfig(ngram_max=1, draft_length=3),
-        PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12),
+        PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, adaptive=False),
     ],
 }
 
@@ -57,7 +57,9 @@ def name_of(config: DrafterConfig) -> str:
     """What differs from the defaults, for test names: `jacobi-window=4-init=ngram`."""
     usual = type(config)()
     changed = [
-        f"{f.name}={getattr(config, f.name)}" for f in fields(config) if getattr(config, f.name) != getattr(usual, f.name)
+        f"{f.name}={getattr(config, f.name)}"
+        for f in fields(config)
+        if getattr(config, f.name) != getattr(usual, f.name)
     ]
     return "-".join([config.name, *changed]).replace(" ", "")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from selfdraft.core.errors import UserError
@@ -26,7 +28,7 @@ def test_the_count_is_swift_s_and_first_and_last_layer_are_kept(layers: int, spa
 @pytest.mark.parametrize("sparsity", [s for s in SPARSITIES if s])
 def test_skipped_sublayers_lie_evenly(sparsity: float) -> None:
     picks = sublayers(SkipSet.spread(30, sparsity))
-    gaps = [b - a for a, b in zip(picks, picks[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(picks)]
     assert max(gaps) - min(gaps) <= 1
     # As far from the beginning as from the end, give or take the rounding of half a gap.
     assert abs((picks[0] - 2) - (57 - picks[-1])) <= max(gaps)

@@ -9,7 +9,9 @@ import torch
 from random_trees import ancestry, branch, random_tree
 from selfdraft.core.tree import ROOT, TokenTree
 
-TREES = [random_tree(np.random.default_rng(seed), nodes) for seed, nodes in enumerate([0, 1, 2, 3, 5, 8, 13, 21, 40, 64])]
+TREES = [
+    random_tree(np.random.default_rng(seed), nodes) for seed, nodes in enumerate([0, 1, 2, 3, 5, 8, 13, 21, 40, 64])
+]
 # A long trunk with one twig: the deepest reach that pointer doubling has to find, and no chain.
 TREES.append(TokenTree(torch.arange(38), torch.tensor([*range(-1, 36), 3]), torch.ones(38, dtype=torch.bool)))
 
@@ -65,7 +67,9 @@ def test_a_chain_hangs_every_token_under_the_one_before() -> None:
 @pytest.mark.parametrize("parents", [[ROOT, ROOT], [ROOT, 0, 0], [ROOT, 0, 1, ROOT]])
 def test_what_branches_is_no_chain(parents: list[int]) -> None:
     n = len(parents)
-    assert not TokenTree(torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)).is_chain
+    assert not TokenTree(
+        torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)
+    ).is_chain
 
 
 def test_the_empty_tree_is_a_step_without_a_draft() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,10 +43,10 @@ def laid_out(trees: list[TokenTree]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("starts", [[0], [1], [7], [8], [30], [5, 0, 30], [9, 9]], ids=str)
 def test_every_token_sees_what_walking_up_the_tree_sees(starts: list[int], window: int | None) -> None:
     rng = np.random.default_rng(sum(starts))
-    for size in (0, 1, 4, 20):
+    for size, spare in itertools.product((0, 1, 4, 20), (0, 5)):  # spare slots hold nothing, whatever they once held
         trees = [random_tree(rng, size if b == 0 else int(rng.integers(0, 12))) for b in range(len(starts))]
         depths, sees = laid_out(trees)
-        span = max(starts) + depths.shape[1]
+        span = max(starts) + depths.shape[1] + spare
         visible = visible_slots(starts, depths, sees, span, window, CPU)
         if visible is None:  # nothing to hide: true of a lone token that sees all slots there are
             assert (len(starts), depths.shape[1]) == (1, 1)

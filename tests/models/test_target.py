@@ -335,7 +335,9 @@ def test_no_family_is_refused_for_rounding_in_half_precision(family: str, seed: 
 @pytest.mark.parametrize(
     ("pad", "eos", "expected"), [(3, 7, 3), (None, 7, 7), (None, [8, 9], 8), (None, None, 0), (0, 7, 0), (None, [], 0)]
 )
-def test_the_filler_is_the_first_id_that_the_model_has(pad: int | None, eos: list[int] | int | None, expected: int) -> None:
+def test_the_filler_is_the_first_id_that_the_model_has(
+    pad: int | None, eos: list[int] | int | None, expected: int
+) -> None:
     model = tiny_model()
     model.config.pad_token_id, model.config.eos_token_id = pad, eos
     assert Target(model).pad_id == expected

@@ -28,7 +28,7 @@ def visible_slots(
         window: how many latest positions a sliding layer sees, the token itself included; None for all.
     """
     rows, width = depths.shape
-    trivial = rows == 1 and width == 1 and (window is None or starts[0] < window)
+    trivial = rows == 1 and width == 1 and span == starts[0] + 1 and (window is None or starts[0] < window)
     if trivial:
         return None
     if sees is None:

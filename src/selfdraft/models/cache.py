@@ -42,10 +42,15 @@ class KVCache:
                     tensors[i] = new
         self.slots = slots
 
-    def window(self, rows: Sequence[int], starts: Sequence[int], width: int) -> CacheWindow:
-        """What the layers of one forward get: writes tokens of row ``rows[i]`` at ``starts[i] …``, `width` of them."""
-        self.reserve(max(starts) + width)
-        return CacheWindow(self, list(rows), list(starts), width)
+    def window(self, rows: Sequence[int], starts: Sequence[int], width: int, *, key_block: int = 1) -> CacheWindow:
+        """What the layers of one forward get: writes tokens of row ``rows[i]`` at ``starts[i] …``, `width` of them.
+
+        Args:
+            key_block: round the number of keys that layers are given up to a multiple of this.
+        """
+        span = -(-(max(starts) + width) // key_block) * key_block
+        self.reserve(span)
+        return CacheWindow(self, list(rows), list(starts), width, span)
 
     @torch.inference_mode()
     def commit(self, row: int, path: Sequence[int]) -> None:
@@ -102,9 +107,9 @@ class CacheWindow:
     The slots are fixed when the window is made, so skipped layers cannot drift out of step with the others.
     """
 
-    def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int) -> None:
+    def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int, span: int) -> None:
         self._cache, self._rows, self._starts, self._width = cache, rows, starts, width
-        self.span = max(starts) + width  # keys that the forward may look at
+        self.span = span  # keys that layers are given; those behind the written ones are masked
         self._index: tuple[Tensor, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ class Target:
         self.device, self.dtype = model.device, model.dtype
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
+        self.key_block, self.least_rows = 1, 1
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
@@ -145,7 +146,7 @@ class Target:
         roots: Sequence[int],
         trees: Sequence[TokenTree],
     ) -> list[Tensor]:
-        width = 1 + max(len(tree) for tree in trees)
+        width = max(self.least_rows, 1 + max(len(tree) for tree in trees))
         tokens = torch.empty(len(rows), width, dtype=torch.long)
         depths = torch.zeros(len(rows), width, dtype=torch.long)
         sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
@@ -174,7 +175,7 @@ class Target:
     ) -> Tensor:
         """(B, N, C) final hidden states of (B, N) tokens written at slots ``starts[b] …`` of the cache."""
         anatomy = self.anatomy
-        view = self.cache.window(rows, starts, tokens.shape[1])
+        view = self.cache.window(rows, starts, tokens.shape[1], key_block=self.key_block)
         positions = (torch.tensor(starts)[:, None] + depths).to(self.device)
         hidden = anatomy.embed(tokens.to(self.device))
         masks, rotations = {}, {}

@@ -1,0 +1,95 @@
+"""Running SelfDraft as a user does: as a process of its own, or, much faster, composed and run in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from selfdraft.app.errors import FULL_ERROR, TERSE
+from selfdraft.app.help import register_help
+from selfdraft.app.run import run_task
+from selfdraft.app.schemas import register_schemas
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+# Two threads that share a busy core wait for each other: a tiny model is then twenty times as slow.
+SMOKE = ("experiment=smoke", "hardware.threads=1")
+
+register_schemas()
+register_help(CONF)
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *overrides]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's, without what a test or a user may have set for error messages and for DDP's ranks."""
+    ours = {name: value for name, value in os.environ.items() if name not in (FULL_ERROR, TERSE, "LOCAL_RANK")}
+    return {**ours, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def run(*overrides: str, cwd: Path = ROOT, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    """`python run.py <overrides>`."""
+    return subprocess.run(
+        command(*overrides), cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The task's part of the configuration."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def run_here(folder: Path, *overrides: str) -> float | None:
+    """The same as `run` with `folder` as its hydra.run.dir, in this process; returns the objective."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", [*overrides, f"hydra.run.dir={folder}"], return_hydra_config=True)
+    with read_write(whole), open_dict(whole):
+        whole.hydra.runtime.output_dir = str(folder)
+    task = copy.deepcopy(whole)
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    outer = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(whole)
+    try:
+        return run_task(task)
+    finally:
+        HydraConfig.instance().cfg = outer
+
+
+def said_by(folder: Path, *overrides: str) -> str:
+    """`run_here`, for what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run_here(folder, *overrides)
+    return out.getvalue()
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """prompts.jsonl of a run."""
+    return [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a run."""
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def write_prompts(path: Path, *prompts: Mapping[str, Any] | str) -> Path:
+    """A JSONL file: a prompt a line, a string being one line as it is."""
+    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path

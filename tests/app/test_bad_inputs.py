@@ -1,0 +1,318 @@
+"""What a user got wrong is told in one line that says what would be right, with exit status 2 and no traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import SMOKE, run, run_here, write_prompts
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+    """The one line that a smoke run with these overrides ends with."""
+
+    def line(*overrides: str) -> str:
+        for name in (FULL_ERROR, TERSE):
+            monkeypatch.setenv(name, "to be restored")
+            monkeypatch.delenv(name)
+        capsys.readouterr()  # what making the inputs said
+        with pytest.raises(SystemExit) as ended, one_line_errors():
+            run_here(tmp_path / "run", *SMOKE, *overrides)
+        assert ended.value.code == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("selfdraft: ")
+        return said.removeprefix("selfdraft: ")
+
+    return line
+
+
+# --- as a process -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["drafter.windw=4"], "drafter.windw: no such option (did you mean window?)"),  # while Hydra composes
+        (["drafter=layer_skip", "drafter.skip_mlp=[99]"], "drafter.skip_mlp=[99]: this model's layers are 0 to 3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(overrides: list[str], expected: str, tmp_path: Path) -> None:
+    done = run(*SMOKE, *overrides, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert expected in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
+    done = run(*SMOKE, "drafter.window=0", f"hydra.run.dir={tmp_path}/run", HYDRA_FULL_ERROR="1")
+    assert done.returncode not in (0, 2)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "drafter.window=0: must be at least 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
+    overrides = ["hardware=cpu_ddp", "drafter=layer_skip", "drafter.skip_mlp=[99]"]
+    done = run(*SMOKE, *overrides, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count("drafter.skip_mlp=[99]: this model's layers are 0 to 3") == 1
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) -> None:
+    said = told("decoding.max_token=3")
+    assert said == "decoding.max_token: no such option (did you mean max_new_tokens?); there are max_new_tokens"
+
+
+@pytest.mark.parametrize("group", ["task", "model", "drafter", "dataset", "decoding", "hardware", "logger", "experiment"])
+def test_a_wrong_choice_is_told_with_the_choices(told: Told, group: str) -> None:
+    right = {"task": "evaluate", "model": "smollm2_135m", "drafter": "jacobi", "dataset": "bundled"}
+    right |= {"decoding": "greedy", "hardware": "cpu", "logger": "wandb", "experiment": "smoke"}
+    said = told(f"{group}=nothing_like_it")
+    assert said.startswith(f"{group}=nothing_like_it: no such choice")
+    assert right[group] in said.partition("choose one of ")[2].split(", ")
+    assert "schema" not in said
+
+
+def test_a_nearly_right_choice_is_guessed(told: Told) -> None:
+    assert "(did you mean layer_skip?)" in told("drafter=layerskip")
+
+
+def test_a_group_that_is_none_is_refused(told: Told) -> None:
+    assert "optimizer" in told("optimizer=adam")
+
+
+def test_a_key_added_with_a_plus_is_refused_where_nothing_would_read_it(told: Told) -> None:
+    said = told("+drafter.windw=4")
+    assert said.startswith("drafter.windw: no such option")
+    assert "window" in said
+    assert told("+temperature=0.7").startswith("temperature: no such option")
+
+
+@pytest.mark.parametrize("override", ["prompt=What's up?", "prompt=Well, why?", "drafter.window"])
+def test_an_override_that_cannot_be_parsed_says_how_to_write_one(told: Told, override: str) -> None:
+    said = told("task=generate", override)
+    assert override in said
+    assert "quote" in said or "write key=value" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("drafter.window=wide", "drafter.window", "wide"),
+        ("drafter.window=2.5", "drafter.window", "2.5"),
+        ("model.packed=perhaps", "model.packed", "perhaps"),
+        ("seed=x", "seed", "x"),
+        ("dataset.categories=qa", "dataset.categories", "list"),
+        ("drafter.window=null", "drafter.window", ""),
+    ],
+)
+def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key: str, value: str) -> None:
+    said = told(override)
+    assert key in said
+    assert value in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["drafter.window=0"], "drafter.window=0: must be at least 1"),
+        (["drafter.refine_steps=-1"], "drafter.refine_steps=-1: must be at least 1"),
+        (["drafter.init=zeros"], "drafter.init=zeros: choose one of prompt_random, repeat_last, pad"),
+        (["drafter.mode=both"], "drafter.mode=both: choose one of fused, literal"),
+        (["drafter=layer_skip", "drafter.sparsity=1.2"], "drafter.sparsity=1.2: must be below 1"),
+        (["drafter=layer_skip", "drafter.sparsity=-0.1"], "drafter.sparsity=-0.1: must be at least 0"),
+        (["drafter=layer_skip", "drafter.min_confidence=1.5"], "drafter.min_confidence=1.5: must be at most 1"),
+        (["drafter=layer_skip", "drafter.draft_length=0"], "drafter.draft_length=0: must be at least 1"),
+        (["drafter=layer_skip", "drafter.skip_mlp=[99]"], "drafter.skip_mlp=[99]: this model's layers are 0 to 3"),
+        (["drafter=layer_skip", "drafter.skip_attention=[4]"], "drafter.skip_attention=[4]: this model's layers are 0"),
+        (["drafter=layer_skip", "drafter.skip_mlp=[-1]"], "drafter.skip_mlp=-1: must be at least 0"),
+        (["drafter=prompt_lookup", "drafter.ngram_min=4"], "drafter.ngram_min=4: must be at most drafter.ngram_max=3"),
+        (["drafter=prompt_lookup", "drafter.ngram_max=0"], "drafter.ngram_max=0: must be at least 1"),
+        (["decoding.max_new_tokens=0"], "decoding.max_new_tokens=0: must be at least 1"),
+        (["task.repeats=0"], "task.repeats=0: must be at least 1"),
+        (["task.references=[vllm]"], "task.references=vllm: choose one of transformers_greedy"),
+        (["model.dtype=float8"], "model.dtype=float8: choose one of float32, bfloat16, float16"),
+        (["model.family=bert"], "model.family=bert: choose one of llama"),
+        (["dataset.limit=0"], "dataset.limit=0: must be at least 1"),
+        (["dataset.per_category=0"], "dataset.per_category=0: must be at least 1"),
+        (["dataset.categories=[poetry]"], "poetry"),
+        (["hardware.devices=2"], "hardware.devices=2 needs several processes: use hardware=cpu_ddp"),
+        (["hardware.threads=0"], "hardware.threads=0: must be at least 1"),
+        (["logger.mode=sometimes"], "logger.mode=sometimes: choose one of offline, online, disabled"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_value_out_of_range_is_told_with_the_range(told: Told, overrides: list[str], expected: str) -> None:
+    assert expected in told(*overrides)
+
+
+@pytest.mark.parametrize("override", ["drafter.name=medusa", "drafter.name=layer_skip", "task.name=generate"])
+def test_a_choices_own_name_is_not_for_the_user_to_change(told: Told, override: str) -> None:
+    """It says which code runs, with options that belong to another."""
+    assert override.partition("=")[0] in told(override)
+
+
+@pytest.mark.parametrize(
+    ("choice", "key"), [("model=hf", "model.path"), ("dataset=jsonl", "dataset.path"), ("dataset=hub", "dataset.name")]
+)
+def test_what_must_be_given_is_asked_for(told: Told, choice: str, key: str) -> None:
+    assert told(choice) == f"{key} is needed: give it as {key}=<value>"
+
+
+def test_generating_needs_a_prompt(told: Told) -> None:
+    assert "task=generate needs a prompt: prompt='Why is the sky blue?'" in told("task=generate")
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def jsonl(path: Path) -> list[str]:
+    return ["dataset=jsonl", f"dataset.path='{path}'", "dataset.per_category=null"]
+
+
+def test_a_missing_prompt_file_is_named(told: Told, tmp_path: Path) -> None:
+    assert f"There is no file {tmp_path}/nowhere.jsonl" in told(*jsonl(tmp_path / "nowhere.jsonl"))
+
+
+def test_a_folder_is_no_prompt_file(told: Told, tmp_path: Path) -> None:
+    assert f"{tmp_path} cannot be read" in told(*jsonl(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"prompt": "half of', "malformed JSON"),
+        ('["a list"]', "a line must be an object"),
+        ('{"text": "no prompt"}', "neither `turns` nor `prompt`"),
+        ('{"turns": []}', "`turns` must be a list of at least one string"),
+        ('{"prompt": ""}', "`prompt` must be a string that is not empty"),
+        ('{"prompt": 7}', "`prompt` must be a string"),
+        ('{"id": "first", "prompt": "the same id"}', "already that of line 1"),
+    ],
+)
+def test_a_malformed_line_is_told_with_file_and_number(told: Told, tmp_path: Path, line: str, expected: str) -> None:
+    path = write_prompts(tmp_path / "prompts.jsonl", {"id": "first", "prompt": "fine"}, line)
+    said = told(*jsonl(path))
+    assert f"{path}:2: " in said
+    assert expected in said
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_dataset_is_refused(told: Told, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content)
+    assert f"{path} holds no prompt" in told(*jsonl(path))
+
+
+def test_a_prompt_longer_than_the_models_positions_is_refused_before_any_is_decoded(told: Told, tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "p.jsonl", {"id": "short", "prompt": "x"}, {"id": "long", "prompt": "x" * 4096})
+    said = told(*jsonl(path))
+    assert "prompt long has 41" in said
+    assert "this model has 4096 positions" in said
+    assert not (tmp_path / "run" / "prompts.jsonl").exists()
+
+
+def test_a_long_prompt_for_generate_is_refused_as_well(told: Told) -> None:
+    said = told("task=generate", f"prompt={'x' * 4096}")
+    assert "this model has 4096 positions" in said
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def hf(path: Path | str) -> list[str]:
+    return ["model=hf", f"model.path='{path}'", "model.dtype=float32"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A sound checkpoint, to be damaged."""
+    folder = tmp_path / "checkpoint"
+    tokenizer = tiny_tokenizer()
+    tiny_model(vocab_size=len(tokenizer), max_positions=4096).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_folder_that_is_missing_is_named(told: Told, tmp_path: Path) -> None:
+    assert f"model.path={tmp_path}/nowhere: no such folder" in told(*hf(tmp_path / "nowhere"))
+
+
+def test_a_folder_without_config_json_is_no_model(told: Told, saved: Path) -> None:
+    (saved / "config.json").unlink()
+    assert f"model.path={saved}: the folder has no config.json" in told(*hf(saved))
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "missing"])
+def test_weights_that_cannot_be_read_are_told_with_the_folder(told: Told, saved: Path, damage: str) -> None:
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes({"garbage": b"no safetensors" * 9, "truncated": whole[: len(whole) // 2], "empty": b""}[damage])
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no_such_family"}', "{}"])
+def test_a_config_json_that_says_nothing_usable_is_told(told: Told, saved: Path, content: str) -> None:
+    (saved / "config.json").write_text(content)
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+
+
+def test_weights_of_other_shapes_than_the_config_says_are_told(told: Told, saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "head_dim": 16}))
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+
+
+def test_weights_that_lack_a_matrix_are_not_made_up(told: Told, saved: Path) -> None:
+    """transformers fills what is missing with random numbers and only warns: every measure would be of another model."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    assert f"model.path={saved}: " in told(*hf(saved))
+
+
+def test_a_folder_without_a_tokenizer_is_told(told: Told, saved: Path) -> None:
+    for path in saved.glob("tokenizer*"):
+        path.unlink()
+    assert f"model.path={saved}: " in told(*hf(saved))
+
+
+def test_an_encoder_decoder_is_refused_by_name(told: Told, tmp_path: Path) -> None:
+    config = T5Config(vocab_size=260, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tiny_tokenizer().save_pretrained(tmp_path / "t5")
+    assert "model family 't5' is not supported: it is an encoder-decoder" in told(*hf(tmp_path / "t5"))
+
+
+def test_a_family_that_cannot_be_driven_is_refused_by_name(told: Told, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=260, n_embd=16, n_layer=2, n_head=2, n_positions=512)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    said = told(*hf(tmp_path / "gpt2"))
+    assert "model family 'gpt2' (GPT2LMHeadModel) is not supported" in said
+    assert "Llama" in said
+
+
+def test_the_sound_checkpoint_is_taken(saved: Path, tmp_path: Path) -> None:
+    """Or else the refusals above would prove nothing."""
+    assert isinstance(AutoModelForCausalLM.from_pretrained(saved), torch.nn.Module)
+    assert run_here(tmp_path / "run", *SMOKE, *hf(saved), "dataset.limit=1", "decoding.max_new_tokens=4") > 0

@@ -1,0 +1,74 @@
+"""Two processes share the prompts: every prompt is decoded once, and one result comes out."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from command_line import SMOKE, read_lines, read_result, run, run_here, write_prompts
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [{"id": f"p{i}", "category": ("qa", "rag")[i % 2], "prompt": f"What is {i} and {i}?"} for i in range(11)]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same eleven prompts by two processes and by one."""
+
+    done: subprocess.CompletedProcess[str]
+    two: Path
+    one: Path
+
+
+def overrides(path: Path) -> list[str]:
+    return [*SMOKE, "dataset=jsonl", f"dataset.path={path}", "dataset.per_category=null"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("ddp")
+    path = write_prompts(folder / "eleven.jsonl", *PROMPTS)
+    two, one = folder / "two", folder / "one"
+    done = run(*overrides(path), "hardware=cpu_ddp", "hardware.devices=2", f"hydra.run.dir={two}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_here(one, *overrides(path))
+    return Runs(done, two, one)
+
+
+def test_eleven_prompts_count_as_eleven(runs: Runs) -> None:
+    lines, result = read_lines(runs.two), read_result(runs.two)
+    assert sorted(line["id"] for line in lines) == sorted(prompt["id"] for prompt in PROMPTS)
+    assert (result["prompts"], result["turns"]) == (11, 11)
+    assert {family: part["prompts"] for family, part in result["by_category"].items()} == {"qa": 6, "rag": 5}
+    assert result["new_tokens"] == sum(line["new_tokens"] for line in lines)
+
+
+def test_both_processes_took_their_share(runs: Runs) -> None:
+    ranks = [line["rank"] for line in read_lines(runs.two)]
+    assert (ranks.count(0), ranks.count(1)) == (6, 5)
+
+
+def test_the_files_of_the_ranks_are_merged_into_one(runs: Runs) -> None:
+    assert not list(runs.two.glob("prompts.rank*"))
+    assert [path.name for path in runs.two.parent.rglob("result.json")] == ["result.json"] * 2
+    assert runs.done.stdout.count("results: ") == 1
+
+
+def test_who_decodes_a_prompt_changes_nothing_about_it(runs: Runs) -> None:
+    two, one = ({line["id"]: line for line in read_lines(folder)} for folder in (runs.two, runs.one))
+    for key in ("prompt_ids", "output_ids", "steps", "target_forwards"):
+        assert {name: line[key] for name, line in two.items()} == {name: line[key] for name, line in one.items()}
+    results = read_result(runs.two), read_result(runs.one)
+    for key in ("new_tokens", "tokens_per_forward", "acceptance_by_depth", "lossless"):
+        assert results[0][key] == results[1][key]
+
+
+def test_a_process_without_a_prompt_of_its_own_does_no_harm(tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "one.jsonl", PROMPTS[0])
+    done = run(*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert read_result(tmp_path / "run")["prompts"] == 1

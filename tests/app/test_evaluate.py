@@ -1,0 +1,278 @@
+"""task=evaluate from a command line's worth of overrides to the files it leaves, on the random tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import SMOKE, read_lines, read_result, run_here, said_by, write_prompts
+
+from selfdraft.core.acceptance import Acceptance
+from selfdraft.core.tree import TokenTree
+from selfdraft.decoding import loop
+from selfdraft.models.chat import Chat
+from selfdraft.models.stock import REFERENCES
+from selfdraft.models.tiny import tiny_tokenizer
+
+LINE_KEYS = (
+    "id category turn prompt_ids output_ids text new_tokens target_forwards prefill_s decode_s baseline_decode_s lossless"
+)
+RESULT_KEYS = (
+    "task model drafter dataset prompts new_tokens target_forwards tokens_per_forward decode_tokens_per_s "
+    "baseline_tokens_per_s speedup lossless acceptance_by_depth phases_s peak_memory_mb by_category"
+)
+FAMILIES = {"mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"}
+REPEATS = 3
+DRAFTER = ("drafter=layer_skip", "drafter.sparsity=0.3")  # of four layers, one sublayer: accepted now and then
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run."""
+
+    folder: Path
+    said: str
+    lines: list[dict[str, Any]]
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One run with everything on, shared by the tests below. It writes its files and starts no other process."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    references = f"task.references=[{','.join(REFERENCES)}]"
+    said = said_by(folder, *SMOKE, "logger=wandb", f"task.repeats={REPEATS}", references, *DRAFTER)
+    return Done(folder, said, read_lines(folder), read_result(folder))
+
+
+def inspect_wandb(folder: Path) -> dict[str, Any]:
+    """The only W&B run under `folder`, read back by W&B's own program."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", run]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_every_line_of_prompts_jsonl_has_what_the_issue_names(done: Done) -> None:
+    for line in done.lines:
+        assert set(LINE_KEYS.split()) <= line.keys()
+        assert line["new_tokens"] == len(line["output_ids"]) > 0
+        assert line["target_forwards"] == len(line["steps"])
+        assert set(line["lossless"]) == {"verdict", "first_divergence", "margin", "control"}
+
+
+def test_result_json_has_what_the_issue_names(done: Done) -> None:
+    assert set(RESULT_KEYS.split()) <= done.result.keys()
+    named = {"task": "evaluate", "model": "tiny llama", "drafter": "layer_skip", "dataset": "bundled"}
+    assert named.items() <= done.result.items()
+    assert set(done.result["speedup"]) == {"median", "low", "high"}
+    assert set(done.result["lossless"]) == {"exact", "tie", "mismatch"}
+    assert set(done.result["phases_s"]) == {"prefill", "draft", "verify", "commit", "other"}
+    assert set(done.result["by_category"]) == FAMILIES
+    assert set(RESULT_KEYS.split()[4:-1]) <= done.result["by_category"]["qa"].keys()
+
+
+def test_every_prompt_and_turn_is_measured_once(done: Done) -> None:
+    keys = [(line["id"], line["turn"]) for line in done.lines]
+    assert len(set(keys)) == len(keys) == 7  # the writing prompt has two turns
+    assert (done.result["prompts"], done.result["turns"]) == (6, 7)
+    assert {line["family"] for line in done.lines} == FAMILIES
+
+
+@pytest.mark.parametrize("family", [None, "mt_bench", "rag"])
+def test_the_counts_of_the_result_are_sums_over_the_lines(done: Done, family: str | None) -> None:
+    lines = [line for line in done.lines if family in (None, line["family"])]
+    found = done.result if family is None else done.result["by_category"][family]
+
+    def total(key: str) -> float:
+        return sum(line[key] for line in lines)
+
+    assert found["new_tokens"] == total("new_tokens")
+    assert found["target_forwards"] == total("target_forwards")
+    assert found["tokens_per_forward"] == pytest.approx(total("new_tokens") / total("target_forwards"))
+    assert found["decode_tokens_per_s"] == pytest.approx(total("new_tokens") / total("decode_s"))
+    baseline = total("baseline_new_tokens") / total("baseline_decode_s")
+    assert found["baseline_tokens_per_s"] == pytest.approx(baseline)
+    verdicts = Counter(line["lossless"]["verdict"] for line in lines)
+    assert found["lossless"] == {verdict: verdicts[verdict] for verdict in ("exact", "tie", "mismatch")}
+    for phase, seconds in found["phases_s"].items():
+        assert seconds == pytest.approx(sum(line["phases_s"][phase] for line in lines))
+    for depth, counts in enumerate(found["acceptance_by_depth"]):
+        at = [line["acceptance_by_depth"][depth] for line in lines if depth < len(line["acceptance_by_depth"])]
+        assert counts == {key: sum(one[key] for one in at) for key in ("offered", "accepted")}
+
+
+def test_the_speedup_is_the_median_of_the_paired_ratios(done: Done) -> None:
+    paired = [
+        (line["new_tokens"] / line["decode_s"]) / (line["baseline_new_tokens"] / line["baseline_decode_s"])
+        for line in done.lines
+    ]
+    speedup = done.result["speedup"]
+    assert speedup["median"] == pytest.approx(median(paired))
+    assert min(paired) <= speedup["low"] <= speedup["median"] <= speedup["high"] <= max(paired)
+    assert done.result["objective"] == speedup["median"]
+
+
+def test_accepted_tokens_and_bonuses_make_up_the_output(done: Done) -> None:
+    accepted = 0
+    for line in done.lines:
+        written = []
+        for tokens, _, path, bonus, _ in line["steps"]:
+            drafted = [tokens[node] for node in path]
+            # A stop inside the accepted run ends with one of the drafted tokens instead of a bonus.
+            written += drafted if drafted and len(written) + len(drafted) == line["new_tokens"] else [*drafted, bonus]
+            accepted += len(path)
+        assert written == line["output_ids"]
+    assert accepted == sum(depth["accepted"] for depth in done.result["acceptance_by_depth"]) > 0
+
+
+def test_float32_is_exact(done: Done) -> None:
+    assert done.result["lossless"] == {"exact": 7, "tie": 0, "mismatch": 0}
+
+
+def test_the_references_write_what_the_baseline_writes(done: Done) -> None:
+    for line in done.lines:
+        assert set(line["references"]) == set(REFERENCES)
+        assert all(reference["same_as_baseline"] for reference in line["references"].values())
+    assert {name: found["turns"] for name, found in done.result["references"].items()} == dict.fromkeys(REFERENCES, 7)
+
+
+def test_the_contenders_take_turns_in_going_first(done: Done) -> None:
+    contenders = ["drafter", "none", *REFERENCES]
+    first: Counter[str] = Counter()
+    for line in done.lines:
+        orders = [repeat["order"] for repeat in line["repeats"]]
+        assert len(orders) == REPEATS
+        assert all(sorted(order) == sorted(contenders) for order in orders)
+        assert len({order[0] for order in orders}) == REPEATS  # another one at every repeat
+        first.update(order[0] for order in orders)
+    assert set(first) == set(contenders)
+    assert max(first.values()) - min(first.values()) <= REPEATS
+
+
+def test_seconds_are_medians_over_the_repeats(done: Done) -> None:
+    for line in done.lines:
+        for key, name in (("decode_s", "drafter"), ("baseline_decode_s", "none")):
+            assert line[key] == pytest.approx(median(repeat["decode_s"][name] for repeat in line["repeats"]))
+
+
+def test_the_second_turn_goes_on_with_the_models_own_first_answer(done: Done) -> None:
+    first, second = (next(line for line in done.lines if (line["id"], line["turn"]) == ("1", turn)) for turn in (0, 1))
+    chat = Chat(tiny_tokenizer())
+    conversation = [("user", first["prompt_text"]), ("assistant", first["text"]), ("user", second["prompt_text"])]
+    assert second["prompt_ids"] == chat.encode(conversation)
+    assert first["text"] == chat.decode(first["output_ids"])
+    assert second["prompt_text"] not in first["prompt_text"]
+
+
+def test_the_run_folder_says_what_was_run_and_where(done: Done) -> None:
+    config = yaml.safe_load((done.folder / "config.yaml").read_text())
+    assert config["drafter"]["sparsity"] == 0.3
+    assert config["model"]["name"] == "tiny"
+    assert (config["seed"], config["task"]["repeats"]) == (0, REPEATS)
+    environment = json.loads((done.folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["cpu"]["threads"] == 1
+    assert {"memory_gb", "gpu", "git", "platform"} <= environment.keys()
+    assert (done.folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_wandb_run_reads_back_with_the_same_numbers(done: Done) -> None:
+    found = inspect_wandb(done.folder)
+    assert (found["state"], found["exit_code"], found["project"]) == ("finished", 0, "selfdraft")
+    assert found["config"]["drafter"]["sparsity"] == 0.3
+    summary = found["summary"]
+    assert summary["speedup/median"] == pytest.approx(done.result["speedup"]["median"])
+    assert summary["tokens_per_forward"] == pytest.approx(done.result["tokens_per_forward"])
+    assert summary["lossless/exact"] == 7
+    assert summary["by_category/qa/new_tokens"] == done.result["by_category"]["qa"]["new_tokens"]
+    assert summary["prompts_table"]["nrows"] == 7
+
+
+def test_the_terminal_shows_the_table_and_where_to_look(done: Done) -> None:
+    assert "layer_skip against autoregressive decoding: 6 prompts of bundled, tiny llama in float32" in done.said
+    assert f"{done.result['speedup']['median']:.2f}×" in done.said
+    assert all(family in done.said for family in FAMILIES)
+    assert f"results: {done.folder}" in done.said
+    assert "wandb leet " in done.said and "wandb sync " in done.said
+    assert "resuming" not in done.said
+
+
+def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
+    objective = run_here(tmp_path / "run", *SMOKE, "drafter=none", "dataset.limit=2")
+    result = read_result(tmp_path / "run")
+    assert objective == result["objective"] == result["speedup"]["median"]
+    # Autoregressive decoding is a token a forward, whatever the clock says.
+    assert (result["tokens_per_forward"], result["acceptance_by_depth"]) == (1.0, [])
+
+
+def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
+    for logger in ("csv", "none"):
+        said = said_by(tmp_path / logger, *SMOKE, f"logger={logger}", "dataset.limit=1")
+        assert not (tmp_path / logger / "wandb").exists()
+        assert "wandb" not in said
+    header, values = (tmp_path / "csv" / "csv" / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), values.split(","), strict=True))
+    assert float(row["speedup/median"]) == pytest.approx(read_result(tmp_path / "csv")["speedup"]["median"])
+
+
+def test_one_seed_gives_one_run_and_another_seed_other_drafts(tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        run_here(tmp_path / name, *SMOKE, f"seed={seed}", "dataset.limit=2", "decoding.max_new_tokens=8")
+        runs[name] = read_lines(tmp_path / name)
+    drafts = {name: [line["steps"] for line in lines] for name, lines in runs.items()}
+    outputs = {name: [line["output_ids"] for line in lines] for name, lines in runs.items()}
+    assert drafts["one"] == drafts["again"] != drafts["other"]
+    assert outputs["one"] == outputs["again"] == outputs["other"]  # the drafts are other ones, the text is not
+
+
+# --- a run that is not lossless ---------------------------------------------------------------------------------------
+
+
+def accept_everything(tree: TokenTree, predictions: torch.Tensor) -> Acceptance:
+    """What lossless decoding must never do."""
+    return Acceptance(tuple(range(len(tree))), int(predictions[len(tree)]))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, object]:
+    """A run whose drafter is believed blindly, and the status that it exits with."""
+    folder = tmp_path_factory.mktemp("broken") / "run"
+    path = write_prompts(folder.parent / "p.jsonl", {"id": "a", "turns": ["One?", "Two?"]}, {"id": "b", "prompt": "B"})
+    overrides = ["dataset=jsonl", f"dataset.path='{path}'", "dataset.per_category=null", "logger=wandb"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(loop, "accept_greedy", accept_everything)
+        run_here(folder, *SMOKE, *overrides)
+    return Done(folder, "", read_lines(folder), read_result(folder)), ended.value.code
+
+
+def test_a_mismatch_fails_the_run_and_is_written_down(broken: tuple[Done, object]) -> None:
+    run, status = broken
+    assert status == 1
+    assert run.result["lossless"]["mismatch"] > 0
+    wrong = [line for line in run.lines if line["lossless"]["verdict"] == "mismatch"]
+    assert len(wrong) == run.result["lossless"]["mismatch"]
+    for line in wrong:
+        index = line["lossless"]["first_divergence"]
+        assert line["output_ids"][:index] == line["baseline_output_ids"][:index]
+        assert line["output_ids"][index : index + 1] != line["baseline_output_ids"][index : index + 1]
+    assert inspect_wandb(run.folder)["exit_code"] == 1
+
+
+def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_wrote(
+    broken: tuple[Done, object],
+) -> None:
+    first, second = (next(line for line in broken[0].lines if (line["id"], line["turn"]) == ("a", t)) for t in (0, 1))
+    chat = Chat(tiny_tokenizer())
+    answer = chat.decode(first["baseline_output_ids"])
+    assert answer != first["text"]
+    assert second["prompt_ids"] == chat.encode([("user", "One?"), ("assistant", answer), ("user", "Two?")])

@@ -1,0 +1,45 @@
+"""`python run.py --help` is where a user starts: everything there is to choose, and commands to try."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from command_line import CONF, composed, run
+from selfdraft.app.build import to_config
+from selfdraft.app.help import EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    done = run("--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_lists_every_group_with_every_choice(page: str) -> None:
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in page.splitlines() if line.startswith("  ")}
+    for group in (folder for folder in CONF.iterdir() if folder.is_dir()):
+        assert rows[group.name].split(", ") == sorted(path.stem for path in group.glob("*.yaml"))
+
+
+def test_help_shows_at_least_five_commands(page: str) -> None:
+    commands = [line.strip() for line in page.splitlines() if line.strip().startswith("python run.py ")]
+    assert len(commands) >= 5
+
+
+def test_help_shows_the_configuration_with_its_defaults(page: str) -> None:
+    assert "drafter:\n  name: jacobi\n  window: 8" in page
+    assert "$CONFIG" not in page
+
+
+@pytest.mark.parametrize("example", EXAMPLES.splitlines())
+def test_every_example_command_composes(example: str) -> None:
+    python, script, *arguments = shlex.split(example.replace("path=F", "path=prompts.jsonl"))
+    assert (python, script) == ("python", "run.py")
+    overrides = [word for word in arguments if "=" in word]
+    # A sweep is as many runs as it has values: the first of each.
+    first = [word.partition(",")[0] if "-m" in arguments else word for word in overrides]
+    assert overrides
+    to_config(composed(*first))

@@ -1,0 +1,147 @@
+"""Certificates on a real (tiny) model: exact, tie and mismatch are each reachable, and the control is honest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.none import NoDrafter
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+PROMPT = [5, 17, 3, 60, 44, 9]
+LENGTH = 20
+
+
+def greedy(target: Target) -> list[int]:
+    return Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), LENGTH)).decode(PROMPT).output
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def baseline(target: Target) -> list[int]:
+    output = greedy(target)
+    assert len(set(output)) > 4  # a text that repeats one token would hide an index that is off
+    return output
+
+
+@torch.inference_mode()
+def stock_margin(target: Target, baseline: list[int], index: int, other: int) -> float:
+    """Logit of the baseline's token minus that of the other one, by the stock model, no cache involved."""
+    logits = target.model(torch.tensor([PROMPT + baseline[:index]]), use_cache=False).logits[0, -1].float()
+    return float(logits[baseline[index]] - logits[other])
+
+
+def runner_up(target: Target, baseline: list[int], index: int) -> int:
+    with torch.inference_mode():
+        logits = target.model(torch.tensor([PROMPT + baseline[:index]]), use_cache=False).logits[0, -1]
+    best, second = logits.topk(2).indices.tolist()
+    assert best == baseline[index]
+    return second
+
+
+def replaced(baseline: list[int], index: int, token: int) -> list[int]:
+    return [*baseline[:index], token, *baseline[index + 1 :]]
+
+
+def test_the_same_ids_are_exact_and_cost_no_forward(target: Target, baseline: list[int]) -> None:
+    certifier = Certifier(target)
+    certificate = certifier.certify(PROMPT, list(baseline), baseline)
+    assert certificate.to_dict() == {"verdict": "exact", "first_divergence": None, "margin": None, "control": None}
+    assert certifier.control is None
+
+
+@pytest.mark.parametrize("index", [0, 1, 7, LENGTH - 1])
+def test_another_token_is_a_mismatch_with_the_margin_at_the_place_where_they_part(
+    target: Target, baseline: list[int], index: int
+) -> None:
+    other = runner_up(target, baseline, index)
+    certificate = Certifier(target).certify(PROMPT, replaced(baseline, index, other), baseline)
+    assert (certificate.verdict, certificate.first_divergence) == ("mismatch", index)
+    assert certificate.margin == pytest.approx(stock_margin(target, baseline, index, other), abs=1e-3)
+    assert 0 <= certificate.control < certificate.margin
+
+
+def test_what_follows_the_first_difference_does_not_matter(target: Target, baseline: list[int]) -> None:
+    other = runner_up(target, baseline, 3)
+    one = Certifier(target).certify(PROMPT, replaced(baseline, 3, other), baseline)
+    two = Certifier(target).certify(PROMPT, [*baseline[:3], other, *reversed(baseline[4:])], baseline)
+    assert one == two
+
+
+def test_a_margin_within_the_control_is_a_tie(target: Target, baseline: list[int]) -> None:
+    index = min(range(LENGTH), key=lambda i: stock_margin(target, baseline, i, runner_up(target, baseline, i)))
+    output = replaced(baseline, index, runner_up(target, baseline, index))
+    certifier = Certifier(target)
+    strict = certifier.certify(PROMPT, output, baseline)
+    assert strict.verdict == "mismatch"
+    certifier.control = strict.margin + 1e-3  # as if an earlier prompt had shown that rounding reaches this far
+    lenient = certifier.certify(PROMPT, output, baseline)
+    assert (lenient.verdict, lenient.first_divergence) == ("tie", index)
+    assert (lenient.margin, lenient.control) == (strict.margin, certifier.control)
+    certifier.control = strict.margin - 1e-3
+    assert certifier.certify(PROMPT, output, baseline).verdict == "mismatch"
+
+
+@pytest.mark.parametrize("longer", ["output", "baseline"])
+def test_an_output_that_ends_earlier_or_later_is_a_mismatch(target: Target, baseline: list[int], longer: str) -> None:
+    shorter = baseline[:-2]
+    pair = (baseline, shorter) if longer == "output" else (shorter, baseline)
+    certificate = Certifier(target).certify(PROMPT, *pair)
+    assert (certificate.verdict, certificate.first_divergence) == ("mismatch", LENGTH - 2)
+
+
+def test_an_empty_output_is_a_mismatch(target: Target, baseline: list[int]) -> None:
+    certificate = Certifier(target).certify(PROMPT, [], baseline)
+    assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_control_is_wide_in_bfloat16_and_narrow_in_float32(family: str) -> None:
+    controls = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        target = Target(tiny_model(family, dtype=dtype))
+        output = greedy(target)
+        certifier = Certifier(target)
+        certificate = certifier.certify(PROMPT, replaced(output, 4, (output[4] + 1) % 96), output)
+        assert certificate.control == certifier.control
+        controls[dtype] = certifier.control
+    assert controls[torch.bfloat16] > 0
+    assert controls[torch.float32] < 1e-3
+    assert controls[torch.bfloat16] > 10 * controls[torch.float32]
+
+
+def test_the_control_never_narrows(target: Target, baseline: list[int]) -> None:
+    certifier = Certifier(target)
+    certifier.control = 5.0
+    certifier.certify(PROMPT, replaced(baseline, 2, runner_up(target, baseline, 2)), baseline)
+    assert certifier.control == 5.0
+
+
+def test_certifying_is_no_decoding(target: Target, baseline: list[int]) -> None:
+    forwards = target.forwards
+    Certifier(target).certify(PROMPT, replaced(baseline, 0, runner_up(target, baseline, 0)), baseline)
+    assert target.forwards == forwards
+    assert greedy(target) == baseline  # and what it left in the cache harms nobody
+
+
+def test_a_prompt_of_one_token_can_be_certified(target: Target) -> None:
+    decoder = Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), 6))
+    output = decoder.decode([7]).output
+    certificate = Certifier(target).certify([7], replaced(output, 5, (output[5] + 1) % 96), output)
+    assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 5)
+
+
+def test_an_output_that_fills_the_models_positions_can_be_certified() -> None:
+    """The control's blocks must not run past the last position."""
+    target = Target(tiny_model(max_positions=len(PROMPT) + LENGTH))
+    output = greedy(target)
+    certificate = Certifier(target).certify(PROMPT, replaced(output, LENGTH - 1, (output[-1] + 1) % 96), output)
+    assert (certificate.verdict, certificate.first_divergence) == ("mismatch", LENGTH - 1)

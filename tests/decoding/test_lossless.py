@@ -1,0 +1,194 @@
+"""Losslessness on stock models of every family: whatever drafts, the ids are those of `model.generate`.
+
+Everything in float32 on random models whose best token leads by far more than rounding. So equality is asked for to the
+last token, and no difference is excused as a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lossless import EVERY_CONFIG, EVERY_NAME, LOSSLESS
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+
+LENGTH = 28
+
+# Rows that are ragged, shorter and longer than a window; more than a batch holds; repetitions for lookups to find.
+PROMPTS = [
+    [5, 17, 3, 60, 42],
+    [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85, 2, 14, 27],
+    [11],
+    [64, 12, 64, 12, 64, 12, 64, 12, 64, 12],
+    [30, 31, 32, 33, 34, 35, 36, 37, 30, 31, 32, 33, 34, 35, 36],
+]
+assert min(map(len, PROMPTS)) < WINDOW < max(map(len, PROMPTS))
+
+# A tiny random model is all sublayers: leave one out and nothing is as it was, and its text never says a thing twice.
+# Larger embeddings make sublayers a modest addition to the stream, as they are in trained models: then drafts are right
+# now and wrong then. Where sublayers end in a norm, they are modest already.
+MILDER = dict.fromkeys(FAMILIES, 100.0) | {"gpt_neox": 30.0, "olmo2": 8.0, "gemma2": 1.0, "gemma3_text": 1.0}
+
+
+@torch.inference_mode()
+def stock_output(model: PreTrainedModel, prompt: Sequence[int], length: int = LENGTH, **options: int) -> list[int]:
+    """What transformers itself writes."""
+    ids = torch.tensor([prompt])
+    written = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, **options
+    )
+    return written[0, len(prompt) :].tolist()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its target, and what the model writes alone."""
+
+    model: PreTrainedModel
+    target: Target
+    expected: list[list[int]]
+
+    def decode(self, drafter: Drafter, batch_size: int, which: Sequence[int] = range(len(PROMPTS))) -> list[Generation]:
+        """Our answers to the prompts with these indices, in that order."""
+        decoder = Decoder(self.target, drafter, Stopping(frozenset(), LENGTH), batch_size=batch_size)
+        run = decoder.run(Request(PROMPTS[i], seed=i, key=i) for i in which)
+        finished = {request.key: generation for request, generation, done in run if done}
+        return [finished[i] for i in which]
+
+
+@cache
+def subject(family: str, seed: int, mild: bool) -> Subject:
+    """Built once, since many tests ask."""
+    model = tiny_model(family, seed=seed)
+    if mild:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(MILDER[family])
+    return Subject(model, Target(model), [stock_output(model, prompt) for prompt in PROMPTS])
+
+
+SUBJECTS = [(family, seed, seed == 2) for family in FAMILIES for seed in range(3)]
+MILD = [(family, 2, True) for family in FAMILIES]
+SUBJECT_IDS = [f"{family}-{seed}" for family, seed, _ in SUBJECTS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
+def test_one_by_one_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
+    it = subject(family, seed=EVERY_CONFIG.index(config) % 2, mild=False)
+    alone = [0, 1]  # shorter and longer than the window
+    drafter = DRAFTERS[config.name](it.target, config)
+    assert [g.output for g in it.decode(drafter, 1, alone)] == [it.expected[i] for i in alone]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
+def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
+    it = subject(family, seed=2, mild=True)
+    drafter = DRAFTERS[config.name](it.target, config)
+    assert [g.output for g in it.decode(drafter, 3)] == it.expected
+
+
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "none"])
+def test_those_drafts_are_right_now_and_wrong_then(name: str) -> None:
+    """Or the equalities would say little. At two depths, over all the drafter's configs."""
+    it = subject("llama", seed=2, mild=True)
+    generations = [g for config in LOSSLESS[name] for g in it.decode(DRAFTERS[name](it.target, config), 3)]
+    levels = [g.counts.acceptance_by_depth() for g in generations]
+    for depth in (0, 1):
+        offered, accepted = (
+            sum(level[depth][k] for level in levels if len(level) > depth) for k in ("offered", "accepted")
+        )
+        assert 0 < accepted < offered
+
+
+class GuessedTrees(Drafter):
+    """Random trees around the right text: what today's drafters never propose, and tomorrow's will.
+
+    Nodes branch anywhere, siblings may be equal, some are probes; about two in three that could be right are.
+    """
+
+    Config = DrafterConfig
+
+    def __init__(self, target: Target, config: DrafterConfig, texts: Sequence[Sequence[int]]) -> None:
+        super().__init__(target, config)
+        self.texts = texts
+
+    def propose(self, context: Context) -> Draft:
+        rng = context.rng
+        text = next(t for t in self.texts if list(t[: len(context.tokens)]) == context.tokens)
+        nodes = int(rng.integers(0, 14))
+        parents = [int(rng.integers(max(ROOT, i - 5), i)) for i in range(nodes)]
+        tokens: list[int] = []
+        right: list[bool] = []
+        depth: list[int] = []
+        for parent in parents:
+            depth.append(1 if parent == ROOT else depth[parent] + 1)
+            position = len(context.tokens) - 1 + depth[-1]
+            could_be = (parent == ROOT or right[parent]) and position < len(text)
+            right.append(could_be and rng.random() < 0.65)
+            tokens.append(text[position] if right[-1] else int(rng.integers(96)))
+        flags = torch.as_tensor(rng.random(nodes) < 0.85)
+        return Draft(TokenTree(torch.tensor(tokens, dtype=torch.long), torch.tensor(parents, dtype=torch.long), flags))
+
+
+@pytest.mark.parametrize(("family", "seed", "mild"), SUBJECTS, ids=SUBJECT_IDS)
+def test_with_any_tree_the_ids_are_those_of_generate(family: str, seed: int, mild: bool) -> None:
+    it = subject(family, seed, mild)
+    texts = [prompt + output for prompt, output in zip(PROMPTS, it.expected, strict=True)]
+    for batch_size in (1, 3):
+        generations = it.decode(GuessedTrees(it.target, DrafterConfig(), texts), batch_size)
+        assert [g.output for g in generations] == it.expected
+        # Paths were gathered out of the middle of trees, not only cut off at their ends.
+        steps = [step for g in generations for step in g.steps]
+        assert sum(path != list(range(len(path))) for _, _, path, _, _ in steps) >= 5
+
+
+@pytest.mark.parametrize(("family", "seed", "mild"), MILD, ids=FAMILIES)
+def test_in_any_order_and_company_the_ids_are_the_same(family: str, seed: int, mild: bool) -> None:
+    """Rows are refilled in another order, by a drafter that was used before and left nothing behind."""
+    it = subject(family, seed, mild)
+    config = LayerSkipConfig(skip_attention=[2], draft_length=5)
+    decoder = Decoder(it.target, DRAFTERS[config.name](it.target, config), Stopping(frozenset(), LENGTH), batch_size=2)
+    for order in ([4, 2, 1], [2, 2, 1, 0]):
+        run = decoder.run(Request(PROMPTS[i], key=i) for i in order)
+        finished = [(request.key, generation.output) for request, generation, done in run if done]
+        assert sorted(key for key, _ in finished) == sorted(order)
+        assert all(output == it.expected[key] for key, output in finished)
+
+
+@pytest.mark.parametrize("position", [6, 7, 8, 9])
+def test_it_stops_where_generate_stops(position: int) -> None:
+    """At an end of sequence in the midst of a draft: one of three tokens that are always right."""
+    it = subject("llama", seed=0, mild=False)
+    config = LayerSkipConfig(sparsity=0.0, draft_length=3)
+    eos = it.expected[1][position]
+    written = stock_output(it.model, PROMPTS[1], eos_token_id=eos, pad_token_id=0)
+    assert len(written) <= position + 1 < LENGTH
+    decoder = Decoder(it.target, DRAFTERS[config.name](it.target, config), Stopping(frozenset({eos}), LENGTH))
+    assert decoder.decode(PROMPTS[1]).output == written
+
+
+@pytest.mark.parametrize("configs", LOSSLESS.values(), ids=LOSSLESS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_up_to_the_model_s_last_position_the_ids_are_those_of_generate(
+    family: str, configs: Sequence[DrafterConfig]
+) -> None:
+    positions, prompt = 40, PROMPTS[1]
+    model = tiny_model(family, max_positions=positions)
+    target = Target(model)
+    drafter = DRAFTERS[configs[-1].name](target, configs[-1])
+    output = Decoder(target, drafter, Stopping(frozenset(), 1000)).decode(prompt).output
+    assert output == stock_output(model, prompt, positions - len(prompt))

@@ -1,0 +1,51 @@
+"""When a request ends: at the first end of sequence, or at its length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from selfdraft.decoding.stopping import Stopping
+
+EOS = frozenset({8, 9})
+
+
+@pytest.mark.parametrize(
+    ("emitted", "tokens", "kept", "done"),
+    [
+        (0, [1, 2], [1, 2], False),
+        (0, [1, 8], [1, 8], True),  # the end is emitted
+        (0, [1, 9, 2, 8], [1, 9], True),  # and nothing behind it
+        (0, [8], [8], True),
+        (3, [1, 2], [1, 2], True),  # that makes five
+        (3, [1, 2, 3], [1, 2], True),
+        (3, [1, 8, 3], [1, 8], True),
+        (3, [1, 2, 8], [1, 2], True),  # the end would have come too late
+        (4, [1], [1], True),
+    ],
+)
+def test_what_is_emitted_and_whether_that_was_all(emitted: int, tokens: list[int], kept: list[int], done: bool) -> None:
+    assert Stopping(EOS, 5).cut(emitted, tokens) == (kept, done)
+
+
+def test_cutting_run_after_run_is_cutting_the_whole_text() -> None:
+    """However a drafter's luck groups the tokens, the answer is the same."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        text = rng.integers(1, 30, size=20).tolist()
+        stopping = Stopping(EOS, int(rng.integers(1, 20)))
+        whole, _ = stopping.cut(0, text)
+        output, done, rest = [], False, text
+        while not done:
+            run = int(rng.integers(1, 5))
+            kept, done = stopping.cut(len(output), rest[:run])
+            output, rest = output + kept, rest[run:]
+        assert output == whole
+        ends = [i + 1 for i, token in enumerate(text) if token in EOS]
+        assert len(whole) == min([stopping.max_new_tokens, *ends])
+
+
+def test_positions_shorten_an_answer_but_never_lengthen_it() -> None:
+    stopping = Stopping(EOS, 10)
+    assert stopping.within(4) == Stopping(EOS, 4)
+    assert stopping.within(40) == stopping

@@ -1,0 +1,353 @@
+"""What is particular to each drafter: its blocks, its matches, its paths, and how it is told what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.jacobi import INITS, JacobiConfig
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from stub_target import Rule, StubTarget, successor
+
+ROOMY = 100
+
+
+def begin(
+    config: DrafterConfig, prompt: Sequence[int], target: StubTarget | None = None, room: int = ROOMY, seed: int = 0
+) -> tuple[Drafter, Context]:
+    """A drafter with one request in row 0, prefilled."""
+    target = target or StubTarget(successor)
+    drafter = DRAFTERS[config.name](target, config)
+    context = Context(0, list(prompt), len(prompt), room, np.random.default_rng(seed))
+    target.allocate(1, 0)
+    target.cache.reserve(1000)
+    target.prefill(0, list(prompt)[:-1])
+    drafter.start(context)
+    return drafter, context
+
+
+def drafted(drafter: Drafter, context: Context) -> list[int]:
+    """The next draft of a drafter that proposes chains of candidates."""
+    tree = drafter.propose(context).tree
+    assert tree.is_chain and bool(tree.is_candidate.all())
+    return tree.tokens.tolist()
+
+
+def observe(drafter: Drafter, context: Context, block: Sequence[int], predictions: Sequence[int]) -> None:
+    """One step as the loop makes it, with predictions given by hand; the matching prefix is accepted."""
+    accepted = 0
+    while accepted < len(block) and block[accepted] == predictions[accepted]:
+        accepted += 1
+    emitted = tuple(predictions[: accepted + 1])
+    context.tokens += emitted
+    context.room -= len(emitted)
+    tensor = torch.tensor(predictions)
+    logits = torch.nn.functional.one_hot(tensor, 64).float()
+    drafter.observe(context, Step(Draft(TokenTree.chain(block)), logits, tensor, tuple(range(accepted)), emitted))
+
+
+def test_none_never_drafts() -> None:
+    drafter, context = begin(DrafterConfig(), [1, 2, 1, 2])
+    assert drafted(drafter, context) == []
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_drafter_goes_by_its_own_name(name: str) -> None:
+    assert DRAFTERS[name].Config().name == name
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_no_draft_is_deeper_than_what_can_still_be_emitted(name: str, room: int) -> None:
+    drafter, context = begin(DRAFTERS[name].Config(), [1, 2, 3, 4, 5, 1], room=room)
+    tree = drafter.propose(context).tree
+    assert max(tree.depths.tolist(), default=0) <= room
+    if name in ("jacobi", "layer_skip", "prompt_lookup"):  # which draft deeper than three where they may
+        assert len(tree) == room
+
+
+# prompt_lookup
+
+
+def lookup(text: Sequence[int], **options: int | bool) -> list[int]:
+    return drafted(*begin(PromptLookupConfig(**options), text))
+
+
+def test_lookup_drafts_what_followed_the_last_tokens_up_to_its_length() -> None:
+    text = [1, 2, 3, 4, 5, 6, 1, 2]
+    assert lookup(text, draft_length=2) == [3, 4]
+    assert lookup(text, draft_length=30, adaptive=False) == [
+        3,
+        4,
+        5,
+        6,
+        1,
+        2,
+    ]  # up to the end of the text: nothing follows there yet
+
+
+def test_lookup_prefers_the_longest_match_and_then_the_latest() -> None:
+    text = [1, 2, 10, 5, 2, 11, 6, 2, 12, 1, 2]
+    assert lookup(text, draft_length=1) == [10]
+    assert lookup(text, draft_length=1, ngram_max=1) == [12]
+
+
+def test_lookup_drafts_nothing_where_no_match_is_long_enough() -> None:
+    text = [1, 2, 3, 9, 2]
+    assert lookup(text) == [3, 9, 2]
+    assert lookup(text, ngram_min=2) == []
+    assert lookup([1, 2, 3]) == []
+    assert lookup([1]) == []
+
+
+def test_lookup_searches_what_was_emitted_as_well() -> None:
+    drafter, context = begin(PromptLookupConfig(draft_length=2), [1, 2, 3])
+    assert drafted(drafter, context) == []
+    context.tokens += [7, 8, 7]
+    assert drafted(drafter, context) == [8, 7]
+    context.tokens += [2]
+    assert drafted(drafter, context) == [3, 7]  # and the prompt
+
+
+def test_lookup_adapts_its_length_to_what_drafts_were_worth() -> None:
+    """Three first; twice as many after a draft that stood whole, up to the limit; else one more than stood."""
+    text = [*range(1, 31), 1]
+    drafter, context = begin(PromptLookupConfig(draft_length=8), text)
+    lengths = []
+    for accepted in (3, 6, 8, 8, 2, 0, 1, 1, 4):
+        del context.tokens[len(text) :]  # the same question every time; only the length is of interest
+        block = drafted(drafter, context)
+        lengths.append(len(block))
+        observe(drafter, context, block, [*block[:accepted], *([63] * (len(block) + 1 - accepted))])
+    assert lengths == [3, 6, 8, 8, 8, 3, 1, 2, 2]
+
+
+def test_lookup_that_does_not_adapt_drafts_as_long_as_it_may() -> None:
+    text = [*range(1, 31), 1]
+    drafter, context = begin(PromptLookupConfig(draft_length=8, adaptive=False), text)
+    for _ in range(2):
+        block = drafted(drafter, context)
+        assert block == [2, 3, 4, 5, 6, 7, 8, 9]
+        observe(drafter, context, block, [63] * 9)
+        del context.tokens[len(text) :]
+
+
+def test_lookup_refuses_a_shortest_match_above_the_longest() -> None:
+    with pytest.raises(UserError, match=r"^drafter\.ngram_min=4: must be at most drafter\.ngram_max=3$"):
+        PromptLookupConfig(ngram_min=4)
+
+
+def test_lookup_keeps_the_texts_of_two_requests_apart() -> None:
+    drafter, first = begin(PromptLookupConfig(), [1, 2, 1])
+    second = Context(1, [5, 6, 5], 3, ROOMY, np.random.default_rng(0))
+    drafter.start(second)
+    assert [d.tree.tokens.tolist() for d in drafter.propose_batch([first, second])] == [[2, 1], [6, 5]]
+
+
+# jacobi
+
+PAD = 63
+
+
+@pytest.mark.parametrize(
+    ("init", "prompt", "block"),
+    [
+        ("repeat_last", [5, 6, 7], [7, 7, 7, 7]),
+        ("previous_tail", [5, 6, 7], [7, 7, 7, 7]),  # there is no tail yet
+        ("pad", [5, 6, 7], [PAD] * 4),
+        ("ngram", [5, 6, 7, 8, 6], [7, 8, 6, 6]),  # what followed the 6, then its last token repeated
+        ("ngram", [5, 6, 7], [7, 7, 7, 7]),  # no match
+    ],
+)
+def test_jacobi_begins_a_block_as_its_init_says(init: str, prompt: list[int], block: list[int]) -> None:
+    assert drafted(*begin(JacobiConfig(window=4, init=init), prompt, StubTarget(successor, pad_id=PAD))) == block
+
+
+def test_jacobi_draws_random_blocks_from_the_prompt_alone_by_the_request_s_seed() -> None:
+    config, prompt = JacobiConfig(window=40, init="prompt_random"), [11, 12, 13]
+
+    def block(seed: int) -> list[int]:
+        drafter, context = begin(config, prompt, seed=seed)
+        context.tokens += [50, 51]  # emitted since
+        return drafted(drafter, context)
+
+    assert set(block(0)) == set(prompt)
+    assert block(0) == block(0) != block(1)
+
+
+def test_jacobi_carries_the_guesses_of_a_pass_and_fills_them_up() -> None:
+    drafter, context = begin(
+        JacobiConfig(window=4, refine_steps=9, init="pad"), [1, 2], StubTarget(successor, pad_id=PAD)
+    )
+    assert drafted(drafter, context) == [PAD] * 4
+    observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none stands; 10 is committed, the rest are guesses
+    assert drafted(drafter, context) == [11, 12, 13, 14]
+    observe(drafter, context, [11, 12, 13, 14], [11, 12, 20, 21, 22])  # two stand and 20 follows
+    assert drafted(drafter, context) == [21, 22, PAD, PAD]
+    observe(drafter, context, [21, 22, PAD, PAD], [21, 22, PAD, PAD, 30])  # all stand: nothing is left over
+    assert drafted(drafter, context) == [PAD] * 4
+
+
+@pytest.mark.parametrize(("refine_steps", "carried"), [(1, 0), (2, 1), (3, 2)])
+def test_jacobi_starts_afresh_after_its_number_of_passes(refine_steps: int, carried: int) -> None:
+    drafter, context = begin(
+        JacobiConfig(window=2, refine_steps=refine_steps, init="pad"), [1], StubTarget(successor, pad_id=PAD)
+    )
+    blocks = []
+    for _ in range(2 * (carried + 1)):
+        blocks.append(drafted(drafter, context))
+        observe(drafter, context, blocks[-1], [40, 41, 42])
+    assert blocks == [[PAD] * 2, *[[41, 42]] * carried] * 2
+
+
+def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
+    drafter, context = begin(JacobiConfig(window=3, refine_steps=1, init="previous_tail"), [1])
+    block = drafted(drafter, context)
+    for _ in range(4):
+        observe(drafter, context, block, [40, 41, 42, 43])
+        block = drafted(drafter, context)
+        assert block == [41, 42, 43]
+    observe(drafter, context, block, [41, 42, 50, 51])
+    assert drafted(drafter, context) == [51, 51, 51]  # the last guess, repeated
+
+
+def test_jacobi_in_literal_mode_forgets_what_the_verification_predicted() -> None:
+    config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal")
+    drafter, context = begin(config, [1], StubTarget(successor, pad_id=PAD - 1))
+    assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one behind the filler PAD - 1
+    observe(drafter, context, [2, PAD], [2, 3, 4])
+    assert drafted(drafter, context)[1] == PAD
+
+
+def successor_then(last: int) -> Rule:
+    """Counting up to `last`, which then repeats: a text in which a block comes to rest."""
+    return lambda text: min(text[-1] + 1, last)
+
+
+@pytest.mark.parametrize("refine_steps", [1, 2, 3, 4])
+def test_jacobi_refines_by_one_full_forward_a_time_and_each_makes_one_more_token_right(refine_steps: int) -> None:
+    target = StubTarget(successor, pad_id=40)
+    config = JacobiConfig(window=4, refine_steps=refine_steps, init="pad", mode="literal")
+    block = drafted(*begin(config, [1], target))
+    assert block[:refine_steps] == [2, 3, 4, 5][:refine_steps]
+    assert block[refine_steps:] == [40 + refine_steps] * (4 - refine_steps)  # refined as often, from the filler
+    assert target.forwards == refine_steps  # the verifying one is the loop's
+
+
+def test_jacobi_stops_refining_at_the_fixed_point() -> None:
+    target = StubTarget(successor_then(3), pad_id=3)
+    # From 1 follow 2 3 3 3. The filler is 3 3 3 3: the first forward mends the 2, the second changes nothing.
+    config = JacobiConfig(window=4, refine_steps=9, init="pad", mode="literal")
+    assert drafted(*begin(config, [1], target)) == [2, 3, 3, 3]
+    assert target.forwards == 2
+
+
+def test_jacobi_fused_asks_for_no_forward_of_its_own() -> None:
+    target = StubTarget(successor)
+    drafted(*begin(JacobiConfig(refine_steps=5), [1, 2, 3], target))
+    assert target.forwards == 0 and target.drafted == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "drafter.window=0: must be at least 1"),
+        ({"refine_steps": 0}, "drafter.refine_steps=0: must be at least 1"),
+        ({"mode": "both"}, "drafter.mode=both: choose one of fused, literal"),
+        ({"init": "zeros"}, f"drafter.init=zeros: choose one of {', '.join(INITS)}"),
+    ],
+)
+def test_jacobi_refuses_what_it_cannot_do(options: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        JacobiConfig(**options)
+    assert str(caught.value) == message
+
+
+# layer_skip
+
+
+def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committed_text() -> None:
+    # A sparse model that looks at the whole text: its length and its first token, besides the last.
+    def sparse(text: Sequence[int]) -> int:
+        return (text[0] + len(text) + text[-1]) % 64
+
+    target = StubTarget(successor, sparse)
+    drafter, context = begin(LayerSkipConfig(draft_length=3), [7, 1, 2], target)
+    text = [7, 1, 2]
+    for _ in range(3):
+        text.append(sparse(text))
+    assert drafted(drafter, context) == text[3:]
+    assert [(rows, offset) for _, rows, offset in target.drafted] == [([0], 0), ([0], 1), ([0], 2)]
+    assert {path for path, _, _ in target.drafted} == {drafter.path} and drafter.path is not target.full
+    assert target.forwards == 0  # sparse forwards are no target forwards
+
+
+@pytest.mark.parametrize(("sure_below", "length"), [(0, 1), (3, 2), (4, 3), (99, 6)])
+def test_skip_stops_behind_the_first_token_that_it_is_not_sure_of(sure_below: int, length: int) -> None:
+    """Behind it, not before: the token was drafted already, and costs the verification little."""
+    target = StubTarget(successor, successor, unsure=lambda text: text[-1] >= sure_below)
+    confident = LayerSkipConfig(draft_length=6, min_confidence=0.5)
+    assert drafted(*begin(confident, [2], target)) == [3, 4, 5, 6, 7, 8][:length]
+    assert len(target.drafted) == length
+    assert drafted(*begin(LayerSkipConfig(draft_length=6), [2], target)) == [3, 4, 5, 6, 7, 8]
+
+
+def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
+    target = StubTarget(successor, successor, unsure=lambda text: text[-1] == 31)
+    drafter = DRAFTERS["layer_skip"](target, LayerSkipConfig(draft_length=4, min_confidence=0.5))
+    target.allocate(4, 0)
+    contexts = [
+        Context(row, [first], 1, room, np.random.default_rng(0))
+        for row, (first, room) in enumerate([(10, ROOMY), (20, 2), (30, ROOMY), (40, 0)])
+    ]
+    drafts = [draft.tree.tokens.tolist() for draft in drafter.propose_batch(contexts)]
+    assert drafts == [[11, 12, 13, 14], [21, 22], [31, 32], []]
+    assert [(rows, offset) for _, rows, offset in target.drafted] == [
+        ([0, 1, 2], 0),
+        ([0, 1, 2], 1),
+        ([0], 2),
+        ([0], 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "attention", "mlp"),
+    [
+        ({"skip_attention": [1, 2]}, {1, 2}, set()),  # naming one kind leaves the other whole, sparsity or not
+        ({"skip_mlp": [3], "sparsity": 0.9}, set(), {3}),
+        ({"skip_attention": [0], "skip_mlp": [0, 3]}, {0}, {0, 3}),
+        ({"skip_attention": []}, set(), set()),
+        ({"sparsity": 0.0}, set(), set()),
+    ],
+)
+def test_skip_leaves_out_what_it_was_told(options: dict, attention: set[int], mlp: set[int]) -> None:
+    path = begin(LayerSkipConfig(**options), [1])[0].path
+    assert (path.skip.attention, path.skip.mlp) == (attention, mlp)
+
+
+def test_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
+    path = begin(LayerSkipConfig(sparsity=0.75), [1])[0].path
+    assert len(path.skip) == 3 and path.skip.attention | path.skip.mlp == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip_mlp": [99]}, r"^drafter\.skip_mlp=\[99\]: this model's layers are 0 to 3$"),
+        ({"skip_attention": [-1]}, r"^drafter\.skip_attention=-1: must be at least 0$"),
+        ({"sparsity": 1.2}, r"^drafter\.sparsity=1\.2: must be below 1\.0$"),
+        ({"draft_length": 0}, r"^drafter\.draft_length=0: must be at least 1$"),
+        ({"min_confidence": 1.1}, r"^drafter\.min_confidence=1\.1: must be at most 1\.0$"),
+    ],
+)
+def test_skip_refuses_what_the_model_does_not_have(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        begin(LayerSkipConfig(**options), [1])

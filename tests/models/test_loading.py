@@ -1,0 +1,135 @@
+"""A Hugging Face folder becomes a model in memory of its own, tied as it was saved, with every id that ends an answer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from selfdraft.core.errors import UserError
+from selfdraft.models.loading import DTYPES, load_pretrained, load_tiny
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+
+
+def save(folder: Path, *, eos: int | list[int] | None = None, family: str = "llama", **overrides: object) -> PreTrainedModel:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer), **overrides)
+    if eos is not None:
+        model.generation_config = GenerationConfig(eos_token_id=eos)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(torch.tensor([[5, 17, 3, 60]]), use_cache=False).logits
+
+
+def mapped_from(model: PreTrainedModel, folder: Path) -> list[str]:
+    """Parameters that lie in a mapping of a file in `folder` rather than in memory of the process's own."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if str(folder) in line:
+            begin, end = re.match(r"(\w+)-(\w+)", line).groups()
+            ranges.append((int(begin, 16), int(end, 16)))
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if any(begin <= parameter.data_ptr() < end for begin, end in ranges)
+    ]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_model_comes_back_the_same_and_tied_as_it_was(tmp_path: Path, tied: bool) -> None:
+    saved = save(tmp_path, tie_word_embeddings=tied)
+    loaded = load_pretrained(str(tmp_path), "float32", CPU).model
+    assert not loaded.training
+    torch.testing.assert_close(logits(loaded), logits(saved), rtol=0, atol=0)
+    head, embedding = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
+    assert (head is embedding) == tied
+    assert (head.data_ptr() == embedding.data_ptr()) == tied
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are told by Linux only")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_lie_in_memory_of_their_own(tmp_path: Path, tied: bool) -> None:
+    """Memory-mapped, the first forwards would wait for the disk, and be timed."""
+    save(tmp_path, tie_word_embeddings=tied)
+    loaded = load_pretrained(str(tmp_path), "float32", CPU)
+    assert mapped_from(loaded.model, tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_weights_have_the_dtype_that_was_asked_for(tmp_path: Path, dtype: str) -> None:
+    save(tmp_path)
+    loaded = load_pretrained(str(tmp_path), dtype, CPU).model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {DTYPES[dtype]} == {loaded.dtype}
+
+
+@pytest.mark.parametrize(("eos", "expected"), [(None, set()), (3, {3}), ([3, 60], {3, 60})])
+def test_every_id_that_ends_an_answer_is_taken(tmp_path: Path, eos: int | list[int] | None, expected: set[int]) -> None:
+    save(tmp_path, eos=eos)
+    end_of_turn = tiny_tokenizer().eos_token_id
+    assert load_pretrained(str(tmp_path), "float32", CPU).eos == expected | {end_of_turn}
+
+
+def test_a_folder_without_generation_config_falls_back_to_the_models_own(tmp_path: Path) -> None:
+    save(tmp_path, eos_token_id=7)
+    (tmp_path / "generation_config.json").unlink()
+    assert load_pretrained(str(tmp_path), "float32", CPU).eos == {7, tiny_tokenizer().eos_token_id}
+
+
+def test_the_tokenizer_of_the_folder_comes_along(tmp_path: Path) -> None:
+    save(tmp_path)
+    tokenizer = load_pretrained(str(tmp_path), "float32", CPU).tokenizer
+    assert tokenizer("héllo")["input_ids"] == tiny_tokenizer()("héllo")["input_ids"]
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+
+
+def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "m")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_pretrained("~/m", "float32", CPU).model.config.model_type == "llama"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./none", "~/none", "a/b/c"])
+def test_what_can_only_be_a_folder_is_not_looked_for_on_a_hub(path: str) -> None:
+    with pytest.raises(UserError, match=f"model.path={re.escape(path)}: no such folder"):
+        load_pretrained(path, "float32", CPU)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^model\.path=selfdraft/no-such-model: cannot be loaded.*\)$") as caught:
+        load_pretrained("selfdraft/no-such-model", "float32", CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_is_quiet_and_leaves_the_voice_of_transformers_as_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path)
+    capfd.readouterr()
+    before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    load_pretrained(str(tmp_path), "float32", CPU)
+    assert capfd.readouterr() == ("", "")
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
+    with pytest.raises(UserError):
+        load_pretrained(str(tmp_path / "none"), "float32", CPU)
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
+
+
+def test_the_tiny_model_speaks_its_tokenizer_and_stops_at_the_end_of_a_turn() -> None:
+    loaded = load_tiny("qwen3", 3, "bfloat16", CPU)
+    assert loaded.model.config.vocab_size == len(loaded.tokenizer)
+    assert (loaded.model.config.model_type, loaded.model.dtype) == ("qwen3", torch.bfloat16)
+    assert loaded.eos == {loaded.tokenizer.eos_token_id}
+    assert not torch.equal(logits(loaded.model), logits(load_tiny("qwen3", 4, "bfloat16", CPU).model))

@@ -1,0 +1,123 @@
+"""transformers' own generate as the outside reference: the same text, and tokens counted as ours are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from transformers import GenerationConfig
+
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.none import NoDrafter
+from selfdraft.models.loading import LoadedModel
+from selfdraft.models.stock import REFERENCES, StockGenerate
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+GREEDY, LOOKUP = REFERENCES
+PROMPT = [5, 17, 3, 60, 44, 9, 5, 17, 3]
+PARROT = [5] * 20  # what the tied, random Gemma goes on with for ever
+
+
+def loaded(eos: frozenset[int] = frozenset(), **arguments: object) -> LoadedModel:
+    return LoadedModel(tiny_model(**arguments), tiny_tokenizer(), eos)
+
+
+def parrot() -> LoadedModel:
+    return loaded(family="gemma2", tie_word_embeddings=True)
+
+
+def ours(model: LoadedModel, prompt: list[int], max_new_tokens: int) -> list[int]:
+    target = Target(model.model)
+    return Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(model.eos, max_new_tokens)).decode(prompt).output
+
+
+@contextmanager
+def forwards_of(model: LoadedModel) -> Iterator[list[int]]:
+    """How many tokens each forward of the stock model was given."""
+    widths: list[int] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield widths
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 30])
+def test_a_reference_writes_what_our_own_decoding_writes(name: str, max_new_tokens: int) -> None:
+    model = loaded()
+    output = StockGenerate(model, name, max_new_tokens).decode(PROMPT).output
+    assert len(output) == max_new_tokens
+    assert output == ours(model, PROMPT, max_new_tokens)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_end_of_sequence_is_part_of_the_output_and_nothing_behind_it(name: str) -> None:
+    free = StockGenerate(loaded(), name, 30).decode(PROMPT).output
+    ends = frozenset({free[11], free[17]})
+    stopped = loaded(eos=ends)
+    first = next(i for i, token in enumerate(free) if token in ends)
+    output = StockGenerate(stopped, name, 30).decode(PROMPT).output
+    assert output == free[: first + 1] == ours(stopped, PROMPT, 30)
+
+
+def test_greedy_counts_all_tokens_but_the_one_of_the_prefill() -> None:
+    model = loaded()
+    with forwards_of(model) as widths:
+        done = StockGenerate(model, GREEDY, 30).decode(PROMPT)
+    assert widths == [len(PROMPT)] + [1] * 29
+    assert done.decoded == 29
+    assert done.decode_s > 0
+
+
+def test_prompt_lookup_leaves_out_all_tokens_of_its_first_forward() -> None:
+    """That one verifies a draft as well: up to eleven tokens come with the prefill, and are not decoded."""
+    model = parrot()
+    with forwards_of(model) as widths:
+        done = StockGenerate(model, LOOKUP, 30).decode(PARROT)
+    assert done.output == [5] * 30
+    assert widths == [20 + 10, 11, 11]  # so: 11 tokens with the prefill, 11, and the last 8
+    assert done.decoded == 19
+
+
+def test_prompt_lookup_that_finds_nothing_counts_as_greedy_does() -> None:
+    model = loaded()
+    prompt = [1, 2, 3, 4, 5, 6]
+    with forwards_of(model) as widths:
+        done = StockGenerate(model, LOOKUP, 30).decode(prompt)
+    assert widths[0] >= len(prompt)
+    assert done.decoded == 29
+
+
+@pytest.mark.parametrize(
+    "habit",
+    [
+        {"repetition_penalty": 1.7},
+        {"do_sample": True, "temperature": 0.3, "top_k": 5, "top_p": 0.8},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 25},
+        {"suppress_tokens": list(range(0, 96, 2))},
+    ],
+    ids=lambda habit: next(iter(habit)),
+)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_what_generation_config_asks_for_does_not_bend_greedy_decoding(name: str, habit: dict) -> None:
+    """Such settings stand in real checkpoints; a reference that obeyed them would be compared with another text."""
+    plain = loaded()
+    free = ours(plain, PROMPT, 30)
+    model = loaded(eos=frozenset({free[20]}))
+    model.model.generation_config = GenerationConfig(**habit)
+    assert StockGenerate(model, name, 30).decode(PROMPT).output == ours(model, PROMPT, 30)
+
+
+def test_a_reference_leaves_the_model_as_it_was() -> None:
+    model = loaded()
+    before = model.model.generation_config.to_dict()
+    first = StockGenerate(model, LOOKUP, 12).decode(PROMPT).output
+    assert model.model.generation_config.to_dict() == before
+    assert StockGenerate(model, GREEDY, 12).decode(PROMPT).output == first

@@ -1,0 +1,146 @@
+"""The bench: who runs when, what a line of prompts.jsonl says of it, and which repeat decides the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from selfdraft.core.certificate import Certificate, first_divergence
+from selfdraft.decoding.record import Generation
+from selfdraft.models.stock import StockGeneration
+from selfdraft.modules.bench import Bench, Measurement
+
+PROMPT = [1, 2, 3]
+
+
+@dataclass
+class Scripted:
+    """A decoder that writes what it is told, run by run, and takes as long as it is told."""
+
+    name: str
+    outputs: list[list[int]]
+    seconds: list[float]
+    log: list[str]
+    seeds: list[tuple[int, object]] = field(default_factory=list)
+
+    def decode(self, prompt: list[int], *, seed: int, key: object) -> Generation:
+        run = self.log.count(self.name)
+        self.log.append(self.name)
+        self.seeds.append((seed, key))
+        generation = Generation(list(prompt), output=self.outputs[run % len(self.outputs)])
+        generation.counts.new_tokens = generation.counts.target_forwards = len(generation.output)
+        generation.clock.seconds |= {"prefill": 10 * self.seconds[run], "verify": self.seconds[run]}
+        return generation
+
+
+@dataclass
+class ScriptedReference:
+    name: str
+    output: list[int]
+    log: list[str]
+
+    def decode(self, prompt: list[int]) -> StockGeneration:
+        self.log.append(self.name)
+        return StockGeneration(self.output, len(self.output) - 1, float(len(self.log)))
+
+
+class Judge:
+    """Calls a divergence at index 0 a mismatch and any other a tie."""
+
+    def certify(self, prompt: list[int], output: list[int], baseline: list[int]) -> Certificate:
+        index = first_divergence(output, baseline)
+        return Certificate("exact") if index is None else Certificate("tie" if index else "mismatch", index)
+
+
+def make_bench(
+    drafted: list[list[int]], references: dict[str, list[int]] | None = None, baseline: list[int] | None = None
+) -> tuple[Bench, list[str]]:
+    log: list[str] = []
+    bench = Bench(
+        chat=None,
+        drafter=Scripted("drafter", drafted, [3.0, 1.0, 2.0, 9.0], log),
+        baseline=Scripted("none", [baseline or [7, 8]], [4.0, 8.0, 6.0, 9.0], log),
+        certifier=Judge(),
+        references={name: ScriptedReference(name, output, log) for name, output in (references or {}).items()},
+    )
+    return bench, log
+
+
+def measure(bench: Bench, repeats: int = 1, position: int = 0) -> Measurement:
+    return bench.measure(PROMPT, repeats=repeats, position=position, seed=11, key="p")
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_over_as_many_positions_as_contenders_each_has_every_place_once(references: int) -> None:
+    bench, _ = make_bench([[7, 8]], {f"r{i}": [7, 8] for i in range(references)})
+    names = bench.order(0)
+    orders = [bench.order(position) for position in range(len(names))]
+    for place in range(len(names)):
+        assert sorted(order[place] for order in orders) == sorted(names)
+    assert bench.order(len(names)) == bench.order(0)
+
+
+def test_repeats_are_interleaved_and_start_with_another_contender_each_time() -> None:
+    bench, log = make_bench([[7, 8]])
+    done = measure(bench, repeats=3, position=1)
+    assert log == ["none", "drafter", "drafter", "none", "none", "drafter"]
+    assert [repeat["order"] for repeat in done.repeats] == [log[0:2], log[2:4], log[4:6]]
+    assert {name: len(runs) for name, runs in done.runs.items()} == {"drafter": 3, "none": 3}
+
+
+def test_every_contender_and_repeat_has_the_prompts_seed() -> None:
+    bench, _ = make_bench([[7, 8]])
+    measure(bench, repeats=2)
+    assert bench.drafter.seeds == bench.baseline.seeds == [(11, "p")] * 2
+
+
+def test_seconds_are_medians_and_leave_the_prefill_out() -> None:
+    bench, _ = make_bench([[7, 8]])
+    line = measure(bench, repeats=3).line()
+    assert (line["decode_s"], line["baseline_decode_s"], line["prefill_s"]) == (2.0, 6.0, 20.0)
+    assert [repeat["decode_s"] for repeat in line["repeats"]] == [
+        {"drafter": 3.0, "none": 4.0}, {"none": 8.0, "drafter": 1.0}, {"drafter": 2.0, "none": 6.0},
+    ]  # fmt: skip
+    assert line["phases_s"]["verify"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("drafted", "verdict", "index"),
+    [
+        ([[7, 8], [7, 8], [7, 8]], "exact", None),
+        ([[7, 8], [7, 0], [7, 8]], "tie", 1),
+        ([[0, 8], [7, 0], [7, 8]], "mismatch", 0),
+        ([[7, 8], [7, 8], [0, 8]], "mismatch", 0),
+        ([[7, 0], [0, 8], [7, 0]], "mismatch", 0),
+    ],
+)
+def test_the_worst_repeat_decides_the_verdict(drafted: list[list[int]], verdict: str, index: int | None) -> None:
+    bench, _ = make_bench(drafted)
+    lossless = measure(bench, repeats=3).line()["lossless"]
+    assert (lossless["verdict"], lossless["first_divergence"]) == (verdict, index)
+
+
+def test_the_baselines_ids_are_kept_only_where_they_differ() -> None:
+    same, other = (measure(make_bench([drafted])[0]).line() for drafted in ([7, 8], [7, 9]))
+    assert "baseline_output_ids" not in same
+    assert (other["output_ids"], other["baseline_output_ids"]) == ([7, 9], [7, 8])
+
+
+def test_a_references_tokens_and_agreement_are_told() -> None:
+    bench, _ = make_bench([[7, 8]], {"right": [7, 8], "wrong": [7, 9]})
+    line = measure(bench).line()
+    assert {name: reference["same_as_baseline"] for name, reference in line["references"].items()} == {
+        "right": True, "wrong": False,
+    }  # fmt: skip
+    assert line["references"]["right"]["new_tokens"] == 1  # those that its seconds cover
+    assert line["lossless"]["verdict"] == "exact"  # a reference that strays is no fault of the drafter
+
+
+def test_a_line_counts_the_drafters_tokens_and_the_baselines_apart() -> None:
+    bench, _ = make_bench([[7, 8, 9]], baseline=[7, 8, 9, 4])
+    line = measure(bench).line()
+    assert (line["new_tokens"], line["baseline_new_tokens"], line["target_forwards"]) == (3, 4, 3)
+    assert line["prompt_ids"] == PROMPT
+    assert Counter(line["repeats"][0]["order"]) == {"drafter": 1, "none": 1}

@@ -1,0 +1,82 @@
+"""The default model: every drafter writes, id for id, what transformers' own generate writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from selfdraft.data.sources import load_bundled
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.models.chat import Chat
+from selfdraft.models.loading import LoadedModel, load_embedded
+from selfdraft.models.target import Target
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+NEW_TOKENS = 48
+FAMILIES = ("summarization", "math_reasoning")
+
+
+@dataclass(frozen=True)
+class Real:
+    """The model in one dtype, two prompts, and what stock greedy decoding answers."""
+
+    loaded: LoadedModel
+    target: Target
+    prompts: dict[str, list[int]]
+    stock: dict[str, list[int]]
+
+    def decode(self, drafter: str, family: str) -> list[int]:
+        made = DRAFTERS[drafter](self.target, DRAFTERS[drafter].Config())
+        decoder = Decoder(self.target, made, Stopping(self.loaded.eos, NEW_TOKENS))
+        return decoder.decode(self.prompts[family]).output
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def real(request: pytest.FixtureRequest) -> Real:
+    loaded = load_embedded(request.param, torch.device("cpu"))
+    chat, bundled = Chat(loaded.tokenizer), load_bundled()
+    prompts = {}
+    for family in FAMILIES:
+        encoded = [chat.encode([("user", prompt.turns[0])]) for prompt in bundled if prompt.family == family]
+        prompts[family] = max(encoded, key=len) if family == "summarization" else encoded[0]
+    assert len(prompts["summarization"]) > 250  # a long one
+    stock = {}
+    for family, ids in prompts.items():
+        row = torch.tensor([ids])
+        with torch.inference_mode():
+            written = loaded.model.generate(
+                row,
+                attention_mask=torch.ones_like(row),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=sorted(loaded.eos),
+                pad_token_id=min(loaded.eos),
+            )
+        stock[family] = written[0, len(ids) :].tolist()
+        assert len(set(stock[family])) > 8  # a text, not one token for ever
+    return Real(loaded, Target(loaded.model), prompts, stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, family: str) -> None:
+    """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
+    output = real.decode(drafter, family)
+    if real.target.dtype == torch.float32:
+        assert output == real.stock[family]
+    certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
+    assert certificate.verdict != "mismatch", certificate
+
+
+def test_the_answer_is_language(real: Real) -> None:
+    """A model converted wrongly would still be decoded without loss."""
+    text = Chat(real.loaded.tokenizer).decode(real.stock["summarization"])
+    words = text.split()
+    assert len(words) > 20
+    assert sum(word.strip(".,:;'\"()").isalpha() for word in words) > 0.8 * len(words)
