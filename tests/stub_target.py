@@ -94,6 +94,7 @@ class StubTarget:
         self.vocab_size, self.max_positions, self.pad_id = vocab_size, max_positions, pad_id
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.forwards = 0
+        self.longest_draft, self.chains_only = 10_000, False
         self.cache = StubCache(1)
         self.seen: list[tuple[list[int], list[TokenTree]]] = []
         self.drafted: list[tuple[StubPath, list[int], int]] = []

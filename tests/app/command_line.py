@@ -21,6 +21,7 @@ from selfdraft.app.errors import FULL_ERROR, TERSE
 from selfdraft.app.help import register_help
 from selfdraft.app.run import run_task
 from selfdraft.app.schemas import register_schemas
+from selfdraft.drafters.base import Context, Drafter, Step
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -93,3 +94,8 @@ def write_prompts(path: Path, *prompts: Mapping[str, Any] | str) -> Path:
     texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     return path
+
+
+def tamper(drafter: Drafter, context: Context, step: Step) -> None:
+    """In the place of a drafter's `observe`, it makes decoding lossy: the next token follows one never written."""
+    context.tokens[-1] = (context.tokens[-1] + 1) % 256

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import SMOKE, read_lines, read_result, run_here, said_by, write_prompts
+from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
 
-from selfdraft.core.acceptance import Acceptance
-from selfdraft.core.tree import TokenTree
-from selfdraft.decoding import loop
+from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.models.chat import Chat
 from selfdraft.models.stock import REFERENCES
 from selfdraft.models.tiny import tiny_tokenizer
 
 LINE_KEYS = (
-    "id category turn prompt_ids output_ids text new_tokens target_forwards prefill_s decode_s baseline_decode_s lossless"
+    "id category turn prompt_ids output_ids text new_tokens target_forwards prefill_s decode_s baseline_decode_s "
+    "lossless"
 )
 RESULT_KEYS = (
     "task model drafter dataset prompts new_tokens target_forwards tokens_per_forward decode_tokens_per_s "
@@ -238,19 +237,14 @@ def test_one_seed_gives_one_run_and_another_seed_other_drafts(tmp_path: Path) ->
 # --- a run that is not lossless ---------------------------------------------------------------------------------------
 
 
-def accept_everything(tree: TokenTree, predictions: torch.Tensor) -> Acceptance:
-    """What lossless decoding must never do."""
-    return Acceptance(tuple(range(len(tree))), int(predictions[len(tree)]))
-
-
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, object]:
-    """A run whose drafter is believed blindly, and the status that it exits with."""
+    """A run whose drafter changes the text under the decoder's hands, and the status that it exits with."""
     folder = tmp_path_factory.mktemp("broken") / "run"
     path = write_prompts(folder.parent / "p.jsonl", {"id": "a", "turns": ["One?", "Two?"]}, {"id": "b", "prompt": "B"})
     overrides = ["dataset=jsonl", f"dataset.path='{path}'", "dataset.per_category=null", "logger=wandb"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(loop, "accept_greedy", accept_everything)
+        patch.setattr(Jacobi, "observe", tamper)
         run_here(folder, *SMOKE, *overrides)
     return Done(folder, "", read_lines(folder), read_result(folder)), ended.value.code
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import SMOKE, composed, run, run_here, said_by, tamper
 
-from command_line import SMOKE, composed, run, run_here, said_by
 from selfdraft.app.build import build_bench, to_config
-from selfdraft.core.acceptance import Acceptance
-from selfdraft.core.tree import TokenTree
-from selfdraft.decoding import loop
+from selfdraft.drafters.jacobi import Jacobi
 
 ASK = (*SMOKE, "task=generate", "prompt='Why is the sky blue?'", "decoding.max_new_tokens=12")
 
@@ -46,14 +44,11 @@ def test_the_certificate_can_be_left_out(tmp_path: Path) -> None:
 def test_an_answer_that_is_not_lossless_is_told_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def accept_everything(tree: TokenTree, predictions: torch.Tensor) -> Acceptance:
-        return Acceptance(tuple(range(len(tree))), int(predictions[len(tree)]))
-
-    monkeypatch.setattr(loop, "accept_greedy", accept_everything)
+    monkeypatch.setattr(Jacobi, "observe", tamper)
     with pytest.raises(SystemExit) as ended:
         run_here(tmp_path / "run", *ASK)
     assert ended.value.code == 1
-    assert "output: mismatch (parts at token 0)" in capsys.readouterr().out
+    assert "output: mismatch (parts at token 1)" in capsys.readouterr().out
 
 
 def test_without_a_prompt_it_ends_with_status_2(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from command_line import SMOKE, read_result, run
 
 pytestmark = pytest.mark.slow

@@ -197,11 +197,11 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
         target = StubTarget(mixed, wrong_at_times)
         drafter = DRAFTERS[config.name](target, config)
         finished, grown = {}, {}
-        for request, generation, done in Decoder(target, drafter, stopping, batch_size=batch_size).run(iter(requests)):
+        for request, generation in Decoder(target, drafter, stopping, batch_size=batch_size).run(iter(requests)):
             assert request.key not in finished
             assert len(generation.output) > grown.get(request.key, 0)  # every step adds a token
             grown[request.key] = len(generation.output)
-            if done:
+            if generation.ended:
                 finished[request.key] = generation
         return finished, target
 
@@ -209,7 +209,7 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
     alone, _ = run(1)
     assert set(together) == {request.key for request in requests}
     for request in requests:
-        expected, _ = stopping.cut(0, greedy(mixed, request.prompt, 30))
+        expected, _ = stopping.cut([], greedy(mixed, request.prompt, 30))
         assert together[request.key].output == expected
         assert together[request.key].prompt == request.prompt
         # What a request's drafts are does not depend on what else runs.
@@ -228,7 +228,7 @@ def test_forwards_that_a_request_is_charged_do_not_depend_on_what_else_runs(conf
         target = StubTarget(mixed, wrong_at_times)
         requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
         run = decoder(target, config, 12, batch_size=batch_size).run(requests)
-        counted = {request.key: generation.counts.target_forwards for request, generation, done in run if done}
+        counted = {request.key: generation.counts.target_forwards for request, generation in run if generation.ended}
         return [counted[i] for i in range(len(PROMPTS))]
 
     assert forwards(3) == forwards(1)
@@ -246,7 +246,7 @@ def test_requests_are_taken_when_there_is_room_for_them() -> None:
     assert taken == []
     next(run)
     assert taken == [0, 1]
-    assert [request.key for request, _, done in run if done] == list(range(len(PROMPTS)))
+    assert [request.key for request, generation in run if generation.ended] == list(range(len(PROMPTS)))
 
 
 def test_no_requests_no_steps() -> None:
@@ -311,14 +311,17 @@ def test_the_phases_of_a_request_add_up_to_all_its_time(config: DrafterConfig, m
     assert sum(seconds.values()) == (time.now - 1) - (blocks - 1)
 
 
-def test_in_a_batch_every_request_waits_for_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_batch_the_time_of_a_step_is_shared_out_but_every_request_waits_for_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(record, "time", Ticking())
     run = decoder(StubTarget(mixed), DrafterConfig(), 3, batch_size=2).run([Request([1]), Request([2, 3])])
-    generations = [generation for _, generation, done in run if done]
+    generations = [generation for _, generation in run if generation.ended]
     first, second = (generation.clock.seconds for generation in generations)
     assert first == second
-    # Three steps of one forward each, which takes one tick: shared, not divided.
-    assert first["verify"] == 3
+    # Three steps of one forward each, which takes one tick: half of each is booked to either request.
+    assert first["verify"] == 1.5
+    assert all(generation.latency_s >= 3 for generation in generations)
 
 
 def test_the_cache_holds_the_text_without_its_last_token() -> None:

@@ -65,7 +65,7 @@ class Subject:
         """Our answers to the prompts with these indices, in that order."""
         decoder = Decoder(self.target, drafter, Stopping(frozenset(), LENGTH), batch_size=batch_size)
         run = decoder.run(Request(PROMPTS[i], seed=i, key=i) for i in which)
-        finished = {request.key: generation for request, generation, done in run if done}
+        finished = {request.key: generation for request, generation in run if generation.ended}
         return [finished[i] for i in which]
 
 
@@ -164,7 +164,7 @@ def test_in_any_order_and_company_the_ids_are_the_same(family: str, seed: int, m
     decoder = Decoder(it.target, DRAFTERS[config.name](it.target, config), Stopping(frozenset(), LENGTH), batch_size=2)
     for order in ([4, 2, 1], [2, 2, 1, 0]):
         run = decoder.run(Request(PROMPTS[i], key=i) for i in order)
-        finished = [(request.key, generation.output) for request, generation, done in run if done]
+        finished = [(request.key, generation.output) for request, generation in run if generation.ended]
         assert sorted(key for key, _ in finished) == sorted(order)
         assert all(output == it.expected[key] for key, output in finished)
 

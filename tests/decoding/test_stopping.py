@@ -11,21 +11,21 @@ EOS = frozenset({8, 9})
 
 
 @pytest.mark.parametrize(
-    ("emitted", "tokens", "kept", "done"),
+    ("emitted", "tokens", "kept", "why"),
     [
-        (0, [1, 2], [1, 2], False),
-        (0, [1, 8], [1, 8], True),  # the end is emitted
-        (0, [1, 9, 2, 8], [1, 9], True),  # and nothing behind it
-        (0, [8], [8], True),
-        (3, [1, 2], [1, 2], True),  # that makes five
-        (3, [1, 2, 3], [1, 2], True),
-        (3, [1, 8, 3], [1, 8], True),
-        (3, [1, 2, 8], [1, 2], True),  # the end would have come too late
-        (4, [1], [1], True),
+        (0, [1, 2], [1, 2], ""),
+        (0, [1, 8], [1, 8], "eos"),  # the end is emitted
+        (0, [1, 9, 2, 8], [1, 9], "eos"),  # and nothing behind it
+        (0, [8], [8], "eos"),
+        (3, [1, 2], [1, 2], "length"),  # that makes five
+        (3, [1, 2, 3], [1, 2], "length"),
+        (3, [1, 8, 3], [1, 8], "eos"),
+        (3, [1, 2, 8], [1, 2], "length"),  # the end would have come too late
+        (4, [1], [1], "length"),
     ],
 )
-def test_what_is_emitted_and_whether_that_was_all(emitted: int, tokens: list[int], kept: list[int], done: bool) -> None:
-    assert Stopping(EOS, 5).cut(emitted, tokens) == (kept, done)
+def test_what_is_emitted_and_whether_that_was_all(emitted: int, tokens: list[int], kept: list[int], why: str) -> None:
+    assert Stopping(EOS, 5).cut([0] * emitted, tokens) == (kept, why)
 
 
 def test_cutting_run_after_run_is_cutting_the_whole_text() -> None:
@@ -34,11 +34,11 @@ def test_cutting_run_after_run_is_cutting_the_whole_text() -> None:
         rng = np.random.default_rng(seed)
         text = rng.integers(1, 30, size=20).tolist()
         stopping = Stopping(EOS, int(rng.integers(1, 20)))
-        whole, _ = stopping.cut(0, text)
-        output, done, rest = [], False, text
+        whole, _ = stopping.cut([], text)
+        output, done, rest = [], "", text
         while not done:
             run = int(rng.integers(1, 5))
-            kept, done = stopping.cut(len(output), rest[:run])
+            kept, done = stopping.cut(output, rest[:run])
             output, rest = output + kept, rest[run:]
         assert output == whole
         ends = [i + 1 for i, token in enumerate(text) if token in EOS]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a model in memory of its own, tied as it was saved, with every id that ends an answer."""
+"""A Hugging Face folder becomes a model in memory of its own, tied as it was saved, with every id that ends answers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 CPU = torch.device("cpu")
 
 
-def save(folder: Path, *, eos: int | list[int] | None = None, family: str = "llama", **overrides: object) -> PreTrainedModel:
+def save(folder: Path, *, eos: int | list[int] | None = None, **overrides: object) -> PreTrainedModel:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(family, vocab_size=len(tokenizer), **overrides)
+    model = tiny_model(vocab_size=len(tokenizer), **overrides)
     if eos is not None:
         model.generation_config = GenerationConfig(eos_token_id=eos)
     model.save_pretrained(folder)

@@ -6,7 +6,7 @@ import os
 from dataclasses import fields
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from selfdraft.app.schemas import Config, HardwareConfig
 from selfdraft.core.errors import UserError
@@ -33,6 +33,10 @@ def to_config(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     _refuse_unknown(composed, config, "")
+    for group in (config.task, config.model, config.drafter, config.dataset):
+        own = type(group)().name  # a choice's name says which it is, and is not for the user to change
+        if own != MISSING and group.name != own:
+            raise UserError(f"{group.group}.name={group.name}: choose another one with {group.group}={group.name}")
     return config
 
 
@@ -78,4 +82,5 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
 def use_threads(hardware: HardwareConfig) -> None:
     """Share the cores between this machine's processes: two that each take all of them slow each other manifold."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = min(usable, torch.get_num_threads())  # OMP_NUM_THREADS may ask for fewer
     torch.set_num_threads(hardware.threads or max(1, usable // hardware.devices))

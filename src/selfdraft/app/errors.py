@@ -17,9 +17,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.core.errors import UserError
 
+HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us, so that processes we start know that FULL_ERROR is not the user's wish
 
@@ -53,7 +55,8 @@ def fail(line: str) -> None:
         SystemExit: always.
     """
     sys.stdout.flush()
-    print(f"selfdraft: {line}", file=sys.stderr)
+    if rank_zero_only.rank in (None, 0):  # every process of a DDP run meets the same mistake
+        print(f"selfdraft: {line}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -66,10 +69,12 @@ def explain(error: BaseException) -> str | None:
         choices = sorted(option for option in error.options if option != "schema")
         return f"{group}={choice}: no such choice{_near(choice, choices)}; choose one of {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read: write key=value, and quote values with spaces or commas"
+        return f"{error.override!r} cannot be read: {HOW_TO_QUOTE}"
     if isinstance(error, OmegaConfBaseException):
         return _explain_omegaconf(error)
     if isinstance(error, HydraException):
+        if str(error).startswith("Ambiguous value for argument"):
+            return f"{str(error).splitlines()[0].split(chr(39))[1]!r} is ambiguous: {HOW_TO_QUOTE}"
         if isinstance(error.__cause__, OmegaConfBaseException):
             return _explain_omegaconf(error.__cause__)
         return _first_line(error)

@@ -46,7 +46,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     task = config.task
     assert isinstance(task, EvaluateConfig)
     is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero)
+    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
     prompts = config.dataset.load()
     use_threads(config.hardware)
     with _owned(folder, is_rank_zero):
@@ -79,14 +79,15 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
         finally:
             close_logger(logger, failed=failed)
     look = how_to_look(folder, config.logger.mode) if config.logger.name == "wandb" else ""
-    console.print(f"results: {_shown(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"results: {_shown(folder)}")
     if look:
-        console.print(look, highlight=False, soft_wrap=True, markup=False)
+        console.print(look, markup=False)
     return objective
 
 
 def _run(module: EvaluateModule, data: PromptDataModule, config: Config, folder: Path, console: Console) -> None:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its greetings, and its tips on workers
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # its greetings, and its tips on workers
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     trainer = pl.Trainer(

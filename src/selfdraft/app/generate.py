@@ -27,10 +27,10 @@ def generate(config: Config) -> None:
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     ids = bench.chat.encode([("user", config.prompt)])
     shown = ""
-    for _, generation, done in bench.drafter.run([Request(ids, config.seed)]):
+    for _, generation in bench.drafter.run([Request(ids, config.seed)]):
         text = bench.chat.decode(generation.output)
         # A character may be cut between two tokens: its first half decodes to U+FFFD and waits for the other.
-        whole = text if done else text.rstrip("\ufffd")
+        whole = text if generation.ended else text.rstrip("\ufffd")
         console.print(whole[len(shown) :], end="")
         shown = whole
     counts, seconds = generation.counts, generation.clock.decode_s

@@ -217,7 +217,7 @@ class HardwareConfig(Options):
     """Lightning's accelerator, devices and strategy; `threads` of torch a process (null: cores / processes)."""
 
     group: ClassVar[str] = "hardware"
-    name: str = MISSING
+    name: str = option("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
     accelerator: str = option("cpu", choices=("cpu", "gpu"))
     devices: int = option(1, at_least=1)
     strategy: str = option("auto", choices=("auto", "ddp"))

@@ -54,9 +54,10 @@ class Options:
             return  # optional, and not given
         if choices is not None and value not in choices:
             raise UserError(f"{given}: choose one of {', '.join(choices)}")
-        if at_least is not None and value < at_least:
+        # Written so that NaN, with which every comparison is false, is in no range.
+        if at_least is not None and not value >= at_least:
             raise UserError(f"{given}: must be at least {at_least}")
-        if at_most is not None and value > at_most:
+        if at_most is not None and not value <= at_most:
             raise UserError(f"{given}: must be at most {at_most}")
-        if below is not None and value >= below:
+        if below is not None and not value < below:
             raise UserError(f"{given}: must be below {below}")

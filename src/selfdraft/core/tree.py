@@ -81,15 +81,27 @@ class TokenTree:
             return torch.arange(1, len(self) + 1)
         return self.sees.sum(dim=1)
 
+    @cached_property
+    def sibling_ranks(self) -> Tensor:
+        """(n,) int64: 0 for a parent's first child, 1 for its second, in the order of the nodes."""
+        same_parent = self.parents[:, None] == self.parents[None, :]
+        return same_parent.tril(-1).sum(dim=1)
+
+    def first_branch(self) -> Tensor:
+        """(n,) bool: the chain of first children, for where only a chain will do."""
+        first = self.sibling_ranks == 0
+        return ~(self.sees & ~first).any(dim=1)
+
+    def restricted_to(self, kept: Tensor) -> TokenTree:
+        """The nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
+        renumbered = torch.cat([torch.cumsum(kept, 0) - 1, torch.tensor([ROOT])])  # the last entry serves parent -1
+        return TokenTree(self.tokens[kept], renumbered[self.parents[kept]], self.is_candidate[kept])
+
     def up_to_depth(self, depth: int) -> TokenTree:
         """The tree without the nodes below `depth`: what can never be emitted need not be computed."""
         if not len(self) or int(self.depths.max()) <= depth:
             return self
-        if self.is_chain:
-            return TokenTree(self.tokens[:depth], self.parents[:depth], self.is_candidate[:depth])
-        keep = self.depths <= depth
-        renumbered = torch.cat([torch.cumsum(keep, 0) - 1, torch.tensor([ROOT])])  # the last entry serves parent -1
-        return TokenTree(self.tokens[keep], renumbered[self.parents[keep]], self.is_candidate[keep])
+        return self.restricted_to(self.depths <= depth)
 
     def offered_by_depth(self) -> list[bool]:
         """For depth 1, 2, …: does the tree hold a candidate there?"""

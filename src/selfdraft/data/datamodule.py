@@ -21,6 +21,8 @@ class PromptDataModule(LightningDataModule):
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         super().__init__()
+        # Fewer prompts than processes leave some without any, which Lightning takes for a mistake unless told.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prompts = list(prompts)
 
     def test_dataloader(self) -> DataLoader[Prompt]:

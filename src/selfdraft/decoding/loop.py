@@ -1,18 +1,21 @@
-"""The decoding loop: propose, forward, accept, commit, observe. One screen, for any drafter and any batch."""
+"""The decoding loop: propose, forward, accept, commit, observe. One screen, for any drafter, rule and batch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from numpy.random import default_rng
+from torch import Tensor
 
-from selfdraft.core.acceptance import accept_greedy
+from selfdraft.core.acceptance import follow, match, reject
 from selfdraft.core.errors import UserError
+from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.base import Context, Drafter, Step
+from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.models.target import Target
 
 
@@ -27,31 +30,57 @@ class Request:
 
 @dataclass
 class _Active:
+    """A request being decoded. `noise` holds one uniform number for each position of the answer."""
+
     request: Request
     context: Context
     generation: Generation
     stopping: Stopping
-    done: bool = False
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What the device decided about one draft. `right` is None where the host can tell it by matching tokens."""
+
+    after: Tensor
+    right: Tensor | None = None
+    distributions: Tensor | None = None
 
 
 class Decoder:
-    """Decodes requests greedily with a drafter, up to `batch_size` of them at once."""
+    """Decodes requests with a drafter, up to `batch_size` of them at once, greedily or by the rule given."""
 
-    def __init__(self, target: Target, drafter: Drafter, stopping: Stopping, *, batch_size: int = 1) -> None:
-        self.target, self.drafter, self.stopping, self.batch_size = target, drafter, stopping, batch_size
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        stopping: Stopping,
+        *,
+        rule: NextToken | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self.target, self.drafter, self.stopping = target, drafter, stopping
+        self.rule, self.batch_size = rule or NextToken(), batch_size
 
     def decode(self, prompt: Sequence[int], *, seed: int = 0, key: object = None) -> Generation:
         """Answer one prompt."""
-        for _, generation, done in self.run([Request(prompt, seed, key)]):
-            if done:
-                return generation
-        raise AssertionError("run() ends only when every request is done")
+        *_, (_, generation) = self.run([Request(prompt, seed, key)])
+        return generation
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation, bool]]:
+    def stream(self, prompt: Sequence[int], *, seed: int = 0) -> Iterator[list[int]]:
+        """The tokens of one answer, as each step emits them."""
+        shown = 0
+        for _, generation in self.run([Request(prompt, seed)]):
+            yield generation.output[shown:]
+            shown = len(generation.output)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
         """Decode all requests; a finished one makes room for the next.
 
         Yields:
-            After every step, for each request that took part: the request, its generation so far, whether it is done.
+            After every step, for each request that took part, the request and its generation so far; it is done when
+            ``generation.ended`` says why.
 
         Raises:
             UserError: for a prompt that leaves no room to answer within the model's positions.
@@ -60,70 +89,106 @@ class Decoder:
         self.target.allocate(self.batch_size, 0)
         active: list[_Active] = []
         while True:
+            begin = time.perf_counter()
             active = self._drop_done(active)
+            going = list(active)
             self._admit(waiting, active)
             if not active:
                 return
+            for a in going:  # those that waited for others' prefills
+                a.generation.latency_s += time.perf_counter() - begin
             clock = PhaseClock()
             with clock.rest("other"):
                 self._step(active, clock)
             for a in active:
-                a.generation.clock.add(clock)  # in a batch, each request waited for the whole step
-                yield a.request, a.generation, a.done
+                a.generation.clock.add(clock, share=1 / len(active))
+                a.generation.latency_s += clock.decode_s
+            for a in active:
+                yield a.request, a.generation
 
     @torch.inference_mode()
     def _step(self, active: list[_Active], clock: PhaseClock) -> None:
         contexts = [a.context for a in active]
-        forwards = self.target.forwards
         with clock("draft"):
             proposed = self.drafter.propose_batch(contexts)
-            drafts = [replace(d, tree=d.tree.up_to_depth(c.room)) for d, c in zip(proposed, contexts, strict=True)]
+            drafts = [self._usable(d, c) for d, c in zip(proposed, contexts, strict=True)]
         with clock("verify"):
             rows, roots = [c.row for c in contexts], [c.tokens[-1] for c in contexts]
             logits = self.target.forward(rows, roots, [d.tree for d in drafts])
-            # The one synchronisation of a step: every row's argmax comes to the host together.
-            predictions = torch.cat([x.argmax(-1) for x in logits]).cpu().split([len(x) for x in logits])
-        forwards = self.target.forwards - forwards  # those that drafting asked for are counted too
-        for a, draft, row_logits, row_predictions in zip(active, drafts, logits, predictions, strict=True):
-            acceptance = accept_greedy(draft.tree, row_predictions)
+            verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
+            decided = _to_host(verdicts)
+        for a, draft, x, verdict, (after, right) in zip(active, drafts, logits, verdicts, decided, strict=True):
+            tree = draft.tree
+            acceptance = follow(tree, match(tree, after) if right is None else right, after)
             with clock("commit"):
                 self.target.commit(a.context.row, acceptance.path)
-            written = [*draft.tree.tokens[list(acceptance.path)].tolist(), acceptance.bonus]
-            emitted, a.done = a.stopping.cut(len(a.generation.output), written)
-            step = Step(draft, row_logits, row_predictions, acceptance.path, tuple(emitted))
+            written = [*tree.tokens[list(acceptance.path)].tolist(), acceptance.bonus]
+            emitted, a.generation.ended = a.stopping.cut(a.generation.output, written)
+            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions)
             a.generation.add(step)
-            a.generation.counts.target_forwards += forwards
             a.context.tokens += emitted
             a.context.room -= len(emitted)
-            if not a.done:
+            if not a.generation.ended:
                 with clock("draft"):
                     self.drafter.observe(a.context, step)
+
+    def _usable(self, draft: Draft, context: Context) -> Draft:
+        """What of a draft can still be emitted, and can be verified in the target's present mode."""
+        draft = draft.up_to_depth(min(context.room, self.target.longest_draft))
+        if self.target.chains_only and not draft.tree.is_chain:
+            draft = draft.restricted_to(draft.tree.first_branch())
+        return draft
+
+    def _verify(self, a: _Active, draft: Draft, logits: Tensor) -> _Verdict:
+        """Decide on one draft, on the device."""
+        context, tree = a.context, draft.tree
+        scores = self.rule.scores(logits, context.tokens, context.prompt_length, tree)
+        if not self.rule.sample:
+            return _Verdict(scores.argmax(-1))
+        p = self.rule.probabilities(scores)
+        if draft.q is None:
+            # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
+            at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
+            return _Verdict(draw(p, a.noise[at].to(p.device)), distributions=p)
+        trials, draws = context.uniforms(len(tree), p.device), context.uniforms(len(tree) + 1, p.device)
+        right, after = reject(tree, p, draft.q, trials, draws)
+        return _Verdict(after, right, p)
 
     def _admit(self, waiting: Iterator[Request], active: list[_Active]) -> None:
         """Prefill waiting requests into the free rows. The last prompt token is left over: it is the first root."""
         while len(active) < self.batch_size and (request := next(waiting, None)) is not None:
             prompt, positions = list(request.prompt), self.target.max_positions
             if not 0 < len(prompt) < positions:
+                name = "" if request.key is None else f" {request.key}"
                 raise UserError(
-                    f"prompt {request.key or ''} has {len(prompt)} tokens, but this model has {positions} positions: "
+                    f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
             stopping = self.stopping.within(positions - len(prompt))
-            row, generation = len(active), Generation(prompt)
-            context = Context(row, prompt.copy(), len(prompt), stopping.max_new_tokens - 1, default_rng(request.seed))
+            row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
+            noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
+            room = stopping.max_new_tokens - 1
+            context = Context(row, prompt.copy(), len(prompt), room, rng, self.rule)
             with generation.clock("prefill"):
                 self.target.cache.clear(row)
                 self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)
                 self.target.prefill(row, prompt[:-1])
             with generation.clock("draft"):
                 self.drafter.start(context)
-            active.append(_Active(request, context, generation, stopping))
+            active.append(_Active(request, context, generation, stopping, noise))
 
     def _drop_done(self, active: list[_Active]) -> list[_Active]:
         """Free the rows of finished requests, keeping the used rows together: a forward then needs no cache copy."""
-        going = [a for a in active if not a.done]
+        going = [a for a in active if not a.generation.ended]
         for row, a in enumerate(going):
             if a.context.row != row:
                 self.target.cache.move(a.context.row, row)
                 a.context.row = row
         return going
+
+
+def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None]]:
+    """All rows' decisions in one transfer: the one synchronisation of a step."""
+    parts = [part for v in verdicts for part in (v.after, v.right) if part is not None]
+    flat = iter(torch.cat([part.long() for part in parts]).cpu().split([len(part) for part in parts]))
+    return [(next(flat), None if v.right is None else next(flat).bool()) for v in verdicts]

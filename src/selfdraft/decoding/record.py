@@ -35,10 +35,10 @@ class PhaseClock:
         yield
         self.seconds[phase] += time.perf_counter() - begin - (sum(self.seconds.values()) - before)
 
-    def add(self, other: PhaseClock) -> None:
-        """Add another clock's times."""
+    def add(self, other: PhaseClock, share: float = 1.0) -> None:
+        """Add a share of another clock's times."""
         for phase, seconds in other.seconds.items():
-            self.seconds[phase] += seconds
+            self.seconds[phase] += share * seconds
 
     @property
     def decode_s(self) -> float:
@@ -52,14 +52,20 @@ class Generation:
 
     Attributes:
         output: emitted ids, up to and including the end of sequence.
-        clock: time by phase; in a batch, of the steps that the request took part in.
-        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source]`: what a viewer needs.
+        clock: time by phase. In a batch a step's time is shared out evenly among its requests, so that sums over
+            requests are the time that passed.
+        latency_s: what the request itself waited for, from its first step to its last, prefills of others included.
+        ended: why: `eos`, `length` or `stop string`; empty while it goes on.
+        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source]`: what a viewer needs. The
+            bonus is None where the answer ended within the accepted tokens.
     """
 
     prompt: list[int]
     output: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     clock: PhaseClock = field(default_factory=PhaseClock)
+    latency_s: float = 0.0
+    ended: str = ""
     steps: list[list] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
@@ -67,9 +73,9 @@ class Generation:
         tree = step.draft.tree
         self.output += step.emitted
         self.counts.new_tokens += len(step.emitted)
+        self.counts.target_forwards += 1 + step.draft.target_forwards
         accepted = min(len(step.path), len(step.emitted))  # a stop inside the accepted run emits fewer
         self.counts.record_draft(tree.offered_by_depth(), accepted)
         parents = None if tree.is_chain else tree.parents.tolist()
-        self.steps.append(
-            [tree.tokens.tolist(), parents, list(step.path[:accepted]), step.emitted[-1], step.draft.source]
-        )
+        bonus = step.emitted[-1] if len(step.emitted) > len(step.path) else None
+        self.steps.append([tree.tokens.tolist(), parents, list(step.path[:accepted]), bonus, step.draft.source])

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+BYTES_A_CHARACTER = 4  # a byte-level token may hold as little as a quarter of a character
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """End of sequence and length.
+    """End of sequence, stop strings and length. Whatever ends an answer is its last token; nothing behind it counts.
 
     Attributes:
-        eos: ids that end an answer. The one that ended it is emitted and counted, nothing behind it.
+        eos: ids that end an answer. The one that ended it is emitted and counted.
         max_new_tokens: the longest answer.
+        strings: texts that end an answer, also where they stretch over several tokens.
+        decode: from ids to text; needed for `strings`.
     """
 
     eos: frozenset[int]
     max_new_tokens: int
+    strings: tuple[str, ...] = ()
+    decode: Callable[[Sequence[int]], str] | None = None
 
     def within(self, room: int) -> Stopping:
         """The same, but for at most `room` tokens (what the model's positions leave)."""
         return replace(self, max_new_tokens=min(self.max_new_tokens, room))
 
-    def cut(self, emitted: int, tokens: Sequence[int]) -> tuple[list[int], bool]:
-        """What of `tokens` is emitted after `emitted` earlier ones, and whether the answer ends with it."""
+    def cut(self, output: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], str]:
+        """What of `tokens` is emitted behind `output`, and why the answer ends with it: empty where it goes on."""
         kept: list[int] = []
-        for token in tokens[: self.max_new_tokens - emitted]:
+        for token in tokens[: self.max_new_tokens - len(output)]:
             kept.append(token)
             if token in self.eos:
-                return kept, True
-        return kept, emitted + len(kept) >= self.max_new_tokens
+                return kept, "eos"
+            if self.strings and self._holds_stop_string(output, kept):
+                return kept, "stop string"
+        return kept, "length" if len(output) + len(kept) >= self.max_new_tokens else ""
+
+    def _holds_stop_string(self, output: Sequence[int], kept: Sequence[int]) -> bool:
+        """Whether a stop string has just been completed. Only the tokens that it can stretch over are decoded."""
+        assert self.decode is not None
+        reach = BYTES_A_CHARACTER * (max(map(len, self.strings)) + 1)
+        tail = [*output[-reach:], *kept][-reach:]
+        text = self.decode(tail)
+        return any(string in text for string in self.strings)

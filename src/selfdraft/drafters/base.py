@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from selfdraft.core.options import Options
+from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.target import Target
 
@@ -29,6 +31,7 @@ class Context:
         prompt_length: how many of them are the prompt.
         room: the deepest node that could still be emitted before the length limit; drafting deeper is wasted.
         rng: the request's own generator, so that its draft does not depend on what else runs.
+        rule: how the next token is chosen; a drafter that samples draws by the same rule.
         memory: the drafter's own.
     """
 
@@ -37,15 +40,47 @@ class Context:
     prompt_length: int
     room: int
     rng: np.random.Generator
+    rule: NextToken = NextToken()
     memory: Any = None
+
+    def distributions(self, logits: Tensor, drafted: Sequence[int] = (), tree: TokenTree | None = None) -> Tensor:
+        """(n + 1, V) warped distributions after `drafted` tokens and each node of `tree` behind them."""
+        history = [*self.tokens, *drafted]
+        return self.rule.distributions(logits, history, self.prompt_length, tree or TokenTree.empty())
+
+    def uniforms(self, count: int, device: torch.device) -> Tensor:
+        """(count,) numbers in [0, 1) from the request's own generator."""
+        return torch.from_numpy(self.rng.random(count)).to(device)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposal: the tree, and where it came from (for records and viewers)."""
+    """A proposal.
+
+    Attributes:
+        tree: the tokens to verify.
+        source: where they came from, for records and viewers.
+        q: (n, V) the distribution each node was drawn from, where the draft was sampled. None for a draft that is no
+            random draw (or independent of everything that verification draws): it is verified as it stands.
+        target_forwards: full forwards of the target that drafting itself took; they are counted like all others.
+    """
 
     tree: TokenTree
     source: str = ""
+    q: Tensor | None = None
+    target_forwards: int = 0
+
+    def up_to_depth(self, depth: int) -> Draft:
+        """Without the nodes below `depth`."""
+        if not len(self.tree) or int(self.tree.depths.max()) <= depth:
+            return self
+        kept = self.tree.depths <= depth
+        return self.restricted_to(kept)
+
+    def restricted_to(self, kept: Tensor) -> Draft:
+        """Only the nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
+        q = None if self.q is None else self.q[kept.to(self.q.device)]
+        return replace(self, tree=self.tree.restricted_to(kept), q=q)
 
 
 @dataclass(frozen=True)
@@ -55,9 +90,10 @@ class Step:
     Attributes:
         draft: as proposed (cut to what could still be emitted).
         logits: (n + 1, V) on the target's device, after the root and after each node.
-        predictions: (n + 1,) int64 on the CPU, their argmax.
+        predictions: (n + 1,) int64 on the CPU: the token that follows the root, and each node, if the path ends there.
         path: indices of the accepted nodes.
         emitted: the tokens that the step added: the accepted ones and the bonus, up to a stop.
+        distributions: (n + 1, V) the target's, warped; None in greedy decoding.
     """
 
     draft: Draft
@@ -65,6 +101,7 @@ class Step:
     predictions: Tensor
     path: tuple[int, ...]
     emitted: tuple[int, ...]
+    distributions: Tensor | None = None
 
 
 @dataclass

@@ -12,10 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from selfdraft.core.jacobi import carried_block, is_fixed_point, next_iterate
 from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
 from selfdraft.core.options import option
+from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 
@@ -44,6 +46,7 @@ class Block:
     """What a request's block looks like between two steps."""
 
     guesses: list[int] = field(default_factory=list)  # refined guesses for the positions behind the root
+    q: Tensor | None = None  # (len(guesses), V): what they were drawn from, when sampling
     passes: int = 0  # passes since the block was last started afresh
     index: NgramIndex | None = None
 
@@ -61,33 +64,57 @@ class Jacobi(Drafter):
     def propose(self, context: Context) -> Draft:
         """The current iterate, as a chain of candidates."""
         block: Block = context.memory
-        if self.config.init != "previous_tail" and (
-            block.passes >= self.config.refine_steps or self.config.mode == "literal"
-        ):
-            block.guesses, block.passes = [], 0
+        literal = self.config.mode == "literal"
+        if self.config.init != "previous_tail" and (block.passes >= self.config.refine_steps or literal):
+            block.guesses, block.q, block.passes = [], None, 0
         width = min(self.config.window, context.room)
         guesses = torch.tensor(self._filled(context, block, width), dtype=torch.long)
-        if self.config.mode == "literal":
-            guesses = self._refine(context, guesses)
-        return Draft(TokenTree.chain(guesses), source="jacobi")
+        q = self._drawn_from(block, guesses) if context.rule.sample else None
+        passes = 0
+        if literal:
+            guesses, q, passes = self._refine(context, guesses, q)
+        return Draft(TokenTree.chain(guesses), "jacobi", q, target_forwards=passes)
 
     def observe(self, context: Context, step: Step) -> None:
-        """The logits of the pass are the next iterate."""
+        """The logits of the pass are the next iterate: in greedy decoding its argmax, else a fresh draw from them."""
         block: Block = context.memory
-        block.guesses = carried_block(step.predictions, len(step.path)).tolist()
+        kept = len(step.path)
         block.passes += 1
+        if step.distributions is None:
+            block.guesses = carried_block(step.predictions, kept).tolist()
+        else:
+            block.q = carried_block(step.distributions, kept)
+            block.guesses = draw(block.q, context.uniforms(len(block.q), block.q.device)).tolist()
 
-    def _refine(self, context: Context, guesses: torch.Tensor) -> torch.Tensor:
-        """`refine_steps` refining forwards, or fewer if the fixed point comes first."""
-        for _ in range(self.config.refine_steps if len(guesses) else 0):
-            logits = self.target.draft_forward(
-                self.target.full, [context.row], 0, [context.tokens[-1]], [TokenTree.chain(guesses)]
-            )[0]
-            refined = next_iterate(logits.argmax(-1).cpu())
+    def _refine(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+        """`refine_steps` refining forwards, or fewer if the fixed point comes first; and how many it were."""
+        passes = 0
+        while len(guesses) and passes < self.config.refine_steps:
+            passes += 1
+            tree = TokenTree.chain(guesses)
+            logits = self.target.draft_forward(self.target.full, [context.row], 0, [context.tokens[-1]], [tree])[0]
+            if context.rule.sample:
+                q = next_iterate(context.distributions(logits, tree=tree))
+                guesses = draw(q, context.uniforms(len(q), q.device)).cpu()
+                continue
+            scores = context.rule.scores(logits, context.tokens, context.prompt_length, tree)
+            refined = next_iterate(scores.argmax(-1).cpu())
             if is_fixed_point(guesses, refined):
                 break
             guesses = refined
-        return guesses
+        return guesses, q, passes
+
+    def _drawn_from(self, block: Block, guesses: Tensor) -> Tensor | None:
+        """(W, V) what each guess was drawn from: the last pass's distributions, then certainty for those filled up.
+
+        The distributions of speculative Jacobi decoding: each guess is a fresh draw from the previous iterate's.
+        """
+        if block.q is None or not len(block.q):
+            return None
+        drawn = block.q[: len(guesses)]
+        filled = guesses[len(drawn) :]
+        certain = torch.nn.functional.one_hot(filled, drawn.shape[-1]).to(drawn)
+        return torch.cat([drawn, certain])
 
     def _filled(self, context: Context, block: Block, width: int) -> list[int]:
         """The carried guesses, filled up to `width` by the init."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from selfdraft.core.options import option
+from selfdraft.core.sampling import draw
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig
@@ -62,6 +64,7 @@ class LayerSkip(Drafter):
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
         """One chain a context, all drafted together: at every depth one sparse forward of those that go on."""
         drafted: list[list[int]] = [[] for _ in contexts]
+        q: list[list[Tensor]] = [[] for _ in contexts]
         going = [i for i, context in enumerate(contexts) if context.room > 0]
         for depth in range(self.config.draft_length):
             if not going:
@@ -71,13 +74,28 @@ class LayerSkip(Drafter):
             logits = self.target.draft_forward(self.path, rows, depth, tokens, [_EMPTY] * len(going))
             still = []
             for i, row_logits in zip(going, logits, strict=True):
-                drafted[i].append(int(row_logits[0].argmax()))
-                sure = self.config.min_confidence <= 0 or self._confidence(row_logits[0]) >= self.config.min_confidence
-                if sure and len(drafted[i]) < contexts[i].room:
+                token, distribution = self._next(contexts[i], drafted[i], row_logits)
+                drafted[i].append(token)
+                if contexts[i].rule.sample:
+                    q[i].append(distribution)
+                if self._sure(distribution, token) and len(drafted[i]) < contexts[i].room:
                     still.append(i)
             going = still
-        return [Draft(TokenTree.chain(tokens), source="layer_skip") for tokens in drafted]
+        return [
+            Draft(TokenTree.chain(tokens), "layer_skip", torch.cat(rows) if rows else None)
+            for tokens, rows in zip(drafted, q, strict=True)
+        ]
 
-    @staticmethod
-    def _confidence(logits: Tensor) -> float:
-        return float(logits.float().softmax(-1).max())
+    def _next(self, context: Context, drafted: list[int], logits: Tensor) -> tuple[int, Tensor]:
+        """The next drafted token, and the (1, V) distribution that it was drawn from, or is the argmax of."""
+        rule = context.rule
+        scores = rule.scores(logits, [*context.tokens, *drafted], context.prompt_length, _EMPTY)
+        if rule.sample:
+            distribution = rule.probabilities(scores)
+            return int(draw(distribution, context.uniforms(1, logits.device))), distribution
+        needed = self.config.min_confidence > 0  # a softmax over the vocabulary that nobody asks for is left out
+        return int(scores.argmax()), scores.float().softmax(-1) if needed else scores
+
+    def _sure(self, distribution: Tensor, token: int) -> bool:
+        """Whether the token just drafted is probable enough to go on behind it."""
+        return self.config.min_confidence <= 0 or float(distribution[0, token]) >= self.config.min_confidence

@@ -65,7 +65,10 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
         if getattr(config, "is_encoder_decoder", False):
             raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=DTYPES[dtype])
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
+        )
+        _refuse_made_up_weights(path, report)
         try:
             generation = GenerationConfig.from_pretrained(source, revision=revision)
         except OSError:  # many folders have none
@@ -74,6 +77,16 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
     if device.type == "cpu":
         _into_memory(model)
     return LoadedModel(model.to(device), tokenizer, _ids(generation.eos_token_id) | _ids(tokenizer.eos_token_id))
+
+
+def _refuse_made_up_weights(path: str, report: dict) -> None:
+    """transformers initialises at random what a checkpoint lacks, and only warns."""
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"model.path={path}: the checkpoint lacks {len(lacking)} of the weights that its config.json asks for "
+            f"({lacking[0]}, …): they would be random; give a complete folder"
+        )
 
 
 def _into_memory(model: PreTrainedModel) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from selfdraft.models.loading import LoadedModel
@@ -36,23 +37,25 @@ class StockGenerate:
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
-        self.arguments = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "eos_token_id": sorted(loaded.eos) or None,
-            "pad_token_id": min(loaded.eos, default=0),
-            # generation_config.json may bring warpers that greedy decoding must not have
-            "repetition_penalty": 1.0,
-        }
-        if name == "transformers_prompt_lookup":
-            self.arguments["prompt_lookup_num_tokens"] = PROMPT_LOOKUP_TOKENS
+        # Nothing of the checkpoint's own: it may bring penalties and bans that greedy decoding must not have.
+        self.config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(loaded.eos) or None,
+            pad_token_id=min(loaded.eos, default=0),
+            prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS if name == "transformers_prompt_lookup" else None,
+        )
 
     @torch.inference_mode()
     def decode(self, prompt: Sequence[int]) -> StockGeneration:
         """Answer one prompt."""
         ids = torch.tensor([list(prompt)], device=self.model.device)
         watch = _Stopwatch()
-        written = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=watch, **self.arguments)
+        # For the time of the call the model has no generation config: what ours leaves open would be taken from it.
+        with patch.object(self.model, "generation_config", GenerationConfig()):
+            written = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), streamer=watch, generation_config=self.config
+            )
         output = written[0, len(prompt) :].tolist()
         return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s)
 

@@ -22,6 +22,7 @@ from selfdraft.models.cache import KVCache
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 
+LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
 
 
@@ -54,7 +55,8 @@ class Target:
         self.device, self.dtype = model.device, model.dtype
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
-        self.key_block, self.least_rows = 1, 1
+        self.key_block, self.row_block = 1, 1  # what the shapes of a forward are rounded up to
+        self.longest_draft, self.chains_only = LONGEST_DRAFT, False
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
@@ -146,7 +148,7 @@ class Target:
         roots: Sequence[int],
         trees: Sequence[TokenTree],
     ) -> list[Tensor]:
-        width = max(self.least_rows, 1 + max(len(tree) for tree in trees))
+        width = -(-(1 + max(len(tree) for tree in trees)) // self.row_block) * self.row_block
         tokens = torch.empty(len(rows), width, dtype=torch.long)
         depths = torch.zeros(len(rows), width, dtype=torch.long)
         sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
