@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from selfdraft.app.schemas import Config, HardwareConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
+from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -65,15 +66,21 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     Raises:
         UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
     """
+    if references and (config.decoding.stop or config.decoding.min_new_tokens):
+        raise UserError("task.references compare only without decoding.stop and decoding.min_new_tokens: leave one out")
     loaded = config.model.load(device)
+    decoding, chat = config.decoding, Chat(loaded.tokenizer)
     target = Target(loaded.model, packed=config.model.packed)
-    stopping = Stopping(loaded.eos, config.decoding.max_new_tokens)
+    if decoding.shape_invariant:
+        target.make_shape_invariant()
+    stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
+    rule = NextToken(eos=loaded.eos, min_new_tokens=decoding.min_new_tokens)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
-        chat=Chat(loaded.tokenizer),
-        drafter=Decoder(target, drafter, stopping),
-        baseline=Decoder(target, baseline, stopping),
+        chat=chat,
+        drafter=Decoder(target, drafter, stopping, rule=rule),
+        baseline=Decoder(target, baseline, stopping, rule=rule),
         certifier=Certifier(target),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
     )

@@ -121,11 +121,28 @@ class TinyModelConfig(ModelConfig):
 
 @dataclass
 class DecodingConfig(Options):
-    """How answers are decoded."""
+    """How answers are decoded.
+
+    `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
+    whatever block they are computed: the drafter's output is then that of autoregressive decoding in any dtype.
+    """
 
     group: ClassVar[str] = "decoding"
     name: str = "greedy"
     max_new_tokens: int = option(128, at_least=1)
+    min_new_tokens: int = option(0, at_least=0)
+    stop: list[str] = field(default_factory=list)
+    shape_invariant: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"decoding.min_new_tokens={self.min_new_tokens}: must be at most "
+                f"decoding.max_new_tokens={self.max_new_tokens}"
+            )
+        if "" in self.stop:
+            raise UserError("decoding.stop: an empty text would end every answer; leave it out")
 
 
 @dataclass

@@ -40,15 +40,13 @@ class SkipSet:
     def spread(layers: int, sparsity: float) -> SkipSet:
         """``int(2 (layers - 2) sparsity)`` sublayers, evenly spread over all but the first and the last layer.
 
-        The count is SWIFT's (arXiv 2410.06916); even spreading is the simplest set that no search has seen.
+        The count is SWIFT's (arXiv 2410.06916); even spreading is the simplest set that no search has seen. Half of
+        them are attentions and half MLPs, each kind spread by itself, the MLPs shifted by half a step.
         """
-        inner = 2 * max(layers - 2, 0)
-        count = int(inner * sparsity)
-        # Centres of `count` equal slices of the inner sublayers, ordered attention, MLP, attention, …
-        picks = ((np.arange(count) + 0.5) * inner / max(count, 1)).astype(int)
-        attention = frozenset(1 + int(i) // 2 for i in picks if i % 2 == 0)
-        mlp = frozenset(1 + int(i) // 2 for i in picks if i % 2 == 1)
-        return SkipSet(attention, mlp)
+        inner = max(layers - 2, 0)
+        count = int(2 * inner * sparsity)
+        attentions = (count + 1) // 2
+        return SkipSet(_spread(inner, attentions, shift=0.0), _spread(inner, count - attentions, shift=0.5))
 
     def whole_layers(self) -> frozenset[int]:
         """Layers skipped altogether: they are not even called."""
@@ -56,3 +54,9 @@ class SkipSet:
 
     def __len__(self) -> int:
         return len(self.attention) + len(self.mlp)
+
+
+def _spread(inner: int, count: int, shift: float) -> frozenset[int]:
+    """`count` of the layers 1 to `inner`, each in the middle of an equal share of them, moved on by `shift` shares."""
+    picks = ((np.arange(count) + 0.5 + shift) * inner / max(count, 1)).astype(int) % max(inner, 1)
+    return frozenset(1 + int(i) for i in picks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from selfdraft.core.errors import UserError
+
 BYTES_A_CHARACTER = 4  # a byte-level token may hold as little as a quarter of a character
 
 
@@ -23,6 +25,10 @@ class Stopping:
     max_new_tokens: int
     strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
     def within(self, room: int) -> Stopping:
         """The same, but for at most `room` tokens (what the model's positions leave)."""

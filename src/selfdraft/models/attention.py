@@ -82,7 +82,7 @@ def grouped_sdpa(
     if attention_mask is not None and share > 1:
         attention_mask = attention_mask.repeat(1, 1, share, 1)
     out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2), None
+    return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, grouped_sdpa)  # transformers' public registry of attention functions

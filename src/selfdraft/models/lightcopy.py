@@ -30,6 +30,9 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
         child_name: None if child is None else light_copy(child, swap, f"{name}.{child_name}" if name else child_name)
         for child_name, child in module._modules.items()
     }
+    for attribute, value in module.__dict__.items():
+        if attribute.endswith("_hooks"):  # those there are come along, but what is hooked later stays where it is put
+            twin.__dict__[attribute] = value.copy()
     return twin
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
@@ -23,6 +24,8 @@ from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 
 LONGEST_DRAFT = 10_000  # no limit
+KEY_BLOCK, ROW_BLOCK = 512, 2  # of shape-invariant forwards
+INVARIANT_BLOCKS = (2, 3, 5, 8, 11, 16, 22, 32)  # for which invariance is tried; the last one is the longest allowed
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
 
 
@@ -56,7 +59,7 @@ class Target:
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
         self.key_block, self.row_block = 1, 1  # what the shapes of a forward are rounded up to
-        self.longest_draft, self.chains_only = LONGEST_DRAFT, False
+        self.longest_draft, self.chains_only = LONGEST_DRAFT, False  # what decoding may ask of `forward`
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
@@ -64,11 +67,18 @@ class Target:
         def pack(_: str, module: nn.Module) -> nn.Module | None:
             return PackedLinear(module) if packed and type(module) is nn.Linear and can_pack(module.weight) else None
 
-        layers = tuple(self._with_grouped_attention(light_copy(layer, pack)) for layer in self.anatomy.layers)
-        self.full = Path(layers, self.anatomy.layer_types, SkipSet())
+        layers = [light_copy(layer, pack) for layer in self.anatomy.layers]
+        self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet())
         self._head = light_copy(self.anatomy.head, pack)
         self.cache = KVCache(len(layers), rows=1, slots=0)
-        self._compare_with_stock_forward()
+        try:
+            for layer in layers:
+                self._group_attention(layer)
+            error = self._distance_from_stock_forward()
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
+            raise refuse(model, f"its layers cannot be driven one by one ({type(broken).__name__})") from broken
+        if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
+            raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
 
     def allocate(self, rows: int, slots: int) -> None:
         """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do."""
@@ -78,6 +88,55 @@ class Target:
             self.cache = KVCache(len(self.full.layers), rows, slots)
         for row in range(rows):
             self.cache.clear(row)
+
+    def make_shape_invariant(self) -> None:
+        """Give a token's logits the same bits in whatever block of a chain it is computed (grade 3, *bits*).
+
+        Measured on oneDNN's packed CPU kernels: a row of a product has the same bits for any number of rows but one,
+        and attention for any number of queries but one left over from its blocks of 32; keys are summed up in blocks
+        of 512, of which a wholly masked one adds nothing. So rows are padded to an even number and keys to whole
+        blocks, no more. Trees put keys into other slots, to be summed up in another order: only chains are verified.
+
+        Raises:
+            UserError: this machine or model rounds differently all the same (it is tried on a random text).
+        """
+        self.key_block, self.row_block = KEY_BLOCK, ROW_BLOCK
+        self.longest_draft, self.chains_only = max(INVARIANT_BLOCKS) - 1, True
+        for module in (self._head, *self.full.layers):
+            for part in module.modules():
+                if isinstance(part, PackedLinear):
+                    part.plain_rows = 0  # one kernel for all
+        differing = self._blocks_that_round_differently()
+        if differing:
+            raise UserError(
+                "decoding.shape_invariant=true: on this machine and model, tokens computed in blocks of "
+                f"{', '.join(map(str, differing))} do not have the bits of tokens computed one by one; "
+                "use decoding.shape_invariant=false (and model.packed=true on a CPU)"
+            )
+
+    def _blocks_that_round_differently(self) -> list[int]:
+        """Of `INVARIANT_BLOCKS`. The text begins within one block of keys and ends within the next."""
+        prefix, count = KEY_BLOCK - 20, 40
+        text = torch.randint(self.vocab_size, (prefix + count,), generator=torch.Generator().manual_seed(0)).tolist()
+        single = self.teacher_forced(text, prefix, 1)
+        return [size for size in INVARIANT_BLOCKS if not torch.equal(single, self.teacher_forced(text, prefix, size))]
+
+    @torch.inference_mode()
+    def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
+        """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
+
+        For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
+        """
+        forwards = self.forwards
+        self.allocate(1, len(text) + block)
+        self.prefill(0, text[:prefix])
+        parts = []
+        for first in range(prefix, len(text), block):
+            root, *rest = text[first : first + block]
+            parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
+            self.commit(0, range(len(rest)))
+        self.forwards = forwards
+        return torch.cat(parts)
 
     def sparse_path(self, skip: SkipSet) -> Path:
         """The path that bypasses the sublayers of `skip`. Making one costs microseconds; any number may coexist."""
@@ -196,26 +255,22 @@ class Target:
             )
         return anatomy.norm(hidden)
 
-    def _with_grouped_attention(self, layer: nn.Module) -> nn.Module:
+    def _group_attention(self, layer: nn.Module) -> None:
         """Give a light copy our attention function, except where the family needs score capping (Gemma 2)."""
         attention = getattr(layer, self.anatomy.attention_name)
         attention.config = copy.copy(attention.config)
         softcapped = getattr(attention.config, "attn_logit_softcapping", None) is not None
         attention.config._attn_implementation = "eager" if softcapped else GROUPED_SDPA
-        return layer
 
     @torch.inference_mode()
-    def _compare_with_stock_forward(self) -> None:
-        """Refuse a family whose own forward does something that our drive through its layers does not."""
+    def _distance_from_stock_forward(self) -> float:
+        """How far our drive through the layers is from the model's own forward: in sigmas of a logit."""
         count = 12
         tokens = torch.randint(self.vocab_size, (count,), generator=torch.Generator().manual_seed(0))
         stock = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0].float()
         ours = self.forward([0], [int(tokens[0])], [TokenTree.chain(tokens[1:])])[0].float()
         self.forwards = 0
-        scale = stock.std(dim=-1).mean()
-        error = float((stock - ours).abs().mean() / scale)
-        if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
-            raise refuse(self.model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
+        return float((stock - ours).abs().mean() / stock.std(dim=-1).mean())
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:
