@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from selfdraft.app.schemas import Config, HardwareConfig
+from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
 from selfdraft.core.sampling import NextToken
@@ -17,6 +17,8 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
+from selfdraft.models.invariance import make_shape_invariant
+from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
@@ -66,23 +68,46 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     Raises:
         UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
     """
-    if references and (config.decoding.stop or config.decoding.min_new_tokens):
-        raise UserError("task.references compare only without decoding.stop and decoding.min_new_tokens: leave one out")
+    plain = DecodingConfig(
+        max_new_tokens=config.decoding.max_new_tokens, shape_invariant=config.decoding.shape_invariant
+    )
+    if references and config.decoding != plain:
+        raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
     loaded = config.model.load(device)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:
-        target.make_shape_invariant()
+        make_shape_invariant(target)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    rule = NextToken(eos=loaded.eos, min_new_tokens=decoding.min_new_tokens)
+    rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,
         drafter=Decoder(target, drafter, stopping, rule=rule),
         baseline=Decoder(target, baseline, stopping, rule=rule),
-        certifier=Certifier(target),
+        certifier=Certifier(target, rule),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
+    )
+
+
+def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:
+    """How the next token is chosen."""
+    penalty = decoding.repetition_penalty
+    rule = NextToken(
+        eos=eos,
+        min_new_tokens=decoding.min_new_tokens,
+        processors=() if penalty is None else (repetition_penalty(penalty),),
+    )
+    if not isinstance(decoding, SampleConfig):
+        return rule
+    return replace(
+        rule,
+        sample=True,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        min_p=decoding.min_p,
     )
 
 

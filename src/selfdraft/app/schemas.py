@@ -131,6 +131,7 @@ class DecodingConfig(Options):
     name: str = "greedy"
     max_new_tokens: int = option(128, at_least=1)
     min_new_tokens: int = option(0, at_least=0)
+    repetition_penalty: float | None = option(None, at_least=0.01)
     stop: list[str] = field(default_factory=list)
     shape_invariant: bool = False
 
@@ -143,6 +144,17 @@ class DecodingConfig(Options):
             )
         if "" in self.stop:
             raise UserError("decoding.stop: an empty text would end every answer; leave it out")
+
+
+@dataclass
+class SampleConfig(DecodingConfig):
+    """Draw from the target's distribution: temperature, then top-k, top-p and min-p where given."""
+
+    name: str = "sample"
+    temperature: float = option(1.0, at_least=0.01)
+    top_k: int | None = option(None, at_least=1)
+    top_p: float | None = option(None, at_least=0.0001, at_most=1.0)
+    min_p: float | None = option(None, at_least=0.0, at_most=1.0)
 
 
 @dataclass
@@ -289,7 +301,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "task": [EvaluateConfig, GenerateConfig],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
-    "decoding": [DecodingConfig],
+    "decoding": [DecodingConfig, SampleConfig],
     "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Verdict = Literal["exact", "tie", "mismatch"]
+Verdict = Literal["exact", "sampled", "tie", "mismatch"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Certificate:
     """One prompt's verdict.
 
     Attributes:
-        verdict: `exact` where both outputs are the same ids, to the last.
+        verdict: `exact` where both outputs are the same ids, to the last. `sampled` where they are two draws from one
+            distribution: no comparison of texts can judge that; the chi-square tests of the suite do.
         first_divergence: index into the output of the first differing token.
         margin: logit of the autoregressive token minus logit of the drafter's token there, in the M=1 forward. It is
             at least the top-1/top-2 margin, and equal to it where the drafter wrote the runner-up.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
 from selfdraft.models.target import Target
 
 CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": what drafts are usually long
@@ -17,8 +19,9 @@ class Certifier:
         control: the largest control measured so far, in logits; None while every output was exact.
     """
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, rule: NextToken | None = None) -> None:
+        """`rule`: how the outputs were decoded. Of random draws, two that differ are no fault."""
+        self.target, self.rule = target, rule or NextToken()
         self.control: float | None = None
 
     def certify(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
@@ -30,11 +33,17 @@ class Certifier:
         index = first_divergence(output, baseline)
         if index is None:
             return Certificate("exact")
+        if self.rule.sample:
+            return Certificate("sampled", index)
         if index >= min(len(output), len(baseline)):  # one goes on where the other ended: no rounding does that
             return Certificate("mismatch", index)
         text, prefix = [*prompt, *baseline[:-1]], len(prompt) - 1  # logits wanted from the last prompt token on
-        single = self.target.teacher_forced(text, prefix, 1)
-        blocks = (self.target.teacher_forced(text, prefix, k) for k in CONTROL_BLOCKS)
+        single, *blocks = (
+            self.rule.scores(
+                self.target.teacher_forced(text, prefix, k), prompt, len(prompt), TokenTree.chain(baseline[:-1])
+            )
+            for k in (1, *CONTROL_BLOCKS)
+        )
         control = max(margin_control(single, block) for block in blocks)
         self.control = max(control, self.control or 0.0)
         at = single[index].float()

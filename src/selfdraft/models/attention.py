@@ -45,10 +45,17 @@ def visible_slots(
     return visible.to(device)
 
 
-def additive(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, 1, N, K) mask to add to the scores. Additive is right for sdpa, eager and flex alike; bool is not."""
+def additive(visible: Tensor | None, dtype: torch.dtype, share: int = 1) -> Tensor | None:
+    """(B, 1, share * N, K) mask to add to the scores. Additive is right for sdpa, eager and flex alike; bool is not.
+
+    Args:
+        share: query heads that `grouped_sdpa` folds into the query length: the mask is repeated for them here, once a
+            forward, and not in every layer.
+    """
     if visible is None:
         return None
+    if share > 1:
+        visible = visible.repeat(1, share, 1)
     # The dtype's lowest finite number, as transformers does: -inf would make a fully masked padding row NaN.
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
@@ -70,7 +77,7 @@ def grouped_sdpa(
     queries.
 
     Args:
-        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) additive, or None.
+        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, H/G * N, K) of `additive`, or None.
 
     Returns:
         (B, N, H, D) and no weights, as transformers' attention functions do.
@@ -79,8 +86,6 @@ def grouped_sdpa(
     groups = key.shape[1]
     share = heads // groups
     folded = query.reshape(batch, groups, share * width, size)
-    if attention_mask is not None and share > 1:
-        attention_mask = attention_mask.repeat(1, 1, share, 1)
     out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous(), None
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
@@ -24,8 +23,6 @@ from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 
 LONGEST_DRAFT = 10_000  # no limit
-KEY_BLOCK, ROW_BLOCK = 512, 2  # of shape-invariant forwards
-INVARIANT_BLOCKS = (2, 3, 5, 8, 11, 16, 22, 32)  # for which invariance is tried; the last one is the longest allowed
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
 
 
@@ -58,8 +55,9 @@ class Target:
         self.device, self.dtype = model.device, model.dtype
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
-        self.key_block, self.row_block = 1, 1  # what the shapes of a forward are rounded up to
-        self.longest_draft, self.chains_only = LONGEST_DRAFT, False  # what decoding may ask of `forward`
+        # What the shapes of a forward are rounded up to, and what decoding may ask of it (see invariance.py).
+        self.key_block, self.row_block = 1, 1
+        self.longest_draft, self.chains_only = LONGEST_DRAFT, False
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
@@ -89,38 +87,6 @@ class Target:
         for row in range(rows):
             self.cache.clear(row)
 
-    def make_shape_invariant(self) -> None:
-        """Give a token's logits the same bits in whatever block of a chain it is computed (grade 3, *bits*).
-
-        Measured on oneDNN's packed CPU kernels: a row of a product has the same bits for any number of rows but one,
-        and attention for any number of queries but one left over from its blocks of 32; keys are summed up in blocks
-        of 512, of which a wholly masked one adds nothing. So rows are padded to an even number and keys to whole
-        blocks, no more. Trees put keys into other slots, to be summed up in another order: only chains are verified.
-
-        Raises:
-            UserError: this machine or model rounds differently all the same (it is tried on a random text).
-        """
-        self.key_block, self.row_block = KEY_BLOCK, ROW_BLOCK
-        self.longest_draft, self.chains_only = max(INVARIANT_BLOCKS) - 1, True
-        for module in (self._head, *self.full.layers):
-            for part in module.modules():
-                if isinstance(part, PackedLinear):
-                    part.plain_rows = 0  # one kernel for all
-        differing = self._blocks_that_round_differently()
-        if differing:
-            raise UserError(
-                "decoding.shape_invariant=true: on this machine and model, tokens computed in blocks of "
-                f"{', '.join(map(str, differing))} do not have the bits of tokens computed one by one; "
-                "use decoding.shape_invariant=false (and model.packed=true on a CPU)"
-            )
-
-    def _blocks_that_round_differently(self) -> list[int]:
-        """Of `INVARIANT_BLOCKS`. The text begins within one block of keys and ends within the next."""
-        prefix, count = KEY_BLOCK - 20, 40
-        text = torch.randint(self.vocab_size, (prefix + count,), generator=torch.Generator().manual_seed(0)).tolist()
-        single = self.teacher_forced(text, prefix, 1)
-        return [size for size in INVARIANT_BLOCKS if not torch.equal(single, self.teacher_forced(text, prefix, size))]
-
     @torch.inference_mode()
     def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
         """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
@@ -137,6 +103,11 @@ class Target:
             self.commit(0, range(len(rest)))
         self.forwards = forwards
         return torch.cat(parts)
+
+    def linears(self) -> list[nn.Module]:
+        """Every matrix of the full path and the head, packed or not."""
+        modules = (part for module in (*self.full.layers, self._head) for part in module.modules())
+        return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
     def sparse_path(self, skip: SkipSet) -> Path:
         """The path that bypasses the sublayers of `skip`. Making one costs microseconds; any number may coexist."""
@@ -243,7 +214,7 @@ class Target:
         for kind in set(path.types):
             window = anatomy.window if kind == SLIDING else None
             visible = visible_slots(starts, depths, sees, view.span, window, self.device)
-            masks[kind] = additive(visible, self.dtype)
+            masks[kind] = additive(visible, self.dtype, self._share)
             rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
         for layer, kind in zip(path.layers, path.types, strict=True):
             hidden = layer(
@@ -261,6 +232,7 @@ class Target:
         attention.config = copy.copy(attention.config)
         softcapped = getattr(attention.config, "attn_logit_softcapping", None) is not None
         attention.config._attn_implementation = "eager" if softcapped else GROUPED_SDPA
+        self._share = 1 if softcapped else int(getattr(attention, "num_key_value_groups", 1))
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self) -> float:

@@ -14,7 +14,7 @@ from selfdraft.models.chat import Chat
 from selfdraft.models.stock import StockGenerate, StockGeneration
 
 DRAFTER, BASELINE = "drafter", "none"
-SEVERITY = ("exact", "tie", "mismatch")
+SEVERITY = ("exact", "sampled", "tie", "mismatch")
 
 
 @dataclass(frozen=True)

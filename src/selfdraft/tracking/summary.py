@@ -97,7 +97,8 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "baseline_tokens_per_s": baseline.rate,
         "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
         "speedup_total": _ratio(drafter, baseline),
-        "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
+        | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
         "acceptance_by_depth": _acceptance(lines),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),

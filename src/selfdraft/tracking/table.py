@@ -31,7 +31,7 @@ def print_result(result: Result, console: Console) -> None:
 def certificate(lossless: Mapping[str, int]) -> Text:
     """The verdicts in words, in the colour of the worst one."""
     worst = next((name for name in ("mismatch", "tie") if lossless[name]), "exact")
-    parts = [f"{lossless[name]} {name}" for name in ("exact", "tie", "mismatch") if lossless[name]]
+    parts = [f"{lossless[name]} {name}" for name in ("exact", "sampled", "tie", "mismatch") if lossless.get(name)]
     return Text(", ".join(parts) or _NOTHING, {"exact": "green", "tie": "yellow", "mismatch": "bold red"}[worst])
 
 

@@ -1,0 +1,81 @@
+"""Re-verify a finished run against transformers.generate alone:  python scripts/check_lossless.py RUN_DIR
+
+No drafter, cache or loop of ours takes part: the model of the run's config.yaml is loaded as transformers has it, every
+prompt of prompts.jsonl is decoded greedily by its `generate`, and the ids are compared. Where they part, the stock
+model's own logits there tell by how much: in float32 every prompt should agree; in bfloat16 near ties may not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+import yaml
+from rich.progress import track
+
+from selfdraft.app.errors import one_line_errors
+from selfdraft.app.schemas import SCHEMAS, ModelConfig
+from selfdraft.core.certificate import first_divergence
+from selfdraft.core.errors import UserError
+from selfdraft.models.stock import StockGenerate
+
+
+def model_of(run: dict) -> ModelConfig:
+    """The run's model configuration."""
+    known = {schema().name: schema for schema in SCHEMAS["model"]}
+    options = run["model"]
+    if options.get("name") not in known:
+        raise UserError(f"config.yaml names the model {options.get('name')!r}; known are {', '.join(known)}")
+    return known[options["name"]](**options)
+
+
+def margin(model: torch.nn.Module, prompt: list[int], output: list[int], ours: int) -> float:
+    """Logit of the stock model's choice minus that of our token, after `prompt` and `output`, in one plain forward."""
+    logits = model(torch.tensor([[*prompt, *output]], device=model.device), logits_to_keep=1).logits[0, -1].float()
+    return float(logits.max() - logits[ours])
+
+
+@torch.inference_mode()
+def check(folder: Path) -> int:
+    """Print what differs and a summary; 1 where anything does.
+
+    Raises:
+        UserError: the folder holds no finished greedy run.
+    """
+    if not (folder / "config.yaml").is_file() or not (folder / "prompts.jsonl").is_file():
+        raise UserError(f"{folder} holds no config.yaml and prompts.jsonl: give the folder of a run (hydra.run.dir)")
+    run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    decoding = run["decoding"]
+    if (
+        decoding["name"] != "greedy"
+        or decoding.get("stop")
+        or decoding.get("min_new_tokens")
+        or decoding.get("repetition_penalty")
+    ):
+        raise UserError("only plain greedy runs can be compared with transformers.generate")
+    loaded = model_of(run).load(torch.device("cpu"))
+    stock = StockGenerate(loaded, "transformers_greedy", decoding["max_new_tokens"])
+    lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    verdicts: Counter[str] = Counter()
+    for line in track(lines, description="transformers.generate"):
+        reference = stock.decode(line["prompt_ids"]).output
+        index = first_divergence(line["output_ids"], reference)
+        verdicts["same" if index is None else "different"] += 1
+        if index is not None:
+            where = f"{line['id']}, turn {line['turn'] + 1}: parts at token {index}"
+            if index < len(line["output_ids"]):
+                off = margin(loaded.model, line["prompt_ids"], reference[:index], line["output_ids"][index])
+                where += f", where our token is {off:.4g} logits below the best"
+            print(where)
+    print(f"{verdicts['same']} of {len(lines)} outputs are those of transformers.generate, token for token")
+    return int(verdicts["different"] > 0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    with one_line_errors():
+        sys.exit(check(Path(sys.argv[1])))

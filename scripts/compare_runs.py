@@ -1,0 +1,57 @@
+"""Print a Markdown table of finished runs:  python scripts/compare_runs.py RUN_DIR [RUN_DIR ...]
+
+README's tables are made by this, so that every number in them is one of a result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HEADER = (
+    "| drafter | dtype | prompts | tokens per forward | tokens/s | speedup: median [95 % CI] | over all tokens "
+    "| exact / tie / mismatch | `transformers` greedy | its prompt lookup |"
+)
+
+
+def row(result: dict) -> str:
+    """One run as a table row. The last two columns: how many times the reference's speed, median over turns."""
+    speedup, lossless = result["speedup"], result["lossless"]
+    references = (result["references"].get(name) for name in ("transformers_greedy", "transformers_prompt_lookup"))
+    cells = [
+        result["drafter"],
+        result["dtype"],
+        f"{result['prompts']} ({result['turns']} turns)",
+        f"{result['tokens_per_forward']:.2f}",
+        f"{result['decode_tokens_per_s']:.1f} ({result['baseline_tokens_per_s']:.1f} alone)",
+        f"{speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]",
+        f"{result['speedup_total']:.2f}",
+        f"{lossless['exact']} / {lossless['tie']} / {lossless['mismatch']}",
+    ]
+    for reference in references:
+        if reference is None:
+            cells.append("–")
+            continue
+        ours, alone = reference["speedup_of_drafter"]["median"], reference["baseline_vs_reference"]["median"]
+        cells.append(f"{ours:.2f} × ({alone:.2f} × alone)")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(folders: list[str]) -> int:
+    if not folders:
+        print(__doc__, file=sys.stderr)
+        return 2
+    print(HEADER)
+    print("|" + "---|" * HEADER.count(" | ") + "---|")
+    for folder in folders:
+        path = Path(folder) / "result.json"
+        if not path.is_file():
+            print(f"{path} is not there: give the folders of finished runs (hydra.run.dir)", file=sys.stderr)
+            return 2
+        print(row(json.loads(path.read_text(encoding="utf-8"))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""Grade 1 of lossless, for sampling: the distribution of whole sequences, against one that is enumerated.
+
+A tiny model over eight tokens has 512 answers of three tokens. Their probabilities come from the stock model and from
+transformers' own warpers, one answer at a time: nothing of ours is in them. Against them stand the counts of many
+decodings, by a chi-square test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lossless import EVERY_CONFIG, name_of
+from random_drafts import RandomTree, RandomTreeConfig
+from selfdraft.core.acceptance import reject
+from selfdraft.core.sampling import NextToken, draw
+from selfdraft.decoding import loop
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.jacobi import JacobiConfig
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.models.processors import repetition_penalty
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+VOCABULARY, LENGTH = 8, 3
+PROMPT = [1, 5, 2, 6, 1, 5]  # its last tokens stood before: lookups find something
+TRIALS, ROWS = 2000, 100
+LEAST_EXPECTED = 5.0  # cells with less are put together: the test's approximation needs that
+# Some sixty tests are made. At 1e-6 each, one false alarm in fifteen thousand choices of seeds; the planted faults must
+# fall below it.
+SIGNIFICANCE = 1e-6
+
+RULES: dict[str, tuple[NextToken, list]] = {
+    "T=1": (NextToken(sample=True), []),
+    "T=0.7": (NextToken(sample=True, temperature=0.7), [TemperatureLogitsWarper(0.7)]),
+    "top_k=3": (NextToken(sample=True, top_k=3), [TopKLogitsWarper(3)]),
+    "top_p=0.8": (NextToken(sample=True, top_p=0.8), [TopPLogitsWarper(0.8)]),
+    "min_p=0.2": (NextToken(sample=True, min_p=0.2), [MinPLogitsWarper(0.2)]),
+    "penalty=1.5": (
+        NextToken(sample=True, processors=(repetition_penalty(1.5),)),
+        [RepetitionPenaltyLogitsProcessor(1.5)],
+    ),
+}
+TREES = [RandomTreeConfig(how=how) for how in ("with", "without", "certain")]
+# Of each drafter, what verifies differently: with distributions and without, fused and literal, one row and several.
+DISTINCT: list[DrafterConfig] = [
+    DrafterConfig(),
+    PromptLookupConfig(ngram_max=2, draft_length=3),
+    JacobiConfig(window=3, refine_steps=3, init="prompt_random"),
+    JacobiConfig(window=3, init="previous_tail"),
+    JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
+    LayerSkipConfig(sparsity=0.5, draft_length=2),
+    LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
+    *TREES,
+]
+KNOWN = {**DRAFTERS, "random_tree": RandomTree}
+
+
+@cache
+def target() -> Target:
+    """Flat enough that no answer dominates: faults must have something to bend."""
+    model = tiny_model("llama", vocab_size=VOCABULARY, layers=4, hidden=16, heads=2, kv_heads=1, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.35)
+    return Target(model, packed=False)
+
+
+@cache
+def expected(rule: str) -> dict[tuple[int, ...], float]:
+    """The probability of every answer."""
+    warpers, model = LogitsProcessorList(RULES[rule][1]), target().model
+    answers = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
+    probability = np.ones(len(answers))
+    for at in range(LENGTH):
+        ids = torch.tensor([[*PROMPT, *answer[:at]] for answer in answers])
+        with torch.no_grad():
+            scores = model(ids).logits[:, -1].float()
+        step = warpers(ids, scores).softmax(-1).double()
+        probability *= step[torch.arange(len(answers)), torch.tensor([answer[at] for answer in answers])].numpy()
+    return dict(zip(answers, probability.tolist(), strict=True))
+
+
+def test_every_drafter_is_among_those_that_are_tried() -> None:
+    assert {config.name for config in DISTINCT} == set(KNOWN)
+
+
+def p_value(config: DrafterConfig, rule: str, seed: int = 0) -> float:
+    """Of the chi-square test of `TRIALS` answers; zero where one came out that has no probability."""
+    drafter = KNOWN[config.name](target(), config)
+    decoder = Decoder(target(), drafter, Stopping(frozenset(), LENGTH), rule=RULES[rule][0], batch_size=ROWS)
+    requests = [Request(PROMPT, seed=seed * TRIALS + i) for i in range(TRIALS)]
+    counts = Counter(tuple(g.output) for _, g in decoder.run(requests) if g.ended)
+    assert counts.total() == TRIALS
+    probabilities = expected(rule)
+    if any(probabilities[answer] < 1e-12 for answer in counts):
+        return 0.0
+    large = [answer for answer, p in probabilities.items() if p * TRIALS >= LEAST_EXPECTED]
+    observed = np.array([counts[answer] for answer in large], dtype=float)
+    wanted = np.array([probabilities[answer] * TRIALS for answer in large])
+    if (rest := TRIALS - wanted.sum()) > LEAST_EXPECTED:
+        observed, wanted = np.append(observed, TRIALS - observed.sum()), np.append(wanted, rest)
+    return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("config", DISTINCT, ids=map(name_of, DISTINCT))
+def test_answers_are_distributed_as_the_target_alone_would_write_them(config: DrafterConfig, rule: str) -> None:
+    assert p_value(config, rule) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=map(name_of, EVERY_CONFIG))
+def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(config: DrafterConfig) -> None:
+    """One number for each position, drawn beforehand, decides; so the same seed writes the same text."""
+    rule = NextToken(sample=True, temperature=0.9)
+    answers = []
+    for chosen in (config, DrafterConfig()):
+        decoder = Decoder(target(), KNOWN[chosen.name](target(), chosen), Stopping(frozenset(), 12), rule=rule)
+        answers.append([decoder.decode(PROMPT, seed=seed).output for seed in range(8)])
+    drew = config.name in ("jacobi", "layer_skip")
+    assert drew or answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "config", [*EVERY_CONFIG, *TREES], ids=[*map(name_of, EVERY_CONFIG), "with", "without", "certain"]
+)
+def test_the_same_seed_writes_the_same_text_in_any_batch(config: DrafterConfig) -> None:
+    texts = []
+    for rows, order in ((1, 1), (3, 1), (4, -1)):
+        drafter = KNOWN[config.name](target(), config)
+        decoder = Decoder(
+            target(), drafter, Stopping(frozenset(), 9), rule=NextToken(sample=True, top_k=5), batch_size=rows
+        )
+        requests = [Request(PROMPT[: 2 + i % 4], seed=i, key=i) for i in range(7)][::order]
+        texts.append({request.key: g.output for request, g in decoder.run(requests) if g.ended})
+    assert texts[0] == texts[1] == texts[2]
+
+
+# The test must be able to fail: four faults of the peers, each planted where it would stand.
+
+
+def unwarped_bonus(tree, p, q, trials, draws):
+    """SWIFT's: what follows the accepted tokens is drawn at temperature 1, whatever the temperature is."""
+    right, _ = reject(tree, p, q, trials, draws)
+    raw = p**0.7
+    return right, draw(raw / raw.sum(-1, keepdim=True), draws)
+
+
+def pad_accepted(tree, p, q, trials, draws):
+    """SWIFT's too: drafts are padded with token 0, and the padding passes for a draft."""
+    right, after = reject(tree, p, q, trials, draws)
+    return right | (tree.tokens == 0), after
+
+
+def residual_of_the_wrong_branch(tree, p, q, trials, draws):
+    """The rejected child's distribution is left in, and its neighbour's is subtracted."""
+    return reject(tree, p, q.roll(1, dims=0), trials, draws)
+
+
+def longest_of_independent_samples(tree, p, q, trials, draws):
+    """REST's: each branch is verified with samples of its own, and the one that gets furthest wins."""
+    parents = tree.parents + 1
+    own = torch.rand(len(tree), generator=torch.Generator().manual_seed(int(draws[0] * 2**40)))
+    return draw(p[parents], own) == tree.tokens, draw(p, draws)
+
+
+@pytest.mark.parametrize(
+    ("fault", "rule", "how"),
+    [
+        (unwarped_bonus, "T=0.7", "with"),
+        (pad_accepted, "T=1", "with"),
+        (residual_of_the_wrong_branch, "T=1", "without"),
+        (longest_of_independent_samples, "T=1", "with"),
+    ],
+)
+def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch, fault: Callable, rule: str, how: str) -> None:
+    config = RandomTreeConfig(how=how)
+    assert p_value(config, rule) > SIGNIFICANCE
+    monkeypatch.setattr(loop, "reject", fault)
+    assert p_value(config, rule) < SIGNIFICANCE
+
+
+def test_min_new_tokens_forbids_the_end_at_every_node_before() -> None:
+    rule = NextToken(eos=frozenset({3, 4}), min_new_tokens=5)
+    for config in (*EVERY_CONFIG, replace(TREES[2])):
+        decoder = Decoder(target(), KNOWN[config.name](target(), config), Stopping(rule.eos, 20), rule=rule)
+        output = decoder.decode(PROMPT).output
+        assert not {3, 4} & set(output[:5])
+        alone = Decoder(target(), DRAFTERS["none"](target(), DrafterConfig()), Stopping(rule.eos, 20), rule=rule)
+        assert output == alone.decode(PROMPT).output
