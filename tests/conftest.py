@@ -1,6 +1,11 @@
-"""Puts this folder on the path, so that every test can import the helpers that stand beside this file."""
+"""Puts this folder on the path, so that every test can import the helpers beside this file, and keeps to one thread."""
 
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy.
+torch.set_num_threads(1)

@@ -104,13 +104,13 @@ def test_grouped_attention_equals_the_stock_one(rows: int, heads: int, groups: i
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(rows, heads, width, 8, generator=generator)
     key, value = (torch.randn(rows, groups, 11, size, generator=generator) for size in (8, 6))
-    mask = None
+    mask = folded = None
     if masked:
         visible = torch.rand(rows, width, 11, generator=generator) < 0.6
         visible[:, :, 0] = True
-        mask = additive(visible, torch.float32)
+        mask, folded = additive(visible, torch.float32), additive(visible, torch.float32, share=heads // groups)
     module = Attention(heads // groups)
-    ours, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)
+    ours, _ = grouped_sdpa(module, query, key, value, folded, scaling=0.3)
     stock, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)
 
