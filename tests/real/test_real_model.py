@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from selfdraft.core.errors import UserError
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
+from selfdraft.models.invariance import blocks_that_round_differently, make_shape_invariant
 from selfdraft.models.loading import LoadedModel, load_embedded
 from selfdraft.models.target import Target
 
@@ -80,3 +82,24 @@ def test_the_answer_is_language(real: Real) -> None:
     words = text.split()
     assert len(words) > 20
     assert sum(word.strip(".,:;'\"()").isalpha() for word in words) > 0.8 * len(words)
+
+
+def test_shape_invariant_forwards_make_every_drafter_exact_to_the_bit(real: Real) -> None:
+    """In this mode there is no tie, in any dtype. Where the kernels of a machine round otherwise, it must say so."""
+    target = Target(real.loaded.model)
+    try:
+        make_shape_invariant(target)
+    except UserError as refusal:
+        assert "blocks of" in str(refusal)
+        return
+    invariant = replace(real, target=target)
+    for family in FAMILIES:
+        alone = invariant.decode("none", family)
+        assert {drafter: invariant.decode(drafter, family) == alone for drafter in DRAFTERS} == dict.fromkeys(
+            DRAFTERS, True
+        )
+
+
+def test_the_trial_notices_blocks_that_round_differently(real: Real) -> None:
+    """Rows and keys as they come: bits depend on the block."""
+    assert blocks_that_round_differently(Target(real.loaded.model))
