@@ -1,0 +1,44 @@
+"""What a forward of n tokens costs on this machine:  python scripts/forward_cost.py [bfloat16|float32]
+
+The default model, 256 tokens in the cache, sizes interleaved; median milliseconds, and multiples of one token's.
+How steep this is decides what a draft must be accepted to pay.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+import torch
+
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.loading import DTYPES, load_embedded
+from selfdraft.models.target import Target
+
+SIZES, CONTEXT, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), 256, 25
+
+
+def main(dtype: str) -> None:
+    target = Target(load_embedded(dtype, torch.device("cpu")).model)
+    generator = torch.Generator().manual_seed(0)
+    target.allocate(1, 2 * CONTEXT)
+    target.prefill(0, torch.randint(target.vocab_size, (CONTEXT,), generator=generator).tolist())
+    times: dict[int, list[float]] = {size: [] for size in SIZES}
+    for _ in range(ROUNDS):
+        for size in SIZES:
+            root, *rest = torch.randint(target.vocab_size, (size,), generator=generator).tolist()
+            begin = time.perf_counter()
+            target.forward([0], [root], [TokenTree.chain(rest)])
+            times[size].append(time.perf_counter() - begin)
+    print(f"{dtype}, {torch.get_num_threads()} threads")
+    for size in SIZES:
+        ms = 1e3 * median(times[size])
+        print(f"{size:3d} tokens  {ms:6.1f} ms  {ms / (1e3 * median(times[1])):5.2f}")
+
+
+if __name__ == "__main__":
+    dtype = sys.argv[1] if len(sys.argv) > 1 else "bfloat16"
+    if dtype not in DTYPES:
+        sys.exit(f"{dtype}: choose one of {', '.join(DTYPES)}")
+    main(dtype)
