@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from random_trees import branch
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 
@@ -94,6 +95,7 @@ class StubTarget:
         self.vocab_size, self.max_positions, self.pad_id = vocab_size, max_positions, pad_id
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.forwards = 0
+        self.costs = CostCurve((1, 64), (1.0, 2.0))  # seconds: any curve will do
         self.longest_draft, self.chains_only = 10_000, False
         self.cache = StubCache(1)
         self.seen: list[tuple[list[int], list[TokenTree]]] = []

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
@@ -21,6 +23,7 @@ from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.cache import KVCache
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.profiling import measure_costs
 
 LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
@@ -103,6 +106,14 @@ class Target:
             self.commit(0, range(len(rest)))
         self.forwards = forwards
         return torch.cat(parts)
+
+    @cached_property
+    def costs(self) -> CostCurve:
+        """What a forward of so many tokens costs here. Measured when first asked for, in about a second.
+
+        Overwrites the cache: drafters ask when they are made, never in the middle of a request.
+        """
+        return measure_costs(self)
 
     def linears(self) -> list[nn.Module]:
         """Every matrix of the full path and the head, packed or not."""

@@ -1,0 +1,17 @@
+from selfdraft.models.profiling import measure_costs
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+
+def test_costs_are_measured_for_every_size_and_not_counted_as_decoding() -> None:
+    target = Target(tiny_model("llama"))
+    curve = measure_costs(target, sizes=(1, 2, 8), context=20, rounds=1)
+    assert curve.sizes == (1, 2, 8)
+    assert 0 < curve(1) <= curve(8)
+    assert target.forwards == 0
+
+
+def test_a_model_of_few_positions_is_measured_within_them() -> None:
+    target = Target(tiny_model("llama"))
+    target.max_positions = 24
+    assert max(measure_costs(target, context=20, rounds=1).sizes) <= 24
