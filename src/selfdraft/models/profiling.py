@@ -1,4 +1,4 @@
-"""Measures what forwards cost on this machine: the numbers behind every decision that weighs a draft against its price."""
+"""Measures what forwards cost on this machine: what every weighing of a draft against its price rests on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 def measure_costs(
     target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 5
 ) -> CostCurve:
-    """Time forwards of chains of every size behind `context` tokens, sizes interleaved, through the full path or another.
+    """Time forwards of chains of every size behind `context` tokens, interleaved, through the full path or another.
 
     The fastest of `rounds` counts: neighbours on the machine only ever add time. What the cache holds is overwritten,
     so call this between requests; the forwards are not counted as decoding.
