@@ -1,7 +1,7 @@
 """What a forward costs against how many tokens it takes: measured points, and what lies between them.
 
-Seconds throughout. Whatever decides by cost (trees, draft lengths, skip sets, the guard) asks this one structure, so that
-a curve measured elsewhere can stand in for the machine at hand.
+Seconds throughout. Whatever decides by cost (trees, draft lengths, skip sets, the guard) asks this one structure, so
+that a curve measured elsewhere can stand in for the machine at hand.
 """
 
 from __future__ import annotations
