@@ -49,7 +49,7 @@ def test_both_kernels_are_used_and_the_turn_is_at_plain_rows(dtype: torch.dtype)
     assert 0 <= turn < max(HEIGHTS)
     expected = {height: packed(rows(height).to(dtype)) for height in HEIGHTS}
     # Whichever matrix a height uses is the one whose change it notices.
-    packed._packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros_like(packed.weight), None)
+    packed._packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros_like(packed.weights[0]), None)
     for height in HEIGHTS:
         assert torch.equal(packed(rows(height).to(dtype)), expected[height]) == (height <= turn)
 
@@ -77,14 +77,25 @@ def test_the_weight_is_shared_and_the_original_works_on() -> None:
     x = rows(9)
     before = plain(x)
     packed = PackedLinear(plain)
-    assert packed.weight is plain.weight and packed.bias is plain.bias
+    assert packed.weights[0] is plain.weight and packed.biases[0] is plain.bias
     assert torch.equal(plain(x), before)
 
 
 @pytest.mark.parametrize(("dtype", "possible"), [(torch.float32, True), (torch.bfloat16, True), (torch.float64, False)])
 def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype, possible: bool) -> None:
-    assert can_pack(torch.zeros(4, 4, dtype=dtype)) == possible
+    assert can_pack(linear(dtype, bias=False)) == possible
 
 
-def test_a_weight_off_the_cpu_is_not_packed() -> None:
-    assert not can_pack(torch.zeros(4, 4, device="meta"))
+def test_what_is_off_the_cpu_or_no_linear_or_not_alike_is_not_packed() -> None:
+    assert not can_pack(linear(torch.float32, bias=False).to("meta"))
+    assert not can_pack(nn.SiLU())
+    assert not can_pack(linear(torch.float32, bias=False), linear(torch.float32, bias=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("height", [1, 3, 4, 17])
+def test_several_joined_are_each_of_them_side_by_side(height: int, bias: bool) -> None:
+    parts = [linear(torch.float32, bias, outside=outside) for outside in (80, 16, 24)]
+    x = rows(height)
+    expected = torch.cat([part(x) for part in parts], dim=-1)
+    torch.testing.assert_close(PackedLinear(*parts)(x), expected, rtol=1e-5, atol=1e-5)

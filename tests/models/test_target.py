@@ -268,7 +268,7 @@ def calls(*kinds: type[nn.Module]) -> Iterator[Counter[type]]:
 @pytest.mark.parametrize("skip", [*SKIPS.values(), SkipSet()], ids=[*SKIPS, "nothing"])
 def test_skipped_sublayers_and_whole_layers_are_not_called_at_all(target: Target, skip: SkipSet) -> None:
     begin(target, LONG)
-    layer = target.anatomy.layers[0]
+    layer = target.full.layers[0]
     attention, mlp = (type(getattr(layer, name)) for name in (target.anatomy.attention_name, target.anatomy.mlp_name))
     path = target.sparse_path(skip)
     with calls(type(layer), attention, mlp) as counted:

@@ -144,7 +144,7 @@ class Decoder:
         context, tree = a.context, draft.tree
         scores = self.rule.scores(logits, context.tokens, context.prompt_length, tree)
         if not self.rule.sample:
-            return _Verdict(scores.argmax(-1))
+            return _Verdict(scores.max(-1).indices)  # several times faster than argmax on a CPU
         p = self.rule.probabilities(scores)
         if draft.q is None:
             # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.

@@ -21,8 +21,9 @@ from selfdraft.models.anatomy import SLIDING, dissect, refuse
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.cache import KVCache
+from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
-from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.packing import PackedLinear
 from selfdraft.models.profiling import measure_costs
 
 LONGEST_DRAFT = 10_000  # no limit
@@ -48,7 +49,8 @@ class Target:
         """Take a loaded model in eval mode.
 
         Args:
-            packed: on a CPU, hold an oneDNN-packed copy of every matrix (twice the memory, faster small forwards).
+            packed: on a CPU, fuse what can be fused, and hold an oneDNN-packed copy of every matrix (twice the memory,
+                faster small forwards).
 
         Raises:
             UserError: where the family cannot be driven, by name.
@@ -65,16 +67,15 @@ class Target:
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
 
-        def pack(_: str, module: nn.Module) -> nn.Module | None:
-            return PackedLinear(module) if packed and type(module) is nn.Linear and can_pack(module.weight) else None
-
-        layers = [light_copy(layer, pack) for layer in self.anatomy.layers]
-        self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet())
-        self._head = light_copy(self.anatomy.head, pack)
-        self.cache = KVCache(len(layers), rows=1, slots=0)
+        self.cache = KVCache(len(self.anatomy.layers), rows=1, slots=0)
+        swap = fast_module if packed else _stock
         try:
+            layers = [light_copy(layer, _stock) for layer in self.anatomy.layers]
             for layer in layers:
                 self._group_attention(layer)
+            layers = [light_copy(layer, swap) for layer in layers]
+            self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet())
+            self._norm, self._head = light_copy(self.anatomy.norm, swap), light_copy(self.anatomy.head, swap)
             error = self._distance_from_stock_forward()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
             raise refuse(model, f"its layers cannot be driven one by one ({type(broken).__name__})") from broken
@@ -235,7 +236,7 @@ class Target:
                 position_embeddings=rotations[kind],
                 **{anatomy.cache_argument: view},
             )
-        return anatomy.norm(hidden)
+        return self._norm(hidden)
 
     def _group_attention(self, layer: nn.Module) -> None:
         """Give a light copy our attention function, except where the family needs score capping (Gemma 2)."""
@@ -254,6 +255,10 @@ class Target:
         ours = self.forward([0], [int(tokens[0])], [TokenTree.chain(tokens[1:])])[0].float()
         self.forwards = 0
         return float((stock - ours).abs().mean() / stock.std(dim=-1).mean())
+
+
+def _stock(_: str, __: nn.Module) -> None:
+    """No module is swapped for another."""
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:

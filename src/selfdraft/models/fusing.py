@@ -1,0 +1,164 @@
+"""Fewer and larger operations for the sublayers of the Llama kind: joined projections, one rotation for q and k.
+
+At one token a forward, half the time of a small model on a CPU goes to operations that move a few kilobytes. What is
+fused here computes what the stock module computes; that is tried on random input when a target is made, and a module
+whose output differs (another rotation, a norm of its own, …) stays stock. New modules around shared weights: the
+model itself is left as it is.
+
+Shapes: B rows, N tokens, C hidden size, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfdraft.models.attention import NAME, grouped_sdpa
+from selfdraft.models.packing import PackedLinear, can_pack
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+
+class FusedNorm(nn.Module):
+    """Root-mean-square norm in one call."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.eps = stock.weight, stock.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to (…, C)."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class FusedMLP(nn.Module):
+    """A gated MLP whose gate and up projections are one product."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.gate_up = PackedLinear(stock.gate_proj, stock.up_proj)
+        self.down_proj, self.act_fn = PackedLinear(stock.down_proj), stock.act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        gate, up = self.gate_up.parts(x)
+        return self.down_proj(self.act_fn(gate) * up)
+
+
+class FusedAttention(nn.Module):
+    """Attention whose q, k and v are one product, and whose q and k are rotated as one."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.qkv = PackedLinear(*_qkv(stock))
+        self.o_proj = PackedLinear(stock.o_proj)
+        self.layer_idx, self.scaling, self.size = stock.layer_idx, stock.scaling, stock.head_dim
+        self.heads = stock.q_proj.out_features // self.size
+        self.rotated = self.heads + stock.k_proj.out_features // self.size
+        self.num_key_value_groups = stock.num_key_value_groups
+        half = torch.ones(self.size // 2, dtype=stock.q_proj.weight.dtype)
+        self.sign = torch.cat([-half, half])  # of the rotated half: a roll and a sign in place of slices and a negation
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: object,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        """(B, N, C) to (B, N, C) and no weights, as stock attention does."""
+        batch, width, _ = hidden_states.shape
+        heads = self.qkv(hidden_states).view(batch, width, -1, self.size).transpose(1, 2)
+        both, value = heads[:, : self.rotated], heads[:, self.rotated :]
+        cos, sin = position_embeddings
+        both = both * cos[:, None] + both.roll(self.size // 2, -1) * (sin * self.sign)[:, None]
+        query, key = both[:, : self.heads], both[:, self.heads :]
+        key, value = past_key_values.update(key, value, self.layer_idx)
+        out, _ = grouped_sdpa(self, query, key, value, attention_mask, scaling=self.scaling)
+        return self.o_proj(out.view(batch, width, -1)), None
+
+
+def fast_module(_: str, module: nn.Module) -> nn.Module | None:
+    """The fused or packed form of a module on a CPU, where it has one: what `light_copy` swaps in."""
+    device = next((p.device for p in module.parameters()), None)
+    if device is None or device.type != "cpu":
+        return None
+    if can_pack(module):
+        return PackedLinear(module)
+    return fused_attention(module) or fused_mlp(module) or fused_norm(module)
+
+
+def fused_norm(stock: nn.Module) -> nn.Module | None:
+    """The fused form of a norm, where it has one."""
+    if not hasattr(stock, "variance_epsilon") or getattr(stock, "weight", None) is None:
+        return None
+    fused = FusedNorm(stock)
+    x = _random(stock.weight, 3, *stock.weight.shape)
+    return fused if _agree(fused, stock, lambda norm: norm(x)) else None
+
+
+def fused_mlp(stock: nn.Module) -> nn.Module | None:
+    """The fused form of an MLP, where it has one."""
+    parts = dict(stock.named_children())
+    if set(parts) != set(GATED) or not can_pack(*(parts[name] for name in GATED[:3])):
+        return None
+    x = _random(parts["gate_proj"].weight, 1, 3, parts["gate_proj"].in_features)
+    fused = FusedMLP(stock)
+    return fused if _agree(fused, stock, lambda mlp: mlp(x)) else None
+
+
+def fused_attention(stock: nn.Module) -> nn.Module | None:
+    """The fused form of an attention sublayer, where it has one.
+
+    Args:
+        stock: with `grouped_sdpa` as its attention function.
+    """
+    parts = dict(stock.named_children())
+    if set(parts) != set(PROJECTIONS) or not (can_pack(*_qkv(stock)) and can_pack(stock.o_proj)):
+        return None
+    if getattr(getattr(stock, "config", None), "_attn_implementation", None) != NAME:
+        return None  # it caps its scores, which a trial with small ones would not show
+    weight, width = stock.q_proj.weight, 3
+    x = _random(weight, 1, width, stock.q_proj.in_features)
+    angles = _random(weight, 1, width, stock.head_dim // 2).repeat(1, 1, 2)
+    rotation = angles.cos(), angles.sin()
+    mask = _random(weight, 1, 1, stock.num_key_value_groups * width, width)
+
+    def run(attention: nn.Module) -> Tensor:
+        return attention(
+            hidden_states=x, position_embeddings=rotation, attention_mask=mask, past_key_values=_NoCache()
+        )[0]
+
+    fused = FusedAttention(stock)
+    return fused if _agree(fused, stock, run) else None
+
+
+def _qkv(attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+class _NoCache:
+    """What a trial's attention writes to: it looks at its own keys alone."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+@torch.inference_mode()
+def _agree(fused: nn.Module, stock: nn.Module, run: Callable[[nn.Module], Tensor]) -> bool:
+    """Whether both give the same, up to rounding. A module that cannot be called like that is another kind."""
+    try:
+        theirs, ours = run(stock).float(), run(fused).float()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    tolerance = 1e-4 if next(stock.parameters()).dtype == torch.float32 else 3e-2
+    return bool((theirs - ours).abs().max() <= tolerance * theirs.abs().max())
+
+
+def _random(like: Tensor, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
