@@ -97,9 +97,16 @@ class Target:
 
         For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
         """
-        forwards = self.forwards
         self.allocate(1, len(text) + block)
         self.prefill(0, text[:prefix])
+        return self.teacher_forced_on(text, prefix, block)
+
+    @torch.inference_mode()
+    def teacher_forced_on(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
+        """The same on a prefix that the last `teacher_forced` of that text has put into the cache already."""
+        forwards = self.forwards
+        self.cache.rewind(0, prefix)
+        self.cache.reserve(len(text) + block)
         parts = []
         for first in range(prefix, len(text), block):
             root, *rest = text[first : first + block]
