@@ -11,6 +11,7 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.jacobi import INITS, JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
@@ -31,6 +32,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
         LayerSkipConfig(skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
         LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+    ],
+    "lookahead": [
+        LookaheadConfig(),
+        LookaheadConfig(window=12, ngram=3, guesses=2, seed_from_prompt=False),  # longer than a sliding window
+        LookaheadConfig(window=1, ngram=2, guesses=1),  # the smallest: no warming up, and row 0 is the root alone
+        LookaheadConfig(window=3, ngram=4, guesses=20, warm=True),
     ],
     "prompt_lookup": [
         PromptLookupConfig(),
