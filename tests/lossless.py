@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from selfdraft.core.blocks import INITS
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.jacobi import INITS, JacobiConfig
+from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
@@ -23,6 +24,9 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         JacobiConfig(window=12, refine_steps=2, init="previous_tail"),  # a block longer than a sliding window
         JacobiConfig(window=4, refine_steps=1, init="prompt_random", mode="literal"),
         JacobiConfig(window=5, refine_steps=4, init="ngram", mode="literal"),  # reaches the fixed point now and then
+        JacobiConfig(window=6, refine_steps=2, mode="literal", order="gauss_seidel", sub_blocks=3),
+        JacobiConfig(window=4, refine_steps=3, init="ngram", candidates=3),  # side by side: the first is no prefix
+        JacobiConfig(window=3, refine_steps=2, mode="literal", candidates=2),
     ],
     "layer_skip": [
         LayerSkipConfig(sparsity=0.5),

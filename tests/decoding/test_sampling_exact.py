@@ -70,6 +70,8 @@ DISTINCT: list[DrafterConfig] = [
     JacobiConfig(window=3, refine_steps=3, init="prompt_random"),
     JacobiConfig(window=3, init="previous_tail"),
     JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
+    JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=3),
+    JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2),
     LookaheadConfig(window=3, ngram=3, guesses=4),
     LayerSkipConfig(sparsity=0.5, draft_length=2),
     LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),

@@ -43,6 +43,14 @@ class TokenTree:
         return TokenTree(tokens, torch.arange(-1, n - 1), torch.ones(n, dtype=torch.bool))
 
     @staticmethod
+    def chains(tokens: Tensor) -> TokenTree:
+        """Branches of equal length, side by side: (k, w) tokens, a branch a row."""
+        count, width = tokens.shape
+        parents = torch.arange(-1, count * width - 1).view(count, width).clone()
+        parents[:, :1] = ROOT
+        return TokenTree(tokens.flatten(), parents.flatten(), torch.ones(count * width, dtype=torch.bool))
+
+    @staticmethod
     def merged(branches: Sequence[Sequence[int]]) -> TokenTree:
         """Several branches under the root, what they begin with in common only once; the first branch stays first."""
         tokens: list[int] = []
