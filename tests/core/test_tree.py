@@ -121,3 +121,10 @@ def test_probes_beside_a_tree_hang_under_the_same_root() -> None:
     assert tree.tokens.tolist() == [1, 2, 3, 7, 8, 9]
     assert tree.parents.tolist() == [-1, 0, -1, -1, 3, -1]
     assert tree.is_candidate.tolist() == [True] * 3 + [False] * 3
+
+
+def test_chains_stand_side_by_side() -> None:
+    tree = TokenTree.chains(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert (tree.tokens.tolist(), tree.parents.tolist()) == ([1, 2, 3, 4, 5, 6], [-1, 0, 1, -1, 3, 4])
+    assert not tree.is_chain and TokenTree.chains(torch.tensor([[1, 2]])).is_chain
+    assert len(TokenTree.chains(torch.empty(2, 0, dtype=torch.long))) == 0

@@ -54,6 +54,14 @@ class GenerateConfig(TaskConfig):
 
 
 @dataclass
+class TraceConfig(TaskConfig):
+    """Show every step of one answer, with up to `branches` rejected branches below each."""
+
+    name: str = "trace"
+    branches: int = option(4, at_least=0)
+
+
+@dataclass
 class ModelConfig(Options):
     """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
 
@@ -283,7 +291,7 @@ class LoggerConfig(Options):
 
 @dataclass
 class Config(Options):
-    """Everything. `prompt` is what task=generate answers."""
+    """Everything. `prompt` is what task=generate and task=trace answer."""
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -298,7 +306,7 @@ class Config(Options):
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
