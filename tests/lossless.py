@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from selfdraft.core.blocks import INITS
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.jacobi import INITS, JacobiConfig
+from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
@@ -22,6 +24,9 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         JacobiConfig(window=12, refine_steps=2, init="previous_tail"),  # a block longer than a sliding window
         JacobiConfig(window=4, refine_steps=1, init="prompt_random", mode="literal"),
         JacobiConfig(window=5, refine_steps=4, init="ngram", mode="literal"),  # reaches the fixed point now and then
+        JacobiConfig(window=6, refine_steps=2, mode="literal", order="gauss_seidel", sub_blocks=3),
+        JacobiConfig(window=4, refine_steps=3, init="ngram", candidates=3),  # side by side: the first is no prefix
+        JacobiConfig(window=3, refine_steps=2, mode="literal", candidates=2),
     ],
     "layer_skip": [
         LayerSkipConfig(sparsity=0.5),
@@ -31,6 +36,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
         LayerSkipConfig(skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
         LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+    ],
+    "lookahead": [
+        LookaheadConfig(),
+        LookaheadConfig(window=12, ngram=3, guesses=2, seed_from_prompt=False),  # longer than a sliding window
+        LookaheadConfig(window=1, ngram=2, guesses=1),  # the smallest: no warming up, and row 0 is the root alone
+        LookaheadConfig(window=3, ngram=4, guesses=20, warm=True),
     ],
     "prompt_lookup": [
         PromptLookupConfig(),

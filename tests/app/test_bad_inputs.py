@@ -149,6 +149,9 @@ def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key:
         (["dataset.per_category=0"], "dataset.per_category=0: must be at least 1"),
         (["dataset.categories=[poetry]"], "poetry"),
         (["hardware.devices=2"], "hardware.devices=2 needs several processes: use hardware=cpu_ddp"),
+        (["hardware.tree_parallel=true"], "hardware.devices=1 is one: use hardware=cpu_ddp"),
+        (["drafter=jacobi", "drafter.order=gauss_seidel"], "drafter.order=gauss_seidel refines in parts"),
+        (["drafter=lookahead", "drafter.ngram=1"], "drafter.ngram=1: must be at least 2"),
         (["hardware.threads=0"], "hardware.threads=0: must be at least 1"),
         (["logger.mode=sometimes"], "logger.mode=sometimes: choose one of offline, online, disabled"),
         (["seed=-1"], "seed=-1: must be at least 0"),
@@ -170,6 +173,15 @@ def test_a_choices_own_name_is_not_for_the_user_to_change(told: Told, override: 
 )
 def test_what_must_be_given_is_asked_for(told: Told, choice: str, key: str) -> None:
     assert told(choice) == f"{key} is needed: give it as {key}=<value>"
+
+
+def test_sharing_trees_needs_processes_and_branches(told: Told) -> None:
+    together = ("hardware=cpu_ddp", "hardware.tree_parallel=true", "prompt=hello")
+    assert told("task=generate", *together) == (
+        "hardware.tree_parallel needs its processes, and only task=evaluate starts them"
+    )
+    said = told("task=generate", *together, "decoding.shape_invariant=true", "model.packed=true")
+    assert said.startswith("hardware.tree_parallel shares out branches, and decoding.shape_invariant allows but one")
 
 
 def test_generating_needs_a_prompt(told: Told) -> None:

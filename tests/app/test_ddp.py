@@ -71,3 +71,17 @@ def test_a_process_without_a_prompt_of_its_own_does_no_harm(tmp_path: Path) -> N
     done = run(*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert read_result(tmp_path / "run")["prompts"] == 1
+
+
+def test_together_the_processes_write_what_one_writes_and_it_is_recorded_once(runs: Runs, tmp_path: Path) -> None:
+    """Tree parallelism: every prompt by both, a share of each tree's branches by either."""
+    path = write_prompts(tmp_path / "three.jsonl", *PROMPTS[:3])
+    options = (*overrides(path), "drafter=lookahead")
+    done = run(*options, "hardware=cpu_ddp", "hardware.tree_parallel=true", f"hydra.run.dir={tmp_path}/two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_here(tmp_path / "one", *options)
+    two, one = read_lines(tmp_path / "two"), read_lines(tmp_path / "one")
+    for key in ("id", "output_ids", "steps", "target_forwards"):
+        assert [line[key] for line in two] == [line[key] for line in one]
+    assert {line["rank"] for line in two} == {0} and not list((tmp_path / "two").glob("prompts.rank*"))
+    assert read_result(tmp_path / "two")["lossless"]["mismatch"] == 0

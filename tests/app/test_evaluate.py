@@ -124,7 +124,7 @@ def test_accepted_tokens_and_bonuses_make_up_the_output(done: Done) -> None:
     accepted = 0
     for line in done.lines:
         written = []
-        for tokens, _, path, bonus, _ in line["steps"]:
+        for tokens, _, path, bonus, *_ in line["steps"]:
             drafted = [tokens[node] for node in path]
             # A stop inside the accepted run ends with one of the drafted tokens instead of a bonus.
             written += drafted if drafted and len(written) + len(drafted) == line["new_tokens"] else [*drafted, bonus]

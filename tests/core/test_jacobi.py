@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from selfdraft.core.jacobi import carried_block, is_fixed_point, next_iterate
+from selfdraft.core.jacobi import (
+    Convergence,
+    by_block,
+    carried_block,
+    is_fixed_point,
+    next_iterate,
+    sub_block_ends,
+)
 
 PREFIX = [3, 1, 4]
 
@@ -80,3 +87,48 @@ def test_carrying_on_is_the_same_iteration(seed: int) -> None:
     assert len(carried) == len(block) - accepted
     # All of the next iterate but its committed part is carried, and one guess that the iterate of width W lacks.
     assert carried.tolist()[:-1] == iterate.tolist()[accepted + 1 :]
+
+
+def test_by_block_every_block_begins_with_what_stands_after_the_root() -> None:
+    assert by_block(torch.arange(7), 2).tolist() == [[0, 1, 2, 3], [0, 4, 5, 6]]
+    assert by_block(torch.arange(10).view(5, 2), 2)[1].tolist() == [[0, 1], [6, 7], [8, 9]]
+    assert by_block(torch.tensor([5]), 1).tolist() == [[5]]  # an empty block
+
+
+@pytest.mark.parametrize(
+    ("width", "parts", "ends"), [(8, 1, [8]), (8, 2, [4, 8]), (7, 3, [2, 4, 7]), (2, 5, [1, 2]), (0, 2, [])]
+)
+def test_sub_blocks_are_even_and_none_is_empty(width: int, parts: int, ends: list[int]) -> None:
+    assert sub_block_ends(width, parts) == ends
+
+
+def test_convergence_counts_what_became_certain_what_was_right_early_and_the_passes() -> None:
+    record = Convergence()
+    # The text is 1 2 3 4 5 6 7; 1 is the prompt.
+    record.passes = [
+        (1, 1, [9, 3, 9]),  # nothing right in front, so the target's 2 is certain; the 3 was right before its turn
+        (1, 1, [2, 3, 9]),  # of one block refined in place: 2 3 and the target's 4, of which 2 was certain
+        (2, 4, [5, 6]),  # all right, and the target's own token behind them: three more
+        (3, 7, [8, 8]),  # of positions that the text never reached
+    ]
+    assert record.histograms([1, 2, 3, 4, 5, 6, 7]) == {
+        "tokens_fixed_per_pass": [1, 1, 1, 1],
+        "right_before_their_turn_per_pass": [3, 1],
+        "passes_per_block": [0, 2, 1],
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tokens_fixed_sum_to_the_text(seed: int) -> None:
+    """Of fused passes: every token of the text became certain with one of them."""
+    after, record, text = model(seed), Convergence(), list(PREFIX)
+    block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=4))
+    while len(text) < 30:
+        record.passes.append((0, len(text), block.tolist()))
+        predictions = forward(after, text, block)
+        accepted = int((block == next_iterate(predictions)).long().cumprod(0).sum())
+        text += predictions[: accepted + 1].tolist()
+        block = torch.cat([carried_block(predictions, accepted), torch.zeros(accepted, dtype=torch.long)])
+    fixed = record.histograms(text)["tokens_fixed_per_pass"]
+    assert sum(count * tokens for tokens, count in enumerate(fixed)) == len(text) - len(PREFIX)
+    assert sum(fixed) == len(record.passes)

@@ -88,3 +88,43 @@ def test_a_parent_that_does_not_stand_before_its_child_is_refused(parents: list[
 def test_a_tree_whose_parts_differ_in_length_is_refused(parents: list[int], flags: list[bool]) -> None:
     with pytest.raises(ValueError, match="a tree of 2 tokens"):
         TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.tensor(flags))
+
+
+@pytest.mark.parametrize(
+    ("branches", "tokens", "parents"),
+    [
+        ([], [], []),
+        ([[]], [], []),
+        ([[1, 2], [1, 3], [4]], [1, 2, 3, 4], [-1, 0, 0, -1]),
+        ([[1, 1, 1], [1, 1]], [1, 1, 1], [-1, 0, 1]),
+        ([[1, 2], [2, 1], [1, 2, 3]], [1, 2, 2, 1, 3], [-1, 0, -1, 2, 1]),
+    ],
+)
+def test_merged_branches_share_what_they_begin_with(branches: list, tokens: list[int], parents: list[int]) -> None:
+    tree = TokenTree.merged(branches)
+    assert (tree.tokens.tolist(), tree.parents.tolist()) == (tokens, parents)
+    assert bool(tree.is_candidate.all())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_merged_branches_are_the_paths_of_the_tree(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    branches = [rng.integers(3, size=rng.integers(1, 5)).tolist() for _ in range(6)]
+    tree = TokenTree.merged(branches)
+    paths = [tuple(branch(tree, node)) for node in range(len(tree))]
+    assert len(set(paths)) == len(paths)
+    assert set(paths) == {tuple(each[:end]) for each in branches for end in range(1, len(each) + 1)}
+
+
+def test_probes_beside_a_tree_hang_under_the_same_root() -> None:
+    tree = TokenTree.merged([[1, 2], [3]]).beside(torch.tensor([7, 8, 9]), torch.tensor([-1, 0, -1]))
+    assert tree.tokens.tolist() == [1, 2, 3, 7, 8, 9]
+    assert tree.parents.tolist() == [-1, 0, -1, -1, 3, -1]
+    assert tree.is_candidate.tolist() == [True] * 3 + [False] * 3
+
+
+def test_chains_stand_side_by_side() -> None:
+    tree = TokenTree.chains(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert (tree.tokens.tolist(), tree.parents.tolist()) == ([1, 2, 3, 4, 5, 6], [-1, 0, 1, -1, 3, 4])
+    assert not tree.is_chain and TokenTree.chains(torch.tensor([[1, 2]])).is_chain
+    assert len(TokenTree.chains(torch.empty(2, 0, dtype=torch.long))) == 0

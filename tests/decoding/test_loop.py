@@ -72,7 +72,7 @@ def decoder(target: StubTarget, config: DrafterConfig, length: int, *, batch_siz
 def replay(generation: Generation) -> list[int]:
     """The output, told again from the recorded steps alone, checking that every accepted path is one."""
     output = []
-    for tokens, parents, path, bonus, _ in generation.steps:
+    for tokens, parents, path, bonus, *_ in generation.steps:
         parents = parents if parents is not None else range(ROOT, len(tokens) - 1)
         assert [parents[node] for node in path] == [ROOT, *path][: len(path)]
         output += [*(tokens[node] for node in path), bonus]
@@ -163,7 +163,7 @@ def test_an_output_that_an_end_cut_replays_from_its_steps(eos: int) -> None:
     target = StubTarget(successor)
     generation = Decoder(target, Oracle(target, 4), Stopping(frozenset({eos}), 50)).decode([1])
     told = []
-    for tokens, _, path, bonus, _ in generation.steps:
+    for tokens, _, path, bonus, *_ in generation.steps:
         told += [tokens[node] for node in path] + ([] if bonus is None else [bonus])
     assert told == generation.output
 
@@ -212,6 +212,8 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
         expected, _ = stopping.cut([], greedy(mixed, request.prompt, 30))
         assert together[request.key].output == expected
         assert together[request.key].prompt == request.prompt
+        if getattr(config, "warm", False):
+            continue  # which remembers other requests: their drafts differ, and no more
         # What a request's drafts are does not depend on what else runs.
         assert together[request.key].steps == alone[request.key].steps
         assert together[request.key].counts.acceptance_by_depth() == alone[request.key].counts.acceptance_by_depth()
@@ -231,7 +233,8 @@ def test_forwards_that_a_request_is_charged_do_not_depend_on_what_else_runs(conf
         counted = {request.key: generation.counts.target_forwards for request, generation in run if generation.ended}
         return [counted[i] for i in range(len(PROMPTS))]
 
-    assert forwards(3) == forwards(1)
+    if not getattr(config, "warm", False):
+        assert forwards(3) == forwards(1)
 
 
 def test_requests_are_taken_when_there_is_room_for_them() -> None:
@@ -283,7 +286,7 @@ def test_the_output_can_be_told_from_the_steps(config: DrafterConfig) -> None:
     generation = decoder(StubTarget(mixed, wrong_at_times), config, 30).decode(PROMPTS[2])
     assert replay(generation) == generation.output
     assert len(generation.steps) <= generation.counts.target_forwards
-    accepted = sum(len(path) for _, _, path, _, _ in generation.steps)
+    accepted = sum(len(path) for _, _, path, *_ in generation.steps)
     assert accepted + len(generation.steps) == 30
     assert accepted == sum(d["accepted"] for d in generation.counts.acceptance_by_depth())
 

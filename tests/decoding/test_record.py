@@ -100,9 +100,9 @@ def test_steps_are_counted_and_written_down() -> None:
         {"offered": 1, "accepted": 0},
     ]
     assert generation.steps == [
-        [[4, 5, 6], None, [0, 1], 9, "lookup"],
-        [[4, 5, 6, 7], [ROOT, ROOT, 0, 1], [1, 3], 3, "tree"],
-        [[], None, [], 8, ""],
+        [[4, 5, 6], None, [0, 1], 9, "lookup", None],
+        [[4, 5, 6, 7], [ROOT, ROOT, 0, 1], [1, 3], 3, "tree", [2]],
+        [[], None, [], 8, "", None],
     ]
 
 
@@ -121,5 +121,5 @@ def test_a_step_that_a_stop_cut_replays_to_what_was_emitted(emitted: int) -> Non
     """The accepted tokens, then the bonus if there was one: a viewer that colours tokens must not show one twice."""
     generation = Generation([1])
     generation.add(step(TokenTree.chain([4, 5, 6]), (0, 1, 2), (4, 5, 6, 9)[:emitted]))
-    tokens, _, path, bonus, _ = generation.steps[0]
+    tokens, _, path, bonus, *_ = generation.steps[0]
     assert [tokens[node] for node in path] + ([] if bonus is None else [bonus]) == generation.output

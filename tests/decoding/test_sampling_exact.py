@@ -37,6 +37,7 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
@@ -69,6 +70,9 @@ DISTINCT: list[DrafterConfig] = [
     JacobiConfig(window=3, refine_steps=3, init="prompt_random"),
     JacobiConfig(window=3, init="previous_tail"),
     JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
+    JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=3),
+    JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2),
+    LookaheadConfig(window=3, ngram=3, guesses=4),
     LayerSkipConfig(sparsity=0.5, draft_length=2),
     LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
     *TREES,

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from selfdraft.core.blocks import INITS
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.jacobi import INITS, JacobiConfig
+from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from stub_target import Rule, StubTarget, successor

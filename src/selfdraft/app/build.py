@@ -15,6 +15,7 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
+from selfdraft.decoding.tree_parallel import TreeParallelTarget
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import make_shape_invariant
@@ -78,6 +79,8 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:
         make_shape_invariant(target)
+    if config.hardware.tree_parallel:
+        target = _shared(target)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
@@ -89,6 +92,17 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         certifier=Certifier(target, rule),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
     )
+
+
+def _shared(target: Target) -> TreeParallelTarget:
+    """The target as one of the processes that share out every tree."""
+    if target.chains_only:
+        raise UserError(
+            "hardware.tree_parallel shares out branches, and decoding.shape_invariant allows but one: leave one out"
+        )
+    if not torch.distributed.is_initialized():
+        raise UserError("hardware.tree_parallel needs its processes, and only task=evaluate starts them")
+    return TreeParallelTarget(target)
 
 
 def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:

@@ -70,8 +70,9 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
                 folder=folder,
                 repeats=task.repeats,
                 seed=config.seed,
+                together=config.hardware.tree_parallel,
             )
-            _run(module, PromptDataModule(prompts), config, folder, console)
+            _run(module, PromptDataModule(prompts, together=config.hardware.tree_parallel), config, folder, console)
             if not is_rank_zero:
                 return None
             objective = _conclude(config, folder, logger, console)

@@ -54,6 +54,14 @@ class GenerateConfig(TaskConfig):
 
 
 @dataclass
+class TraceConfig(TaskConfig):
+    """Show every step of one answer, with up to `branches` rejected branches below each."""
+
+    name: str = "trace"
+    branches: int = option(4, at_least=0)
+
+
+@dataclass
 class ModelConfig(Options):
     """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
 
@@ -243,7 +251,10 @@ class HubConfig(DatasetConfig):
 
 @dataclass
 class HardwareConfig(Options):
-    """Lightning's accelerator, devices and strategy; `threads` of torch a process (null: cores / processes)."""
+    """Lightning's accelerator, devices and strategy; `threads` of torch a process (null: cores / processes).
+
+    `tree_parallel`: the processes share out every tree among them, instead of the prompts.
+    """
 
     group: ClassVar[str] = "hardware"
     name: str = option("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
@@ -251,6 +262,7 @@ class HardwareConfig(Options):
     devices: int = option(1, at_least=1)
     strategy: str = option("auto", choices=("auto", "ddp"))
     threads: int | None = option(None, at_least=1)
+    tree_parallel: bool = False
 
     @property
     def torch_device(self) -> str:
@@ -262,6 +274,11 @@ class HardwareConfig(Options):
         if self.devices > 1 and self.strategy != "ddp":
             raise UserError(
                 f"hardware.devices={self.devices} needs several processes: use hardware={self.accelerator}_ddp"
+            )
+        if self.tree_parallel and self.devices == 1:
+            raise UserError(
+                "hardware.tree_parallel=true shares trees among processes, and hardware.devices=1 is one: "
+                f"use hardware={self.accelerator}_ddp"
             )
         if self.accelerator == "gpu":
             found = torch.cuda.device_count()
@@ -283,7 +300,7 @@ class LoggerConfig(Options):
 
 @dataclass
 class Config(Options):
-    """Everything. `prompt` is what task=generate answers."""
+    """Everything. `prompt` is what task=generate and task=trace answer."""
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -298,7 +315,7 @@ class Config(Options):
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],

@@ -2,10 +2,17 @@
 
 Greedy decoding is the fixed point of ``y[i] = argmax p(. | prefix, y[:i])``. One parallel forward over a block y gives
 the right-hand side for all i at once; feeding it back in place of y is one Jacobi iteration.
+
+Shapes: W tokens a block, k blocks tried at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -37,6 +44,60 @@ def carried_block(predictions: Tensor, accepted: int) -> Tensor:
     return predictions[accepted + 1 :]
 
 
+def by_block(after: Tensor, blocks: int) -> Tensor:
+    """(k, W + 1, …) what stands after the root and each token of every block, of (k * W + 1, …) of the whole tree."""
+    root, rest = after[:1], after[1:].unflatten(0, (blocks, -1))
+    return torch.cat([root.expand(blocks, *root.shape).clone(), rest], dim=1)
+
+
 def is_fixed_point(block: Tensor, refined: Tensor) -> bool:
     """Whether a further iteration would change nothing: the block is the target's own greedy continuation."""
     return bool((block == refined).all())
+
+
+def sub_block_ends(width: int, parts: int) -> list[int]:
+    """Where each of `parts` sub-blocks ends, as even as can be; none is empty."""
+    return sorted({width * (i + 1) // parts for i in range(parts)} - {0})
+
+
+@dataclass
+class Convergence:
+    """How the blocks of one request came to rest: every pass's iterate, to be judged once the text is known.
+
+    Attributes:
+        passes: per pass the block it belongs to, where in the text the iterate stands, and the iterate that went in.
+    """
+
+    passes: list[tuple[int, int, list[int]]] = field(default_factory=list)
+
+    def histograms(self, text: Sequence[int]) -> dict[str, list[int]]:
+        """How many passes (blocks) had 0, 1, 2, … of something.
+
+        * `tokens_fixed_per_pass`: tokens that became certain with a pass: those before the iterate's first error and
+          the target's own behind them, less what the passes before had made certain.
+        * `right_before_their_turn_per_pass`: guesses behind the first error that are nevertheless the text's tokens.
+        * `passes_per_block`: from a block's beginning until it was accepted whole or dropped.
+
+        Guesses for positions that the text never reached count nowhere.
+        """
+        known, certain = np.asarray(text), 0
+        fixed, early, blocks = [], [], []
+        for block, start, iterate in self.passes:
+            there = known[start : start + len(iterate)]
+            right = np.asarray(iterate[: len(there)], dtype=int) == there
+            prefix = int(np.logical_and.accumulate(right).sum())
+            frontier = min(start + prefix + 1, len(known))
+            fixed.append(frontier - max(certain, start))
+            certain = max(certain, frontier)
+            early.append(int(right[prefix:].sum()))
+            blocks.append(block)
+        return {
+            "tokens_fixed_per_pass": _histogram(np.maximum(fixed, 0)),
+            "right_before_their_turn_per_pass": _histogram(early),
+            "passes_per_block": _histogram(np.unique(blocks, return_counts=True)[1]),
+        }
+
+
+def _histogram(values: Sequence[int] | np.ndarray) -> list[int]:
+    """``[number of 0s, number of 1s, …]``."""
+    return np.bincount(np.asarray(values, dtype=int)).tolist()

@@ -35,6 +35,12 @@ class NgramIndex:
                 return self._text[start : start + length]
         return []
 
+    def continuations(self, length: int) -> list[list[int]]:
+        """The same for every n that matches, the longest first."""
+        sizes = range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1)
+        starts = [self._latest.get(tuple(self._text[-n:])) for n in sizes]
+        return [self._text[start : start + length] for start in dict.fromkeys(starts) if start is not None]
+
     def __len__(self) -> int:
         return len(self._text)
 

@@ -42,6 +42,39 @@ class TokenTree:
         n = len(tokens)
         return TokenTree(tokens, torch.arange(-1, n - 1), torch.ones(n, dtype=torch.bool))
 
+    @staticmethod
+    def chains(tokens: Tensor) -> TokenTree:
+        """Branches of equal length, side by side: (k, w) tokens, a branch a row."""
+        count, width = tokens.shape
+        parents = torch.arange(-1, count * width - 1).view(count, width).clone()
+        parents[:, :1] = ROOT
+        return TokenTree(tokens.flatten(), parents.flatten(), torch.ones(count * width, dtype=torch.bool))
+
+    @staticmethod
+    def merged(branches: Sequence[Sequence[int]]) -> TokenTree:
+        """Several branches under the root, what they begin with in common only once; the first branch stays first."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        node_of: dict[tuple[int, int], int] = {}  # (parent, token) to node
+        for branch in branches:
+            node = ROOT
+            for token in branch:
+                place = node, token
+                node = node_of.setdefault(place, len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    parents.append(place[0])
+        of = torch.long
+        return TokenTree(
+            torch.tensor(tokens, dtype=of), torch.tensor(parents, dtype=of), torch.ones(len(tokens), dtype=torch.bool)
+        )
+
+    def beside(self, tokens: Tensor, parents: Tensor) -> TokenTree:
+        """This tree with probes beside it: more nodes under the same root, `parents` numbered among themselves."""
+        shifted = torch.where(parents < 0, ROOT, parents + len(self))
+        flags = torch.cat([self.is_candidate, torch.zeros(len(tokens), dtype=torch.bool)])
+        return TokenTree(torch.cat([self.tokens, tokens]), torch.cat([self.parents, shifted]), flags)
+
     def __post_init__(self) -> None:
         n = len(self.tokens)
         if not (len(self.parents) == len(self.is_candidate) == n):

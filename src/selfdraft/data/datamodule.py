@@ -19,16 +19,19 @@ class PromptDataModule(LightningDataModule):
     test step may wait for another rank. A resumed run passes the prompts that are still to do.
     """
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, together: bool = False) -> None:
+        """Deal out `prompts`; or, `together`, give all of them to every rank (tree parallelism)."""
         super().__init__()
+        self.together = together
         # Fewer prompts than processes leave some without any, which Lightning takes for a mistake unless told.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prompts = list(prompts)
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """This rank's share, one Prompt (not a list of one) an item; without a trainer, all of them."""
-        rank = self.trainer.global_rank if self.trainer else 0
-        world_size = self.trainer.world_size if self.trainer else 1
+        dealt = self.trainer is not None and not self.together
+        rank = self.trainer.global_rank if dealt else 0
+        world_size = self.trainer.world_size if dealt else 1
         # itemgetter(0) opens the batch of one. Loading is a list index, so worker processes would only cost time.
         return DataLoader(self.prompts[rank::world_size], batch_size=1, collate_fn=itemgetter(0), num_workers=0)
 

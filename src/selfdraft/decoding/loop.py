@@ -103,6 +103,8 @@ class Decoder:
             for a in active:
                 a.generation.clock.add(clock, share=1 / len(active))
                 a.generation.latency_s += clock.decode_s
+                if a.generation.ended:
+                    a.generation.diagnostics = self.drafter.diagnostics(a.context)
             for a in active:
                 yield a.request, a.generation
 

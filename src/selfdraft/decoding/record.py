@@ -56,8 +56,9 @@ class Generation:
             requests are the time that passed.
         latency_s: what the request itself waited for, from its first step to its last, prefills of others included.
         ended: why: `eos`, `length` or `stop string`; empty while it goes on.
-        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source]`: what a viewer needs. The
-            bonus is None where the answer ended within the accepted tokens.
+        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source, probes or None]`: what a
+            viewer needs. The bonus is None where the answer ended within the accepted tokens; probes are node indices.
+        diagnostics: the drafter's own histograms, once the answer has ended.
     """
 
     prompt: list[int]
@@ -67,6 +68,7 @@ class Generation:
     latency_s: float = 0.0
     ended: str = ""
     steps: list[list] = field(default_factory=list)
+    diagnostics: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
         """Count one step."""
@@ -78,4 +80,6 @@ class Generation:
         self.counts.record_draft(tree.offered_by_depth(), accepted)
         parents = None if tree.is_chain else tree.parents.tolist()
         bonus = step.emitted[-1] if len(step.emitted) > len(step.path) else None
-        self.steps.append([tree.tokens.tolist(), parents, list(step.path[:accepted]), bonus, step.draft.source])
+        probes = (~tree.is_candidate).nonzero().flatten().tolist() or None
+        path = list(step.path[:accepted])
+        self.steps.append([tree.tokens.tolist(), parents, path, bonus, step.draft.source, probes])

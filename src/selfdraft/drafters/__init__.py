@@ -3,6 +3,7 @@
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.layer_skip import LayerSkip
+from selfdraft.drafters.lookahead import Lookahead
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.prompt_lookup import PromptLookup
 
@@ -10,6 +11,7 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "none": NoDrafter,
     "jacobi": Jacobi,
     "layer_skip": LayerSkip,
+    "lookahead": Lookahead,
     "prompt_lookup": PromptLookup,
 }
 

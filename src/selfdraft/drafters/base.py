@@ -137,3 +137,11 @@ class Drafter(ABC):
 
     def observe(self, context: Context, step: Step) -> None:  # noqa: B027  (optional)
         """The step is done, and ``context.tokens`` holds what it emitted."""
+
+    def diagnostics(self, context: Context) -> dict[str, list[int]]:
+        """When a request has ended: what is worth knowing about its drafting, as named histograms.
+
+        ``[number of 0s, number of 1s, …]``, so that they can be summed over requests. The last step, which `observe`
+        does not see, is not in them.
+        """
+        return {}

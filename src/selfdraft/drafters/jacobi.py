@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from selfdraft.core.jacobi import carried_block, is_fixed_point, next_iterate
-from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
+from selfdraft.core.blocks import INITS, BlockInit
+from selfdraft.core.errors import UserError
+from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
 from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 
 MODES = ("fused", "literal")
-INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
-NGRAM_MIN, NGRAM_MAX = 1, 3  # of init=ngram: as prompt lookup, so that the two compare
+ORDERS = ("jacobi", "gauss_seidel")
 
 
 @dataclass
@@ -32,6 +32,13 @@ class JacobiConfig(DrafterConfig):
 
     In fused mode the guesses left over from a pass are kept and filled up by `init`; after N passes they are dropped
     for a fresh block. With ``init=previous_tail`` they are kept for good.
+
+    `candidates`: so many blocks are tried at once, as branches of one tree; the one that matches furthest is carried
+    on, the others begin anew at every step (see `BlockInit.others`).
+
+    `order` of literal mode: ``jacobi`` refines the whole block at once, from the values it had before.
+    ``gauss_seidel`` cuts it into `sub_blocks` and refines them one after the other, each from the newest values of
+    those before it: more becomes right in one refinement, which costs a forward of the target for each sub-block.
     """
 
     name: str = "jacobi"
@@ -39,16 +46,35 @@ class JacobiConfig(DrafterConfig):
     refine_steps: int = option(2, at_least=1)
     init: str = option("prompt_random", choices=INITS)
     mode: str = option("fused", choices=MODES)
+    candidates: int = option(1, at_least=1)
+    order: str = option("jacobi", choices=ORDERS)
+    sub_blocks: int = option(2, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order == "gauss_seidel" and self.mode != "literal":
+            raise UserError(
+                "drafter.order=gauss_seidel refines in parts, and a fused pass is one forward: use drafter.mode=literal"
+            )
 
 
 @dataclass
 class Block:
-    """What a request's block looks like between two steps."""
+    """What a request's block looks like between two steps.
 
-    guesses: list[int] = field(default_factory=list)  # refined guesses for the positions behind the root
-    q: Tensor | None = None  # (len(guesses), V): what they were drawn from, when sampling
-    passes: int = 0  # passes since the block was last started afresh
-    index: NgramIndex | None = None
+    Attributes:
+        guesses: refined guesses for the positions behind the root. q: (len(guesses), V) what they were drawn from.
+        passes: since the block was last started afresh. number: how many blocks were started before it.
+        iterates: (k, up to W) what went into each refining forward of the step that is going on.
+    """
+
+    init: BlockInit
+    guesses: list[int] = field(default_factory=list)
+    q: Tensor | None = None
+    passes: int = 0
+    number: int = 0
+    iterates: list[Tensor] = field(default_factory=list)
+    record: Convergence = field(default_factory=Convergence)
 
 
 class Jacobi(Drafter):
@@ -58,78 +84,98 @@ class Jacobi(Drafter):
     config: JacobiConfig
 
     def start(self, context: Context) -> None:
-        """An empty block; its n-gram index only where the init looks one up."""
-        context.memory = Block(index=NgramIndex(NGRAM_MIN, NGRAM_MAX) if self.config.init == "ngram" else None)
+        """An empty block."""
+        prompt = context.tokens[: context.prompt_length]
+        context.memory = Block(BlockInit(self.config.init, prompt, self.target.pad_id, context.rng))
 
     def propose(self, context: Context) -> Draft:
-        """The current iterate, as a chain of candidates."""
+        """The current iterate as a chain of candidates, and beside it the other blocks that are tried."""
         block: Block = context.memory
         literal = self.config.mode == "literal"
-        if self.config.init != "previous_tail" and (block.passes >= self.config.refine_steps or literal):
-            block.guesses, block.q, block.passes = [], None, 0
+        if literal or (self.config.init != "previous_tail" and block.passes >= self.config.refine_steps):
+            block.guesses, block.q = [], None
+        if not block.guesses:
+            block.passes, block.number = 0, block.number + 1
         width = min(self.config.window, context.room)
-        guesses = torch.tensor(self._filled(context, block, width), dtype=torch.long)
+        first = block.init.filled(context.tokens, block.guesses, width)
+        guesses = torch.tensor([first, *block.init.others(context.tokens, first, self.config.candidates - 1)])
         q = self._drawn_from(block, guesses) if context.rule.sample else None
-        passes = 0
+        block.iterates = []
         if literal:
-            guesses, q, passes = self._refine(context, guesses, q)
-        return Draft(TokenTree.chain(guesses), "jacobi", q, target_forwards=passes)
+            guesses, q = self._refined(context, guesses.long(), q)
+        q = None if q is None else q.flatten(0, 1)
+        return Draft(TokenTree.chains(guesses.long()), "jacobi", q, target_forwards=len(block.iterates))
 
     def observe(self, context: Context, step: Step) -> None:
         """The logits of the pass are the next iterate: in greedy decoding its argmax, else a fresh draw from them."""
         block: Block = context.memory
-        kept = len(step.path)
+        kept, tree = len(step.path), step.draft.tree
+        blocks = max(int((tree.parents < 0).sum()), 1)
+        width = len(tree) // blocks
+        best = step.path[0] // width if kept else 0
         block.passes += 1
+        if best:
+            block.passes, block.number = 1, block.number + 1
+        for iterate in (*block.iterates, tree.tokens.view(blocks, width)):
+            at = len(context.tokens) - len(step.emitted)
+            block.record.passes.append((block.number, at, iterate[best].tolist()))
         if step.distributions is None:
-            block.guesses = carried_block(step.predictions, kept).tolist()
+            block.guesses = carried_block(by_block(step.predictions, blocks)[best], kept).tolist()
         else:
-            block.q = carried_block(step.distributions, kept)
+            block.q = carried_block(by_block(step.distributions, blocks)[best], kept)
             block.guesses = draw(block.q, context.uniforms(len(block.q), block.q.device)).tolist()
 
-    def _refine(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-        """`refine_steps` refining forwards, or fewer if the fixed point comes first; and how many it were."""
-        passes = 0
-        while len(guesses) and passes < self.config.refine_steps:
-            passes += 1
-            tree = TokenTree.chain(guesses)
-            logits = self.target.draft_forward(self.target.full, [context.row], 0, [context.tokens[-1]], [tree])[0]
-            if context.rule.sample:
-                q = next_iterate(context.distributions(logits, tree=tree))
-                guesses = draw(q, context.uniforms(len(q), q.device)).cpu()
-                continue
-            scores = context.rule.scores(logits, context.tokens, context.prompt_length, tree)
-            refined = next_iterate(scores.argmax(-1).cpu())
-            if is_fixed_point(guesses, refined):
+    def diagnostics(self, context: Context) -> dict[str, list[int]]:
+        """How the blocks converged."""
+        return context.memory.record.histograms(context.tokens)
+
+    def _refined(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(k, W) guesses refined `refine_steps` times, or less often if a fixed point comes first, and their q."""
+        width = guesses.shape[1]
+        ends = sub_block_ends(width, self.config.sub_blocks if self.config.order == "gauss_seidel" else 1)
+        for _ in range(self.config.refine_steps if width else 0):
+            before = guesses
+            for start, end in zip([0, *ends], ends, strict=False):
+                guesses, q = self._pass(context, guesses, q, start, end)
+            if not context.rule.sample and any(map(is_fixed_point, before, guesses)):
                 break
-            guesses = refined
-        return guesses, q, passes
+        return guesses, q
+
+    def _pass(
+        self, context: Context, guesses: Tensor, q: Tensor | None, start: int, end: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """One forward over the first `end` positions, which refines those from `start` on."""
+        block: Block = context.memory
+        seen, rule = guesses[:, :end], context.rule
+        block.iterates.append(seen)
+        tree, count = TokenTree.chains(seen), len(guesses)
+        logits = self.target.draft_forward(self.target.full, [context.row], 0, [context.tokens[-1]], [tree])[0]
+        guesses = guesses.clone()
+        if not rule.sample:
+            after = rule.scores(logits, context.tokens, context.prompt_length, tree).argmax(-1).cpu()
+            guesses[:, start:end] = torch.stack([next_iterate(each)[start:] for each in by_block(after, count)])
+            return guesses, None
+        p = by_block(context.distributions(logits, tree=tree), count)[:, start:end]
+        drawn = draw(p.flatten(0, 1), context.uniforms(count * (end - start), p.device))
+        guesses[:, start:end] = drawn.view(count, -1).cpu()
+        # From the first pass on, all that has been refined was drawn; what has not is there with certainty.
+        q = _certain(guesses, p) if q is None else q.clone()
+        q[:, start:end] = p
+        return guesses, q
 
     def _drawn_from(self, block: Block, guesses: Tensor) -> Tensor | None:
-        """(W, V) what each guess was drawn from: the last pass's distributions, then certainty for those filled up.
+        """(k, W, V) what each guess was drawn from: the last pass's distributions, certainty for those filled up.
 
         The distributions of speculative Jacobi decoding: each guess is a fresh draw from the previous iterate's.
         """
         if block.q is None or not len(block.q):
             return None
-        drawn = block.q[: len(guesses)]
-        filled = guesses[len(drawn) :]
-        certain = torch.nn.functional.one_hot(filled, drawn.shape[-1]).to(drawn)
-        return torch.cat([drawn, certain])
+        q = _certain(guesses, block.q)
+        drawn = block.q[: guesses.shape[1]]
+        q[0, : len(drawn)] = drawn
+        return q
 
-    def _filled(self, context: Context, block: Block, width: int) -> list[int]:
-        """The carried guesses, filled up to `width` by the init."""
-        guesses = block.guesses[:width]
-        missing = width - len(guesses)
-        if not missing:
-            return guesses
-        if self.config.init == "prompt_random":
-            return guesses + random_prompt_tokens(context.tokens[: context.prompt_length], missing, context.rng)
-        if self.config.init == "pad":
-            return guesses + [self.target.pad_id] * missing
-        if self.config.init == "ngram":
-            assert block.index is not None
-            block.index.extend(context.tokens[len(block.index) :])
-            guesses = guesses or block.index.continuation(width)
-            missing = width - len(guesses)
-        last = guesses[-1] if guesses else context.tokens[-1]
-        return guesses + [last] * missing
+
+def _certain(guesses: Tensor, like: Tensor) -> Tensor:
+    """(k, W, V) the distributions that leave no choice."""
+    return torch.nn.functional.one_hot(guesses.long(), like.shape[-1]).to(like)

@@ -114,6 +114,7 @@ class Measurement:
                 if name not in (DRAFTER, BASELINE)
             },
             "steps": drafter.steps,
+            "diagnostics": drafter.diagnostics,
             # Only where they differ, so that the file holds no text twice.
             **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
         }

@@ -30,6 +30,7 @@ class EvaluateModule(pl.LightningModule):
         folder: Path,
         repeats: int,
         seed: int,
+        together: bool = False,
     ) -> None:
         """Prepare an evaluation.
 
@@ -37,9 +38,11 @@ class EvaluateModule(pl.LightningModule):
             build: makes the bench on this process's device. Called by each rank in its own process.
             prompts: all of them, to refuse one that the model cannot take before any is decoded.
             folder: of the run. Turns that its prompts.jsonl holds already are not decoded again.
+            together: all ranks decode all prompts with one another (tree parallelism), and rank 0 alone records them.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
+        self.together = together
 
     def setup(self, stage: str) -> None:
         """Load the model where this rank runs it, and see what an interrupted run has finished.
@@ -69,7 +72,8 @@ class EvaluateModule(pl.LightningModule):
             line = self.finished.get((prompt.id, turn))
             if line is None:
                 line = self._measure(prompt, turn, history, position=batch_idx + turn)
-                self.record.append(line)
+                if not self.together or self.global_rank == 0:
+                    self.record.append(line)
             lines.append(line)
             answer = line.get("baseline_output_ids", line["output_ids"])
             history.append(("assistant", self.bench.chat.decode(answer)))

@@ -100,6 +100,7 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
         | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
         "acceptance_by_depth": _acceptance(lines),
+        "diagnostics": _histograms([line.get("diagnostics") or {} for line in lines]),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
     }
@@ -147,3 +148,12 @@ def _acceptance(lines: Sequence[Line]) -> list[dict[str, int]]:
 def _summed(phases: Sequence[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for each in phases for name in each)
     return {name: sum(each.get(name, 0.0) for each in phases) for name in names}
+
+
+def _histograms(parts: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """Of each name the sum, bin by bin."""
+    names = dict.fromkeys(name for each in parts for name in each)
+    return {
+        name: [sum(bins) for bins in zip_longest(*(each.get(name, []) for each in parts), fillvalue=0)]
+        for name in names
+    }

@@ -1,0 +1,60 @@
+"""How a block of guesses begins, before anything has refined it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
+
+INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
+NGRAM_MIN, NGRAM_MAX = 1, 3  # of init=ngram: as prompt lookup, so that the two compare
+
+
+class BlockInit:
+    """The initial guesses of one request.
+
+    * `prompt_random`: tokens drawn from the prompt.
+    * `pad`: the padding token.
+    * `ngram`: what followed the last n-gram before; behind that, as repeat_last.
+    * `repeat_last`, `previous_tail`: the last token known, guesses that were carried over included, repeated.
+    """
+
+    def __init__(self, kind: str, prompt: Sequence[int], pad_id: int, rng: np.random.Generator) -> None:
+        self.kind, self.prompt, self.pad_id, self.rng = kind, list(prompt), pad_id, rng
+        self.index = NgramIndex(NGRAM_MIN, NGRAM_MAX)
+
+    def filled(self, text: Sequence[int], carried: list[int], width: int) -> list[int]:
+        """The carried guesses for the positions behind `text`, filled up to `width`."""
+        missing = width - len(carried)
+        if missing <= 0:
+            return carried[:width]
+        if self.kind == "prompt_random":
+            return carried + random_prompt_tokens(self.prompt, missing, self.rng)
+        if self.kind == "pad":
+            return carried + [self.pad_id] * missing
+        if self.kind == "ngram" and not carried:
+            carried = next(iter(self._continuations(text, width)), [])
+        return _stretched(carried, text[-1], width)
+
+    def others(self, text: Sequence[int], first: list[int], count: int) -> list[list[int]]:
+        """`count` blocks to try beside `first`, as wide as it is.
+
+        With `ngram`, what else followed the last tokens before, by n-grams of other lengths. Where that is not enough,
+        and with every other init, tokens drawn from the prompt.
+        """
+        width, found = len(first), []
+        if self.kind == "ngram" and count:
+            blocks = [_stretched(each, text[-1], width) for each in self._continuations(text, width)]
+            found = [block for i, block in enumerate(blocks) if block != first and block not in blocks[:i]][:count]
+        return found + [random_prompt_tokens(self.prompt, width, self.rng) for _ in range(count - len(found))]
+
+    def _continuations(self, text: Sequence[int], width: int) -> list[list[int]]:
+        self.index.extend(text[len(self.index) :])
+        return self.index.continuations(width)
+
+
+def _stretched(block: list[int], last: int, width: int) -> list[int]:
+    """The block with its last token, or `last` where it is empty, repeated up to `width`."""
+    return block + [block[-1] if block else last] * (width - len(block))

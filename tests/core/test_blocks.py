@@ -1,0 +1,39 @@
+"""How blocks begin, and what is tried beside the first of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from selfdraft.core.blocks import INITS, BlockInit
+
+PROMPT = [1, 2, 3, 4, 2, 3, 5, 3, 6, 1, 2, 3]  # 1 2 3 was followed by 4, 2 3 and 3 lately by other tokens
+
+
+def init(kind: str, seed: int = 0) -> BlockInit:
+    return BlockInit(kind, PROMPT, pad_id=0, rng=np.random.default_rng(seed))
+
+
+def test_a_block_is_filled_to_its_width_whatever_was_carried() -> None:
+    for kind in INITS:
+        for carried in ([], [7], [7, 8, 9, 7, 8, 9]):
+            block = init(kind).filled(PROMPT, carried, 4)
+            assert len(block) == 4 and block[: len(carried)] == carried[:4]
+
+
+def test_beside_an_ngram_block_stand_what_shorter_ngrams_were_followed_by() -> None:
+    begun = init("ngram")
+    first = begun.filled(PROMPT, [], 2)
+    assert first == [4, 2]  # behind 1 2 3
+    others = begun.others(PROMPT, first, 4)
+    assert others[:2] == [[5, 3], [6, 1]]  # the latest behind 2 3, and behind 3
+    assert len(others) == 4 and {*others[2], *others[3]} <= set(PROMPT)  # more there is not: random tokens
+    assert begun.others(PROMPT, [7, 7], 1) == [[4, 2]]  # where guesses were carried, the longest match stands beside
+
+
+def test_beside_any_other_block_stand_random_prompt_tokens_by_the_seed() -> None:
+    def others(seed: int) -> list[list[int]]:
+        return init("pad", seed).others(PROMPT, [0] * 8, 3)
+
+    assert others(1) == others(1) != others(2)
+    assert [len(block) for block in others(1)] == [8] * 3
+    assert init("pad").others(PROMPT, [0] * 8, 0) == []
