@@ -350,5 +350,8 @@ def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target:
     assert target.cache is cache and cache.lengths == [0, 0]
     target.allocate(2, 10_000)
     assert target.cache is cache and cache.slots >= 10_000
+    target.prefill(1, SHORT)
+    target.allocate(1, 0)  # one text between two batches
+    assert target.cache is cache and cache.lengths == [0, 0]
     target.allocate(3, 0)
     assert target.cache is not cache and target.cache.lengths == [0, 0, 0]

@@ -83,12 +83,15 @@ class Target:
             raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
 
     def allocate(self, rows: int, slots: int) -> None:
-        """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do."""
-        if self.cache.rows == rows:
+        """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do.
+
+        A larger one will: certifying one text between two batches must not cost the next batch fresh memory.
+        """
+        if self.cache.rows >= rows:
             self.cache.reserve(slots)
         else:
             self.cache = KVCache(len(self.full.layers), rows, slots)
-        for row in range(rows):
+        for row in range(self.cache.rows):
             self.cache.clear(row)
 
     @torch.inference_mode()
