@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMOKE, environment, read_lines, read_result, run_here, said_by, write_prompts
+from command_line import ROOT, SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 
 from selfdraft.core.errors import UserError
 from selfdraft.modules.bench import Bench
@@ -186,26 +185,21 @@ def test_what_a_batch_cannot_do_is_refused(overrides: list[str], message: str, t
     assert str(refused.value) == message
 
 
-def compared(one: Path, other: Path) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "scripts" / "same_outputs.py"), str(one), str(other)]
-    return subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=120)
-
-
-def test_the_script_counts_equal_outputs_and_names_the_others(runs: Runs, tmp_path: Path) -> None:
-    done = compared(runs.single, runs.batched)
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout
-        == f"{len(KEYS)} of {len(KEYS)} outputs are equal, token for token; of the target alone {len(KEYS)}\n"
-    )
+def test_the_script_counts_equal_outputs_and_names_the_others(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "same_outputs.py"))
+    outputs_of, compare, count = script["outputs_of"], script["compare"], len(KEYS)
+    assert compare(outputs_of(runs.single), outputs_of(runs.batched)) == 0
+    said = capsys.readouterr().out
+    assert said == f"{count} of {count} outputs are equal, token for token; of the target alone {count}\n"
     lines = read_lines(runs.batched)
     lines[2]["output_ids"][3] += 1
     write_prompts(tmp_path / "prompts.jsonl", *lines[:-1])
-    done = compared(runs.single, tmp_path)
-    assert done.returncode == 1
-    where, count, missing = done.stdout.splitlines()
+    assert compare(outputs_of(runs.single), outputs_of(tmp_path)) == 1
+    where, equal, missing = capsys.readouterr().out.splitlines()
     assert where == f"{lines[2]['id']}, turn 1: parts at token 3"
-    assert count.startswith(f"{len(KEYS) - 2} of {len(KEYS) - 1} outputs are equal")
+    assert equal.startswith(f"{count - 2} of {count - 1} outputs are equal")
     assert missing == "1 turns are in one of the runs only"
-    done = compared(runs.single, tmp_path / "nowhere")
-    assert done.returncode == 1 and "holds no finished prompts" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="holds no finished prompts"):
+        outputs_of(tmp_path / "nowhere")
