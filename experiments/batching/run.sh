@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All runs of this study, then its tables:  experiments/batching/run.sh PROMPTS.jsonl
 #
-# Runs that are finished are not decoded again, so the command may be stopped and given anew. To shorten it: TOKENS=32.
-# PYTHON=… names another interpreter, OUT=… another folder for the runs.
+# Runs that are finished are not decoded again, so the command may be stopped and given anew. TOKENS=64 decodes longer
+# answers than the usual 32; PYTHON=… names another interpreter, OUT=… another folder for the runs.
 set -euo pipefail
 [ $# -eq 1 ] || { sed -n '2,5s/^# \?//p' "$0" >&2; exit 2; }
 prompts=$(realpath "$1")
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-python} out=${OUT:-outputs/batching}
 
 evaluate() { # folder, then overrides
-  "$python" run.py hydra.run.dir="$out/$1" logger=none dataset=jsonl dataset.path="$prompts" dataset.per_category=4 \
-    decoding.max_new_tokens="${TOKENS:-64}" "${@:2}" >"$out/$1.log" || { tail -n 20 "$out/$1.log" >&2; exit 1; }
+  "$python" run.py hydra.run.dir="$out/$1" logger=none dataset=jsonl dataset.path="$prompts" dataset.per_category=8 \
+    'dataset.categories=[translation,qa,math_reasoning]' decoding.max_new_tokens="${TOKENS:-32}" "${@:2}" >"$out/$1.log" || { tail -n 20 "$out/$1.log" >&2; exit 1; }
 }
 
 mkdir -p "$out"

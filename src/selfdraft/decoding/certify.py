@@ -34,9 +34,9 @@ class Certifier:
     def certify(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """The certificate of one output.
 
-        Where the two part, the baseline's own text is forwarded again, token by token and in blocks of k, each with its
-        own cache: the margin comes from the former, the control is the largest change in the latter. In a batch the
-        baseline rounds as well, so that its token, too, may lose to the best one by no more than the control.
+        Where the two part, the baseline's own text is forwarded again behind the prompt, token by token and in blocks
+        of k: the margin comes from the former, the control is the largest change in the latter. In a batch the baseline
+        rounds as well, so that its token, too, may lose to the best one by no more than the control.
         """
         index = first_divergence(output, baseline)
         if index is None:
@@ -46,11 +46,15 @@ class Certifier:
         if index >= min(len(output), len(baseline)):  # one goes on where the other ended: no rounding does that
             return Certificate("mismatch", index)
         text, prefix = [*prompt, *baseline[:-1]], len(prompt) - 1  # logits wanted from the last prompt token on
+        # A block longer than the text is the text in one block, and one of those is enough.
         single, *blocks = (
             self.rule.scores(
-                self.target.teacher_forced(text, prefix, k), prompt, len(prompt), TokenTree.chain(baseline[:-1])
+                self.target.teacher_forced(text, prefix, k, again=k > 1),
+                prompt,
+                len(prompt),
+                TokenTree.chain(baseline[:-1]),
             )
-            for k in (1, *self.blocks)
+            for k in (1, *sorted({min(k, max(len(baseline), 2)) for k in self.blocks}))
         )
         control = max(margin_control(single, block) for block in blocks)
         self.control = max(control, self.control or 0.0)
