@@ -66,6 +66,21 @@ def test_who_decodes_a_prompt_changes_nothing_about_it(runs: Runs) -> None:
         assert results[0][key] == results[1][key]
 
 
+def test_in_batches_eleven_prompts_count_as_eleven_too(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    path = runs.one.parent / "eleven.jsonl"
+    done = run(*overrides(path), "hardware=cpu_ddp", "decoding.batch_size=4", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines, alone = ({line["id"]: line for line in read_lines(which)} for which in (folder, runs.one))
+    assert len(read_lines(folder)) == len(lines) == 11
+    assert read_result(folder)["prompts"] == 11
+    assert {name: line["output_ids"] for name, line in lines.items()} == {
+        name: line["output_ids"] for name, line in alone.items()
+    }
+    ranks = [line["rank"] for line in lines.values()]
+    assert (ranks.count(0), ranks.count(1)) == (6, 5)
+
+
 def test_a_process_without_a_prompt_of_its_own_does_no_harm(tmp_path: Path) -> None:
     path = write_prompts(tmp_path / "one.jsonl", PROMPTS[0])
     done = run(*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run")

@@ -9,8 +9,8 @@ from selfdraft.data.prompts import Prompt
 PROMPTS = [Prompt(str(i), "qa", (f"Question {i}?",)) for i in range(11)]
 
 
-def share(rank: int, world_size: int) -> list[Prompt]:
-    module = PromptDataModule(PROMPTS)
+def share(rank: int, world_size: int, together: int = 1) -> list[list[Prompt]]:
+    module = PromptDataModule(PROMPTS, together)
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
     loader = module.test_dataloader()
     items = list(loader)
@@ -18,15 +18,21 @@ def share(rank: int, world_size: int) -> list[Prompt]:
     return items
 
 
+@pytest.mark.parametrize("together", [1, 2, 4, 16])
 @pytest.mark.parametrize(("world_size", "sizes"), [(1, [11]), (2, [6, 5]), (3, [4, 4, 3])])
-def test_every_prompt_is_given_exactly_once(world_size, sizes):
-    shares = [share(rank, world_size) for rank in range(world_size)]
-    assert [len(items) for items in shares] == sizes
-    assert sorted((p for items in shares for p in items), key=PROMPTS.index) == PROMPTS
+def test_every_prompt_is_given_exactly_once(world_size, sizes, together):
+    shares = [[p for item in share(rank, world_size, together) for p in item] for rank in range(world_size)]
+    assert [len(prompts) for prompts in shares] == sizes
+    assert sorted((p for prompts in shares for p in prompts), key=PROMPTS.index) == PROMPTS
 
 
 def test_ranks_take_turns():
-    assert [prompt.id for prompt in share(1, 3)] == ["1", "4", "7", "10"]
+    assert [[prompt.id for prompt in item] for item in share(1, 3)] == [["1"], ["4"], ["7"], ["10"]]
+
+
+def test_prompts_that_are_decoded_together_come_together():
+    assert [[prompt.id for prompt in item] for item in share(1, 3, 3)] == [["1", "4", "7"], ["10"]]
+    assert [len(item) for item in share(0, 1, 4)] == [4, 4, 3]
 
 
 def test_a_rank_without_prompts_gets_an_empty_loader():
@@ -34,16 +40,16 @@ def test_a_rank_without_prompts_gets_an_empty_loader():
 
 
 def test_without_a_trainer_all_prompts_come_in_order():
-    assert list(PromptDataModule(tuple(PROMPTS)).test_dataloader()) == PROMPTS
+    assert list(PromptDataModule(tuple(PROMPTS)).test_dataloader()) == [[prompt] for prompt in PROMPTS]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_real_trainer_hands_each_prompt_to_the_test_step():
+def test_a_real_trainer_hands_each_list_of_prompts_to_the_test_step():
     class Recorder(LightningModule):
-        def test_step(self, batch: Prompt, batch_idx: int) -> None:
+        def test_step(self, batch: list[Prompt], batch_idx: int) -> None:
             seen.append(batch)
 
-    seen: list[Prompt] = []
+    seen: list[list[Prompt]] = []
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -52,5 +58,5 @@ def test_a_real_trainer_hands_each_prompt_to_the_test_step():
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.test(Recorder(), datamodule=PromptDataModule(PROMPTS), verbose=False)
-    assert seen == PROMPTS
+    trainer.test(Recorder(), datamodule=PromptDataModule(PROMPTS, 8), verbose=False)
+    assert seen == [PROMPTS[:8], PROMPTS[8:]]

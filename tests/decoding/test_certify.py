@@ -90,6 +90,23 @@ def test_a_margin_within_the_control_is_a_tie(target: Target, baseline: list[int
     assert certifier.certify(PROMPT, output, baseline).verdict == "mismatch"
 
 
+def test_in_a_batch_a_baseline_that_is_wrong_itself_is_no_excuse(target: Target, baseline: list[int]) -> None:
+    """Its rows round together as well, so either token may be the best: the worse of the two is what is judged."""
+    other = runner_up(target, baseline, 7)
+    wrong = replaced(baseline, 7, other)
+    certifier = Certifier(target, batch_size=4)
+    as_usual, swapped = certifier.certify(PROMPT, wrong, baseline), certifier.certify(PROMPT, baseline, wrong)
+    assert (swapped.verdict, swapped.first_divergence) == ("mismatch", 7)
+    assert swapped.margin == pytest.approx(as_usual.margin, abs=1e-3)
+    certifier.control = swapped.margin + 1e-3
+    assert certifier.certify(PROMPT, baseline, wrong).verdict == "tie"
+
+
+def test_the_control_of_a_batch_covers_blocks_of_all_its_rows(target: Target) -> None:
+    assert Certifier(target).blocks == [2, 4, 8, 16]
+    assert Certifier(target, batch_size=6).blocks == [2, 4, 6, 8, 12, 16, 24, 48, 96]
+
+
 @pytest.mark.parametrize("longer", ["output", "baseline"])
 def test_an_output_that_ends_earlier_or_later_is_a_mismatch(target: Target, baseline: list[int], longer: str) -> None:
     shorter = baseline[:-2]

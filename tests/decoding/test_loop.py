@@ -10,13 +10,14 @@ import torch
 from lossless import EVERY_CONFIG, EVERY_NAME
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.decoding import record
+from selfdraft.decoding import loop, record
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import PHASES, Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.jacobi import JacobiConfig
+from selfdraft.drafters.none import NoDrafter
 from stub_target import Rule, StubTarget, cycle, script, successor
 
 NO_EOS: frozenset[int] = frozenset()
@@ -301,6 +302,23 @@ class Ticking:
         return self.now
 
 
+class SlowTarget(StubTarget):
+    """A target that is a clock as well: its work takes time, and nothing else does."""
+
+    now = 0
+
+    def perf_counter(self) -> int:
+        return self.now
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> None:
+        super().prefill(row, tokens)
+        self.now += 10 * len(tokens)
+
+    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[torch.Tensor]:
+        self.now += 1
+        return super().forward(rows, roots, trees)
+
+
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
 def test_the_phases_of_a_request_add_up_to_all_its_time(config: DrafterConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     time = Ticking()
@@ -325,6 +343,33 @@ def test_in_a_batch_the_time_of_a_step_is_shared_out_but_every_request_waits_for
     # Three steps of one forward each, which takes one tick: half of each is booked to either request.
     assert first["verify"] == 1.5
     assert all(generation.latency_s >= 3 for generation in generations)
+
+
+def test_a_latency_runs_from_arrival_to_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill takes 10 s for each token, a step 1 s; the caller's own time between two steps is nobody's latency."""
+    clock = SlowTarget(mixed)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(record, "time", clock)
+    requests = [Request([1, 1], key="a"), Request([2] * 4, key="b"), Request([3, 3], key="c")]
+    latencies = {}
+    for request, generation in Decoder(clock, NoDrafter(clock, DrafterConfig()), Stopping(NO_EOS, 3), batch_size=2).run(
+        requests
+    ):
+        clock.now += 1000
+        if generation.ended:
+            latencies[request.key] = generation.latency_s
+    # a: its prefill, b's, three steps. b: its own and three steps. c: its own and three steps.
+    assert latencies == {"a": 10 + 30 + 3, "b": 30 + 3, "c": 10 + 3}
+
+
+def test_answers_come_in_the_order_of_the_requests() -> None:
+    requests = [Request(prompt, key=i) for i, prompt in enumerate(PROMPTS)] + [Request(PROMPTS[0])]
+    target = StubTarget(mixed)
+    stopping = Stopping(frozenset({5}), 30)
+    answers = Decoder(target, NoDrafter(target, DrafterConfig()), stopping, batch_size=3).answer(requests)
+    assert [answer.prompt for answer in answers] == [*PROMPTS, PROMPTS[0]]
+    ends = [len(answer.output) for answer in answers]
+    assert ends != sorted(ends)  # they did not end in this order
 
 
 def test_the_cache_holds_the_text_without_its_last_token() -> None:

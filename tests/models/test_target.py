@@ -343,6 +343,20 @@ def test_the_filler_is_the_first_id_that_the_model_has(
     assert Target(model).pad_id == expected
 
 
+def test_a_text_forced_again_need_not_be_prefilled_again(target: Target) -> None:
+    text = [*LONG, *SHORT, *LONG]
+    first = target.teacher_forced(text, len(LONG), 1)
+    prefilled = []
+    target.prefill = lambda *of: prefilled.append(of)  # of this one object
+    try:
+        for block in (1, 3, 300):  # the last one grows the cache
+            again = target.teacher_forced(text, len(LONG), block, again=True)
+            torch.testing.assert_close(again, first, atol=1e-4, rtol=1e-4)
+    finally:
+        del target.prefill
+    assert not prefilled
+
+
 def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target: Target) -> None:
     begin(target, LONG, SHORT)
     cache = target.cache
@@ -350,5 +364,8 @@ def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target:
     assert target.cache is cache and cache.lengths == [0, 0]
     target.allocate(2, 10_000)
     assert target.cache is cache and cache.slots >= 10_000
+    target.prefill(1, SHORT)
+    target.allocate(1, 0)  # one text between two batches
+    assert target.cache is cache and cache.lengths == [0, 0]
     target.allocate(3, 0)
     assert target.cache is not cache and target.cache.lengths == [0, 0, 0]

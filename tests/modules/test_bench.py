@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from selfdraft.core.certificate import Certificate, first_divergence
+from selfdraft.decoding.loop import Request
 from selfdraft.decoding.record import Generation
 from selfdraft.models.stock import StockGeneration
 from selfdraft.modules.bench import Bench, Measurement
@@ -17,7 +18,10 @@ PROMPT = [1, 2, 3]
 
 @dataclass
 class Scripted:
-    """A decoder that writes what it is told, run by run, and takes as long as it is told."""
+    """A decoder that writes what it is told, run by run, and takes as long as it is told.
+
+    Each further request of a run gets one token less, a second later.
+    """
 
     name: str
     outputs: list[list[int]]
@@ -25,14 +29,18 @@ class Scripted:
     log: list[str]
     seeds: list[tuple[int, object]] = field(default_factory=list)
 
-    def decode(self, prompt: list[int], *, seed: int, key: object) -> Generation:
+    def answer(self, requests: list[Request]) -> list[Generation]:
         run = self.log.count(self.name)
         self.log.append(self.name)
-        self.seeds.append((seed, key))
-        generation = Generation(list(prompt), output=self.outputs[run % len(self.outputs)])
-        generation.counts.new_tokens = generation.counts.target_forwards = len(generation.output)
-        generation.clock.seconds |= {"prefill": 10 * self.seconds[run], "verify": self.seconds[run]}
-        return generation
+        generations = []
+        for place, request in enumerate(requests):
+            self.seeds.append((request.seed, request.key))
+            generation = Generation(list(request.prompt), output=self.outputs[run % len(self.outputs)][place:])
+            generation.counts.new_tokens = generation.counts.target_forwards = len(generation.output)
+            generation.clock.seconds |= {"prefill": 10 * self.seconds[run], "verify": self.seconds[run] + place}
+            generation.latency_s = 2 * self.seconds[run]
+            generations.append(generation)
+        return generations
 
 
 @dataclass
@@ -69,7 +77,8 @@ def make_bench(
 
 
 def measure(bench: Bench, repeats: int = 1, position: int = 0) -> Measurement:
-    return bench.measure(PROMPT, repeats=repeats, position=position, seed=11, key="p")
+    (done,) = bench.measure([Request(PROMPT, 11, "p")], repeats=repeats, position=position)
+    return done
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
@@ -104,6 +113,31 @@ def test_seconds_are_medians_and_leave_the_prefill_out() -> None:
         {"drafter": 3.0, "none": 4.0}, {"none": 8.0, "drafter": 1.0}, {"drafter": 2.0, "none": 6.0},
     ]  # fmt: skip
     assert line["phases_s"]["verify"] == 2.0
+    assert (line["latency_s"], line["baseline_latency_s"]) == (4.0, 12.0)
+
+
+def test_requests_are_decoded_together_and_each_has_its_own_measurement() -> None:
+    bench, log = make_bench([[7, 8], [7, 9]])
+    requests = [Request([1], 11, "p"), Request([2, 2], 12, "q")]
+    first, second = (done.line() for done in bench.measure(requests, repeats=2, position=0))
+    assert log == ["drafter", "none", "none", "drafter"]  # whole batches are interleaved, not prompts
+    assert bench.drafter.seeds == [(11, "p"), (12, "q")] * 2
+    assert (first["prompt_ids"], second["prompt_ids"]) == ([1], [2, 2])
+    assert (first["output_ids"], second["output_ids"]) == ([7, 8], [8])
+    assert (first["decode_s"], second["decode_s"]) == (2.0, 3.0)
+    assert [line["repeats"][1]["decode_s"] for line in (first, second)] == [
+        {"none": 8.0, "drafter": 1.0}, {"none": 9.0, "drafter": 2.0},
+    ]  # fmt: skip
+    # Each output is judged by the baseline's for the same prompt, and by every repeat.
+    assert [line["lossless"]["first_divergence"] for line in (first, second)] == [1, 0]
+    assert [line["lossless"]["verdict"] for line in (first, second)] == ["tie", "mismatch"]
+
+
+def test_references_decode_one_request_after_the_other() -> None:
+    bench, log = make_bench([[7, 8]], {"right": [7, 8]})
+    done = bench.measure([Request([1]), Request([2])], repeats=1, position=0)
+    assert log == ["drafter", "none", "right", "right"]
+    assert [one.line()["references"]["right"]["decode_s"] for one in done] == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(

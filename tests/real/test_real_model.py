@@ -10,7 +10,7 @@ import torch
 from selfdraft.core.errors import UserError
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.certify import Certifier
-from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
@@ -74,6 +74,22 @@ def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, f
         assert output == real.stock[family]
     certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
     assert certificate.verdict != "mismatch", certificate
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
+    real: Real, drafter: str
+) -> None:
+    made = DRAFTERS[drafter](real.target, DRAFTERS[drafter].Config())
+    decoder = Decoder(real.target, made, Stopping(real.loaded.eos, NEW_TOKENS), batch_size=2)
+    families = [*FAMILIES, FAMILIES[1]]  # the third one comes in where the first to end was
+    answers = decoder.answer([Request(real.prompts[family]) for family in families])
+    certifier = Certifier(real.target, batch_size=2)
+    for family, answer in zip(families, answers, strict=True):
+        if real.target.dtype == torch.float32:
+            assert answer.output == real.stock[family]
+        certificate = certifier.certify(real.prompts[family], answer.output, real.stock[family])
+        assert certificate.verdict != "mismatch", certificate
 
 
 def test_the_answer_is_language(real: Real) -> None:

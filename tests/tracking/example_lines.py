@@ -20,6 +20,8 @@ def line(id: str = "a", turn: int = 0, **changes: Any) -> dict[str, Any]:
         "decode_s": 1.0,
         "baseline_decode_s": 2.0,
         "baseline_new_tokens": 10,
+        "latency_s": 1.5,
+        "baseline_latency_s": 2.5,
         "lossless": {"verdict": "exact", "first_divergence": None, "margin": None, "control": None},
         "acceptance_by_depth": [{"offered": 5, "accepted": 4}, {"offered": 4, "accepted": 1}],
         "phases_s": {"prefill": 0.5, "draft": 0.1, "verify": 0.8, "commit": 0.06, "other": 0.04},

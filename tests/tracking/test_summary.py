@@ -89,6 +89,17 @@ def test_what_was_too_short_to_be_timed_counts_but_is_not_paired():
     json.dumps(alone, allow_nan=False)
 
 
+def test_throughput_and_latency_are_of_all_turns():
+    lines = [line(f"p{number}", latency_s=float(number), baseline_latency_s=2.0 * number) for number in range(21)]
+    result = summarize(lines, **LABELS, batch_size=4)
+    assert result["batch_size"] == 4
+    assert result["throughput"] == {"drafter": pytest.approx(10.0), "baseline": pytest.approx(5.0)}
+    assert result["latency_s"] == {
+        "drafter": {"median": 10.0, "p95": pytest.approx(19.0)},
+        "baseline": {"median": 20.0, "p95": pytest.approx(38.0)},
+    }
+
+
 def test_no_lines_are_refused():
     with pytest.raises(ValueError, match="nothing to summarize"):
         summarize([], **LABELS)

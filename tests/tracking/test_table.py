@@ -46,6 +46,13 @@ def test_the_headline_and_rows_carry_the_measures():
     assert "140 MB" in text
 
 
+def test_a_batch_shows_its_throughput_and_latency():
+    console = Console(file=io.StringIO(), width=100)
+    print_result(summarize([line(latency_s=1.25, baseline_latency_s=2.5)], **LABELS, batch_size=8), console)
+    shown = " ".join(console.file.getvalue().split())
+    assert "batch 8: 10.0 tokens/s, latency 1.25 s (p95 1.25 s); alone 5.0 tokens/s, 2.50 s (p95 2.50 s)" in shown
+
+
 def test_a_mismatch_is_named():
     assert "1 mismatch" in shown([line(lossless={"verdict": "mismatch"})])
 

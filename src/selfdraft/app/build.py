@@ -72,6 +72,14 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     plain = DecodingConfig(
         max_new_tokens=config.decoding.max_new_tokens, shape_invariant=config.decoding.shape_invariant
     )
+    batch_size = config.decoding.batch_size
+    if references and batch_size > 1:
+        raise UserError("task.references decode prompt by prompt: compare with them at decoding.batch_size=1")
+    if config.decoding.shape_invariant and batch_size > 1:
+        raise UserError(
+            "decoding.shape_invariant=true is shown to hold for prompts decoded one by one only: "
+            "use decoding.batch_size=1"
+        )
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
     loaded = config.model.load(device)
@@ -87,9 +95,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,
-        drafter=Decoder(target, drafter, stopping, rule=rule),
-        baseline=Decoder(target, baseline, stopping, rule=rule),
-        certifier=Certifier(target, rule),
+        drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size),
+        baseline=Decoder(target, baseline, stopping, rule=rule, batch_size=batch_size),
+        certifier=Certifier(target, rule, batch_size=batch_size),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
     )
 

@@ -30,6 +30,7 @@ from selfdraft.tracking.run_folder import claim_run_dir
 from selfdraft.tracking.summary import summarize
 from selfdraft.tracking.table import print_result
 
+BATCHES_A_STEP = 4
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
 
@@ -70,9 +71,13 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
                 folder=folder,
                 repeats=task.repeats,
                 seed=config.seed,
-                together=config.hardware.tree_parallel,
+                shared=config.hardware.tree_parallel,
             )
-            _run(module, PromptDataModule(prompts, together=config.hardware.tree_parallel), config, folder, console)
+            batch_size = config.decoding.batch_size
+            # Several batches to a step, so that finished rows are refilled as in serving; alone, prompt by prompt.
+            together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
+            data = PromptDataModule(prompts, together, shared=config.hardware.tree_parallel)
+            _run(module, data, config, folder, console)
             if not is_rank_zero:
                 return None
             objective = _conclude(config, folder, logger, console)
@@ -124,6 +129,7 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
         seed=config.seed,
         dtype=config.model.dtype,
         max_new_tokens=config.decoding.max_new_tokens,
+        batch_size=config.decoding.batch_size,
         control=max((line["lossless"]["control"] or 0.0 for line in lines), default=0.0) or None,
     )
     result["objective"] = result["speedup"]["median"]
@@ -143,9 +149,10 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
 
 def _announce(console: Console, config: Config, prompts: list[Prompt], finished: list[dict], folder: Path) -> None:
     processes = f", {config.hardware.devices} processes" if config.hardware.devices > 1 else ""
+    batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
     console.print(
         f"[bold]{config.drafter.name}[/] against autoregressive decoding: {len(prompts)} prompts of "
-        f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{processes}"
+        f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{batch}{processes}"
     )
     if finished:
         done = len({line["id"] for line in finished})

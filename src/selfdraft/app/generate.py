@@ -21,6 +21,8 @@ def generate(config: Config) -> None:
     assert isinstance(task, GenerateConfig)
     if not config.prompt:
         raise UserError("task=generate needs a prompt: prompt='Why is the sky blue?'")
+    if config.decoding.batch_size > 1:
+        raise UserError(f"task=generate answers one prompt: leave decoding.batch_size={config.decoding.batch_size} out")
     use_threads(config.hardware)
     console = make_console(highlight=False, soft_wrap=True, markup=False)
     with console.status(f"loading {config.model.label}"):

@@ -131,6 +131,7 @@ class TinyModelConfig(ModelConfig):
 class DecodingConfig(Options):
     """How answers are decoded.
 
+    `batch_size`: how many prompts are decoded at once, each at its own pace; a finished one makes room for the next.
     `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
     whatever block they are computed: the drafter's output is then that of autoregressive decoding in any dtype.
     """
@@ -142,6 +143,7 @@ class DecodingConfig(Options):
     repetition_penalty: float | None = option(None, at_least=0.01)
     stop: list[str] = field(default_factory=list)
     shape_invariant: bool = False
+    batch_size: int = option(1, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,8 +23,9 @@ class Certificate:
         verdict: `exact` where both outputs are the same ids, to the last. `sampled` where they are two draws from one
             distribution: no comparison of texts can judge that; the chi-square tests of the suite do.
         first_divergence: index into the output of the first differing token.
-        margin: logit of the autoregressive token minus logit of the drafter's token there, in the M=1 forward. It is
-            at least the top-1/top-2 margin, and equal to it where the drafter wrote the runner-up.
+        margin: the best logit minus that of the worse of the two tokens there, in the M=1 forward. Decoded alone, the
+            autoregressive token is the best; in a batch either may have lost to rounding. It is at least the
+            top-1/top-2 margin, and equal to it where one of the two tokens is the runner-up.
         control: the largest change of such a margin between M=1 and M=k forwards of the same tokens, in this dtype.
     """
 

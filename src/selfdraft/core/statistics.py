@@ -70,6 +70,12 @@ def paired_bootstrap(
     return Interval(estimate, float(bounds.low), float(bounds.high))
 
 
+def median_and_p95(values: Sequence[float]) -> dict[str, float]:
+    """`{median, p95}` of at least one value, in its unit: what is usual, and what one in twenty exceeds."""
+    median, p95 = np.quantile(np.asarray(values, dtype=np.float64), (0.5, 0.95)).tolist()
+    return {"median": median, "p95": p95}
+
+
 def _members(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     """values[n] as rows[group, member], short rows padded with NaN; groups in order of first appearance."""
     if groups is None:

@@ -19,16 +19,24 @@ class Certifier:
         control: the largest control measured so far, in logits; None while every output was exact.
     """
 
-    def __init__(self, target: Target, rule: NextToken | None = None) -> None:
-        """`rule`: how the outputs were decoded. Of random draws, two that differ are no fault."""
+    def __init__(self, target: Target, rule: NextToken | None = None, *, batch_size: int = 1) -> None:
+        """Prepare.
+
+        Args:
+            rule: how the outputs were decoded. Of random draws, two that differ are no fault.
+            batch_size: how many rows were decoded at once, by drafter and baseline alike: a step of B rows multiplies
+                matrices by up to B times as many tokens, so blocks of that many belong to the control.
+        """
         self.target, self.rule = target, rule or NextToken()
+        self.blocks = sorted({*CONTROL_BLOCKS, *(batch_size * k for k in (1, *CONTROL_BLOCKS))} - {1})
         self.control: float | None = None
 
     def certify(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """The certificate of one output.
 
-        Where the two part, the baseline's own text is forwarded again, token by token and in blocks of k, each with its
-        own cache: the margin comes from the former, the control is the largest change in the latter.
+        Where the two part, the baseline's own text is forwarded again behind the prompt, token by token and in blocks
+        of k: the margin comes from the former, the control is the largest change in the latter. In a batch the baseline
+        rounds as well, so that its token, too, may lose to the best one by no more than the control.
         """
         index = first_divergence(output, baseline)
         if index is None:
@@ -38,13 +46,17 @@ class Certifier:
         if index >= min(len(output), len(baseline)):  # one goes on where the other ended: no rounding does that
             return Certificate("mismatch", index)
         text, prefix = [*prompt, *baseline[:-1]], len(prompt) - 1  # logits wanted from the last prompt token on
+        # A block longer than the text is the text in one block, and one of those is enough.
         single, *blocks = (
             self.rule.scores(
-                self.target.teacher_forced(text, prefix, k), prompt, len(prompt), TokenTree.chain(baseline[:-1])
+                self.target.teacher_forced(text, prefix, k, again=k > 1),
+                prompt,
+                len(prompt),
+                TokenTree.chain(baseline[:-1]),
             )
-            for k in (1, *CONTROL_BLOCKS)
+            for k in (1, *sorted({min(k, max(len(baseline), 2)) for k in self.blocks}))
         )
         control = max(margin_control(single, block) for block in blocks)
         self.control = max(control, self.control or 0.0)
         at = single[index].float()
-        return judge(index, float(at[baseline[index]] - at[output[index]]), self.control)
+        return judge(index, float(at.max() - at[[baseline[index], output[index]]].min()), self.control)

@@ -30,13 +30,14 @@ class Request:
 
 @dataclass
 class _Active:
-    """A request being decoded. `noise` holds one uniform number for each position of the answer."""
+    """A request being decoded. `noise`: a uniform number for each position of the answer; `arrived`: at what time."""
 
     request: Request
     context: Context
     generation: Generation
     stopping: Stopping
     noise: Tensor
+    arrived: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Decoder:
         *_, (_, generation) = self.run([Request(prompt, seed, key)])
         return generation
 
+    def answer(self, requests: Sequence[Request]) -> list[Generation]:
+        """Answer all requests, in their order."""
+        found = {id(request): generation for request, generation in self.run(requests)}
+        return [found[id(request)] for request in requests]
+
     def stream(self, prompt: Sequence[int], *, seed: int = 0) -> Iterator[list[int]]:
         """The tokens of one answer, as each step emits them."""
         shown = 0
@@ -91,12 +97,12 @@ class Decoder:
         while True:
             begin = time.perf_counter()
             active = self._drop_done(active)
-            going = list(active)
             self._admit(waiting, active)
             if not active:
                 return
-            for a in going:  # those that waited for others' prefills
-                a.generation.latency_s += time.perf_counter() - begin
+            now = time.perf_counter()
+            for a in active:  # all wait for the prefills of those that came in, a newcomer from its own on
+                a.generation.latency_s += now - max(begin, a.arrived)
             clock = PhaseClock()
             with clock.rest("other"):
                 self._step(active, clock)
@@ -169,7 +175,7 @@ class Decoder:
             stopping = self.stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
             noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
-            room = stopping.max_new_tokens - 1
+            room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, self.rule)
             with generation.clock("prefill"):
                 self.target.cache.clear(row)
@@ -177,7 +183,7 @@ class Decoder:
                 self.target.prefill(row, prompt[:-1])
             with generation.clock("draft"):
                 self.drafter.start(context)
-            active.append(_Active(request, context, generation, stopping, noise))
+            active.append(_Active(request, context, generation, stopping, noise, arrived))
 
     def _drop_done(self, active: list[_Active]) -> list[_Active]:
         """Free the rows of finished requests, keeping the used rows together: a forward then needs no cache copy."""

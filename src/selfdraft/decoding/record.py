@@ -54,7 +54,8 @@ class Generation:
         output: emitted ids, up to and including the end of sequence.
         clock: time by phase. In a batch a step's time is shared out evenly among its requests, so that sums over
             requests are the time that passed.
-        latency_s: what the request itself waited for, from its first step to its last, prefills of others included.
+        latency_s: what the request itself waited for, from its arrival in the batch to its last token: its own prefill,
+            those of others meanwhile, and whole steps.
         ended: why: `eos`, `length` or `stop string`; empty while it goes on.
         steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source, probes or None]`: what a
             viewer needs. The bonus is None where the answer ended within the accepted tokens; probes are node indices.

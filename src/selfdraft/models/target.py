@@ -83,30 +83,33 @@ class Target:
             raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
 
     def allocate(self, rows: int, slots: int) -> None:
-        """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do."""
-        if self.cache.rows == rows:
+        """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do.
+
+        A larger one will: certifying one text between two batches must not cost the next batch fresh memory.
+        """
+        if self.cache.rows >= rows:
             self.cache.reserve(slots)
         else:
             self.cache = KVCache(len(self.full.layers), rows, slots)
-        for row in range(rows):
+        for row in range(self.cache.rows):
             self.cache.clear(row)
 
     @torch.inference_mode()
-    def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
+    def teacher_forced(self, text: Sequence[int], prefix: int, block: int, *, again: bool = False) -> Tensor:
         """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
 
         For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
-        """
-        self.allocate(1, len(text) + block)
-        self.prefill(0, text[:prefix])
-        return self.teacher_forced_on(text, prefix, block)
 
-    @torch.inference_mode()
-    def teacher_forced_on(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
-        """The same on a prefix that the last `teacher_forced` of that text has put into the cache already."""
+        Args:
+            again: the call before this one had the same prefix, which need not be prefilled anew.
+        """
         forwards = self.forwards
-        self.cache.rewind(0, prefix)
-        self.cache.reserve(len(text) + block)
+        if again:
+            self.cache.rewind(0, prefix)
+            self.cache.reserve(len(text) + block)
+        else:
+            self.allocate(1, len(text) + block)
+            self.prefill(0, text[:prefix])
         parts = []
         for first in range(prefix, len(text), block):
             root, *rest = text[first : first + block]

@@ -8,7 +8,7 @@ from statistics import median
 
 from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
-from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
 from selfdraft.models.chat import Chat
 from selfdraft.models.stock import StockGenerate, StockGeneration
@@ -19,7 +19,7 @@ SEVERITY = ("exact", "sampled", "tie", "mismatch")
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that decodes one prompt in several ways.
+    """Everything that decodes the same prompts in several ways.
 
     Attributes:
         references: by name, decoders outside SelfDraft that run beside.
@@ -37,24 +37,30 @@ class Bench:
         shift = position % len(names)
         return names[shift:] + names[:shift]
 
-    def decode(self, name: str, prompt: Sequence[int], seed: int, key: object) -> Generation | StockGeneration:
-        """One contender, one prompt."""
+    def decode(self, name: str, requests: Sequence[Request]) -> list[Generation] | list[StockGeneration]:
+        """One contender, all requests: references one after the other, ours in batches."""
         if name in self.references:
-            return self.references[name].decode(prompt)
-        return (self.drafter if name == DRAFTER else self.baseline).decode(prompt, seed=seed, key=key)
+            return [self.references[name].decode(request.prompt) for request in requests]
+        return (self.drafter if name == DRAFTER else self.baseline).answer(requests)
 
-    def measure(self, prompt: Sequence[int], *, repeats: int, position: int, seed: int, key: object) -> Measurement:
-        """Decode one prompt `repeats` times with every contender, interleaved, in rotating order."""
-        done = Measurement()
+    def measure(self, requests: Sequence[Request], *, repeats: int, position: int) -> list[Measurement]:
+        """Decode the requests `repeats` times with every contender, interleaved, in rotating order.
+
+        Returns:
+            One measurement a request.
+        """
+        measured = [Measurement() for _ in requests]
         for repeat in range(repeats):
             order = self.order(position + repeat)
-            runs = {name: self.decode(name, prompt, seed, key) for name in order}
-            done.add(order, runs)
-        for generation in done.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
-            certificate = self.certifier.certify(prompt, generation.output, done.baseline.output)
-            if SEVERITY.index(certificate.verdict) >= SEVERITY.index(done.certificate.verdict):
-                done.certificate = certificate
-        return done
+            runs = {name: self.decode(name, requests) for name in order}
+            for index, one in enumerate(measured):
+                one.add(order, {name: runs[name][index] for name in order})
+        for request, one in zip(requests, measured, strict=True):
+            for generation in one.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
+                certificate = self.certifier.certify(request.prompt, generation.output, one.baseline.output)
+                if SEVERITY.index(certificate.verdict) >= SEVERITY.index(one.certificate.verdict):
+                    one.certificate = certificate
+        return measured
 
 
 @dataclass
@@ -88,7 +94,10 @@ class Measurement:
         return self.runs[BASELINE][0]
 
     def line(self) -> dict:
-        """The measured part of a line of prompts.jsonl. Seconds are medians over the repeats."""
+        """The measured part of a line of prompts.jsonl. Seconds are medians over the repeats.
+
+        In a batch, the seconds of a phase are this prompt's share of them; only a latency is a whole time.
+        """
         drafter, counts = self.drafter, self.drafter.counts
         clocks = [run.clock.seconds for run in self.runs[DRAFTER]]
         return {
@@ -99,6 +108,8 @@ class Measurement:
             "prefill_s": median(clock["prefill"] for clock in clocks),
             "decode_s": median(run.clock.decode_s for run in self.runs[DRAFTER]),
             "baseline_decode_s": median(run.clock.decode_s for run in self.runs[BASELINE]),
+            "latency_s": median(run.latency_s for run in self.runs[DRAFTER]),
+            "baseline_latency_s": median(run.latency_s for run in self.runs[BASELINE]),
             "baseline_new_tokens": self.baseline.counts.new_tokens,
             "lossless": self.certificate.to_dict(),
             "acceptance_by_depth": counts.acceptance_by_depth(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -13,14 +13,20 @@ import torch
 
 from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
-from selfdraft.modules.bench import Bench
+from selfdraft.decoding.loop import Request
+from selfdraft.modules.bench import Bench, Measurement
 from selfdraft.tracking.records import RecordFile, key, record_path
 
 WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any ids: the first forwards of a process allocate, and must not be timed
 
+History = list[tuple[str, str]]  # (role, text) of a conversation so far
+
 
 class EvaluateModule(pl.LightningModule):
-    """Decodes prompts and appends a line of prompts.jsonl for each turn as soon as the turn is done."""
+    """Decodes prompts and appends a line of prompts.jsonl for each turn as soon as the turn is done.
+
+    Prompts come in lists that are decoded together, in batches of the bench's size; one by one without batches.
+    """
 
     def __init__(
         self,
@@ -30,7 +36,7 @@ class EvaluateModule(pl.LightningModule):
         folder: Path,
         repeats: int,
         seed: int,
-        together: bool = False,
+        shared: bool = False,
     ) -> None:
         """Prepare an evaluation.
 
@@ -38,11 +44,11 @@ class EvaluateModule(pl.LightningModule):
             build: makes the bench on this process's device. Called by each rank in its own process.
             prompts: all of them, to refuse one that the model cannot take before any is decoded.
             folder: of the run. Turns that its prompts.jsonl holds already are not decoded again.
-            together: all ranks decode all prompts with one another (tree parallelism), and rank 0 alone records them.
+            shared: all ranks decode all prompts with one another (tree parallelism), and rank 0 alone records them.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
-        self.together = together
+        self.shared = shared
 
     def setup(self, stage: str) -> None:
         """Load the model where this rank runs it, and see what an interrupted run has finished.
@@ -61,22 +67,29 @@ class EvaluateModule(pl.LightningModule):
     def on_test_start(self) -> None:
         """One short decode of every contender, unmeasured."""
         for name in self.bench.order(0):
-            self.bench.decode(name, WARM_UP, seed=0, key="warm-up")
+            self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.drafter.batch_size)])
 
-    def test_step(self, prompt: Prompt, batch_idx: int) -> list[dict]:
-        """All turns of one prompt. The conversation goes on with the baseline's answers, whatever the drafter is."""
-        history: list[tuple[str, str]] = []
+    def test_step(self, prompts: list[Prompt], batch_idx: int) -> list[dict]:
+        """The first turn of these prompts, then the second of those that have one, and so on.
+
+        Conversations go on with the baseline's answers, whatever the drafter is.
+        """
+        histories: dict[str, History] = {prompt.id: [] for prompt in prompts}
         lines = []
-        for turn, text in enumerate(prompt.turns):
-            history.append(("user", text))
-            line = self.finished.get((prompt.id, turn))
-            if line is None:
-                line = self._measure(prompt, turn, history, position=batch_idx + turn)
-                if not self.together or self.global_rank == 0:
+        for turn in range(max(len(prompt.turns) for prompt in prompts)):
+            speaking = [prompt for prompt in prompts if turn < len(prompt.turns)]
+            for prompt in speaking:
+                histories[prompt.id].append(("user", prompt.turns[turn]))
+            todo = [prompt for prompt in speaking if (prompt.id, turn) not in self.finished]
+            for line in self._measure(todo, turn, histories, position=batch_idx + turn):
+                if not self.shared or self.global_rank == 0:
                     self.record.append(line)
-            lines.append(line)
-            answer = line.get("baseline_output_ids", line["output_ids"])
-            history.append(("assistant", self.bench.chat.decode(answer)))
+                self.finished[key(line)] = line
+            for prompt in speaking:
+                line = self.finished[prompt.id, turn]
+                answer = line.get("baseline_output_ids", line["output_ids"])
+                histories[prompt.id].append(("assistant", self.bench.chat.decode(answer)))
+                lines.append(line)
         return lines
 
     def _refuse_long_prompts(self) -> None:
@@ -89,18 +102,26 @@ class EvaluateModule(pl.LightningModule):
                     "leave it out, e.g. with dataset.categories or dataset.limit"
                 )
 
-    def _measure(self, prompt: Prompt, turn: int, history: list[tuple[str, str]], position: int) -> dict:
+    def _measure(
+        self, prompts: Sequence[Prompt], turn: int, histories: dict[str, History], position: int
+    ) -> Iterator[dict]:
+        requests = [self._request(prompt, turn, histories[prompt.id]) for prompt in prompts]
+        measured = self.bench.measure(requests, repeats=self.repeats, position=position)
+        for prompt, done in zip(prompts, measured, strict=True):
+            yield self._line(prompt, turn, done)
+
+    def _request(self, prompt: Prompt, turn: int, history: History) -> Request:
         name = f"{prompt.id} (turn {turn + 1})"
-        # A generator of its own for each turn: its draft is the same whatever ran before, on whatever rank.
-        seed = zlib.crc32(f"{self.seed}/{name}".encode())
-        ids = self.bench.chat.encode(history)
-        done = self.bench.measure(ids, repeats=self.repeats, position=position, seed=seed, key=name)
+        # A generator of its own for each turn: its draft is the same whatever runs before or beside it, on any rank.
+        return Request(self.bench.chat.encode(history), zlib.crc32(f"{self.seed}/{name}".encode()), name)
+
+    def _line(self, prompt: Prompt, turn: int, done: Measurement) -> dict:
         return {
             "id": prompt.id,
             "category": prompt.category,
             "family": prompt.family,
             "turn": turn,
-            "prompt_text": history[-1][1],
+            "prompt_text": prompt.turns[turn],
             "text": self.bench.chat.decode(done.drafter.output),
             **done.line(),
             "peak_memory_mb": peak_memory_mb(self.device),

@@ -36,7 +36,7 @@ class EvaluationProgress(pl.Callback):
         self.tokens = self.forwards = 0
         self.drafter_s = self.baseline_s = 0.0
         self.verdicts: Counter[str] = Counter()
-        self.total = int(trainer.num_test_batches[0])
+        self.total, self.done = len(trainer.test_dataloaders.dataset), 0
         if trainer.is_global_zero and self.console.is_terminal:
             self.bar.start()
             self.task = self.bar.add_task("evaluating", total=self.total, so_far="")
@@ -44,7 +44,8 @@ class EvaluationProgress(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Count a prompt."""
+        """Count the prompts of a step."""
+        self.done += len(batch)
         for line in outputs:
             self.tokens += line["new_tokens"]
             self.forwards += line["target_forwards"]
@@ -53,13 +54,12 @@ class EvaluationProgress(pl.Callback):
             self.verdicts[line["lossless"]["verdict"]] += 1
         if not trainer.is_global_zero:
             return
-        done = batch_idx + 1
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, so_far=self._so_far())
+            self.bar.update(self.task, completed=self.done, so_far=self._so_far())
         elif time.monotonic() - self.last_line > PLAIN_EVERY_S:
             self.last_line = time.monotonic()
-            left = (self.last_line - self.begin) / done * (self.total - done)
-            self.console.print(f"{done}/{self.total} prompts, about {left:.0f} s left; {self._so_far()}")
+            left = (self.last_line - self.begin) / self.done * (self.total - self.done)
+            self.console.print(f"{self.done}/{self.total} prompts, about {left:.0f} s left; {self._so_far()}")
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Leave the bar as it is."""

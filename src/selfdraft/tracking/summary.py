@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from selfdraft.core.statistics import paired_bootstrap
+from selfdraft.core.statistics import median_and_p95, paired_bootstrap
 from selfdraft.tracking.records import Line, key
 
 VERDICTS = ("exact", "tie", "mismatch")
@@ -56,6 +56,7 @@ def summarize(
         The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
         under `references` every other contender against the drafter and against the baseline, on the turns it decoded.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
+        In a batch the lines hold shares of its seconds, so these rates are the batch's throughput.
         A speedup is the median paired ratio over turns, its interval drawn by prompt; None where nothing can be paired.
 
     Raises:
@@ -97,6 +98,11 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "baseline_tokens_per_s": baseline.rate,
         "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
         "speedup_total": _ratio(drafter, baseline),
+        "throughput": {"drafter": drafter.rate, "baseline": baseline.rate},
+        "latency_s": {
+            "drafter": median_and_p95([line["latency_s"] for line in lines]),
+            "baseline": median_and_p95([line["baseline_latency_s"] for line in lines]),
+        },
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
         | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
         "acceptance_by_depth": _acceptance(lines),

@@ -64,7 +64,17 @@ def _headline(result: Result) -> RenderableType:
         "   lossless: ",
         certificate(result["lossless"]),
     )
-    return Group(title, numbers)
+    return Group(title, numbers, _serving(result))
+
+
+def _serving(result: Result) -> Text:
+    """What a server is judged by, throughput and how long an answer takes: with the drafter, and the target alone."""
+    rates, latencies = result["throughput"], result["latency_s"]
+    parts = []
+    for name, rate, latency in (("drafter", "", "latency "), ("baseline", "alone ", "")):
+        median, p95 = (number(latencies[name][key], 2, " s") for key in ("median", "p95"))
+        parts.append(f"{rate}{number(rates[name], 1)} tokens/s, {latency}{median} (p95 {p95})")
+    return Text(f"batch {result.get('batch_size', 1)}: " + "; ".join(parts), "dim")
 
 
 def _families(result: Result) -> Table:

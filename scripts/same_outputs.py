@@ -1,0 +1,59 @@
+"""Count equal outputs of two runs of the same prompts:  python scripts/same_outputs.py RUN_DIR RUN_DIR
+
+In float32 a batch must write what single prompts write: compare a run at decoding.batch_size=8 with one at 1.
+The status is 1 where any output differs, or is in one of the runs only.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from selfdraft.app.errors import one_line_errors
+from selfdraft.core.certificate import first_divergence
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.records import RecordFile, key, record_path
+
+Outputs = dict[tuple[str, int], dict]
+
+
+def outputs_of(folder: Path) -> Outputs:
+    """The lines of a run's prompts.jsonl by (id, turn).
+
+    Raises:
+        UserError: there are none.
+    """
+    lines = {key(line): line for line in RecordFile(record_path(folder)).read()}
+    if not lines:
+        raise UserError(f"{folder} holds no finished prompts: give the folders of two runs (hydra.run.dir)")
+    return lines
+
+
+def baseline(line: dict) -> list[int]:
+    """What the target alone wrote."""
+    return line.get("baseline_output_ids", line["output_ids"])
+
+
+def compare(one: Outputs, other: Outputs) -> int:
+    """Print where the runs part, and how many outputs are equal: the drafter's, and the baseline's beside it."""
+    common = [found for found in one if found in other]
+    same = same_alone = 0
+    for found in common:
+        index = first_divergence(one[found]["output_ids"], other[found]["output_ids"])
+        same += index is None
+        same_alone += baseline(one[found]) == baseline(other[found])
+        if index is not None:
+            asked = "" if one[found]["prompt_ids"] == other[found]["prompt_ids"] else " (their prompts differ, too)"
+            print(f"{found[0]}, turn {found[1] + 1}: parts at token {index}{asked}")
+    missing = len(one.keys() ^ other.keys())
+    print(f"{same} of {len(common)} outputs are equal, token for token; of the target alone {same_alone}")
+    if missing:
+        print(f"{missing} turns are in one of the runs only")
+    return int(same < len(common) or same_alone < len(common) or missing > 0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    with one_line_errors():
+        sys.exit(compare(*(outputs_of(Path(folder)) for folder in sys.argv[1:])))
