@@ -14,7 +14,7 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
-from selfdraft.models.invariance import blocks_that_round_differently, make_shape_invariant
+from selfdraft.models.invariance import LEAST, make_shape_invariant, widest_alike
 from selfdraft.models.loading import LoadedModel, load_embedded
 from selfdraft.models.target import Target
 
@@ -106,8 +106,7 @@ def test_shape_invariant_forwards_make_every_drafter_exact_to_the_bit(real: Real
     try:
         make_shape_invariant(target)
     except UserError as refusal:
-        assert "blocks of" in str(refusal)
-        return
+        pytest.skip(str(refusal))  # said, not passed
     invariant = replace(real, target=target)
     for family in FAMILIES:
         alone = invariant.decode("none", family)
@@ -118,4 +117,4 @@ def test_shape_invariant_forwards_make_every_drafter_exact_to_the_bit(real: Real
 
 def test_the_trial_notices_blocks_that_round_differently(real: Real) -> None:
     """Rows and keys as they come: bits depend on the block."""
-    assert blocks_that_round_differently(Target(real.loaded.model))
+    assert widest_alike(Target(real.loaded.model)) < LEAST

@@ -1,0 +1,48 @@
+"""Do trees keep the bits of single tokens in shape-invariant forwards?  python scripts/tree_bits.py [bfloat16|float32]
+
+Forwards random trees through the default model, and compares every node's logits with those of its branch decoded
+token by token: for nodes whose ancestors lie in adjoining slots, as in a chain, and for those whose do not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from rich.progress import track
+
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.invariance import make_shape_invariant
+from selfdraft.models.loading import DTYPES, load_embedded
+from selfdraft.models.target import Target
+
+TREES, NODES, PREFIXES = 6, 12, (100, 300, 505, 700)
+
+
+def main(dtype: str) -> None:
+    target = Target(load_embedded(dtype, torch.device("cpu")).model)
+    make_shape_invariant(target)
+    generator = torch.Generator().manual_seed(0)
+    same = {"adjoining": [], "apart": []}
+    for index in track(range(TREES), description="trees"):
+        prefix = torch.randint(target.vocab_size, (PREFIXES[index % len(PREFIXES)],), generator=generator).tolist()
+        parents = [int(torch.randint(-1, i, (), generator=generator)) if i else ROOT for i in range(NODES)]
+        tokens = torch.randint(target.vocab_size, (NODES,), generator=generator)
+        tree = TokenTree(tokens, torch.tensor(parents), torch.ones(NODES, dtype=torch.bool))
+        target.allocate(1, len(prefix) + NODES + 2)
+        target.prefill(0, prefix[:-1])
+        logits = target.forward([0], [prefix[-1]], [tree])[0]
+        for node in range(NODES):
+            branch = [i for i in range(NODES) if bool(tree.sees[node, i])]
+            single = target.teacher_forced([*prefix, *tokens[branch].tolist()], len(prefix) - 1, 1)[-1]
+            kind = "adjoining" if branch == list(range(len(branch))) else "apart"
+            same[kind].append(torch.equal(single, logits[node + 1]))
+    for kind, equal in same.items():
+        print(f"{dtype}: ancestors {kind}: {sum(equal)} of {len(equal)} nodes have the bits of single tokens")
+
+
+if __name__ == "__main__":
+    dtype = sys.argv[1] if len(sys.argv) > 1 else "bfloat16"
+    if dtype not in DTYPES:
+        sys.exit(f"{dtype}: choose one of {', '.join(DTYPES)}")
+    main(dtype)
