@@ -23,7 +23,7 @@ done
 for batch in 8 1; do # its baseline is `none`
   evaluate "fp32_prompt_lookup_$batch" drafter=prompt_lookup model.dtype=float32 decoding.batch_size=$batch
 done
-"$python" experiments/batching/table.py "$out"/bf16_* "$out"/fp32_*
+"$python" experiments/batching/table.py "$out"/bf16_*/ "$out"/fp32_*/
 echo
 echo "float32, batch 8 against batch 1:"
 "$python" scripts/same_outputs.py "$out/fp32_prompt_lookup_1" "$out/fp32_prompt_lookup_8"

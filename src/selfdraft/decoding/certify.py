@@ -47,15 +47,11 @@ class Certifier:
             return Certificate("mismatch", index)
         text, prefix = [*prompt, *baseline[:-1]], len(prompt) - 1  # logits wanted from the last prompt token on
         # A block longer than the text is the text in one block, and one of those is enough.
-        single, *blocks = (
-            self.rule.scores(
-                self.target.teacher_forced(text, prefix, k, again=k > 1),
-                prompt,
-                len(prompt),
-                TokenTree.chain(baseline[:-1]),
-            )
-            for k in (1, *sorted({min(k, max(len(baseline), 2)) for k in self.blocks}))
-        )
+        sizes = sorted({min(k, max(len(baseline), 2)) for k in self.blocks})
+        logits = [self.target.teacher_forced(text, prefix, 1)]
+        logits += [self.target.teacher_forced_on(text, prefix, k) for k in sizes]
+        written = TokenTree.chain(baseline[:-1])
+        single, *blocks = (self.rule.scores(x, prompt, len(prompt), written) for x in logits)
         control = max(margin_control(single, block) for block in blocks)
         self.control = max(control, self.control or 0.0)
         at = single[index].float()

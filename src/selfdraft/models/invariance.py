@@ -57,7 +57,7 @@ def widest_alike(target: Target) -> int:
     single = target.teacher_forced(text, prefix, 1)
     passed = 0
     for width in WIDTHS:
-        if not torch.equal(single, target.teacher_forced(text, prefix, width, again=True)):
+        if not torch.equal(single, target.teacher_forced_on(text, prefix, width)):
             break
         passed = width
     return passed

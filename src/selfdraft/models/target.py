@@ -95,21 +95,21 @@ class Target:
             self.cache.clear(row)
 
     @torch.inference_mode()
-    def teacher_forced(self, text: Sequence[int], prefix: int, block: int, *, again: bool = False) -> Tensor:
+    def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
         """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
 
         For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
-
-        Args:
-            again: the call before this one had the same prefix, which need not be prefilled anew.
         """
+        self.allocate(1, len(text) + block)
+        self.prefill(0, text[:prefix])
+        return self.teacher_forced_on(text, prefix, block)
+
+    @torch.inference_mode()
+    def teacher_forced_on(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
+        """The same on a prefix that the last `teacher_forced` of that text has put into the cache already."""
         forwards = self.forwards
-        if again:
-            self.cache.rewind(0, prefix)
-            self.cache.reserve(len(text) + block)
-        else:
-            self.allocate(1, len(text) + block)
-            self.prefill(0, text[:prefix])
+        self.cache.rewind(0, prefix)
+        self.cache.reserve(len(text) + block)
         parts = []
         for first in range(prefix, len(text), block):
             root, *rest = text[first : first + block]
