@@ -1,5 +1,6 @@
 """Puts this folder on the path, so that every test can import the helpers beside this file, and keeps to one thread."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,4 +9,5 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
