@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import INITS, JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
@@ -31,6 +32,15 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
         LayerSkipConfig(skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
         LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+        LayerSkipConfig(sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
+        LayerSkipConfig(skip_mlp=[1], draft_vocabulary=40, length="gain"),
+    ],
+    "early_exit": [
+        EarlyExitConfig(),
+        EarlyExitConfig(bonus="keep", draft_length=10),
+        EarlyExitConfig(exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
+        EarlyExitConfig(exit_layer=1, siblings=True, draft_length=3),
+        EarlyExitConfig(exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
     ],
     "prompt_lookup": [
         PromptLookupConfig(),

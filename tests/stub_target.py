@@ -48,6 +48,7 @@ class StubPath:
     rule: Rule
     skip: SkipSet = SkipSet()
     layers: tuple[None, ...] = (None,) * 4
+    leading: int = 0
 
 
 class StubCache:
@@ -106,14 +107,23 @@ class StubTarget:
     def allocate(self, rows: int, slots: int) -> None:
         self.cache = StubCache(rows)
 
-    def sparse_path(self, skip: SkipSet) -> StubPath:
-        return StubPath(self._sparse, skip)
+    def costs_of(self, path: StubPath) -> CostCurve:
+        return CostCurve((1, 64), (0.5, 1.0))
+
+    def sparse_path(self, skip: SkipSet, **_: object) -> StubPath:
+        return StubPath(self._sparse, skip, leading=min([*skip.attention, *skip.mlp], default=4))
 
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.texts[row] += tokens
 
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
+    def forward(
+        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], *, reuse=None, keep=None
+    ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
+        for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):
+            if known is not None:  # the states, here tokens, are of those that stand first in the block
+                tokens = known.states[:, 0].tolist()
+                assert tokens == [root, *tree.tokens.tolist()][: len(tokens)]
         assert self.cache.reserved >= max(self.cache.lengths[row] + 1 for row in rows)
         self.forwards += 1
         self.seen.append((list(rows), list(trees)))
@@ -125,7 +135,15 @@ class StubTarget:
         ]
 
     def draft_forward(
-        self, path: StubPath, rows: Sequence[int], offset: int, tokens: Sequence[int], trees: Sequence[TokenTree]
+        self,
+        path: StubPath,
+        rows: Sequence[int],
+        offset: int,
+        tokens: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        keep: Sequence[list[Tensor]] | None = None,
+        keys: object = None,
     ) -> list[Tensor]:
         if path is self.full:
             self.forwards += 1
@@ -135,6 +153,8 @@ class StubTarget:
             scratch = self._scratch.get(row, [])
             assert len(scratch) >= offset, "a draft goes on where nothing was drafted"
             self._scratch[row] = [*scratch[:offset], token]
+            if keep is not None:
+                keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
             out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
         return out
 
@@ -162,8 +182,10 @@ class ObligingTarget(StubTarget):
         super().__init__(successor_within_64, **sizes)
         self.agree = agree
 
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
-        super().forward(rows, roots, trees)
+    def forward(
+        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], **kwargs: object
+    ) -> list[Tensor]:
+        super().forward(rows, roots, trees, **kwargs)
         return [self._oblige(tree) for tree in trees]
 
     def _oblige(self, tree: TokenTree) -> Tensor:
