@@ -13,6 +13,7 @@ from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import INITS, JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.swift import SwiftConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
@@ -41,6 +42,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         EarlyExitConfig(exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
         EarlyExitConfig(exit_layer=1, siblings=True, draft_length=3),
         EarlyExitConfig(exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
+    ],
+    "swift": [
+        SwiftConfig(draft_length=4, context_window=3),
+        SwiftConfig(sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
+        SwiftConfig(context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
+        SwiftConfig(context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
     ],
     "prompt_lookup": [
         PromptLookupConfig(),

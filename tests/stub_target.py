@@ -158,6 +158,11 @@ class StubTarget:
             out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
         return out
 
+    def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+        before = self.cache.texts[row]
+        assert before[position : position + len(tokens)] == list(tokens), "a replay of what is not committed"
+        return self._logits(path.rule, [*before[:position], tokens[0]], TokenTree.chain(tokens[1:]))
+
     def commit(self, row: int, path: Sequence[int]) -> None:
         root, tree = self._last[row]
         assert [int(tree.parents[i]) for i in path] == [ROOT, *path[:-1]][: len(path)], "that is no path from the root"

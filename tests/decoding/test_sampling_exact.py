@@ -40,6 +40,7 @@ from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.sparse import SparseConfig
+from selfdraft.drafters.swift import SwiftConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -76,6 +77,7 @@ DISTINCT: list[DrafterConfig] = [
     LayerSkipConfig(sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
     EarlyExitConfig(draft_length=3, bonus="forgo"),
     EarlyExitConfig(draft_length=2, siblings=True, length="gain"),
+    SwiftConfig(draft_length=2, context_window=1, min_confidence=0.2),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}
