@@ -1,7 +1,7 @@
-"""How many candidate forwards SWIFT's search takes, as published and repaired:  python scripts/swift_search.py [prompts]
+"""How many candidate forwards SWIFT's search takes, published and repaired:  python scripts/swift_search.py [prompts]
 
-The default model writes 50 tokens to some bundled prompts. The published procedure scores `CANDIDATES` skip sets on them,
-for each prompt and ratio from two seeds. Then the repaired one (the first set scored, neighbours of the incumbent
+The default model writes 50 tokens to bundled prompts, one a task family. The published procedure scores `CANDIDATES`
+skip sets on them, for each prompt and ratio. Then the repaired one (the first set scored, neighbours of the incumbent
 tried) goes on until it has found as much. Counted are forwards that score, up to the one that reached the matchness.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from selfdraft.core.search import SkipSearch
-from selfdraft.data.sources import BundledConfig
+from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
@@ -23,7 +23,7 @@ from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
 
-WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0, 1)
+WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0,)
 
 
 def searched(
@@ -46,8 +46,8 @@ def main(count: int = 3) -> None:
     target, chat = Target(loaded.model), Chat(loaded.tokenizer)
     decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), WINDOW + 1))
     totals: dict[float, list[tuple[int, int]]] = {ratio: [] for ratio in RATIOS}
-    for prompt in BundledConfig(limit=count).load():
-        ids = chat.ids([{"role": "user", "content": prompt.turns[0]}])
+    for prompt in load_bundled()[::8][:count]:
+        ids = chat.encode([("user", prompt.turns[0])])
         tokens = [*ids, *decoder.decode(ids).output]
         target.allocate(1, len(tokens) + WINDOW)
         target.prefill(0, tokens[:-1])
