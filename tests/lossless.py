@@ -10,10 +10,17 @@ from dataclasses import fields
 from selfdraft.core.blocks import INITS
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.clasp import ClaspConfig
+from selfdraft.drafters.dynamic_exit import DynamicExitConfig
+from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.swift import SwiftConfig
+from selfdraft.drafters.width_skip import WidthSkipConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
@@ -36,6 +43,42 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
         LayerSkipConfig(skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
         LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+        LayerSkipConfig(sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
+        LayerSkipConfig(skip_mlp=[1], draft_vocabulary=40, length="gain"),
+    ],
+    "early_exit": [
+        EarlyExitConfig(),
+        EarlyExitConfig(bonus="keep", draft_length=10),
+        EarlyExitConfig(exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
+        EarlyExitConfig(exit_layer=1, siblings=True, draft_length=3),
+        EarlyExitConfig(exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
+    ],
+    "swift": [
+        SwiftConfig(draft_length=4, context_window=3),
+        SwiftConfig(sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
+        SwiftConfig(context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
+        SwiftConfig(context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
+    ],
+    "clasp": [
+        ClaspConfig(sparsity=0.5, interval=1),
+        ClaspConfig(sparsity=0.9, interval=3, siblings=True, draft_vocabulary=60, draft_length=10),
+    ],
+    "dynamic_exit": [
+        DynamicExitConfig(stride=1, interval=1),
+        DynamicExitConfig(stride=1, interval=3, draft_length=3, siblings=True),
+    ],
+    "width_skip": [
+        WidthSkipConfig(ratio=0.6),
+        WidthSkipConfig(ratio=0.9, sparsity=0.3, siblings=True, length="gain", draft_vocabulary=50),
+    ],
+    "sparse_kv": [
+        SparseKVConfig(sink=1, recent=4, draft_length=10),  # a draft longer than a sliding window
+        SparseKVConfig(sink=2, recent=6, sparsity=0.3, min_confidence=0.4, siblings=True),
+        SparseKVConfig(sink=1, recent=4, top_k=3, refresh=2),
+    ],
+    "sparse_jacobi": [
+        SparseJacobiConfig(),
+        SparseJacobiConfig(window=10, refine_steps=3, init="ngram", sparsity=0.5),
     ],
     "lookahead": [
         LookaheadConfig(),
@@ -49,6 +92,13 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, adaptive=False),
     ],
 }
+
+
+def cannot(config: DrafterConfig, family: str) -> bool:
+    """Whether a drafter refuses a family, by name: its MLPs have no gates, or its attention cannot be read."""
+    if isinstance(config, WidthSkipConfig):
+        return family == "gpt_neox"
+    return isinstance(config, SparseKVConfig) and config.top_k > 0 and family in ("mistral", "gemma2", "gemma3_text")
 
 
 def complaints(lossless: dict[str, list[DrafterConfig]], known: dict[str, type]) -> list[str]:

@@ -48,6 +48,7 @@ class StubPath:
     rule: Rule
     skip: SkipSet = SkipSet()
     layers: tuple[None, ...] = (None,) * 4
+    leading: int = 0
 
 
 class StubCache:
@@ -70,6 +71,23 @@ class StubCache:
 
     def move(self, source: int, destination: int) -> None:
         self.texts[destination] = self.texts[source].copy()
+
+
+@dataclass
+class StubSelection:
+    """A selection of nothing in particular: these targets have the text itself, and no keys."""
+
+    cache: StubCache
+
+    def choose(self, row: int, source: StubCache, positions: Tensor, drafted: int = 0) -> None:
+        assert positions.tolist() == sorted(set(positions.tolist())) and int(positions[-1]) < source.lengths[row]
+
+
+class StubScores:
+    """Attention that finds the first keys most important."""
+
+    def best(self, count: int, first: int, end: int) -> Tensor:
+        return torch.arange(first, min(first + count, end))
 
 
 class StubTarget:
@@ -106,26 +124,65 @@ class StubTarget:
     def allocate(self, rows: int, slots: int) -> None:
         self.cache = StubCache(rows)
 
-    def sparse_path(self, skip: SkipSet) -> StubPath:
-        return StubPath(self._sparse, skip)
+    def costs_of(self, path: StubPath) -> CostCurve:
+        return CostCurve((1, 64), (0.5, 1.0))
+
+    def sparse_path(self, skip: SkipSet, **_: object) -> StubPath:
+        return StubPath(self._sparse, skip, leading=min([*skip.attention, *skip.mlp], default=4))
+
+    def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
+        return {}
+
+    def exit_tokens(self, states: Tensor) -> Tensor:
+        return states[:, 0]
+
+    def most_similar_skips(
+        self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+    ) -> SkipSet:
+        assert self.cache.texts[row][position] == token and position == len(self.cache.texts[row]) - 1
+        assert states.shape == (len(self.full.layers) + 1, 1)
+        return SkipSet(frozenset(layers[:count]), frozenset(layers[:count]))
+
+    def selection(self) -> StubSelection:
+        return StubSelection(self.cache)
+
+    def scoring(self, path: StubPath) -> tuple[StubPath, StubScores]:
+        return path, StubScores()
 
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.texts[row] += tokens
 
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
+    def forward(
+        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], *, reuse=None, keep=None
+    ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
+        for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):
+            if known is not None:  # the states, here tokens, are of those that stand first in the block
+                tokens = known.states[:, 0].tolist()
+                assert tokens == [root, *tree.tokens.tolist()][: len(tokens)]
         assert self.cache.reserved >= max(self.cache.lengths[row] + 1 for row in rows)
         self.forwards += 1
         self.seen.append((list(rows), list(trees)))
         self._last = {row: (root, tree) for row, root, tree in zip(rows, roots, trees, strict=True)}
         self._scratch = {}
+        for b, states in enumerate(keep or ()):  # behind every layer what a sparse path would say: a token
+            said = self._logits(self._sparse, [*self.cache.texts[rows[b]], roots[b]], trees[b]).argmax(-1)
+            states.append(said[None, :, None].expand(len(self.full.layers) + 1, -1, 1))
         return [
             self._logits(self.full.rule, [*self.cache.texts[row], root], tree)
             for row, root, tree in zip(rows, roots, trees, strict=True)
         ]
 
     def draft_forward(
-        self, path: StubPath, rows: Sequence[int], offset: int, tokens: Sequence[int], trees: Sequence[TokenTree]
+        self,
+        path: StubPath,
+        rows: Sequence[int],
+        offset: int,
+        tokens: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        keep: Sequence[list[Tensor]] | None = None,
+        keys: object = None,
     ) -> list[Tensor]:
         if path is self.full:
             self.forwards += 1
@@ -135,8 +192,15 @@ class StubTarget:
             scratch = self._scratch.get(row, [])
             assert len(scratch) >= offset, "a draft goes on where nothing was drafted"
             self._scratch[row] = [*scratch[:offset], token]
+            if keep is not None:
+                keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
             out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
         return out
+
+    def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+        before = self.cache.texts[row]
+        assert before[position : position + len(tokens)] == list(tokens), "a replay of what is not committed"
+        return self._logits(path.rule, [*before[:position], tokens[0]], TokenTree.chain(tokens[1:]))
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         root, tree = self._last[row]
@@ -162,8 +226,10 @@ class ObligingTarget(StubTarget):
         super().__init__(successor_within_64, **sizes)
         self.agree = agree
 
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
-        super().forward(rows, roots, trees)
+    def forward(
+        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], **kwargs: object
+    ) -> list[Tensor]:
+        super().forward(rows, roots, trees, **kwargs)
         return [self._oblige(tree) for tree in trees]
 
     def _oblige(self, tree: TokenTree) -> Tensor:

@@ -35,10 +35,18 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.clasp import ClaspConfig
+from selfdraft.drafters.dynamic_exit import DynamicExitConfig
+from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.sparse import SparseConfig
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.swift import SwiftConfig
+from selfdraft.drafters.width_skip import WidthSkipConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -75,6 +83,15 @@ DISTINCT: list[DrafterConfig] = [
     LookaheadConfig(window=3, ngram=3, guesses=4),
     LayerSkipConfig(sparsity=0.5, draft_length=2),
     LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
+    LayerSkipConfig(sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
+    EarlyExitConfig(draft_length=3, bonus="forgo"),
+    EarlyExitConfig(draft_length=2, siblings=True, length="gain"),
+    SwiftConfig(draft_length=2, context_window=1, min_confidence=0.2),
+    ClaspConfig(sparsity=0.5, interval=1, draft_length=2),
+    DynamicExitConfig(stride=1, interval=2, draft_length=2),
+    WidthSkipConfig(ratio=0.5, draft_length=2),
+    SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
+    SparseJacobiConfig(window=2, sparsity=0.5),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}
@@ -141,7 +158,7 @@ def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(
     for chosen in (config, DrafterConfig()):
         decoder = Decoder(target(), KNOWN[chosen.name](target(), chosen), Stopping(frozenset(), 12), rule=rule)
         answers.append([decoder.decode(PROMPT, seed=seed).output for seed in range(8)])
-    drew = config.name in ("jacobi", "layer_skip")
+    drew = isinstance(config, SparseConfig) or config.name in ("jacobi", "sparse_jacobi")
     assert drew or answers[0] == answers[1]
 
 

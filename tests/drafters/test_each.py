@@ -309,6 +309,8 @@ def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
         Context(row, [first], 1, room, np.random.default_rng(0))
         for row, (first, room) in enumerate([(10, ROOMY), (20, 2), (30, ROOMY), (40, 0)])
     ]
+    for context in contexts:
+        drafter.start(context)
     drafts = [draft.tree.tokens.tolist() for draft in drafter.propose_batch(contexts)]
     assert drafts == [[11, 12, 13, 14], [21, 22], [31, 32], []]
     assert [(rows, offset) for _, rows, offset in target.drafted] == [

@@ -48,6 +48,12 @@ class SkipSet:
         attentions = (count + 1) // 2
         return SkipSet(_spread(inner, attentions, shift=0.0), _spread(inner, count - attentions, shift=0.5))
 
+    @staticmethod
+    def from_layer(layers: int, exit_layer: int) -> SkipSet:
+        """Early exit: everything from layer `exit_layer` on."""
+        rest = frozenset(range(exit_layer, layers))
+        return SkipSet(rest, rest)
+
     def whole_layers(self) -> frozenset[int]:
         """Layers skipped altogether: they are not even called."""
         return self.attention & self.mlp

@@ -122,17 +122,26 @@ class Decoder:
             drafts = [self._usable(d, c) for d, c in zip(proposed, contexts, strict=True)]
         with clock("verify"):
             rows, roots = [c.row for c in contexts], [c.tokens[-1] for c in contexts]
-            logits = self.target.forward(rows, roots, [d.tree for d in drafts])
+            states: list[list[Tensor]] = [[] for _ in drafts]
+            logits = self.target.forward(
+                rows,
+                roots,
+                [d.tree for d in drafts],
+                reuse=[d.reuse for d in drafts],
+                keep=states if any(d.wants_states for d in drafts) else None,
+            )
             verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
             decided = _to_host(verdicts)
-        for a, draft, x, verdict, (after, right) in zip(active, drafts, logits, verdicts, decided, strict=True):
+        for a, draft, x, verdict, kept, (after, right) in zip(
+            active, drafts, logits, verdicts, states, decided, strict=True
+        ):
             tree = draft.tree
             acceptance = follow(tree, match(tree, after) if right is None else right, after)
             with clock("commit"):
                 self.target.commit(a.context.row, acceptance.path)
             written = [*tree.tokens[list(acceptance.path)].tolist(), acceptance.bonus]
             emitted, a.generation.ended = a.stopping.cut(a.generation.output, written)
-            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions)
+            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions, *kept)
             a.generation.add(step)
             a.context.tokens += emitted
             a.context.room -= len(emitted)

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfdraft.core.options import Options
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.sparse import Reuse
 from selfdraft.models.target import Target
 
 
@@ -63,12 +64,16 @@ class Draft:
         q: (n, V) the distribution each node was drawn from, where the draft was sampled. None for a draft that is no
             random draw (or independent of everything that verification draws): it is verified as it stands.
         target_forwards: full forwards of the target that drafting itself took; they are counted like all others.
+        reuse: what verification need not compute again.
+        wants_states: hand the hidden states of the verification to `observe`.
     """
 
     tree: TokenTree
     source: str = ""
     q: Tensor | None = None
     target_forwards: int = 0
+    reuse: Reuse | None = None
+    wants_states: bool = False
 
     def up_to_depth(self, depth: int) -> Draft:
         """Without the nodes below `depth`."""
@@ -80,7 +85,10 @@ class Draft:
     def restricted_to(self, kept: Tensor) -> Draft:
         """Only the nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
         q = None if self.q is None else self.q[kept.to(self.q.device)]
-        return replace(self, tree=self.tree.restricted_to(kept), q=q)
+        reuse = self.reuse
+        if reuse is not None:  # what was computed still stands first up to the first node that is dropped
+            reuse = replace(reuse, states=reuse.states[: 1 + int(kept.long().cumprod(0).sum())])
+        return replace(self, tree=self.tree.restricted_to(kept), q=q, reuse=reuse)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class Step:
         path: indices of the accepted nodes.
         emitted: the tokens that the step added: the accepted ones and the bonus, up to a stop.
         distributions: (n + 1, V) the target's, warped; None in greedy decoding.
+        states: (L + 1, n + 1, C) hidden states before and behind every layer, where the draft wants them.
     """
 
     draft: Draft
@@ -102,6 +111,7 @@ class Step:
     path: tuple[int, ...]
     emitted: tuple[int, ...]
     distributions: Tensor | None = None
+    states: Tensor | None = None
 
 
 @dataclass

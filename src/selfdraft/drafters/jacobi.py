@@ -21,6 +21,7 @@ from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.target import Target
 
 MODES = ("fused", "literal")
 ORDERS = ("jacobi", "gauss_seidel")
@@ -83,6 +84,10 @@ class Jacobi(Drafter):
     Config = JacobiConfig
     config: JacobiConfig
 
+    def __init__(self, target: Target, config: JacobiConfig) -> None:
+        super().__init__(target, config)
+        self.path = target.full  # that refines, in literal mode
+
     def start(self, context: Context) -> None:
         """An empty block."""
         prompt = context.tokens[: context.prompt_length]
@@ -92,7 +97,7 @@ class Jacobi(Drafter):
         """The current iterate as a chain of candidates, and beside it the other blocks that are tried."""
         block: Block = context.memory
         literal = self.config.mode == "literal"
-        if literal or (self.config.init != "previous_tail" and block.passes >= self.config.refine_steps):
+        if self.config.init != "previous_tail" and (literal or block.passes >= self.config.refine_steps):
             block.guesses, block.q = [], None
         if not block.guesses:
             block.passes, block.number = 0, block.number + 1
@@ -104,7 +109,8 @@ class Jacobi(Drafter):
         if literal:
             guesses, q = self._refined(context, guesses.long(), q)
         q = None if q is None else q.flatten(0, 1)
-        return Draft(TokenTree.chains(guesses.long()), "jacobi", q, target_forwards=len(block.iterates))
+        passes = len(block.iterates) if self.path is self.target.full else 0
+        return Draft(TokenTree.chains(guesses.long()), self.config.name, q, target_forwards=passes)
 
     def observe(self, context: Context, step: Step) -> None:
         """The logits of the pass are the next iterate: in greedy decoding its argmax, else a fresh draw from them."""
@@ -149,7 +155,7 @@ class Jacobi(Drafter):
         seen, rule = guesses[:, :end], context.rule
         block.iterates.append(seen)
         tree, count = TokenTree.chains(seen), len(guesses)
-        logits = self.target.draft_forward(self.target.full, [context.row], 0, [context.tokens[-1]], [tree])[0]
+        logits = self.target.draft_forward(self.path, [context.row], 0, [context.tokens[-1]], [tree])[0]
         guesses = guesses.clone()
         if not rule.sample:
             after = rule.scores(logits, context.tokens, context.prompt_length, tree).argmax(-1).cpu()

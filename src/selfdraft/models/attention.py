@@ -16,31 +16,46 @@ NAME = "selfdraft_grouped_sdpa"
 
 
 def visible_slots(
-    starts: Sequence[int], depths: Tensor, sees: Tensor | None, span: int, window: int | None, device: torch.device
+    starts: Sequence[int],
+    depths: Tensor,
+    sees: Tensor | None,
+    span: int,
+    window: int | None,
+    device: torch.device,
+    *,
+    behind: Sequence[int] | None = None,
+    held: Sequence[Tensor] | None = None,
 ) -> Tensor | None:
     """(B, N, K) bool: which key slots each token may look at, or None where all look at everything.
 
     Args:
-        starts: B numbers: slots before ``starts[b]`` hold row b's prefix, in order of position.
-        depths: (B, N) position of each token relative to its row's start.
+        starts: B numbers: the slot of each row's first token.
+        depths: (B, N) position of each token relative to its row's first one.
         sees: (B, N, N) bool: which tokens of this forward each token sees; None means causal, in order.
         span: K.
         window: how many latest positions a sliding layer sees, the token itself included; None for all.
+        behind: B numbers: the position of each row's first token, if not that of its slot; it sees the slots before
+            that number (and before its own), which hold its prefix in order of position, unless `held` says otherwise.
+        held: per row, the positions of all slots before its start: a selection of its prefix, all of it seen.
     """
     rows, width = depths.shape
-    trivial = rows == 1 and width == 1 and span == starts[0] + 1 and (window is None or starts[0] < window)
+    behind = starts if behind is None else behind
+    seen = [min(pair) for pair in zip(starts, behind, strict=True)]
+    trivial = rows == 1 and width == 1 and span == seen[0] + 1 and (window is None or behind[0] < window)
     if trivial:
         return None
     if sees is None:
         sees = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, width, width)
     visible = torch.zeros(rows, width, span, dtype=torch.bool)
     for row, start in enumerate(starts):
-        visible[row, :, :start] = True
+        visible[row, :, : seen[row]] = True
         visible[row, :, start : start + width] = sees[row]
         if window is not None:
             positions = torch.arange(span)  # of every slot: the prefix in order, then this forward's tokens by depth
-            positions[start : start + width] = start + depths[row]
-            distance = (start + depths[row])[:, None] - positions[None, :]
+            if held is not None:
+                positions[:start] = held[row]
+            positions[start : start + width] = behind[row] + depths[row]
+            distance = (behind[row] + depths[row])[:, None] - positions[None, :]
             visible[row] &= distance < window
     return visible.to(device)
 

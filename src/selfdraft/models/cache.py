@@ -85,6 +85,16 @@ class KVCache:
             if tensor is not None:
                 tensor[destination, :, :length] = tensor[source, :, :length]
 
+    @torch.inference_mode()
+    def gather(self, row: int, source: KVCache, positions: Tensor) -> None:
+        """Commit to a row what the same row of another cache holds at `positions` (n,), and nothing else."""
+        count = self.lengths[row] = len(positions)
+        self.reserve(count)
+        for layer, (keys, values) in enumerate(zip(source._keys, source._values, strict=True)):
+            if keys is not None and values is not None:
+                for mine, theirs in zip(self._layer(layer, keys, values), (keys, values), strict=True):
+                    mine[row, :, :count] = theirs[row].index_select(1, positions.to(theirs.device))
+
     def clear(self, row: int) -> None:
         """Forget a row."""
         self.lengths[row] = 0

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from selfdraft.models.attention import NAME, grouped_sdpa
+from selfdraft.models.attention import NAME
 from selfdraft.models.packing import PackedLinear, can_pack
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -56,6 +57,7 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.qkv = PackedLinear(*_qkv(stock))
         self.o_proj = PackedLinear(stock.o_proj)
+        self.config = stock.config  # names the attention function, as in stock modules
         self.layer_idx, self.scaling, self.size = stock.layer_idx, stock.scaling, stock.head_dim
         self.heads = stock.q_proj.out_features // self.size
         self.rotated = self.heads + stock.k_proj.out_features // self.size
@@ -79,7 +81,8 @@ class FusedAttention(nn.Module):
         both = both * cos[:, None] + both.roll(self.size // 2, -1) * (sin * self.sign)[:, None]
         query, key = both[:, : self.heads], both[:, self.heads :]
         key, value = past_key_values.update(key, value, self.layer_idx)
-        out, _ = grouped_sdpa(self, query, key, value, attention_mask, scaling=self.scaling)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling)
         return self.o_proj(out.view(batch, width, -1)), None
 
 

@@ -38,6 +38,16 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self._bias = joined([linear.bias for linear in linears]).detach() if len(self.biases) else None
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) plain; of several linears, a joined copy."""
+        return joined(list(self.weights))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) or None."""
+        return self._bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), or (…, sum of outs)."""
         if x.shape[:-1].numel() <= self.plain_rows:

@@ -6,8 +6,8 @@ Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -20,23 +20,19 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import additive, visible_slots
+from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
+from selfdraft.models.dynamic import most_similar_skips
 from selfdraft.models.fusing import fast_module
-from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.profiling import measure_costs
+from selfdraft.models.selection import Scores, Selection, scoring
+from selfdraft.models.sparse import Path, Reuse, sliced_head, sparse_path, spread_out
 
 LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
-
-
-@dataclass(frozen=True)
-class Path:
-    """The layers that a forward runs through: all of them, or a sparse selection. Weights are shared, never copied."""
-
-    layers: tuple[nn.Module, ...]
-    types: tuple[str, ...]
-    skip: SkipSet
 
 
 class Target:
@@ -67,14 +63,16 @@ class Target:
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
 
+        self.packed = packed
         self.cache = KVCache(len(self.anatomy.layers), rows=1, slots=0)
+        self._costs_of: dict[SkipSet, CostCurve] = {}
         swap = fast_module if packed else _stock
         try:
             layers = [light_copy(layer, _stock) for layer in self.anatomy.layers]
             for layer in layers:
                 self._group_attention(layer)
             layers = [light_copy(layer, swap) for layer in layers]
-            self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet())
+            self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
             self._norm, self._head = light_copy(self.anatomy.norm, swap), light_copy(self.anatomy.head, swap)
             error = self._distance_from_stock_forward()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
@@ -131,113 +129,211 @@ class Target:
         modules = (part for module in (*self.full.layers, self._head) for part in module.modules())
         return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
-    def sparse_path(self, skip: SkipSet) -> Path:
-        """The path that bypasses the sublayers of `skip`. Making one costs microseconds; any number may coexist."""
-        layers, types = [], []
-        for index, (layer, kind) in enumerate(zip(self.full.layers, self.full.types, strict=True)):
-            if index in skip.whole_layers():
-                continue
-            if index in skip.attention or index in skip.mlp:
-                twin = copy.copy(layer)
-                twin._modules = dict(layer._modules)
-                if index in skip.attention:
-                    twin._modules[self.anatomy.attention_name] = SkippedAttention()
-                else:
-                    twin._modules[self.anatomy.mlp_name] = SkippedMLP()
-                layer = twin
-            layers.append(layer)
-            types.append(kind)
-        return Path(tuple(layers), tuple(types), skip)
+    def costs_of(self, path: Path) -> CostCurve:
+        """As `costs`, of a path, for small blocks. Measured once a skip set; overwrites the cache."""
+        if path.skip not in self._costs_of:
+            self._costs_of[path.skip] = measure_costs(self, path=path, sizes=(1, 2, 4, 8, 16))
+        return self._costs_of[path.skip]
+
+    @torch.inference_mode()
+    def sparse_path(
+        self, skip: SkipSet, *, mlps: Mapping[int, nn.Module] | None = None, vocabulary: Sequence[int] | None = None
+    ) -> Path:
+        """The path that bypasses the sublayers of `skip`. Making one costs microseconds; any number may coexist.
+
+        Args:
+            mlps: by layer, what stands in for its MLP. vocabulary: the only ids that the path may say; their rows of
+            the head are copied.
+        """
+        head = None if vocabulary is None else sliced_head(self._head, vocabulary, packed=self.packed)
+        return sparse_path(self.full, self.anatomy, skip, mlps or {}, head)
+
+    def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+        """See `neurons`: by layer outside `skip`, an MLP of the share `ratio` of neurons that `tokens` use most."""
+        return most_used_mlps(self, tokens, ratio, skip)
+
+    def selection(self) -> Selection:
+        """Room for a selection of each cache row's keys."""
+        return Selection(len(self.full.layers), self.cache.rows)
+
+    def scoring(self, path: Path) -> tuple[Path, Scores]:
+        """See `selection`: `path`, writing down what its attention looks at."""
+        return scoring(self, path)
+
+    def most_similar_skips(
+        self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+    ) -> SkipSet:
+        """See `dynamic`: the `count` of `layers` without which a committed token keeps most of its last state."""
+        return most_similar_skips(self, row, position, token, states, count, layers)
+
+    @torch.inference_mode()
+    def exit_tokens(self, states: Tensor) -> Tensor:
+        """(m,) what the head makes of (m, C) hidden states, wherever they come from: its argmax."""
+        return self._head(self._norm(states)).argmax(-1)
 
     @torch.inference_mode()
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         """Commit `tokens` to a cache row, without logits. They follow what the row holds already."""
-        for first in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
-            start = self.cache.lengths[row]
-            self._hidden(self.full, [row], [start], chunk, torch.arange(chunk.shape[1])[None], None)
-            self.cache.extend(row, chunk.shape[1])
+        self.fill(self.full, tokens, self.cache, row)
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
+    def fill(self, path: Path, tokens: Sequence[int], cache: KVCache, row: int = 0) -> None:
+        """Commit `tokens` to a row of any cache, through `path`, without logits."""
+        for first in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
+            start = [cache.lengths[row]]
+            self.run(path, Block([row], start, chunk, torch.arange(chunk.shape[1])[None], None, cache, start))
+            cache.extend(row, chunk.shape[1])
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        rows: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        reuse: Sequence[Reuse | None] | None = None,
+        keep: Sequence[list[Tensor]] | None = None,
+    ) -> list[Tensor]:
         """One full forward of every row's root and tree: the step that everything is about.
 
         Args:
             rows: B cache rows. roots: their last committed tokens, not yet in the cache. trees: their drafts.
+            reuse: per row, what drafting has computed already: only the rest is. Ignored unless all rows have some, or
+                where states are kept.
+            keep: per row, a list that gets (L + 1, n + 1, C) the hidden states before and behind every layer.
 
         Returns:
             Per row (n + 1, V) logits: after the root, then after each node.
         """
         self.forwards += 1
-        return self._blocks(self.full, rows, [self.cache.lengths[row] for row in rows], roots, trees)
+        starts = [self.cache.lengths[row] for row in rows]
+        block = self._block(rows, starts, roots, trees)
+        states: list[Tensor] | None = None if keep is None else []
+        ready = 0 if keep is not None or reuse is None or None in reuse else min(len(r.states) for r in reuse)
+        ready = min(ready, block.tokens.shape[1]) // self.row_block * self.row_block
+        hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
+        for b, row_keep in enumerate(keep or ()):
+            row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
+        return self._logits(self.full, hidden, trees)
 
     @torch.inference_mode()
     def draft_forward(
-        self, path: Path, rows: Sequence[int], offset: int, tokens: Sequence[int], trees: Sequence[TokenTree]
+        self,
+        path: Path,
+        rows: Sequence[int],
+        offset: int,
+        tokens: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        keep: Sequence[list[Tensor]] | None = None,
+        keys: Selection | None = None,
     ) -> list[Tensor]:
         """A forward through `path` in the scratch slots behind the committed tokens: nothing to undo afterwards.
 
         Args:
             offset: how many scratch tokens of the same draft come before (a drafted chain is written as it grows).
             tokens: per row the token at that offset. trees: what hangs under it.
+            keep: per row, a list that gets (n + 1, C) the hidden states behind the path's leading layers, for `Reuse`.
+            keys: attend to a selection of the committed keys.
 
         Returns:
             Per row (n + 1, V) logits.
         """
         if path is self.full:
             self.forwards += 1
-        return self._blocks(path, rows, [self.cache.lengths[row] + offset for row in rows], tokens, trees)
+        behind = [self.cache.lengths[row] + offset for row in rows]
+        if keys is None:
+            block = self._block(rows, behind, tokens, trees)
+        else:
+            starts = [keys.cache.lengths[row] + offset for row in rows]
+            held = [keys.positions(row, offset) for row in rows]
+            block = replace(self._block(rows, starts, tokens, trees), cache=keys.cache, behind=behind, held=held)
+        if keep is None:
+            return self._logits(path, self.run(path, block), trees)
+        hidden = self.run(path.part(0, path.leading), block, normed=False)
+        for b, row_keep in enumerate(keep):
+            row_keep.append(hidden[b, : 1 + len(trees[b])])
+        return self._logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
+
+    @torch.inference_mode()
+    def replay(self, path: Path, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+        """(n, V) logits of `path` after each of n committed tokens that begin at `position`, as if drafted there.
+
+        They see the full model's keys before `position`, and their own, which are written in scratch slots.
+        """
+        chain = TokenTree.chain(tokens[1:])
+        block = replace(self._block([row], [self.cache.lengths[row]], tokens[:1], [chain]), behind=[position])
+        return self._logits(path, self.run(path, block), [chain])[0]
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""
         self.cache.commit(row, path)
 
-    def _blocks(
-        self,
-        path: Path,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        roots: Sequence[int],
-        trees: Sequence[TokenTree],
-    ) -> list[Tensor]:
-        width = -(-(1 + max(len(tree) for tree in trees)) // self.row_block) * self.row_block
-        tokens = torch.empty(len(rows), width, dtype=torch.long)
-        depths = torch.zeros(len(rows), width, dtype=torch.long)
-        sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
-        sees[:, :, 0] = True
-        for b, (root, tree) in enumerate(zip(roots, trees, strict=True)):
-            end = 1 + len(tree)
-            tokens[b, 0], tokens[b, 1:end], tokens[b, end:] = root, tree.tokens, root
-            depths[b, 1:end] = tree.depths
-            sees[b, 1:end, 1:end] = tree.sees
-        hidden = self._hidden(path, rows, starts, tokens, depths, sees)
+    def _block(
+        self, rows: Sequence[int], starts: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]
+    ) -> Block:
+        return Block.of_trees(rows, starts, roots, trees, self.cache, self.row_block)
+
+    def _logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
+        """Per row (n + 1, V), from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
-        logits = self._head(real)
+        logits = (path.head or self._head)(real)
         if self.anatomy.softcap is not None:
             logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
+        logits = spread_out(logits, path.vocabulary, self.vocab_size)
         return list(logits.split([1 + len(tree) for tree in trees]))
 
-    def _hidden(
+    def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
+        """The full model's (B, N, C) final hidden states, where leading layers have seen the `ready` first tokens."""
+        layers = reuse[0].layers
+        hidden = torch.stack([r.states[:ready] for r in reuse])
+        if ready < block.tokens.shape[1]:
+            missing = self.run(self.full.part(0, layers), block, since=ready, normed=False)
+            hidden = torch.cat([hidden, missing], dim=1)
+        return self.run(self.full.part(layers, len(self.full.layers)), block, hidden)
+
+    def run(
         self,
         path: Path,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        tokens: Tensor,
-        depths: Tensor,
-        sees: Tensor | None,
+        block: Block,
+        hidden: Tensor | None = None,
+        *,
+        since: int = 0,
+        normed: bool = True,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, N, C) final hidden states of (B, N) tokens written at slots ``starts[b] …`` of the cache."""
-        anatomy = self.anatomy
-        view = self.cache.window(rows, starts, tokens.shape[1], key_block=self.key_block)
-        positions = (torch.tensor(starts)[:, None] + depths).to(self.device)
-        hidden = anatomy.embed(tokens.to(self.device))
+        """(B, N, C) hidden states behind the layers of `path`, and behind the final norm.
+
+        Args:
+            hidden: (B, N, C) what the first layer gets; None for the tokens' embeddings.
+            since: compute only the tokens from this one on: the keys of those before are in the cache.
+            states: gets the hidden states before and behind every layer.
+        """
+        anatomy, (_, width) = self.anatomy, block.tokens.shape
+        starts = [start + since for start in block.starts]
+        view = block.cache.window(block.rows, starts, width - since, key_block=self.key_block)
+        positions = (torch.tensor(block.behind)[:, None] + block.depths[:, since:]).to(self.device)
+        if hidden is None:
+            hidden = anatomy.embed(block.tokens[:, since:].to(self.device))
         masks, rotations = {}, {}
         for kind in set(path.types):
             window = anatomy.window if kind == SLIDING else None
-            visible = visible_slots(starts, depths, sees, view.span, window, self.device)
-            masks[kind] = additive(visible, self.dtype, self._share)
+            visible = visible_slots(
+                block.starts,
+                block.depths,
+                block.sees,
+                view.span,
+                window,
+                self.device,
+                behind=block.behind,
+                held=block.held,
+            )
+            masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self._share)
             rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
+        if states is not None:
+            states.append(hidden)
         for layer, kind in zip(path.layers, path.types, strict=True):
             hidden = layer(
                 hidden,
@@ -246,7 +342,9 @@ class Target:
                 position_embeddings=rotations[kind],
                 **{anatomy.cache_argument: view},
             )
-        return self._norm(hidden)
+            if states is not None:
+                states.append(hidden)
+        return self._norm(hidden) if normed else hidden
 
     def _group_attention(self, layer: nn.Module) -> None:
         """Give a light copy our attention function, except where the family needs score capping (Gemma 2)."""

@@ -1,0 +1,68 @@
+"""What reusing a draft's work saves the verification:  python scripts/reuse_cost.py [layers] [hidden]
+
+A Llama of about 1.2 billion random parameters in bfloat16 (16 layers of 2048; no head is tied), early exit at half
+depth, 4 drafted tokens, 256 tokens in the cache. Interleaved; median milliseconds, and shares of a full verification.
+Random weights are enough: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+import torch
+
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.sparse import Reuse
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+CONTEXT, DRAFTED, ROUNDS = 256, 4, 7
+
+
+@torch.inference_mode()
+def main(layers: int = 16, hidden: int = 2048) -> None:
+    model = tiny_model(
+        "llama",
+        layers=layers,
+        hidden=hidden,
+        heads=hidden // 64,
+        kv_heads=hidden // 256,
+        intermediate_size=4 * hidden,
+        vocab_size=32_000,
+        dtype=torch.bfloat16,
+        max_positions=1024,
+    )
+    target = Target(model)
+    generator = torch.Generator().manual_seed(0)
+    target.allocate(1, 2 * CONTEXT)
+    target.prefill(0, torch.randint(target.vocab_size, (CONTEXT,), generator=generator).tolist())
+    root, *draft = torch.randint(target.vocab_size, (1 + DRAFTED,), generator=generator).tolist()
+    exit_path = target.sparse_path(SkipSet.from_layer(layers, layers // 2))
+    states: list[torch.Tensor] = []
+    for offset, token in enumerate([root, *draft[:-1]]):
+        target.draft_forward(exit_path, [0], offset, [token], [TokenTree.empty()], keep=[states])
+    reuse = [Reuse(exit_path.leading, torch.cat(states))]
+    whole, short = [TokenTree.chain(draft)], [TokenTree.chain(draft[:-1])]
+    cases = {
+        "full verification": lambda: target.forward([0], [root], whole),
+        "reusing, no bonus": lambda: target.forward([0], [root], short, reuse=reuse),
+        "reusing, bonus kept": lambda: target.forward([0], [root], whole, reuse=reuse),
+        "a drafting forward": lambda: target.draft_forward(exit_path, [0], 0, [root], [TokenTree.empty()]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(ROUNDS + 1):
+        for name, run in cases.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    print(f"{target.parameters / 1e9:.2f} billion parameters, bfloat16, {torch.get_num_threads()} threads")
+    full = median(times["full verification"][1:])
+    for name, taken in times.items():
+        print(f"{name:20s} {1e3 * median(taken[1:]):7.1f} ms  {median(taken[1:]) / full:5.2f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,278 @@
+"""What all drafters of panel (b) share: a sparse path of the model drafts token by token.
+
+A subclass says which path; here stand the chain, its siblings, when it ends, and what of it the verification may reuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Rule, Threshold
+from selfdraft.core.options import option
+from selfdraft.core.sampling import draw
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.sparse import Path, Reuse
+from selfdraft.models.target import Target
+
+_EMPTY = TokenTree.empty()
+LENGTHS = ("threshold", "adaptive", "gain")
+# SWIFT's numbers of children at a depth (the chain's own one included), where the drafted token's confidence is above:
+CONFIDENT = (0.95, 0.8, 0.5, -1.0)
+CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
+
+
+@dataclass
+class SparseConfig(DrafterConfig):
+    """How long a draft is, how wide, and from which vocabulary.
+
+    Up to `draft_length` tokens are drafted. `length`: with `threshold`, drafting ends behind the first token whose
+    probability in the sparse model is below `min_confidence`; `adaptive` moves that threshold towards an acceptance of
+    0.9, from 0.6 on; `gain` drafts on while that raises the expected tokens per second at this machine's costs.
+    `siblings`: the next best tokens at every depth as leaves, the more the less sure it is. `draft_vocabulary`: draft
+    only so many tokens, those of the prompt first (all prompts and answers so far, if `warm`).
+    """
+
+    draft_length: int = option(4, at_least=1)
+    length: str = option("threshold", choices=LENGTHS)
+    min_confidence: float = option(0.0, at_least=0.0, at_most=1.0)
+    siblings: bool = False
+    draft_vocabulary: int | None = option(None, at_least=1)
+    warm: bool = False
+
+
+@dataclass
+class Memory:
+    """Of one request: its path, its length rule, and how sure drafts of any confidence are.
+
+    Attributes:
+        confidences: of the chain last drafted.
+        limit: drafts are no longer than this.
+        own: what a subclass remembers.
+    """
+
+    path: Path
+    rule: Rule
+    calibration: Calibration = field(default_factory=Calibration)
+    confidences: list[float] = field(default_factory=list)
+    limit: int = 10_000
+    own: Any = None
+
+
+@dataclass
+class _Chain:
+    """A draft as it grows: the chain itself, the siblings hung beside it, and what each was drawn from."""
+
+    tokens: list[int] = field(default_factory=list)
+    q: list[Tensor] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    sibling_parents: list[int] = field(default_factory=list)
+    sibling_tokens: list[int] = field(default_factory=list)
+    sibling_q: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+    def tree(self) -> TokenTree:
+        """The chain first, so that its keys stand where drafting put them, then all leaves."""
+        chain = TokenTree.chain(self.tokens)
+        if not self.sibling_tokens:
+            return chain
+        parents = torch.cat([chain.parents, torch.tensor(self.sibling_parents)])
+        tokens = torch.cat([chain.tokens, torch.tensor(self.sibling_tokens)])
+        return TokenTree(tokens, parents, torch.ones(len(tokens), dtype=torch.bool))
+
+
+class SparseDrafter(Drafter):
+    """Base class. `path_for` gives a request its path; `reuse` has verification go on from the path's leading layers.
+
+    Attributes:
+        reuse, bonus: see `EarlyExitConfig`.
+    """
+
+    config: SparseConfig
+    reuse = False
+    bonus = "keep"
+
+    def __init__(self, target: Target, config: SparseConfig) -> None:
+        super().__init__(target, config)
+        self._counted = np.zeros(target.vocab_size, dtype=np.int64)  # tokens seen, if warm
+        self._costs = target.costs if self._needs_costs() else None
+        self._path_costs = None
+
+    def use(self, skip: SkipSet) -> None:
+        """Draft through `skip`: for subclasses whose path does not change."""
+        self.skip = skip
+        self.path = self.target.sparse_path(skip)
+        if self._costs is not None:
+            self._path_costs = self.target.costs_of(self.path)
+
+    def path_for(self, context: Context) -> Path:
+        """The request's path, asked for once when it begins."""
+        if self.config.draft_vocabulary is None:
+            return self.path
+        return self.target.sparse_path(self.skip, vocabulary=self.vocabulary(context))
+
+    def start(self, context: Context) -> None:
+        """A path, a rule, and nothing drafted yet."""
+        if self.config.warm:
+            self._count(context.tokens)
+        context.memory = Memory(self.path_for(context), self._rule())
+
+    def propose(self, context: Context) -> Draft:
+        """One draft."""
+        return self.propose_batch([context])[0]
+
+    def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
+        """One draft a context; those with the same path are drafted together."""
+        drafts: dict[int, Draft] = {}
+        groups: dict[int, list[int]] = {}
+        for i, context in enumerate(contexts):
+            groups.setdefault(id(context.memory.path), []).append(i)
+        for members in groups.values():
+            together = [contexts[i] for i in members]
+            drafts |= zip(members, self._draft(together[0].memory.path, together), strict=True)
+        return [drafts[i] for i in range(len(contexts))]
+
+    def observe(self, context: Context, step: Step) -> None:
+        """Tell the rules how much of the chain stood."""
+        memory: Memory = context.memory
+        chain = min(len(memory.confidences), len(step.draft.tree))
+        stood = sum(node == depth for depth, node in enumerate(step.path[:chain]))
+        memory.rule.learn(memory.confidences[:chain], stood)
+        memory.calibration.learn(memory.confidences[:chain], stood)
+        if self.config.warm:
+            self._count(step.emitted)
+
+    def vocabulary(self, context: Context) -> list[int]:
+        """The `draft_vocabulary` ids drafted from: the most frequent so far, then the lowest, the oldest merges."""
+        counts = self._counted.copy() if self.config.warm else np.zeros_like(self._counted)
+        if not self.config.warm:
+            np.add.at(counts, context.tokens, 1)
+        return np.argsort(-counts, kind="stable")[: self.config.draft_vocabulary].tolist()
+
+    def forward(
+        self,
+        path: Path,
+        contexts: Sequence[Context],
+        depth: int,
+        tokens: Sequence[int],
+        keep: Sequence[list[Tensor]] | None,
+    ) -> list[Tensor]:
+        """One sparse forward; subclasses may choose keys."""
+        rows = [context.row for context in contexts]
+        return self.target.draft_forward(path, rows, depth, tokens, [_EMPTY] * len(rows), keep=keep)
+
+    def _draft(self, path: Path, contexts: Sequence[Context]) -> list[Draft]:
+        """At every depth one sparse forward of those that go on."""
+        chains = [_Chain() for _ in contexts]
+        reuse = self.reuse and path.leading > 0
+        going = [i for i, context in enumerate(contexts) if min(context.room, context.memory.limit) > 0]
+        for depth in range(self.config.draft_length):
+            if not going:
+                break
+            tokens = [chains[i].tokens[-1] if depth else contexts[i].tokens[-1] for i in going]
+            keep = [chains[i].states for i in going] if reuse else None
+            logits = self.forward(path, [contexts[i] for i in going], depth, tokens, keep)
+            for i, row_logits in zip(going, logits, strict=True):
+                self._extend(contexts[i], chains[i], row_logits)
+            going = [i for i in going if self._goes_on(contexts[i], chains[i])]
+        return [self._finished(path, c, chain, reuse) for c, chain in zip(contexts, chains, strict=True)]
+
+    def _extend(self, context: Context, chain: _Chain, logits: Tensor) -> None:
+        """Draft the next token of a chain, and its siblings, from (1, V) logits."""
+        rule, parent = context.rule, len(chain.tokens) - 1
+        scores = rule.scores(logits, [*context.tokens, *chain.tokens], context.prompt_length, _EMPTY)
+        if rule.sample:
+            q = rule.probabilities(scores)
+            token = int(draw(q, context.uniforms(1, logits.device)))
+            chain.q.append(q)
+        else:
+            # A softmax over the vocabulary that nobody asks for is left out.
+            q = scores.float().softmax(-1) if self._needs_confidence(context) else scores
+            token = int(scores.argmax())
+        chain.tokens.append(token)
+        if not self._needs_confidence(context):
+            return
+        confidence = float(q[0, token])
+        chain.confidences.append(confidence)
+        if self.config.siblings:
+            level = next(i for i, least in enumerate(CONFIDENT) if confidence > least)
+            siblings, left = _siblings(context, q, token, (CHILDREN_SAMPLED if rule.sample else CHILDREN_GREEDY)[level])
+            chain.sibling_tokens += siblings
+            chain.sibling_parents += [parent if parent >= 0 else ROOT] * len(siblings)
+            chain.sibling_q += left
+
+    def _goes_on(self, context: Context, chain: _Chain) -> bool:
+        memory: Memory = context.memory
+        return len(chain.tokens) < min(context.room, memory.limit) and memory.rule.goes_on(chain.confidences)
+
+    def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
+        """The draft, without its last token where forwarding it through the leading layers does not pay."""
+        context.memory.confidences = chain.confidences
+        if reuse and len(chain.tokens) > 1 and not chain.sibling_tokens and not self._bonus_pays(context, chain):
+            chain.tokens.pop()
+            del chain.q[len(chain.tokens) :]
+        q = [*chain.q, *chain.sibling_q]
+        states = Reuse(path.leading, torch.cat(chain.states)) if chain.states else None
+        return Draft(chain.tree(), self.config.name, torch.cat(q) if q else None, reuse=states)
+
+    def _bonus_pays(self, context: Context, chain: _Chain) -> bool:
+        """Whether to verify the last drafted token by itself, and so get one more token behind it.
+
+        Without it the target's own token in its place is the step's last: nothing that was drafted is lost. With it
+        the leading layers have to be run on it first. Worth it if the expected tokens per second of the step rise.
+        """
+        if self.bonus != "auto":
+            return self.bonus == "keep"
+        assert self._costs is not None and self._path_costs is not None
+        k, early, full = len(chain.tokens), self._path_costs, self._costs
+        reached = context.memory.calibration.reaches(chain.confidences)
+        late = [max(full(n) - early(n), 0.0) for n in (k, k + 1)]
+        seconds, extra = k * early(1) + late[0], early(1) + late[1] - late[0]
+        return reached[-1] * seconds > (1 + sum(reached[:-1])) * extra
+
+    def _needs_costs(self) -> bool:
+        return self.config.length == "gain" or (self.reuse and self.bonus == "auto")
+
+    def _needs_confidence(self, context: Context) -> bool:
+        return self.config.siblings or self._needs_costs() or context.memory.rule.needs_confidence
+
+    def _rule(self) -> Rule:
+        if self.config.length == "adaptive":
+            return AdaptiveThreshold()
+        if self.config.length == "gain":
+            assert self._costs is not None and self._path_costs is not None
+            return ExpectedGain(self._costs, self._path_costs(1))
+        return Threshold(self.config.min_confidence)
+
+    def _count(self, tokens: Sequence[int]) -> None:
+        np.add.at(self._counted, list(tokens), 1)
+
+
+def _siblings(context: Context, q: Tensor, token: int, children: int) -> tuple[list[int], list[Tensor]]:
+    """Up to ``children - 1`` tokens beside the drafted one, and the (1, V) distribution each was drawn from.
+
+    Greedy: the next best. Sampled: drawn without replacement, each from what those before it left of q, renormalised.
+    """
+    if not context.rule.sample:
+        best = q[0].topk(min(children, q.shape[-1])).indices.tolist()
+        return [t for t in best if t != token][: children - 1], []
+    tokens, left = [], []
+    rest, last = q.clone(), token
+    for _ in range(children - 1):
+        rest[0, last] = 0
+        total = rest.sum()
+        if not float(total) > 0:
+            break
+        rest = rest / total
+        last = int(draw(rest, context.uniforms(1, q.device)))
+        tokens.append(last)
+        left.append(rest)
+        rest = rest.clone()
+    return tokens, left

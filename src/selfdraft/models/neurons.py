@@ -1,0 +1,110 @@
+"""MLP neurons that a prompt uses, and MLPs of these alone (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
+
+Shapes: S prompt tokens, F neurons of an MLP (its intermediate size), k of them kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
+from selfdraft.models.cache import KVCache
+from selfdraft.models.fusing import fast_module
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.sparse import sliced_linear
+
+if TYPE_CHECKING:
+    from selfdraft.models.target import Target
+
+DOWN = "down_proj"
+
+
+class _Recorder(nn.Module):
+    """In the place of an MLP's last matrix: sums up how large each neuron's share in each token's activation is."""
+
+    def __init__(self, down: nn.Module) -> None:
+        super().__init__()
+        self.down, self.squares = down, torch.zeros(())
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """(B, S, F) in; what the matrix gives out."""
+        shares = torch.nn.functional.normalize(activations.detach().float(), dim=-1)
+        self.squares = self.squares + shares.square().flatten(0, -2).sum(0)
+        return self.down(activations)
+
+
+def most_used_mlps(target: Target, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+    """By layer outside `skip`, its MLP with the share `ratio` of its neurons that `tokens` use most.
+
+    Raises:
+        UserError: where the family's MLPs cannot be sliced, by name.
+    """
+    require_gated_mlps(target)
+    return sliced_mlps(target, most_active(neuron_statistics(target, tokens), ratio), skip)
+
+
+def require_gated_mlps(target: Target) -> None:
+    """Refuse a model whose MLPs cannot be sliced.
+
+    Raises:
+        UserError: naming the family.
+    """
+    for layer in target.anatomy.layers:
+        mlp = getattr(layer, target.anatomy.mlp_name)
+        if not (hasattr(mlp, DOWN) and (hasattr(mlp, "gate_up_proj") or hasattr(mlp, "gate_proj"))):
+            raise UserError(
+                f"drafter=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
+                f"{DOWN} to be sliced; Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3 and OLMo2 have"
+            )
+
+
+@torch.inference_mode()
+def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
+    """Per layer (F,): each neuron's normalised activation over the tokens, as a norm over them (GRIFFIN's statistic).
+
+    Runs the full layers once over the tokens, in a cache that is thrown away.
+    """
+    anatomy, layers, recorders = target.anatomy, [], []
+    for layer in target.full.layers:
+        mlp = copy.copy(getattr(layer, anatomy.mlp_name))
+        recorders.append(_Recorder(getattr(mlp, DOWN)))
+        mlp._modules = dict(mlp._modules) | {DOWN: recorders[-1]}
+        twin = copy.copy(layer)
+        twin._modules = dict(layer._modules) | {anatomy.mlp_name: mlp}
+        layers.append(twin)
+    path = replace(target.full, layers=tuple(layers))
+    target.fill(path, tokens, KVCache(len(layers), 1, len(tokens)))
+    return [recorder.squares.sqrt() for recorder in recorders]
+
+
+@torch.inference_mode()
+def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[int, nn.Module]:
+    """By layer, its MLP with the neurons of ``kept[layer]`` (k,) alone; layers whose MLP is skipped have none."""
+    sliced = {}
+    for index, layer in enumerate(target.anatomy.layers):
+        if index in skip.mlp:
+            continue
+        mlp, neurons = copy.copy(getattr(layer, target.anatomy.mlp_name)), kept[index]
+        parts = dict(mlp._modules)
+        parts[DOWN] = sliced_linear(mlp.down_proj, columns=neurons)
+        if "gate_up_proj" in parts:  # Phi-3: both in one matrix, the gates first
+            both = torch.cat([neurons, neurons + mlp.down_proj.weight.shape[1]])
+            parts["gate_up_proj"] = sliced_linear(mlp.gate_up_proj, rows=both)
+        else:
+            for name in ("gate_proj", "up_proj"):
+                parts[name] = sliced_linear(parts[name], rows=neurons)
+        mlp._modules = parts
+        sliced[index] = light_copy(mlp, fast_module) if target.packed else mlp
+    return sliced
+
+
+def most_active(statistics: Sequence[Tensor], ratio: float) -> list[Tensor]:
+    """Per layer the share `ratio` of its neurons with the largest statistics, at least one, in their own order."""
+    return [s.topk(max(1, round(ratio * len(s)))).indices.sort().values for s in statistics]
