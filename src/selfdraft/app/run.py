@@ -13,6 +13,7 @@ from selfdraft.app.build import to_config
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.generate import generate
+from selfdraft.app.profile import profile
 from selfdraft.core.errors import UserError
 
 
@@ -24,6 +25,8 @@ def run_task(composed: DictConfig) -> float | None:
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         if config.task.name == "generate":
             return generate(config)
+        if config.task.name == "profile":
+            return profile(config, composed, folder)
         return evaluate(config, composed, folder)
     except (UserError, OmegaConfBaseException) as error:
         # Caught here rather than further out, where Hydra would have printed the job's overrides first.

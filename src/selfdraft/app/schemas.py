@@ -54,6 +54,16 @@ class GenerateConfig(TaskConfig):
 
 
 @dataclass
+class ProfileConfig(TaskConfig):
+    """Measure forwards behind `context` tokens, each `rounds` times; with `grid`, other contexts and batches too."""
+
+    name: str = "profile"
+    rounds: int = option(5, at_least=1)
+    context: int = option(256, at_least=1)
+    grid: bool = True
+
+
+@dataclass
 class ModelConfig(Options):
     """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
 
@@ -298,7 +308,7 @@ class Config(Options):
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig],
+    "task": [EvaluateConfig, GenerateConfig, ProfileConfig],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
