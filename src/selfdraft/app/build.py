@@ -16,6 +16,7 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.guard import Guard
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.processors import repetition_penalty
@@ -69,7 +70,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
     """
     plain = DecodingConfig(
-        max_new_tokens=config.decoding.max_new_tokens, shape_invariant=config.decoding.shape_invariant
+        max_new_tokens=config.decoding.max_new_tokens,
+        shape_invariant=config.decoding.shape_invariant,
+        guard=config.decoding.guard,
     )
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
@@ -81,6 +84,8 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
+    if decoding.guard:
+        drafter = Guard(drafter)
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,

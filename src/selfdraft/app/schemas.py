@@ -135,6 +135,7 @@ class DecodingConfig(Options):
 
     `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
     whatever block they are computed: the drafter's output is then that of autoregressive decoding in any dtype.
+    `guard`: draft only where that is predicted to pay. Off unless asked for: a run measures the drafter itself.
     """
 
     group: ClassVar[str] = "decoding"
@@ -144,6 +145,7 @@ class DecodingConfig(Options):
     repetition_penalty: float | None = option(None, at_least=0.01)
     stop: list[str] = field(default_factory=list)
     shape_invariant: bool = False
+    guard: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

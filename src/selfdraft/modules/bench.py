@@ -10,6 +10,7 @@ from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
+from selfdraft.drafters.guard import STOOD_DOWN
 from selfdraft.models.chat import Chat
 from selfdraft.models.stock import StockGenerate, StockGeneration
 
@@ -114,6 +115,7 @@ class Measurement:
                 if name not in (DRAFTER, BASELINE)
             },
             "steps": drafter.steps,
+            "stood_down": sum(step[4] == STOOD_DOWN for step in drafter.steps),
             # Only where they differ, so that the file holds no text twice.
             **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
         }
