@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -18,11 +19,13 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.guard import Guard
 from selfdraft.models.chat import Chat
+from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
+from selfdraft.tracking.artifact import Artifact
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -77,6 +80,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
     loaded = config.model.load(device)
+    if config.artifact is not None:
+        found = Artifact.read(Path(config.artifact))
+        found.refuse_other_model(config.artifact, config.model.label, fingerprint(loaded.model))
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import seed_everything
 
 from selfdraft.app.build import to_config
+from selfdraft.app.calibrate import calibrate
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.generate import generate
@@ -25,6 +26,8 @@ def run_task(composed: DictConfig) -> float | None:
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         if config.task.name == "generate":
             return generate(config)
+        if config.task.name == "calibrate":
+            return calibrate(config, composed, folder)
         if config.task.name == "profile":
             return profile(config, composed, folder)
         return evaluate(config, composed, folder)

@@ -23,6 +23,8 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.loading import DTYPES, LoadedModel, load_embedded, load_pretrained, load_tiny
 from selfdraft.models.stock import REFERENCES
 from selfdraft.models.tiny import FAMILIES
+from selfdraft.modules.calibrate import OBJECTIVES
+from selfdraft.modules.search import METHODS
 
 
 @dataclass
@@ -61,6 +63,31 @@ class ProfileConfig(TaskConfig):
     rounds: int = option(5, at_least=1)
     context: int = option(256, at_least=1)
     grid: bool = True
+
+
+@dataclass
+class CalibrateTask(TaskConfig):
+    """Search for the best skip set of drafter=layer_skip; its options are those of the group `calibrate`."""
+
+    name: str = "calibrate"
+
+
+@dataclass
+class CalibrateConfig(Options):
+    """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives.
+
+    `trials` candidates are scored on `prompts` prompts of the dataset, each answered with `tokens` tokens. The `check`
+    best are decoded in earnest.
+    """
+
+    group: ClassVar[str] = "calibrate"
+    name: str = "search"
+    method: str = option("bayes", choices=METHODS)
+    objective: str = option("tokens_per_s", choices=OBJECTIVES)
+    trials: int = option(120, at_least=1)
+    prompts: int = option(6, at_least=1)
+    tokens: int = option(64, at_least=4)
+    check: int = option(5, at_least=0)
 
 
 @dataclass
@@ -295,7 +322,7 @@ class LoggerConfig(Options):
 
 @dataclass
 class Config(Options):
-    """Everything. `prompt` is what task=generate answers."""
+    """Everything. `prompt` is what task=generate answers; `artifact`, where drafter.from found its options."""
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -305,18 +332,21 @@ class Config(Options):
     dataset: DatasetConfig = MISSING
     hardware: HardwareConfig = MISSING
     logger: LoggerConfig = MISSING
+    calibrate: CalibrateConfig = MISSING
     seed: int = option(0, at_least=0, below=2**32)
     prompt: str | None = None
+    artifact: str | None = None
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, ProfileConfig],
+    "task": [EvaluateConfig, GenerateConfig, ProfileConfig, CalibrateTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
     "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],
+    "calibrate": [CalibrateConfig],
 }
 
 
