@@ -35,6 +35,7 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
@@ -76,6 +77,7 @@ DISTINCT: list[DrafterConfig] = [
     LayerSkipConfig(sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
     EarlyExitConfig(draft_length=3, bonus="forgo"),
     EarlyExitConfig(draft_length=2, siblings=True, length="gain"),
+    CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}

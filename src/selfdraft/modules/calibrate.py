@@ -1,7 +1,7 @@
 """Calibration under a Lightning Trainer: skip sets are scored on the model's own answers, and the best ones decoded.
 
 A candidate is scored without decoding. One parallel sparse forward a text, in blocks that see the full model's keys
-before them, tells where the path would draft right and how sure it would be (`core.replay`). Objectives:
+before them, tells where the path would draft right and how sure it would be (`decoding.traces`). Objectives:
 
 * `matchness`: the share drafted right, at a given number of skipped sublayers (SWIFT's, arXiv 2410.06916).
 * `tokens_per_s`: the best that any draft length and confidence threshold would make of it, at the costs of attention,
@@ -16,17 +16,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from selfdraft.core.costmodel import CostModel
-from selfdraft.core.replay import Trace, agreement, best_choice
+from selfdraft.core.replay import agreement, best_choice
 from selfdraft.core.skipset import SkipSet
-from selfdraft.core.tree import TokenTree
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.profiling import measure_parts
 from selfdraft.modules.bench import Bench
@@ -34,7 +33,6 @@ from selfdraft.modules.search import Search
 from selfdraft.tracking.atomic import write_json_atomic
 
 OBJECTIVES = ("matchness", "tokens_per_s")
-BLOCK = 8  # tokens that a path is replayed behind full keys for: about as long as drafts get
 TEXTS, COSTS = "texts.json", "costs.json"
 
 
@@ -78,7 +76,7 @@ class CalibrateModule(pl.LightningModule):
         left = self.search.remaining()
         barrier("every rank knows what is left, and may begin")
         self.indices = left[self.global_rank :: self.trainer.world_size]
-        self._fill_cache()
+        self.tracer = Tracer(self.target, self.texts, self.bench.drafter.rule)
 
     def test_dataloader(self) -> DataLoader[int]:
         """This rank's share of the candidates left."""
@@ -93,7 +91,7 @@ class CalibrateModule(pl.LightningModule):
 
     def score(self, skip: SkipSet) -> tuple[float, dict[str, float]]:
         """Its value under the objective, and how best to draft with it."""
-        traces = self.traces(skip)
+        traces = self.tracer.traces(skip)
         choice = best_choice(traces, self.costs.forward, self.costs.sparse(skip)(1), self.costs.confidence_s)
         matchness = agreement(traces)
         rate = choice.speedup / self.costs.forward(1)
@@ -104,19 +102,6 @@ class CalibrateModule(pl.LightningModule):
             "predicted_speedup": choice.speedup,
         }
         return (matchness if self.objective == "matchness" else rate), facts
-
-    @torch.inference_mode()
-    def traces(self, skip: SkipSet) -> list[Trace]:
-        """Of every text, where the path would draft what was written."""
-        path, rule, out = self.target.sparse_path(skip), self.bench.drafter.rule, []
-        for row, (prompt, output) in enumerate(self.texts):
-            tokens = [prompt[-1], *output[:-1]]
-            logits = self.target.replay(path, row, len(prompt) - 1, tokens, block=BLOCK)
-            scores = rule.scores(logits, prompt, len(prompt), TokenTree.chain(output[:-1])).float()
-            best = scores.argmax(-1)
-            confidence = scores.softmax(-1).gather(-1, best[:, None])[:, 0]
-            out.append(Trace(best.cpu().numpy() == np.array(output), confidence.cpu().numpy()))
-        return out
 
     def check(self, configs: Sequence[DrafterConfig]) -> Iterator[list[float]]:
         """Decode every text again with each config, interleaved with the baseline.
@@ -160,10 +145,3 @@ class CalibrateModule(pl.LightningModule):
         if not path.exists():
             write_json_atomic(path, make())
         return json.loads(path.read_text(encoding="utf-8"))
-
-    def _fill_cache(self) -> None:
-        """A row a text, all of it but its last token committed by the full model."""
-        longest = max(len(prompt) + len(output) for prompt, output in self.texts)
-        self.target.allocate(len(self.texts), 2 * longest)
-        for row, (prompt, output) in enumerate(self.texts):
-            self.target.prefill(row, [*prompt, *output[:-1]])

@@ -71,6 +71,9 @@ class Search:
         self.study = optuna.create_study(
             storage=storage, study_name="calibrate", direction="maximize", load_if_exists=True
         )
+        if rank == 0:  # what an earlier run was killed over
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
         seed += RESEED * (len(self.study.get_trials(deepcopy=False)) + rank)
         samplers = {
             "random": lambda: optuna.samplers.RandomSampler(seed=seed),
@@ -81,9 +84,7 @@ class Search:
             self.study.sampler = samplers[method]()
 
     def remaining(self) -> list[int]:
-        """The indices that no earlier run has finished. What one was killed over is closed as failed."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
+        """The indices that no earlier run has finished."""
         done = {line["index"] for line in self.history()}
         return [index for index in range(self.total) if index not in done]
 
