@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from selfdraft.app.command_line import quoted_prompt
+from selfdraft.app.command_line import quoted_prompt, with_artifact
 from selfdraft.app.errors import one_line_errors
 from selfdraft.app.help import register_help
 from selfdraft.app.run import run_task
@@ -28,6 +28,6 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quoted_prompt(sys.argv[1:])
     with one_line_errors():
+        sys.argv[1:] = with_artifact(quoted_prompt(sys.argv[1:]))
         main()

@@ -12,6 +12,7 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.clasp import ClaspConfig
 from selfdraft.drafters.dynamic_exit import DynamicExitConfig
+from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
@@ -90,6 +91,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PromptLookupConfig(),
         PromptLookupConfig(ngram_max=1, draft_length=3),
         PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, adaptive=False),
+    ],
+    "cascade": [
+        CascadeConfig(),  # may find that nothing pays
+        CascadeConfig(min_gain=0.0, sparsity=0.5),
+        CascadeConfig(min_gain=0.0, skip_attention=[1], skip_mlp=[2], lookup_length=3, sparse_length=9),
+        CascadeConfig(min_gain=0.0, ngram_max=1, sparse_length=0),
     ],
 }
 

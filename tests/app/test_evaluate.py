@@ -270,3 +270,11 @@ def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_w
     answer = chat.decode(first["baseline_output_ids"])
     assert answer != first["text"]
     assert second["prompt_ids"] == chat.encode([("user", "One?"), ("assistant", answer), ("user", "Two?")])
+
+
+def test_a_guarded_run_says_how_often_it_stood_down(tmp_path: Path) -> None:
+    run_here(tmp_path, *SMOKE, "decoding.guard=true", "decoding.max_new_tokens=64", "drafter.mode=literal")
+    lines, result = read_lines(tmp_path), read_result(tmp_path)
+    counted = sum(step[4] == "stood down" for line in lines for step in line["steps"])
+    assert 0 < counted == result["guard"]["stood_down"] < result["guard"]["steps"]
+    assert result["guard"]["steps"] == sum(len(line["steps"]) for line in lines)

@@ -37,6 +37,7 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.clasp import ClaspConfig
 from selfdraft.drafters.dynamic_exit import DynamicExitConfig
+from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
@@ -92,6 +93,7 @@ DISTINCT: list[DrafterConfig] = [
     WidthSkipConfig(ratio=0.5, draft_length=2),
     SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
     SparseJacobiConfig(window=2, sparsity=0.5),
+    CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}

@@ -376,3 +376,20 @@ def test_what_an_exit_says_is_the_head_on_its_states() -> None:
     assert torch.equal(target.exit_tokens(keep[0][0][4]), logits.argmax(-1))
     early = target.draft_forward(target.sparse_path(SkipSet.from_layer(4, 2)), [0], 0, [LONG[-1]], [tree])[0]
     assert torch.equal(target.exit_tokens(keep[0][0][2]), early.argmax(-1))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_a_text_replayed_in_blocks_gives_the_logits_of_every_block_by_itself(family: str) -> None:
+    """In one forward what `replay` gives in several: and, through the full path, those of the text itself."""
+    target = Target(tiny_model(family))
+    text = torch.randint(96, (31,), generator=torch.Generator().manual_seed(1)).tolist()
+    alone = target.teacher_forced(text, 10, block=1)
+    target.allocate(1, len(text) + 40)
+    target.prefill(0, text)
+    path = target.sparse_path(SkipSet(frozenset({1}), frozenset({2})))
+    for tried in (target.full, path):
+        together = target.replay(tried, 0, 10, text[10:], block=4)
+        apart = torch.cat([target.replay(tried, 0, i, text[i : i + 4]) for i in range(10, 31, 4)])
+        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+        if tried is target.full:
+            torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -17,12 +18,15 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget
 from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.guard import Guard
 from selfdraft.models.chat import Chat
+from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
+from selfdraft.tracking.artifact import Artifact
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -70,7 +74,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
     """
     plain = DecodingConfig(
-        max_new_tokens=config.decoding.max_new_tokens, shape_invariant=config.decoding.shape_invariant
+        max_new_tokens=config.decoding.max_new_tokens,
+        shape_invariant=config.decoding.shape_invariant,
+        guard=config.decoding.guard,
     )
     batch_size = config.decoding.batch_size
     if references and batch_size > 1:
@@ -83,6 +89,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
     loaded = config.model.load(device)
+    if config.artifact is not None:
+        found = Artifact.read(Path(config.artifact))
+        found.refuse_other_model(config.artifact, config.model.label, fingerprint(loaded.model))
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:
@@ -92,6 +101,8 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
+    if decoding.guard:
+        drafter = Guard(drafter)
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 
-import pytorch_lightning as pl
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -16,7 +12,7 @@ from rich.console import Console
 from selfdraft.app.build import build_bench, measured_config, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, EvaluateConfig
-from selfdraft.core.errors import UserError
+from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 from selfdraft.modules.evaluate import EvaluateModule
@@ -31,7 +27,6 @@ from selfdraft.tracking.summary import summarize
 from selfdraft.tracking.table import print_result
 
 BATCHES_A_STEP = 4
-INTERRUPTED = 130  # what shells report after Ctrl-C
 
 
 def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None:
@@ -50,7 +45,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
     prompts = config.dataset.load()
     use_threads(config.hardware)
-    with _owned(folder, is_rank_zero):
+    with owned(folder, is_rank_zero):
         if is_rank_zero:
             finished = claim_run_dir(folder, measured_config(composed))
             write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
@@ -85,34 +80,19 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
         finally:
             close_logger(logger, failed=failed)
     look = how_to_look(folder, config.logger.mode) if config.logger.name == "wandb" else ""
-    console.print(f"results: {_shown(folder)}")
+    console.print(f"results: {shown(folder)}")
     if look:
         console.print(look, markup=False)
     return objective
 
 
 def _run(module: EvaluateModule, data: PromptDataModule, config: Config, folder: Path, console: Console) -> None:
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # its greetings, and its tips on workers
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    trainer = pl.Trainer(
-        accelerator=config.hardware.accelerator,
-        devices=config.hardware.devices,
-        strategy=config.hardware.strategy,
-        use_distributed_sampler=False,  # it would pad the last round: 11 prompts would count as 12
-        callbacks=[EvaluationProgress(console)],
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(config.hardware, folder, EvaluationProgress(console))
     try:
         trainer.test(module, datamodule=data, verbose=False)
     except (KeyboardInterrupt, SystemExit):
         console.print(
-            f"\nstopped; finished prompts are kept: the same command with hydra.run.dir={_shown(folder)} goes on"
+            f"\nstopped; finished prompts are kept: the same command with hydra.run.dir={shown(folder)} goes on"
         )
         sys.exit(INTERRUPTED)
     trainer.strategy.barrier("every rank has written its prompts")
@@ -140,7 +120,7 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
     if result["lossless"]["mismatch"]:
         wrong = [f"{line['id']}/{line['turn']}" for line in lines if line["lossless"]["verdict"] == "mismatch"]
         console.print(
-            f"[bold red]NOT LOSSLESS[/]: mismatch in {', '.join(wrong[:5])}; see {_shown(folder)}/prompts.jsonl"
+            f"[bold red]NOT LOSSLESS[/]: mismatch in {', '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl"
         )
         close_logger(logger, failed=True)
         sys.exit(1)
@@ -156,28 +136,4 @@ def _announce(console: Console, config: Config, prompts: list[Prompt], finished:
     )
     if finished:
         done = len({line["id"] for line in finished})
-        console.print(f"resuming {_shown(folder)}: {done} of {len(prompts)} prompts were finished before")
-
-
-class _owned:
-    """The run's folder belongs to one run at a time: two would interleave their lines."""
-
-    def __init__(self, folder: Path, is_rank_zero: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.lock = folder, FileLock(folder / ".lock", timeout=0) if is_rank_zero else None
-
-    def __enter__(self) -> None:
-        if self.lock is not None:
-            try:
-                self.lock.acquire()
-            except Timeout:
-                raise UserError(f"{self.folder} is in use by another run: choose another hydra.run.dir") from None
-
-    def __exit__(self, *_: object) -> None:
-        if self.lock is not None:
-            self.lock.release()
-
-
-def _shown(folder: Path) -> str:
-    """Relative where that is shorter: it is what people copy."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+        console.print(f"resuming {shown(folder)}: {done} of {len(prompts)} prompts were finished before")

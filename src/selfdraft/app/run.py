@@ -10,10 +10,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import seed_everything
 
 from selfdraft.app.build import to_config
+from selfdraft.app.calibrate import calibrate
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.generate import generate
 from selfdraft.app.trace import trace
+from selfdraft.app.profile import profile
 from selfdraft.core.errors import UserError
 
 
@@ -27,6 +29,10 @@ def run_task(composed: DictConfig) -> float | None:
             return generate(config)
         if config.task.name == "trace":
             return trace(config, folder)
+        if config.task.name == "calibrate":
+            return calibrate(config, composed, folder)
+        if config.task.name == "profile":
+            return profile(config, composed, folder)
         return evaluate(config, composed, folder)
     except (UserError, OmegaConfBaseException) as error:
         # Caught here rather than further out, where Hydra would have printed the job's overrides first.

@@ -23,6 +23,8 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.loading import DTYPES, LoadedModel, load_embedded, load_pretrained, load_tiny
 from selfdraft.models.stock import REFERENCES
 from selfdraft.models.tiny import FAMILIES
+from selfdraft.modules.calibrate import OBJECTIVES
+from selfdraft.modules.search import METHODS
 
 
 @dataclass
@@ -59,6 +61,41 @@ class TraceConfig(TaskConfig):
 
     name: str = "trace"
     branches: int = option(4, at_least=0)
+
+
+@dataclass
+class ProfileConfig(TaskConfig):
+    """Measure forwards behind `context` tokens, each `rounds` times; with `grid`, other contexts and batches too."""
+
+    name: str = "profile"
+    rounds: int = option(5, at_least=1)
+    context: int = option(256, at_least=1)
+    grid: bool = True
+
+
+@dataclass
+class CalibrateTask(TaskConfig):
+    """Search for the best skip set of drafter=layer_skip; its options are those of the group `calibrate`."""
+
+    name: str = "calibrate"
+
+
+@dataclass
+class CalibrateConfig(Options):
+    """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives.
+
+    `trials` candidates are scored on `prompts` prompts of the dataset, each answered with `tokens` tokens. The `check`
+    best are decoded in earnest.
+    """
+
+    group: ClassVar[str] = "calibrate"
+    name: str = "search"
+    method: str = option("bayes", choices=METHODS)
+    objective: str = option("tokens_per_s", choices=OBJECTIVES)
+    trials: int = option(120, at_least=1)
+    prompts: int = option(6, at_least=1)
+    tokens: int = option(64, at_least=4)
+    check: int = option(5, at_least=0)
 
 
 @dataclass
@@ -134,6 +171,7 @@ class DecodingConfig(Options):
     `batch_size`: how many prompts are decoded at once, each at its own pace; a finished one makes room for the next.
     `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
     whatever block they are computed: the drafter's output is then that of autoregressive decoding in any dtype.
+    `guard`: draft only where that is predicted to pay. Off unless asked for: a run measures the drafter itself.
     """
 
     group: ClassVar[str] = "decoding"
@@ -144,6 +182,7 @@ class DecodingConfig(Options):
     stop: list[str] = field(default_factory=list)
     shape_invariant: bool = False
     batch_size: int = option(1, at_least=1)
+    guard: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -302,7 +341,7 @@ class LoggerConfig(Options):
 
 @dataclass
 class Config(Options):
-    """Everything. `prompt` is what task=generate and task=trace answer."""
+    """Everything. `prompt`: what generate and trace answer; `artifact`: where drafter.from found its options."""
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -312,18 +351,21 @@ class Config(Options):
     dataset: DatasetConfig = MISSING
     hardware: HardwareConfig = MISSING
     logger: LoggerConfig = MISSING
+    calibrate: CalibrateConfig = MISSING
     seed: int = option(0, at_least=0, below=2**32)
     prompt: str | None = None
+    artifact: str | None = None
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, TraceConfig],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
     "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],
+    "calibrate": [CalibrateConfig],
 }
 
 

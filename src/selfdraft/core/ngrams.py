@@ -29,11 +29,15 @@ class NgramIndex:
 
     def continuation(self, length: int) -> list[int]:
         """Up to `length` tokens that followed the latest earlier occurrence of the longest matching last n-gram."""
+        return self.match(length)[1]
+
+    def match(self, length: int) -> tuple[int, list[int]]:
+        """The n of that longest n-gram, and its continuation; 0 and nothing where none was said before."""
         for n in range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1):
             start = self._latest.get(tuple(self._text[-n:]))
             if start is not None:
-                return self._text[start : start + length]
-        return []
+                return n, self._text[start : start + length]
+        return 0, []
 
     def continuations(self, length: int) -> list[list[int]]:
         """The same for every n that matches, the longest first."""

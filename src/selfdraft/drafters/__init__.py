@@ -3,6 +3,7 @@
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.clasp import Clasp
 from selfdraft.drafters.dynamic_exit import DynamicExit
+from selfdraft.drafters.cascade import Cascade
 from selfdraft.drafters.early_exit import EarlyExit
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.layer_skip import LayerSkip
@@ -27,6 +28,7 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "sparse_kv": SparseKV,
     "sparse_jacobi": SparseJacobi,
     "prompt_lookup": PromptLookup,
+    "cascade": Cascade,
 }
 
 __all__ = ["DRAFTERS", "Drafter"]

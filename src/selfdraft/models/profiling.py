@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
+from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
+from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 
 if TYPE_CHECKING:
     from selfdraft.models.target import Path, Target
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PART_SIZES = (1, 2, 4, 8, 16)
+CONTEXTS = (64, 128, 512, 1024, 2048)
+BATCHES = (2, 4, 8)
 
 
 @torch.inference_mode()
@@ -26,19 +33,109 @@ def measure_costs(
     The fastest of `rounds` counts: neighbours on the machine only ever add time. What the cache holds is overwritten,
     so call this between requests; the forwards are not counted as decoding.
     """
-    path, forwards = path or target.full, target.forwards
+    sizes = _fitting(target, context, sizes)
+    context = _prepare(target, rows=1, context=context, longest=max(sizes))
+    jobs = {size: _forward(target, path or target.full, rows=1, size=size) for size in sizes}
+    return CostCurve.measured(sizes, list(_fastest(target, jobs, rounds).values()))
+
+
+@torch.inference_mode()
+def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labels: str) -> CostModel:
+    """Time the full path, the path without attentions, without MLPs and without layers, interleaved, and the head.
+
+    Args:
+        labels: device, model and source, for the cost model.
+    """
+    layers, none = frozenset(range(len(target.full.layers))), frozenset[int]()
+    without = {"attention": SkipSet(layers, none), "mlp": SkipSet(none, layers), "all": SkipSet(layers, layers)}
+    paths = {"full": target.full, **{name: target.sparse_path(skip) for name, skip in without.items()}}
+    sizes = _fitting(target, context, SIZES)
+    context = _prepare(target, rows=1, context=context, longest=max(sizes))
+    jobs = {
+        (name, size): _forward(target, path, rows=1, size=size)
+        for name, path in paths.items()
+        for size in (sizes if name == "full" else PART_SIZES)
+        if size in sizes
+    }
+    hidden = torch.randn(max(PART_SIZES), target.anatomy.norm.weight.shape[0]).to(target.device, target.dtype)
+    head = target.linears()[-1]
+    jobs |= {("head", n): partial(_product, head, hidden[:n]) for n in PART_SIZES}
+    logits = torch.randn(1, target.vocab_size).to(target.device, target.dtype)
+    jobs["argmax"] = lambda: int(logits.argmax())
+    jobs["confidence"] = lambda: (int(logits.argmax()), float(logits.float().softmax(-1)[0, 0]))
+    fastest = _fastest(target, jobs, rounds)
+
+    def curve(name: str) -> CostCurve:
+        points = {key[1]: seconds for key, seconds in fastest.items() if key[0] == name}
+        return CostCurve.measured(list(points), list(points.values()))
+
+    return CostModel.from_parts(
+        curve("full"),
+        {name: curve(name) for name in without},
+        len(layers),
+        curve("head"),
+        dtype=str(target.dtype).removeprefix("torch."),
+        confidence_s=max(fastest["confidence"] - fastest["argmax"], 0.0),
+        **labels,
+    )
+
+
+def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
+    """Time whole forwards behind shorter and longer prefixes, then of several rows, one line of the grid at a time.
+
+    Yields:
+        ``by_context`` or ``by_batch``, and a dict with `context` or `rows`, `sizes` and `seconds`.
+    """
+    sizes = (1, 4, 8, 16)
+    lines = [("by_context", "context", 1, c) for c in CONTEXTS if c + max(sizes) <= target.max_positions]
+    lines += [("by_batch", "rows", rows, 256) for rows in BATCHES]
+    for part, name, rows, context in lines:
+        context = _prepare(target, rows, context, longest=max(sizes))
+        jobs = {size: _forward(target, target.full, rows, size) for size in _fitting(target, context, sizes)}
+        seconds = _fastest(target, jobs, rounds)
+        yield (
+            part,
+            {name: rows if name == "rows" else context, "sizes": list(seconds), "seconds": list(seconds.values())},
+        )
+
+
+def _prepare(target: Target, rows: int, context: int, longest: int) -> int:
+    """Random prefixes of `context` tokens, or of what the model has positions for, which is returned."""
+    context = max(min(context, target.max_positions - longest), 1)
     generator = torch.Generator().manual_seed(0)
-    sizes = [size for size in sizes if context + size <= target.max_positions] or [1, 2]
-    context = min(context, target.max_positions - max(sizes))
-    target.allocate(1, context + max(sizes))
-    target.prefill(0, torch.randint(target.vocab_size, (context,), generator=generator).tolist())
-    fastest = dict.fromkeys(sizes, float("inf"))
-    for _ in range(rounds + 1):  # the first round warms up, and is the slowest
-        for size in sizes:
-            root, *rest = torch.randint(target.vocab_size, (size,), generator=generator).tolist()
+    target.allocate(rows, context + longest)
+    for row in range(rows):
+        target.prefill(row, torch.randint(target.vocab_size, (context,), generator=generator).tolist())
+    return context
+
+
+def _fitting(target: Target, context: int, sizes: Sequence[int]) -> list[int]:
+    return [size for size in sizes if context + size <= target.max_positions] or [1, 2]
+
+
+def _forward(target: Target, path: Path, rows: int, size: int) -> Callable[[], object]:
+    tokens = torch.randint(target.vocab_size, (size,), generator=torch.Generator().manual_seed(size)).tolist()
+    trees = [TokenTree.chain(tokens[1:])] * rows
+
+    def job() -> object:  # to the argmax on the host, as decoding does
+        logits = target.draft_forward(path, range(rows), 0, tokens[:1] * rows, trees)
+        return torch.cat([row.argmax(-1) for row in logits]).cpu()
+
+    return job
+
+
+def _product(matrix: nn.Module, hidden: Tensor) -> object:
+    return matrix(hidden)[0, 0].item()  # waits for the device
+
+
+@torch.inference_mode()
+def _fastest(target: Target, jobs: dict, rounds: int) -> dict:
+    """Seconds of every job, the fastest of `rounds` interleaved runs behind one that warms up."""
+    forwards, fastest = target.forwards, dict.fromkeys(jobs, float("inf"))
+    for _ in range(rounds + 1):
+        for key, job in jobs.items():
             begin = time.perf_counter()
-            logits = target.draft_forward(path, [0], 0, [root], [TokenTree.chain(rest)])[0]
-            logits.argmax(-1).cpu()  # waits for the device, as decoding does
-            fastest[size] = min(fastest[size], time.perf_counter() - begin)
+            job()
+            fastest[key] = min(fastest[key], time.perf_counter() - begin)
     target.forwards = forwards
-    return CostCurve.measured(sizes, [fastest[size] for size in sizes])
+    return fastest

@@ -257,14 +257,23 @@ class Target:
         return self._logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
 
     @torch.inference_mode()
-    def replay(self, path: Path, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+    def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
         """(n, V) logits of `path` after each of n committed tokens that begin at `position`, as if drafted there.
 
         They see the full model's keys before `position`, and their own, which are written in scratch slots.
+
+        Args:
+            block: cut the tokens into blocks of so many, each seeing the full model's keys up to itself: what drafts
+                of up to that length are like, in one forward.
         """
-        chain = TokenTree.chain(tokens[1:])
-        block = replace(self._block([row], [self.cache.lengths[row]], tokens[:1], [chain]), behind=[position])
-        return self._logits(path, self.run(path, block), [chain])[0]
+        size = block or len(tokens)
+        firsts = range(0, len(tokens), size)
+        stride = -(-size // self.row_block) * self.row_block  # a padded block must not write into the next one's slots
+        starts = [self.cache.lengths[row] + i * stride for i in range(len(firsts))]
+        chains = [TokenTree.chain(tokens[i + 1 : i + size]) for i in firsts]
+        whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
+        whole = replace(whole, behind=[position + i for i in firsts])
+        return torch.cat(self._logits(path, self.run(path, whole), chains))
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""

@@ -10,6 +10,7 @@ from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
+from selfdraft.drafters.guard import STOOD_DOWN
 from selfdraft.models.chat import Chat
 from selfdraft.models.stock import StockGenerate, StockGeneration
 
@@ -126,6 +127,7 @@ class Measurement:
             },
             "steps": drafter.steps,
             "diagnostics": drafter.diagnostics,
+            "stood_down": sum(step[4] == STOOD_DOWN for step in drafter.steps),
             # Only where they differ, so that the file holds no text twice.
             **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
         }

@@ -75,3 +75,49 @@ class EvaluationProgress(pl.Callback):
             f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, "
             f"{self.baseline_s / max(self.drafter_s, 1e-9):.2f}x, {verdicts}"
         )
+
+
+class SearchProgress(pl.Callback):
+    """A bar on a terminal, a line every few seconds elsewhere: rank 0's candidates, and the best value so far."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.best = console, float("-inf")
+        self.bar = Progress(
+            TextColumn("[bold]scoring"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("candidates"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[best]}"),
+            console=console,
+        )
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Show an empty bar."""
+        self.last_line, self.total = time.monotonic(), int(trainer.num_test_batches[0])
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.start()
+            self.task = self.bar.add_task("scoring", total=self.total, best="")
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Count a candidate."""
+        self.best = max(self.best, outputs["value"])
+        if not trainer.is_global_zero:
+            return
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=batch_idx + 1, best=f"best {self.best:.3f}")
+        elif time.monotonic() - self.last_line > PLAIN_EVERY_S:
+            self.last_line = time.monotonic()
+            self.console.print(f"{batch_idx + 1}/{self.total} candidates, best {self.best:.3f}")
+
+    def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.bar.stop()

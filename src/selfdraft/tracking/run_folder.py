@@ -16,7 +16,7 @@ _ABSENT = object()
 _KEYS_NAMED = 3
 
 
-def claim_run_dir(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def claim_run_dir(folder: Path, config: Mapping[str, Any], *, started: Path | None = None) -> list[dict[str, Any]]:
     """Take `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
     Writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
@@ -25,6 +25,7 @@ def claim_run_dir(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any
     Args:
         folder: the run's folder (hydra.run.dir); created if need be.
         config: all that decides what is measured, and nothing else: without the folder itself and the logger.
+        started: a file that, where it exists, shows as prompts do that a run has begun here.
 
     Raises:
         UserError: the folder holds prompts that were measured with another config, or is damaged. It is left as it is.
@@ -32,7 +33,8 @@ def claim_run_dir(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any
     folder = Path(folder)
     text = _as_yaml(config)
     path = folder / "config.yaml"
-    if any(RecordFile(file).read() for file in [record_path(folder), *rank_files(folder)]):
+    begun = started is not None and started.exists()
+    if begun or any(RecordFile(file).read() for file in [record_path(folder), *rank_files(folder)]):
         _refuse_other_config(folder, path, yaml.safe_load(text))
     else:
         folder.mkdir(parents=True, exist_ok=True)

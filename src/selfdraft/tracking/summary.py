@@ -109,6 +109,10 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "diagnostics": _histograms([line.get("diagnostics") or {} for line in lines]),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
+        "guard": {
+            "steps": sum(len(line.get("steps", ())) for line in lines),
+            "stood_down": sum(line.get("stood_down", 0) for line in lines),
+        },
     }
 
 

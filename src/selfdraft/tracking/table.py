@@ -24,6 +24,9 @@ def print_result(result: Result, console: Console) -> None:
     details = Table.grid(padding=(0, 4))
     details.add_row(*[part for part in (_acceptance(result), _phases(result)) if part is not None])
     console.print(details)
+    guard = result.get("guard") or {"stood_down": 0}
+    if guard["stood_down"]:
+        console.print(f"the guard stood down in {guard['stood_down']:,} of {guard['steps']:,} steps")
     if result["references"]:
         console.print(_references(result))
 

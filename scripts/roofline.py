@@ -1,0 +1,52 @@
+"""Write the cost files of GPUs that were computed from published figures:  python scripts/roofline.py [FOLDER]
+
+Roofline (Williams et al. 2009): ideal, so a bound rather than a measurement; see core/costmodel.roofline. Figures:
+
+* NVIDIA A100 80GB SXM (datasheet, 2021): 2,039 GB/s, 312 TFLOP/s dense bfloat16.
+* NVIDIA H100 SXM (datasheet, 2023): 3.35 TB/s, 989 TFLOP/s dense bfloat16.
+* Llama-2 7B and 13B: shapes of their published config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from selfdraft.core.costmodel import roofline
+
+GPUS = {
+    "a100_80gb_sxm": ("NVIDIA A100 80GB SXM", 2039e9, 312e12),
+    "h100_sxm": ("NVIDIA H100 SXM", 3350e9, 989e12),
+}
+MODELS = {
+    "llama2_7b": {"layers": 32, "hidden": 4096, "intermediate": 11008, "heads": 32, "kv_heads": 32},
+    "llama2_13b": {"layers": 40, "hidden": 5120, "intermediate": 13824, "heads": 40, "kv_heads": 40},
+}
+
+
+def main(folder: Path) -> None:
+    for gpu, (device, bandwidth, flops) in GPUS.items():
+        for model, shape in MODELS.items():
+            source = (
+                f"roofline, not measured: {device} datasheet ({bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:.0f} TFLOP/s "
+                "dense bfloat16), 512 tokens of context (scripts/roofline.py)"
+            )
+            costs = roofline(
+                device=device,
+                model=model,
+                source=source,
+                bytes_per_s=bandwidth,
+                flops_per_s=flops,
+                vocabulary=32000,
+                **shape,
+            )
+            path = folder / f"{model}_{gpu}_roofline.json"
+            path.write_text(json.dumps(costs.to_dict(), indent=1) + "\n", encoding="utf-8")
+            print(
+                f"{path}: a token {1e3 * costs.forward(1):.2f} ms, 64 tokens {costs.forward.relative(64):.2f} of that"
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "experiments" / "costs")

@@ -1,0 +1,157 @@
+"""task=calibrate: search for what to skip, check the prediction, and write drafter.yaml."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from selfdraft.app.build import build_bench, measured_config, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.profile import describe_device
+from selfdraft.app.schemas import Config
+from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.core.errors import UserError
+from selfdraft.data.prompts import Prompt
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.models.fingerprint import fingerprint
+from selfdraft.modules.calibrate import CalibrateModule
+from selfdraft.modules.progress import SearchProgress
+from selfdraft.modules.search import JOURNAL, Search
+from selfdraft.tracking.artifact import FILE, Artifact
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.run_folder import claim_run_dir
+
+LARGEST = 0.6  # share of the inner sublayers that a candidate of `tokens_per_s` skips at most
+CLOSE = 0.1  # a prediction within this of the measured speedup counts as right
+
+
+def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | None:
+    """Run a calibration in `folder`, or go on with the one that was interrupted there.
+
+    Returns:
+        The objective: the value of the best candidate; None on ranks other than 0.
+
+    Raises:
+        UserError: whatever in configuration, model, data or folder cannot be used.
+    """
+    options, drafter = config.calibrate, config.drafter
+    if not isinstance(drafter, LayerSkipConfig):
+        raise UserError(f"task=calibrate cannot search for drafter={drafter.name}: use drafter=layer_skip")
+    if config.decoding.name != "greedy":
+        raise UserError("task=calibrate counts greedy agreement: use decoding=greedy")
+    is_rank_zero = rank_zero_only.rank in (None, 0)
+    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    prompts = _spread(config.dataset.load(), options.prompts)
+    use_threads(config.hardware)
+    config = replace(config, decoding=replace(config.decoding, max_new_tokens=options.tokens, guard=False))
+    environment = describe_environment(config.hardware.torch_device)
+
+    def make_search(layers: int, rank: int) -> Search:
+        inner = 2 * max(layers - 2, 0)
+        matched = int(inner * drafter.sparsity)
+        sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
+        return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank)
+
+    with owned(folder, is_rank_zero):
+        if is_rank_zero:
+            claim_run_dir(folder, measured_config(composed), started=folder / JOURNAL)
+            write_json_atomic(folder / "environment.json", environment)
+            console.print(
+                f"calibrating [bold]{drafter.name}[/] for {config.model.label} by {options.method}: "
+                f"{options.trials} candidates on {len(prompts)} prompts, objective {options.objective}"
+            )
+        module = CalibrateModule(
+            lambda device: build_bench(config, device, []),
+            make_search,
+            prompts=prompts,
+            folder=folder,
+            objective=options.objective,
+            labels={
+                "device": describe_device(environment),
+                "model": config.model.label,
+                "source": environment["command"],
+            },
+        )
+        trainer = quiet_trainer(config.hardware, folder, SearchProgress(console))
+        try:
+            trainer.test(module, verbose=False)
+        except (KeyboardInterrupt, SystemExit):
+            console.print(f"\nstopped; what was scored is kept: the same with hydra.run.dir={shown(folder)} goes on")
+            sys.exit(INTERRUPTED)
+        trainer.strategy.barrier("every rank has scored its candidates")
+        return _conclude(config, module, folder, console) if is_rank_zero else None
+
+
+def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """So many prompts, evenly spread: datasets are sorted by family."""
+    picked = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
+    return [prompts[i] for i in picked]
+
+
+def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Console) -> float:
+    options, history = config.calibrate, module.search.history()
+    best = _distinct(sorted(history, key=lambda line: line["value"], reverse=True))
+    checked, configs = best[: options.check], [_options(line) for line in best[: options.check]]
+    measured: list[float] = []
+    if checked:
+        decoding = module.check([replace(config.drafter, **c) for c in configs])
+        for measured in track(  # noqa: B007  (the last one counts)
+            decoding, "decoding with the best", len(module.texts), console=console, disable=not console.is_terminal
+        ):
+            pass
+    checks = [
+        {**line, "measured_speedup": speedup, "error": line["predicted_speedup"] / speedup - 1}
+        for line, speedup in zip(checked, measured, strict=True)
+    ]
+    close = sum(abs(check["error"]) <= CLOSE for check in checks)
+    objective = {
+        "name": options.objective,
+        "method": options.method,
+        "value": best[0]["value"],
+        "predicted_speedup": best[0]["predicted_speedup"],
+        "measured_speedup": checks[0]["measured_speedup"] if checks else None,
+        "within_10_percent": f"{close} of {len(checks)}",
+    }
+    label = {"label": config.model.label, "dtype": config.model.dtype, "fingerprint": fingerprint(module.target.model)}
+    Artifact(config.drafter.name, _options(best[0]), label, objective, history).write(folder / FILE)
+    result = {"task": "calibrate", "objective": best[0]["value"], **objective, "checks": checks, "trials": len(history)}
+    write_json_atomic(folder / "result.json", result)
+    _print(console, checks, close, best[0], folder)
+    return best[0]["value"]
+
+
+def _options(line: dict[str, Any]) -> dict[str, Any]:
+    """What of a candidate are options of the drafter."""
+    return {key: line[key] for key in ("skip_attention", "skip_mlp", "draft_length", "min_confidence")}
+
+
+def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of each skip set."""
+    return list({(*line["skip_attention"], -1, *line["skip_mlp"]): line for line in reversed(lines)}.values())[::-1]
+
+
+def _print(console: Console, checks: list[dict], close: int, best: dict, folder: Path) -> None:
+    if checks:
+        table = Table(box=None, pad_edge=False)
+        for name in ("skipped", "agreement", "length", "threshold", "predicted", "measured", "error"):
+            table.add_column(name, justify="right")
+        for c in checks:
+            skipped = f"{len(c['skip_attention'])} + {len(c['skip_mlp'])}"
+            numbers = (f"{c['matchness']:.3f}", f"{c['draft_length']}", f"{c['min_confidence']:.1f}")
+            speedups = (f"{c['predicted_speedup']:.3f}", f"{c['measured_speedup']:.3f}", f"{c['error']:+.1%}")
+            table.add_row(skipped, *numbers, *speedups)
+        console.print(table)
+        console.print(f"predicted within {CLOSE:.0%} of what was measured: {close} of {len(checks)}")
+    if best["predicted_speedup"] < 1:
+        console.print("no candidate is predicted to be faster than decoding without drafts (drafter=none)")
+    console.print(f"written: {shown(folder / FILE)}; runs take it with drafter.from={shown(folder / FILE)}")

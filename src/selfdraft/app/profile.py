@@ -1,0 +1,65 @@
+"""task=profile: what forwards cost on this device, in parts, as profile.json, a table and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from selfdraft.app.build import measured_config, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.schemas import Config, ProfileConfig
+from selfdraft.core.costmodel import CostModel
+from selfdraft.models.profiling import measure_grid, measure_parts
+from selfdraft.models.target import Target
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.costs import plot_costs, print_costs
+from selfdraft.tracking.environment import describe_environment
+
+
+def profile(config: Config, composed: DictConfig, folder: Path) -> None:
+    """Measure, write and show.
+
+    Raises:
+        UserError: a model that cannot be loaded or driven.
+    """
+    task = config.task
+    assert isinstance(task, ProfileConfig)
+    use_threads(config.hardware)
+    console = make_console(highlight=False, soft_wrap=True)
+    device = torch.device(config.hardware.torch_device)
+    environment = describe_environment(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    with console.status(f"loading {config.model.label}"):
+        target = Target(config.model.load(device).model, packed=config.model.packed)
+    with console.status("measuring the forward and its parts") as status:
+        costs = measure_parts(
+            target,
+            context=task.context,
+            rounds=task.rounds,
+            device=describe_device(environment),
+            model=config.model.label,
+            source=environment["command"],
+        )
+        if task.grid:
+            for part, line in measure_grid(target, rounds=min(task.rounds, 3)):
+                status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
+                costs = replace(costs, **{part: (*getattr(costs, part), line)})
+    write_profile(folder / "profile.json", costs, environment, measured_config(composed))
+    plot_costs(costs, folder / "profile.png")
+    print_costs(costs, console)
+    console.print(f"written: {folder}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
+
+
+def write_profile(path: Path, costs: CostModel, environment: dict, config: dict) -> None:
+    """The cost model, and where and how it was measured."""
+    write_json_atomic(path, {**costs.to_dict(), "environment": environment, "config": config})
+
+
+def describe_device(environment: dict) -> str:
+    """The processor that computes, and how many threads of it."""
+    if environment["gpu"]:
+        return environment["gpu"]["name"]
+    return f"{environment['cpu']['name']}, {environment['cpu']['threads']} threads"

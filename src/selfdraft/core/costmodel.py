@@ -1,0 +1,193 @@
+"""What one model's forwards cost on one machine, in parts: any skip set's cost is a sum of them.
+
+Measured by `task=profile`, or computed from published figures by `roofline`; both give the same structure, so that a
+decision or a prediction made for this machine can be made for another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
+
+PARTS = ("base", "layer", "attention", "mlp", "head")
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of forwards of one row against their tokens, root included.
+
+    Attributes:
+        device, model, dtype: what of.
+        source: how the numbers came about: a command, or published figures.
+        layers: of the model.
+        forward: all of a forward, ending with the argmax on the host.
+        base: a forward without any layer: embedding, masks, final norm, head and argmax.
+        layer: what one layer costs beyond its two sublayers (norms, sums), where it is called at all.
+        attention, mlp: one sublayer.
+        head: the head alone, a part of `base`.
+        confidence_s: asking for a drafted token's probability: a softmax over the vocabulary and a transfer.
+        by_context: ``{context, sizes, seconds}`` of whole forwards behind other prefixes.
+        by_batch: ``{rows, sizes, seconds}`` of whole forwards of several rows.
+    """
+
+    device: str
+    model: str
+    dtype: str
+    source: str
+    layers: int
+    forward: CostCurve
+    base: CostCurve
+    layer: CostCurve
+    attention: CostCurve
+    mlp: CostCurve
+    head: CostCurve
+    confidence_s: float = 0.0
+    by_context: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    by_batch: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    def sparse(self, skip: SkipSet) -> CostCurve:
+        """A forward through the path that bypasses `skip`: layers skipped altogether cost nothing."""
+        return self.kept(
+            layers=self.layers - len(skip.whole_layers()),
+            attentions=self.layers - len(skip.attention),
+            mlps=self.layers - len(skip.mlp),
+        )
+
+    def kept(self, layers: float, attentions: float, mlps: float) -> CostCurve:
+        """A forward through so many layers, attention and MLP sublayers, which may be fractions of a model's."""
+        sizes = self.base.sizes
+        return CostCurve.measured(
+            sizes,
+            [
+                self.base(n) + layers * self.layer(n) + attentions * self.attention(n) + mlps * self.mlp(n)
+                for n in sizes
+            ],
+        )
+
+    @staticmethod
+    def from_parts(
+        full: CostCurve, without: Mapping[str, CostCurve], layers: int, head: CostCurve, **labels: Any
+    ) -> CostModel:
+        """From whole forwards: with everything, and `without` all ``attention``, all ``mlp``, and all layers (``all``).
+
+        Four measurements for four unknowns: with every layer called, a forward is base + L (layer + attention + mlp).
+        Differences of whole forwards hold what timing a sublayer alone would miss: weights that have left the caches.
+        """
+        sizes = without["all"].sizes
+
+        def part(seconds: Sequence[float]) -> CostCurve:
+            return CostCurve.measured(sizes, [max(s, 0.0) / layers for s in seconds])
+
+        no_attention, no_mlp, nothing = without["attention"], without["mlp"], without["all"]
+        return CostModel(
+            layers=layers,
+            forward=full,
+            base=nothing,
+            layer=part([no_attention(n) + no_mlp(n) - full(n) - nothing(n) for n in sizes]),
+            attention=part([full(n) - no_attention(n) for n in sizes]),
+            mlp=part([full(n) - no_mlp(n) for n in sizes]),
+            head=head,
+            **labels,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        curves = {name: getattr(self, name) for name in ("forward", *PARTS)}
+        return {
+            "device": self.device,
+            "model": self.model,
+            "dtype": self.dtype,
+            "source": self.source,
+            "layers": self.layers,
+            **{name: {"sizes": list(c.sizes), "seconds": list(c.seconds)} for name, c in curves.items()},
+            "confidence_s": self.confidence_s,
+            "by_context": [dict(row) for row in self.by_context],
+            "by_batch": [dict(row) for row in self.by_batch],
+        }
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any], where: str = "cost file") -> CostModel:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            UserError: something is missing or is no cost model.
+        """
+        try:
+            curves = {
+                name: CostCurve(tuple(plain[name]["sizes"]), tuple(plain[name]["seconds"]))
+                for name in ("forward", *PARTS)
+            }
+            labels = {name: str(plain[name]) for name in ("device", "model", "dtype", "source")}
+            return CostModel(
+                **labels,
+                **curves,
+                layers=int(plain["layers"]),
+                confidence_s=float(plain["confidence_s"]),
+                by_context=tuple(plain.get("by_context", ())),
+                by_batch=tuple(plain.get("by_batch", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{where} is no cost model ({type(error).__name__}: {error}); give a profile.json of task=profile"
+            ) from None
+
+
+def roofline(
+    *,
+    device: str,
+    model: str,
+    source: str,
+    bytes_per_s: float,
+    flops_per_s: float,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    context: int = 512,
+    bytes_per_number: int = 2,
+    sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+) -> CostModel:
+    """The ideal cost of a Llama-shaped model's forwards: each part takes as long as its slower resource needs.
+
+    Williams et al. 2009. Weights and the `context` keys and values are read once, products run at peak; launching
+    kernels, the host and everything else is free. So forwards are shorter than real ones, and since what is left out
+    hardly grows with the tokens, so are they steeper: real drafts cost rather less than predicted, in forwards.
+
+    Args:
+        bytes_per_s: memory bandwidth. flops_per_s: peak of dense products in the dtype.
+    """
+    size = hidden // heads
+    projections = 2 * hidden * hidden + 2 * hidden * kv_heads * size  # q and o, k and v
+    matrices = {"attention": projections, "mlp": 3 * hidden * intermediate, "head": vocabulary * hidden}
+
+    def seconds(part: str, n: int) -> float:
+        read, products = matrices[part] * bytes_per_number, 2 * matrices[part] * n
+        if part == "attention":
+            read += 2 * (context + n) * kv_heads * size * bytes_per_number
+            products += 4 * n * (context + n) * hidden  # scores, and sums of values
+        return max(read / bytes_per_s, products / flops_per_s)
+
+    def curve(of: Sequence[float]) -> CostCurve:
+        return CostCurve.measured(sizes, of)
+
+    attention, mlp, head = (curve([seconds(part, n) for n in sizes]) for part in ("attention", "mlp", "head"))
+    return CostModel(
+        device=device,
+        model=model,
+        dtype="bfloat16",
+        source=source,
+        layers=layers,
+        forward=curve([head(n) + layers * (attention(n) + mlp(n)) for n in sizes]),
+        base=head,
+        layer=curve([0.0] * len(sizes)),
+        attention=attention,
+        mlp=mlp,
+        head=head,
+    )

@@ -1,0 +1,46 @@
+"""What a sparse path would have drafted at every place of texts that the full model wrote, in one forward a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from selfdraft.core.replay import Trace
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.target import Target
+
+BLOCK = 8  # tokens that a path is replayed behind the full model's keys for: about as long as drafts get
+Text = Sequence[Sequence[int]]  # a prompt and the answer to it
+
+
+class Tracer:
+    """Holds the texts in the target's cache, a row each: nobody else may use it meanwhile."""
+
+    def __init__(self, target: Target, texts: Sequence[Text], rule: NextToken) -> None:
+        """Run the full model over all texts.
+
+        Args:
+            rule: how the answers were decoded, greedily.
+        """
+        self.target, self.texts, self.rule = target, texts, rule
+        longest = max(len(prompt) + len(output) for prompt, output in texts)
+        target.allocate(len(texts), 2 * longest)
+        for row, (prompt, output) in enumerate(texts):
+            target.prefill(row, [*prompt, *output[:-1]])
+
+    @torch.inference_mode()
+    def traces(self, skip: SkipSet) -> list[Trace]:
+        """Of every text, where the path that bypasses `skip` would draft what was written, and how surely."""
+        path, traces = self.target.sparse_path(skip), []
+        for row, (prompt, output) in enumerate(self.texts):
+            tokens = [prompt[-1], *output[:-1]]
+            logits = self.target.replay(path, row, len(prompt) - 1, tokens, block=BLOCK)
+            scores = self.rule.scores(logits, prompt, len(prompt), TokenTree.chain(output[:-1])).float()
+            best = scores.argmax(-1)
+            confidence = scores.softmax(-1).gather(-1, best[:, None])[:, 0]
+            traces.append(Trace(best.cpu().numpy() == np.array(output), confidence.cpu().numpy()))
+        return traces

@@ -1,0 +1,29 @@
+"""Whether a model is the one that something was made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from transformers import PreTrainedModel
+
+PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "quantization_config")
+SAMPLES = 64  # weights looked at in each tensor, evenly spread
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits of the configuration and of weights taken from every tensor.
+
+    The same in any dtype of at least bfloat16's precision, on any device and wherever the model was loaded from;
+    another one after fine-tuning.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in PASSING}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        picked = flat[:: max(len(flat) // SAMPLES, 1)][:SAMPLES]
+        # Rounded to bfloat16, of which every wider dtype holds the same.
+        digest.update(name.encode() + picked.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

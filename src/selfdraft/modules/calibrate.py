@@ -1,0 +1,147 @@
+"""Calibration under a Lightning Trainer: skip sets are scored on the model's own answers, and the best ones decoded.
+
+A candidate is scored without decoding. One parallel sparse forward a text, in blocks that see the full model's keys
+before them, tells where the path would draft right and how sure it would be (`decoding.traces`). Objectives:
+
+* `matchness`: the share drafted right, at a given number of skipped sublayers (SWIFT's, arXiv 2410.06916).
+* `tokens_per_s`: the best that any draft length and confidence threshold would make of it, at the costs of attention,
+  MLP, head and verification measured on this device at the start (`core.costmodel`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from selfdraft.core.costmodel import CostModel
+from selfdraft.core.replay import agreement, best_choice
+from selfdraft.core.skipset import SkipSet
+from selfdraft.data.prompts import Prompt
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.traces import Tracer
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.profiling import measure_parts
+from selfdraft.modules.bench import Bench
+from selfdraft.modules.search import Search
+from selfdraft.tracking.atomic import write_json_atomic
+
+OBJECTIVES = ("matchness", "tokens_per_s")
+TEXTS, COSTS = "texts.json", "costs.json"
+
+
+class CalibrateModule(pl.LightningModule):
+    """Scores the candidates of a search; `check` then decodes with the best."""
+
+    def __init__(
+        self,
+        build: Callable[[torch.device], Bench],
+        make_search: Callable[[int, int], Search],
+        *,
+        prompts: Sequence[Prompt],
+        folder: Path,
+        objective: str,
+        labels: dict[str, str],
+    ) -> None:
+        """Prepare a calibration.
+
+        Args:
+            build: makes the bench on this process's device; its baseline writes the texts.
+            make_search: from the number of layers and the rank.
+            folder: of the run. Texts, costs and scores that an earlier run left there are taken over.
+            labels: device, model and source of the cost model.
+        """
+        super().__init__()
+        # What a killed run finished may leave one process without candidates.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.build, self.make_search, self.labels = build, make_search, labels
+        self.prompts, self.folder, self.objective = prompts, folder, objective
+
+    def setup(self, stage: str) -> None:
+        """Texts, costs, and the candidates that are left, on every rank."""
+        self.bench = self.build(self.trainer.strategy.root_device)
+        self.target = self.bench.drafter.target
+        barrier, first = self.trainer.strategy.barrier, self.global_rank == 0
+        if first:
+            self._prepare()
+        barrier("rank 0 has written texts and costs, and made the study, with nobody else at work")
+        if not first:
+            self._prepare()
+        left = self.search.remaining()
+        barrier("every rank knows what is left, and may begin")
+        self.indices = left[self.global_rank :: self.trainer.world_size]
+        self.tracer = Tracer(self.target, self.texts, self.bench.drafter.rule)
+
+    def test_dataloader(self) -> DataLoader[int]:
+        """This rank's share of the candidates left."""
+        return DataLoader(self.indices, batch_size=1, collate_fn=itemgetter(0), num_workers=0)
+
+    def test_step(self, index: int, batch_idx: int) -> dict[str, Any]:
+        """Score one candidate."""
+        candidate = self.search.candidate(index)
+        value, facts = self.score(candidate.skip)
+        self.search.tell(candidate, value, facts)
+        return {"value": value, **facts}
+
+    def score(self, skip: SkipSet) -> tuple[float, dict[str, float]]:
+        """Its value under the objective, and how best to draft with it."""
+        traces = self.tracer.traces(skip)
+        choice = best_choice(traces, self.costs.forward, self.costs.sparse(skip)(1), self.costs.confidence_s)
+        matchness = agreement(traces)
+        rate = choice.speedup / self.costs.forward(1)
+        facts = {
+            "matchness": matchness,
+            "draft_length": choice.draft_length,
+            "min_confidence": choice.min_confidence,
+            "predicted_speedup": choice.speedup,
+        }
+        return (matchness if self.objective == "matchness" else rate), facts
+
+    def check(self, configs: Sequence[DrafterConfig]) -> Iterator[list[float]]:
+        """Decode every text again with each config, interleaved with the baseline.
+
+        Yields:
+            After every prompt, the speedups over the prompts so far.
+        """
+        make, base = type(self.bench.drafter.drafter), self.bench.baseline
+        decoders = [base, *(Decoder(self.target, make(self.target, c), base.stopping, rule=base.rule) for c in configs)]
+        tokens, seconds = [0] * len(decoders), [0.0] * len(decoders)
+        for decoder in decoders:
+            decoder.decode(self.texts[0][0][-8:])  # first forwards of a shape allocate, and are not timed
+        for i, (prompt, _) in enumerate(self.texts):
+            for turn in range(len(decoders)):
+                which = (i + turn) % len(decoders)
+                generation = decoders[which].decode(prompt)
+                tokens[which] += generation.counts.new_tokens
+                seconds[which] += generation.clock.decode_s
+            rates = [t / s for t, s in zip(tokens, seconds, strict=True)]
+            yield [rate / rates[0] for rate in rates[1:]]
+
+    def _prepare(self) -> None:
+        """Texts, costs and study out of the folder, made first where they are not there yet."""
+        self.texts = self._kept(TEXTS, self._write_texts)
+        length = sum(len(prompt) + len(output) for prompt, output in self.texts) // len(self.texts)
+        costs = self._kept(COSTS, lambda: measure_parts(self.target, context=length, **self.labels).to_dict())
+        self.costs = CostModel.from_dict(costs)
+        self.search = self.make_search(self.costs.layers, self.global_rank)
+
+    def _write_texts(self) -> list[list[list[int]]]:
+        """Prompt and answer of each conversation's first turn."""
+        texts = []
+        for prompt in self.prompts:
+            ids = self.bench.chat.encode([("user", prompt.turns[0])])
+            texts.append([ids, self.bench.baseline.decode(ids, key=prompt.id).output])
+        return texts
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What the file of this name holds."""
+        path = self.folder / name
+        if not path.exists():
+            write_json_atomic(path, make())
+        return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,133 @@
+"""Which skip sets a calibration tries: the methods, over one Optuna study that a killed run goes on with.
+
+* `random`: sets of random size. `bayes`: Optuna's tree-structured Parzen estimator. `evolution`: its NSGA-II, here with
+  a single objective. They choose a size and a priority for every sublayer; those of highest priority are skipped.
+* `importance`: every sublayer alone, then together those that did the least harm, one more each time.
+
+The first and the last layer are always kept, as SWIFT keeps them. Candidates have an index each; processes share the
+indices out among them and the study through its journal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
+
+METHODS = ("importance", "random", "bayes", "evolution")
+JOURNAL = "study.journal"
+POPULATION = 16  # of `evolution`
+RESEED = 1009  # between the seeds of processes and of restarts, so that none repeats another's draws
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A skip set to score. `trial` is the sampler's; None where the index alone decides."""
+
+    index: int
+    skip: SkipSet
+    trial: Trial | None = None
+
+
+class Search:
+    """A study in `folder`, made by the first process and shared by the others."""
+
+    def __init__(
+        self, folder: Path, method: str, layers: int, sizes: tuple[int, int], trials: int, seed: int, rank: int = 0
+    ) -> None:
+        """Start or go on.
+
+        Args:
+            layers: of the model. sizes: the fewest and the most sublayers skipped.
+
+        Raises:
+            UserError: `importance` has fewer trials than sublayers; the model has none that may be skipped.
+        """
+        self.method, self.sizes, self.rank = method, sizes, rank
+        self.sublayers = [(kind, i) for kind in ("attention", "mlp") for i in range(1, layers - 1)]
+        if sizes[1] < 1:
+            raise UserError(f"there is nothing to skip: of {layers} layers the first and the last are kept")
+        self.total = trials
+        if method == "importance":
+            alone, together = len(self.sublayers), 1 + sizes[1] - sizes[0]
+            if trials <= alone:
+                raise UserError(
+                    f"calibrate.method=importance tries {alone} sublayers one by one first: calibrate.trials={trials} "
+                    f"must be at least {alone + 1}"
+                )
+            self.total = min(trials, alone + together)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        self.study = optuna.create_study(
+            storage=storage, study_name="calibrate", direction="maximize", load_if_exists=True
+        )
+        if rank == 0:  # what an earlier run was killed over
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        seed += RESEED * (len(self.study.get_trials(deepcopy=False)) + rank)
+        samplers = {
+            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+            "bayes": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+            "evolution": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
+        }
+        if method in samplers:
+            self.study.sampler = samplers[method]()
+
+    def remaining(self) -> list[int]:
+        """The indices that no earlier run has finished."""
+        done = {line["index"] for line in self.history()}
+        return [index for index in range(self.total) if index not in done]
+
+    def candidate(self, index: int) -> Candidate:
+        """The skip set of this index."""
+        if self.method == "importance":
+            return Candidate(index, self._by_importance(index))
+        trial = self.study.ask()
+        size = trial.suggest_int("size", *self.sizes)
+        priority = {s: trial.suggest_float(f"{s[0]} {s[1]}", 0.0, 1.0) for s in self.sublayers}
+        return Candidate(index, _skipping(sorted(priority, key=priority.get, reverse=True)[:size]), trial)
+
+    def tell(self, candidate: Candidate, value: float, facts: Mapping[str, Any]) -> None:
+        """Store a score, and what else is to be known about the candidate."""
+        attributes = {
+            "index": candidate.index,
+            "skip_attention": sorted(candidate.skip.attention),
+            "skip_mlp": sorted(candidate.skip.mlp),
+            **facts,
+        }
+        if candidate.trial is None:
+            self.study.add_trial(optuna.trial.create_trial(value=value, user_attrs=attributes))
+            return
+        for name, fact in attributes.items():
+            candidate.trial.set_user_attr(name, fact)
+        self.study.tell(candidate.trial, value)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All scored candidates by index: `value` and what `tell` was told."""
+        scored = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        lines = [{"value": trial.value, **trial.user_attrs} for trial in scored]
+        return sorted(lines, key=lambda line: line["index"])
+
+    def _by_importance(self, index: int) -> SkipSet:
+        alone = len(self.sublayers)
+        if index < alone:
+            return _skipping([self.sublayers[index]])
+        while len(scored := [line for line in self.history() if line["index"] < alone]) < alone:
+            time.sleep(0.05)  # other processes are still at theirs
+        harmless = sorted(scored, key=lambda line: line["value"], reverse=True)
+        size = self.sizes[0] + index - alone
+        return _skipping([self.sublayers[line["index"]] for line in harmless[:size]])
+
+
+def _skipping(sublayers: list[tuple[str, int]]) -> SkipSet:
+    return SkipSet(*(frozenset(i for kind, i in sublayers if kind == wanted) for wanted in ("attention", "mlp")))

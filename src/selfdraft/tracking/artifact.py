@@ -1,0 +1,68 @@
+"""drafter.yaml: what a calibration found, in a form that any run takes with `drafter.from=PATH`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.atomic import write_text_atomic
+
+FILE = "drafter.yaml"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A drafter's options, and what they were found for.
+
+    Attributes:
+        drafter: its name. options: those of its config group that the calibration chose.
+        model: label, dtype and `fingerprint` of the model that they fit.
+        objective: name, method, value, and what was predicted and measured.
+        history: every candidate tried, in order: value, skip set, length and threshold.
+    """
+
+    drafter: str
+    options: Mapping[str, Any]
+    model: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+    def write(self, path: Path) -> None:
+        """As YAML, lists in one line each."""
+        write_text_atomic(path, yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None, width=120))
+
+    @staticmethod
+    def read(path: Path) -> Artifact:
+        """Take a file, or the folder of the calibration that wrote one.
+
+        Raises:
+            UserError: there is none, or it is no artifact.
+        """
+        path = path.expanduser()
+        path = path / FILE if path.is_dir() else path
+        try:
+            plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or "it is no YAML"
+            raise UserError(f"drafter.from={path}: {reason}; give the {FILE} that task=calibrate wrote") from None
+        try:
+            return Artifact(**plain)
+        except TypeError:
+            raise UserError(f"drafter.from={path} is no {FILE} of task=calibrate") from None
+
+    def refuse_other_model(self, path: str, label: str, fingerprint: str) -> None:
+        """The options of one model mean nothing on another.
+
+        Raises:
+            UserError: it is another model.
+        """
+        if self.model["fingerprint"] != fingerprint:
+            raise UserError(
+                f"drafter.from={path} was calibrated for {self.model['label']} ({self.model['fingerprint']}), but this "
+                f"model is {label} ({fingerprint}): calibrate again with task=calibrate"
+            )

@@ -1,0 +1,70 @@
+"""A cost model as a person reads it: a table in the terminal, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from selfdraft.core.costmodel import CostModel
+
+SHARES = ("attention", "mlp", "layer", "base")
+COLOURS = ("#3b6fb6", "#e08a2e", "#8a8a8a", "#5aa469")
+
+
+def parts_of(costs: CostModel, tokens: int) -> dict[str, float]:
+    """Seconds that each kind of part takes of a full forward."""
+    once = {name: getattr(costs, name)(tokens) for name in SHARES}
+    return {name: seconds * (1 if name == "base" else costs.layers) for name, seconds in once.items()}
+
+
+def print_costs(costs: CostModel, console: Console) -> None:
+    """Milliseconds of the forward, and of its parts, against tokens."""
+    console.print(f"\n[bold]{costs.model}[/] in {costs.dtype} on {costs.device}; milliseconds")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    names = ("tokens", "forward", "in forwards of 1", "all attentions", "all MLPs", "rest of layers", "outside layers")
+    for name in names:
+        table.add_column(name, justify="right")
+    for size in costs.forward.sizes:
+        cells = [f"{size}", f"{1e3 * costs.forward(size):.2f}", f"{costs.forward.relative(size):.2f}"]
+        measured = size in costs.base.sizes
+        cells += [f"{1e3 * s:.2f}" for s in parts_of(costs, size).values()] if measured else []
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        f"head alone: {1e3 * costs.head(1):.2f} ms for 1 token, {1e3 * costs.head(8):.2f} for 8; "
+        f"asking for a confidence: {1e3 * costs.confidence_s:.2f} ms"
+    )
+    for lines, unit in ((costs.by_context, "context"), (costs.by_batch, "rows")):
+        for line in lines:
+            points = ", ".join(f"{n}: {1e3 * s:.2f}" for n, s in zip(line["sizes"], line["seconds"], strict=True))
+            console.print(f"{unit} {line[unit]:>5}:  {points}")
+
+
+def plot_costs(costs: CostModel, path: Path) -> None:
+    """What a forward costs against its tokens, and what one token's consists of, into a PNG file."""
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(costs.forward.sizes, [1e3 * s for s in costs.forward.seconds], "o-", label="behind the usual prefix")
+    for line in costs.by_context:
+        left.plot(line["sizes"], [1e3 * s for s in line["seconds"]], ".--", label=f"behind {line['context']} tokens")
+    left.set_xlabel("tokens of a forward, root included")
+    left.set_ylabel("milliseconds")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=8)
+    below = [0.0] * len(costs.base.sizes)
+    for name, colour in zip(SHARES, COLOURS, strict=True):
+        heights = [1e3 * parts_of(costs, size)[name] for size in costs.base.sizes]
+        label = {"layer": "rest of layers", "base": "outside layers"}.get(name, f"all {name}s")
+        right.bar([str(n) for n in costs.base.sizes], heights, bottom=below, color=colour, label=label)
+        below = [a + b for a, b in zip(below, heights, strict=True)]
+    right.set_xlabel("tokens of a forward")
+    right.set_ylabel("milliseconds")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{costs.model} in {costs.dtype} on {costs.device}", fontsize=11)
+    figure.savefig(path)

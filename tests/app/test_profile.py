@@ -1,0 +1,31 @@
+"""task=profile leaves a cost file that reads back, and shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from command_line import SMOKE, said_by
+
+from selfdraft.core.costmodel import CostModel
+from selfdraft.core.skipset import SkipSet
+
+
+def test_a_profile_is_written_shown_and_read_back(tmp_path: Path) -> None:
+    said = said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1")
+    plain = json.loads((tmp_path / "profile.json").read_text())
+    costs = CostModel.from_dict(plain)
+    assert (costs.model, costs.dtype, costs.layers) == ("tiny llama", "float32", 4)
+    assert plain["environment"]["cpu"]["cores"] > 0
+    assert [line["rows"] for line in costs.by_batch] == [2, 4, 8]
+    assert len(costs.by_context) >= 3
+    assert costs.base(1) <= costs.sparse(SkipSet(frozenset({1, 2}), frozenset({1, 2})))(1) <= costs.sparse(SkipSet())(1)
+    assert (tmp_path / "profile.png").stat().st_size > 10_000
+    assert "all attentions" in said
+    assert "context  1024" in said
+
+
+def test_without_the_grid_only_the_parts_are_measured(tmp_path: Path) -> None:
+    said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false")
+    costs = CostModel.from_dict(json.loads((tmp_path / "profile.json").read_text()))
+    assert (costs.by_context, costs.by_batch) == ((), ())

@@ -1,0 +1,153 @@
+"""The guard: it stands down where drafts lose, tries again at a bounded price, and drafts on where they pay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+from lossless import EVERY_CONFIG, EVERY_NAME
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.guard import BUDGET, CREDIT, STOOD_DOWN, Guard
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+from stub_target import ALWAYS, ObligingTarget, StubTarget, successor_within_64
+
+PRICE = 3.0  # plain steps that the stub drafter below takes for every draft
+
+
+class Clock:
+    """Stands still but for what drafting costs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Costly(Drafter):
+    """Four tokens for the price of three plain steps; the target decides whether they were worth it."""
+
+    Config = DrafterConfig
+
+    def __init__(self, target: StubTarget, clock: Clock) -> None:
+        super().__init__(target, DrafterConfig())
+        self.clock, self.asked, self.observed = clock, 0, 0
+
+    def propose(self, context: Context) -> Draft:
+        self.asked += 1
+        self.clock.now += PRICE
+        return Draft(TokenTree.chain([1, 2, 3, 4][: context.room]), "costly")
+
+    def observe(self, context: Context, step: Step) -> None:
+        self.observed += 1
+
+
+def decode(agree: float, length: int = 400) -> tuple[Guard, Costly, list, float]:
+    """The guard, the drafter, the steps, and all seconds at the stub's prices, in plain steps."""
+    target, clock = ObligingTarget(agree), Clock()
+    inner = Costly(target, clock)
+    guard = Guard(inner, clock)
+    generation = Decoder(target, guard, Stopping(frozenset(), length)).decode([1, 2])
+    seconds = clock.now + sum(target.costs(1 + len(tokens)) for tokens, *_ in generation.steps)
+    return guard, inner, generation.steps, seconds / target.costs(1)
+
+
+def test_a_drafter_that_never_pays_costs_the_first_tries_and_the_budget() -> None:
+    _, inner, steps, seconds = decode(agree=0)
+    assert inner.asked == sum(source != STOOD_DOWN for *_, source in steps) < 5
+    loss = PRICE + 1 / 16  # of one draft: nothing of it stands
+    assert len(steps) == 400
+    assert 400 < seconds <= 400 * (1 + BUDGET) + CREDIT + loss
+    assert inner.observed == len(steps) - 1  # it sees plain steps too: its state must not fall behind
+
+
+def test_a_drafter_that_pays_is_never_held_back() -> None:
+    _, inner, steps, seconds = decode(agree=ALWAYS)
+    assert all(source == "costly" for *_, source in steps)
+    assert inner.asked == len(steps) == 80
+    assert seconds < 400
+
+
+def test_it_tries_again_only_when_the_account_is_not_overdrawn() -> None:
+    _, _, steps, _ = decode(agree=0, length=1000)
+    tries = [i for i, (*_, source) in enumerate(steps) if source != STOOD_DOWN]
+    assert tries[0] == 0
+    gaps = np.diff(tries)
+    assert all(gap >= (PRICE - CREDIT) / BUDGET for gap in gaps)
+    assert all(gap == pytest.approx(PRICE / BUDGET, rel=0.05) for gap in gaps[1:])
+
+
+def test_what_one_request_gained_is_no_licence_for_the_next_to_lose() -> None:
+    target, clock = ObligingTarget(ALWAYS), Clock()
+    inner = Costly(target, clock)
+    guard = Guard(inner, clock)
+    decoder = Decoder(target, guard, Stopping(frozenset(), 400))
+    decoder.decode([1, 2])
+    assert guard.balance == CREDIT * target.costs(1)
+    target.agree = 0
+    generation = decoder.decode([1, 2])
+    assert sum(step[4] != STOOD_DOWN for step in generation.steps) < 5
+
+
+class Moody(Guard):
+    """Stands down at steps that follow no pattern of text or drafter."""
+
+    def __init__(self, inner: Drafter) -> None:
+        super().__init__(inner)
+        self.mood: Iterator[int] = count()
+
+    def propose_batch(self, contexts: list[Context]) -> list[Draft]:
+        for context in contexts:
+            context.memory.seconds = 0.0
+        self.balance = 1.0 if next(self.mood) % 5 in (0, 3, 4) else -1.0
+        return super().propose_batch(contexts)
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    """Sublayers are a modest addition to the stream, so that sparse drafts are right now and then."""
+    model = tiny_model("llama", seed=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100.0)
+    return Target(model)
+
+
+PROMPTS = [[5, 17, 3, 60, 42], [64, 12, 64, 12, 64, 12], [30, 31, 32, 30, 31], [11]]
+
+
+@pytest.mark.parametrize("rule", [NextToken(), NextToken(sample=True, top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
+def test_every_drafter_bears_being_held_back_and_stays_lossless(
+    config: DrafterConfig, rule: NextToken, target: Target
+) -> None:
+    def outputs(drafter: Drafter) -> list[list[int]]:
+        decoder = Decoder(target, drafter, Stopping(frozenset(), 24), rule=rule, batch_size=3)
+        run = decoder.run(Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS))
+        finished = {request.key: g for request, g in run if g.ended}
+        sources = [step[4] for g in finished.values() for step in g.steps]
+        if isinstance(drafter, Moody):
+            assert 0 < sources.count(STOOD_DOWN) < len(sources)
+        return [finished[i].output for i in range(len(PROMPTS))]
+
+    drafter = DRAFTERS[config.name](target, config)
+    guarded = outputs(Moody(drafter))
+    if not rule.sample:  # a sampled draft consumes the request's random numbers: another text of the same distribution
+        assert guarded == outputs(DRAFTERS["none"](target, DrafterConfig()))
+    assert all(len(output) == 24 for output in guarded)
+
+
+def test_a_stub_that_counts_up_is_never_drafted_for_by_none() -> None:
+    target = StubTarget(successor_within_64)
+    guard = Guard(DRAFTERS["none"](target, DrafterConfig()))
+    generation = Decoder(target, guard, Stopping(frozenset(), 20)).decode([1])
+    assert generation.output == list(range(2, 22))

@@ -1,0 +1,114 @@
+"""scripts/predict.py: recorded steps priced at stub costs worked out by hand, and the cost files that are shipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from selfdraft.core.costmodel import CostModel
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "experiments" / "costs").glob("*.json"))
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stub_costs() -> CostModel:
+    """Ten layers; a token 11 s (base 1, each sublayer 0.5), one more in a forward 1 s in all."""
+    flat = CostCurve((1, 2), (0.5, 0.5))
+    return CostModel(
+        device="stub",
+        model="stub",
+        dtype="float32",
+        source="made up",
+        layers=10,
+        forward=CostCurve((1, 2), (11.0, 12.0)),
+        base=CostCurve((1, 2), (1.0, 1.0)),
+        layer=CostCurve((1, 2), (0.0, 0.0)),
+        attention=flat,
+        mlp=flat,
+        head=flat,
+        confidence_s=0.25,
+    )
+
+
+def line(steps: list[list], new_tokens: int, target_forwards: int | None = None) -> dict:
+    forwards = len(steps) if target_forwards is None else target_forwards
+    return {"steps": steps, "new_tokens": new_tokens, "target_forwards": forwards}
+
+
+STEPS = [[[7, 8], None, [0, 1], 9, "x"], [[], None, [], 5, "x"], [[1, 2, 3], [-1, -1, 1], [1], 4, "x"]]
+
+
+def seconds_a_token(drafter: dict, **counts: int) -> float:
+    return script("predict").predict([line(STEPS, 6, **counts)], {"drafter": drafter}, 5, stub_costs())[0]
+
+
+def test_lookups_cost_their_verification_alone() -> None:
+    assert seconds_a_token({"name": "prompt_lookup"}) == pytest.approx((13 + 11 + 14) / 6)
+
+
+def test_sparse_tokens_cost_their_share_of_the_model_each() -> None:
+    # One of five attentions and two of five MLPs left out; of ten layers that is 2 and 4: 11 - 1 - 2 = 8 s a token.
+    options = {"name": "layer_skip", "skip_attention": [1], "skip_mlp": [2, 3], "min_confidence": 0.0}
+    drafted = 2 + 0 + 2  # the third draft is two levels deep
+    assert seconds_a_token(options) == pytest.approx((38 + drafted * 8) / 6)
+    assert seconds_a_token(options | {"min_confidence": 0.5}) == pytest.approx((38 + drafted * 8.25) / 6)
+
+
+def test_refining_forwards_are_of_whole_blocks() -> None:
+    assert seconds_a_token({"name": "jacobi", "window": 4}, target_forwards=5) == pytest.approx((38 + 2 * 15) / 6)
+
+
+def test_what_it_cannot_price_it_says() -> None:
+    with pytest.raises(UserError, match="drafter=cascade: this script prices"):
+        seconds_a_token({"name": "cascade"})
+
+
+def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line(STEPS, 6)) + "\n")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"drafter": {"name": "prompt_lookup"}}))
+    result = {"drafter": "prompt_lookup", "model": "m", "dtype": "float32", "speedup_total": 1.5}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "stub.json").write_text(json.dumps(stub_costs().to_dict()))
+    files = [str(tmp_path / "stub.json"), *map(str, SHIPPED)]
+    assert script("predict").main([str(tmp_path), "--hardware", *files]) == 0
+    said = capsys.readouterr().out
+    assert "| stub | stub | 11000.00 | 6333.33 | 1.74 |" in said
+    assert said.count("(roofline)") == 4
+    assert "measured there: 1.50" in said
+
+
+@pytest.mark.parametrize(("run", "file"), [("nowhere", "stub.json"), (".", "nowhere.json")])
+def test_what_is_not_there_is_told_in_a_line(
+    run: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("predict").main([str(tmp_path / run), "--hardware", str(tmp_path / file)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("predict: ")
+
+
+def test_the_shipped_files_are_cost_models_that_name_their_source() -> None:
+    names = {path.stem for path in SHIPPED}
+    assert {f"llama2_{size}_{gpu}_roofline" for size in ("7b", "13b") for gpu in ("a100_80gb_sxm", "h100_sxm")} < names
+    for path in SHIPPED:
+        costs = CostModel.from_dict(json.loads(path.read_text()), str(path))
+        assert costs.source.startswith("roofline, not measured" if "roofline" in path.stem else "python run.py")
+
+
+def test_the_shipped_rooflines_are_what_the_script_computes(tmp_path: Path) -> None:
+    script("roofline").main(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (ROOT / "experiments" / "costs" / path.name).read_text()
