@@ -35,9 +35,9 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.clasp import ClaspConfig
 from selfdraft.drafters.dynamic_exit import DynamicExitConfig
-from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig

@@ -14,8 +14,8 @@ from selfdraft.app.calibrate import calibrate
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.generate import generate
-from selfdraft.app.trace import trace
 from selfdraft.app.profile import profile
+from selfdraft.app.trace import trace
 from selfdraft.core.errors import UserError
 
 

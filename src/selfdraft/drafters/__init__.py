@@ -1,9 +1,9 @@
 """F2: one file a drafter. Every losslessness test runs over `DRAFTERS`."""
 
 from selfdraft.drafters.base import Drafter
+from selfdraft.drafters.cascade import Cascade
 from selfdraft.drafters.clasp import Clasp
 from selfdraft.drafters.dynamic_exit import DynamicExit
-from selfdraft.drafters.cascade import Cascade
 from selfdraft.drafters.early_exit import EarlyExit
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.layer_skip import LayerSkip
