@@ -49,6 +49,8 @@ class StubPath:
     skip: SkipSet = SkipSet()
     layers: tuple[None, ...] = (None,) * 4
     leading: int = 0
+    head: None = None
+    vocabulary: None = None
 
 
 class StubCache:
@@ -191,10 +193,11 @@ class StubTarget:
         for row, token, tree in zip(rows, tokens, trees, strict=True):
             scratch = self._scratch.get(row, [])
             assert len(scratch) >= offset, "a draft goes on where nothing was drafted"
-            self._scratch[row] = [*scratch[:offset], token]
+            scratch = [*scratch[:offset], token]
+            self._scratch[row] = [*scratch, *tree.tokens.tolist()] if tree.is_chain else scratch
             if keep is not None:
                 keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
-            out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
+            out.append(self._logits(path.rule, self.cache.texts[row] + scratch, tree))
         return out
 
     def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:

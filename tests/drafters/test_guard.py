@@ -64,7 +64,7 @@ def decode(agree: float, length: int = 400) -> tuple[Guard, Costly, list, float]
 
 def test_a_drafter_that_never_pays_costs_the_first_tries_and_the_budget() -> None:
     _, inner, steps, seconds = decode(agree=0)
-    assert inner.asked == sum(source != STOOD_DOWN for *_, source in steps) < 5
+    assert inner.asked == sum(source != STOOD_DOWN for *_, source, _ in steps) < 5
     loss = PRICE + 1 / 16  # of one draft: nothing of it stands
     assert len(steps) == 400
     assert 400 < seconds <= 400 * (1 + BUDGET) + CREDIT + loss
@@ -73,14 +73,14 @@ def test_a_drafter_that_never_pays_costs_the_first_tries_and_the_budget() -> Non
 
 def test_a_drafter_that_pays_is_never_held_back() -> None:
     _, inner, steps, seconds = decode(agree=ALWAYS)
-    assert all(source == "costly" for *_, source in steps)
+    assert all(source == "costly" for *_, source, _ in steps)
     assert inner.asked == len(steps) == 80
     assert seconds < 400
 
 
 def test_it_tries_again_only_when_the_account_is_not_overdrawn() -> None:
     _, _, steps, _ = decode(agree=0, length=1000)
-    tries = [i for i, (*_, source) in enumerate(steps) if source != STOOD_DOWN]
+    tries = [i for i, (*_, source, _) in enumerate(steps) if source != STOOD_DOWN]
     assert tries[0] == 0
     gaps = np.diff(tries)
     assert all(gap >= (PRICE - CREDIT) / BUDGET for gap in gaps)

@@ -245,7 +245,7 @@ def test_a_slice_holds_so_much_less() -> None:
         for name, m in sliced[0].named_children()
         if isinstance(m, nn.Module) and hasattr(m, "weight")
     }
-    assert shapes == {"gate_proj": (3, 32), "up_proj": (3, 32), "down_proj": (32, 3)}
+    assert shapes == {"gate_up": (6, 32), "down_proj": (32, 3)}
 
 
 # Keys.
