@@ -11,7 +11,10 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.jacobi import INITS, JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.recycling import RecyclingConfig
+from selfdraft.drafters.suffix import SuffixConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
@@ -36,6 +39,21 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PromptLookupConfig(),
         PromptLookupConfig(ngram_max=1, draft_length=3),
         PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, adaptive=False),
+    ],
+    "pool": [
+        PoolConfig(),
+        PoolConfig(costs="flat", max_nodes=12, min_probability=0.0, warm=True),
+        PoolConfig(costs="flat", sources=["trajectory", "recycling"], edges=3, max_nodes=6),
+    ],
+    "recycling": [
+        RecyclingConfig(),
+        RecyclingConfig(edges=3, nodes=12, depth=12, seed_from_prompt=False, warm=True),
+        RecyclingConfig(edges=2, template=[2, 1, 2, 1]),
+    ],
+    "suffix": [
+        SuffixConfig(),
+        SuffixConfig(costs="flat", max_nodes=12, branches=2, min_probability=0.0, warm=True),
+        SuffixConfig(costs="flat", branches=1),
     ],
 }
 

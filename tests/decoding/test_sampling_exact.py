@@ -37,7 +37,10 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.recycling import RecyclingConfig
+from selfdraft.drafters.suffix import SuffixConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -71,6 +74,10 @@ DISTINCT: list[DrafterConfig] = [
     JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
     LayerSkipConfig(sparsity=0.5, draft_length=2),
     LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
+    SuffixConfig(costs="flat", max_nodes=6),
+    RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
+    PoolConfig(costs="flat", max_nodes=8),
+    PoolConfig(costs="flat", max_nodes=8, warm=True),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}

@@ -63,12 +63,14 @@ class Draft:
         q: (n, V) the distribution each node was drawn from, where the draft was sampled. None for a draft that is no
             random draw (or independent of everything that verification draws): it is verified as it stands.
         target_forwards: full forwards of the target that drafting itself took; they are counted like all others.
+        sources: where each node came from, of a tree that was filled from several sources; otherwise empty.
     """
 
     tree: TokenTree
     source: str = ""
     q: Tensor | None = None
     target_forwards: int = 0
+    sources: tuple[str, ...] = ()
 
     def up_to_depth(self, depth: int) -> Draft:
         """Without the nodes below `depth`."""
@@ -80,7 +82,8 @@ class Draft:
     def restricted_to(self, kept: Tensor) -> Draft:
         """Only the nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
         q = None if self.q is None else self.q[kept.to(self.q.device)]
-        return replace(self, tree=self.tree.restricted_to(kept), q=q)
+        sources = tuple(source for source, keep in zip(self.sources, kept.tolist(), strict=False) if keep)
+        return replace(self, tree=self.tree.restricted_to(kept), q=q, sources=sources)
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,21 @@ class Step:
     distributions: Tensor | None = None
 
 
+COSTS = ("measured", "flat")  # by what a draft's size is chosen: the target's costs, or as though tokens cost nothing
+
+
 @dataclass
 class DrafterConfig(Options):
     """Base of every drafter's options, which stand in its own file."""
 
     group: ClassVar[str] = "drafter"
     name: str = "none"
+
+    @property
+    def memory(self) -> str:
+        """What drafting knows of earlier requests: `warm`, `cold` (nothing, though it could) or `none` (it cannot)."""
+        warm = getattr(self, "warm", None)
+        return "none" if warm is None else "warm" if warm else "cold"
 
 
 class Drafter(ABC):
