@@ -136,10 +136,9 @@ def test_recycling_refuses_templates_that_are_none(options: dict, message: str) 
 
 def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
     drafter, context = begin(FLAT_POOL, [7, 8, 9, 4, 7, 8])
-    step(drafter, context, TokenTree.chain([]), [[9, 20]])  # behind 4 7 8: 9, and next best 20
-    step(drafter, context, TokenTree.chain([]), [[4, 21]])
-    step(drafter, context, TokenTree.chain([]), [[7, 22]])
-    step(drafter, context, TokenTree.chain([]), [[8, 23]])
+    for best in ([9, 20], [4, 21], [7, 22], [8, 23]):  # behind 4 7 8 comes 9, and 20 would be next best; and so on
+        drafter.propose(context)
+        step(drafter, context, TokenTree.empty(), [best])
     draft = drafter.propose(context)
     found = branches(draft.tree)
     assert (9, 4) in found  # said before, and predicted before: one node
