@@ -17,9 +17,12 @@ from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
+from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.suffix import SuffixConfig
 from selfdraft.drafters.swift import SwiftConfig
 from selfdraft.drafters.width_skip import WidthSkipConfig
 
@@ -98,6 +101,21 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         CascadeConfig(min_gain=0.0, sparsity=0.5),
         CascadeConfig(min_gain=0.0, skip_attention=[1], skip_mlp=[2], lookup_length=3, sparse_length=9),
         CascadeConfig(min_gain=0.0, ngram_max=1, sparse_length=0),
+    ],
+    "pool": [
+        PoolConfig(),
+        PoolConfig(costs="flat", max_nodes=12, min_probability=0.0, warm=True),
+        PoolConfig(costs="flat", sources=["trajectory", "recycling"], edges=3, max_nodes=6),
+    ],
+    "recycling": [
+        RecyclingConfig(),
+        RecyclingConfig(edges=3, nodes=12, depth=12, seed_from_prompt=False, warm=True),
+        RecyclingConfig(edges=2, template=[2, 1, 2, 1]),
+    ],
+    "suffix": [
+        SuffixConfig(),
+        SuffixConfig(costs="flat", max_nodes=12, branches=2, min_probability=0.0, warm=True),
+        SuffixConfig(costs="flat", branches=1),
     ],
 }
 

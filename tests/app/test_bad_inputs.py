@@ -36,6 +36,12 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return line
 
 
+def test_repeats_of_a_warm_drafter_are_refused(told: Told) -> None:
+    """It would draft from the answer that it has just seen."""
+    said = told("drafter=pool", "drafter.warm=true", "task.repeats=2")
+    assert said.startswith("task.repeats=2 with drafter.warm=true: ") and said.endswith("leave one of them out")
+
+
 # --- as a process -----------------------------------------------------------------------------------------------------
 
 

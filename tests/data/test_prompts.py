@@ -72,6 +72,14 @@ def test_limit_comes_last():
     assert select(PROMPTS, limit=1000) == PROMPTS
 
 
+def test_shuffling_mixes_what_was_chosen_by_its_own_seed():
+    chosen = select(PROMPTS, per_category=3, limit=8)
+    mixed = [select(PROMPTS, per_category=3, limit=8, shuffle=seed) for seed in (0, 0, 1)]
+    assert mixed[0] == mixed[1] != mixed[2]
+    assert mixed[0] != chosen
+    assert sorted(ids(mixed[0])) == sorted(ids(chosen))
+
+
 @pytest.mark.parametrize("options", [{"limit": 0}, {"limit": -1}, {"per_category": 0}])
 def test_numbers_below_one_are_refused(options):
     with pytest.raises(UserError, match=r"it must be at least 1"):

@@ -42,10 +42,13 @@ from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
+from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.sparse import SparseConfig
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.suffix import SuffixConfig
 from selfdraft.drafters.swift import SwiftConfig
 from selfdraft.drafters.width_skip import WidthSkipConfig
 from selfdraft.models.processors import repetition_penalty
@@ -94,6 +97,10 @@ DISTINCT: list[DrafterConfig] = [
     SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
     SparseJacobiConfig(window=2, sparsity=0.5),
     CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
+    SuffixConfig(costs="flat", max_nodes=6),
+    RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
+    PoolConfig(costs="flat", max_nodes=8),
+    PoolConfig(costs="flat", max_nodes=8, warm=True),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}

@@ -43,6 +43,11 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     assert isinstance(task, EvaluateConfig)
     is_rank_zero = rank_zero_only.rank in (None, 0)
     console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    if config.drafter.memory == "warm" and task.repeats > 1:
+        raise UserError(
+            f"task.repeats={task.repeats} with drafter.warm=true: repeats would draft from the answers of the first; "
+            "leave one of them out"
+        )
     prompts = config.dataset.load()
     use_threads(config.hardware)
     with owned(folder, is_rank_zero):
@@ -105,6 +110,7 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
         task=config.task.name,
         model=config.model.label,
         drafter=config.drafter.name,
+        drafter_memory=config.drafter.memory,
         dataset=config.dataset.name,
         seed=config.seed,
         dtype=config.model.dtype,
@@ -128,10 +134,11 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
 
 
 def _announce(console: Console, config: Config, prompts: list[Prompt], finished: list[dict], folder: Path) -> None:
+    memory = "" if config.drafter.memory == "none" else f" ({config.drafter.memory})"
     processes = f", {config.hardware.devices} processes" if config.hardware.devices > 1 else ""
     batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
     console.print(
-        f"[bold]{config.drafter.name}[/] against autoregressive decoding: {len(prompts)} prompts of "
+        f"[bold]{config.drafter.name}[/]{memory} against autoregressive decoding: {len(prompts)} prompts of "
         f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{batch}{processes}"
     )
     if finished:

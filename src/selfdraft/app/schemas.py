@@ -210,7 +210,8 @@ class SampleConfig(DecodingConfig):
 class DatasetConfig(Options):
     """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
 
-    `seed` chooses them at random instead of taking the first ones.
+    `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
+    matters to drafters with a memory of earlier requests (`drafter.warm`).
     """
 
     group: ClassVar[str] = "dataset"
@@ -219,15 +220,17 @@ class DatasetConfig(Options):
     per_category: int | None = option(None, at_least=1)
     categories: list[str] = field(default_factory=list)
     seed: int | None = None
+    shuffle: int | None = None
 
     def load(self) -> list[Prompt]:
-        """The chosen prompts, in file order."""
+        """The chosen prompts, in file order or shuffled."""
         return select(
             self.read(),
             categories=self.categories,
             per_category=self.per_category,
             limit=self.limit,
             seed=self.seed,
+            shuffle=self.shuffle,
         )
 
     def read(self) -> list[Prompt]:

@@ -39,8 +39,9 @@ def select(
     per_category: int | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    shuffle: int | None = None,
 ) -> list[Prompt]:
-    """Choose prompts; whatever is chosen stays in the order of `prompts`.
+    """Choose prompts; whatever is chosen stays in the order of `prompts`, unless `shuffle`, a seed, mixes it.
 
     `categories` keeps the named families or categories (empty: all). `per_category` then keeps that many of each
     family: the first ones, or, given a `seed`, a random choice that depends on nothing but the seed and that family's
@@ -57,7 +58,10 @@ def select(
     chosen = _of_categories(prompts, categories)
     if per_category is not None:
         chosen = _of_each_family(chosen, per_category, seed)
-    return chosen[:limit]
+    chosen = chosen[:limit]
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(chosen)
+    return chosen
 
 
 def _of_categories(prompts: Sequence[Prompt], names: Sequence[str]) -> list[Prompt]:

@@ -9,9 +9,12 @@ from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.layer_skip import LayerSkip
 from selfdraft.drafters.lookahead import Lookahead
 from selfdraft.drafters.none import NoDrafter
+from selfdraft.drafters.pool import Pool
 from selfdraft.drafters.prompt_lookup import PromptLookup
+from selfdraft.drafters.recycling import Recycling
 from selfdraft.drafters.sparse_jacobi import SparseJacobi
 from selfdraft.drafters.sparse_kv import SparseKV
+from selfdraft.drafters.suffix import Suffix
 from selfdraft.drafters.swift import Swift
 from selfdraft.drafters.width_skip import WidthSkip
 
@@ -28,6 +31,9 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "sparse_kv": SparseKV,
     "sparse_jacobi": SparseJacobi,
     "prompt_lookup": PromptLookup,
+    "suffix": Suffix,
+    "recycling": Recycling,
+    "pool": Pool,
     "cascade": Cascade,
 }
 

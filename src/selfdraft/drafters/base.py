@@ -66,6 +66,7 @@ class Draft:
         target_forwards: full forwards of the target that drafting itself took; they are counted like all others.
         reuse: what verification need not compute again.
         wants_states: hand the hidden states of the verification to `observe`.
+        sources: where each node came from, of a tree that was filled from several sources; otherwise empty.
     """
 
     tree: TokenTree
@@ -74,6 +75,7 @@ class Draft:
     target_forwards: int = 0
     reuse: Reuse | None = None
     wants_states: bool = False
+    sources: tuple[str, ...] = ()
 
     def up_to_depth(self, depth: int) -> Draft:
         """Without the nodes below `depth`."""
@@ -88,7 +90,8 @@ class Draft:
         reuse = self.reuse
         if reuse is not None:  # what was computed still stands first up to the first node that is dropped
             reuse = replace(reuse, states=reuse.states[: 1 + int(kept.long().cumprod(0).sum())])
-        return replace(self, tree=self.tree.restricted_to(kept), q=q, reuse=reuse)
+        sources = tuple(source for source, keep in zip(self.sources, kept.tolist(), strict=False) if keep)
+        return replace(self, tree=self.tree.restricted_to(kept), q=q, reuse=reuse, sources=sources)
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,21 @@ class Step:
     states: Tensor | None = None
 
 
+COSTS = ("measured", "flat")  # by what a draft's size is chosen: the target's costs, or as though tokens cost nothing
+
+
 @dataclass
 class DrafterConfig(Options):
     """Base of every drafter's options, which stand in its own file."""
 
     group: ClassVar[str] = "drafter"
     name: str = "none"
+
+    @property
+    def memory(self) -> str:
+        """What drafting knows of earlier requests: `warm`, `cold` (nothing, though it could) or `none` (it cannot)."""
+        warm = getattr(self, "warm", None)
+        return "none" if warm is None else "warm" if warm else "cold"
 
 
 class Drafter(ABC):

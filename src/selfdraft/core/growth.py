@@ -1,0 +1,75 @@
+"""Growing a token tree best-first: the most probable nodes, and as many of them as pay.
+
+A node stands if all nodes above it do, so the tokens that a tree is expected to gain are the sum of its nodes' path
+probabilities. Best-first growth adds nodes in the order of these, never a child before its parent: so each of its
+prefixes is the best tree of that size, and what remains is to choose the size (cf. Sequoia, arXiv 2402.12374).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+import torch
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.tree import ROOT, TokenTree
+
+Expand = Callable[[int, int, int], Iterable[tuple[int, float]]]
+"""``expand(node, parent, token)``, called as a node enters the tree: what may follow it, each token with its chance if
+the node stands. For the root ``(ROOT, ROOT, ROOT)``."""
+
+
+@dataclass
+class Growth:
+    """A tree as it grows: by node its token, parent and path probability, which never rises."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+
+    def tree(self, size: int) -> TokenTree:
+        """The first `size` nodes, all candidates."""
+        tokens, parents = torch.tensor(self.tokens[:size]), torch.tensor(self.parents[:size])
+        return TokenTree(tokens.long(), parents.long(), torch.ones(len(tokens), dtype=torch.bool))
+
+
+def grow(expand: Expand, *, nodes: int, depth: int, least: float = 0.0) -> Growth:
+    """Up to `nodes` nodes, none deeper than `depth` or less probable than `least`."""
+    growth = Growth()
+    # Of every node that could be added: (-probability, when it was offered, parent, depth, token). Of equally probable
+    # ones the first offered wins, so a parent's children are tried in the order in which `expand` names them.
+    waiting: list[tuple[float, int, int, int, int]] = []
+    offers = 0
+
+    def offer(node: int, parent: int, token: int, at: int, probability: float) -> None:
+        nonlocal offers
+        for following, chance in expand(node, parent, token):
+            path = probability * chance
+            if path > 0.0 and path >= least and at < depth:
+                offers += 1
+                heappush(waiting, (-path, offers, node, at + 1, following))
+
+    offer(ROOT, ROOT, ROOT, 0, 1.0)
+    while waiting and len(growth.tokens) < nodes:
+        minus, _, parent, at, token = heappop(waiting)
+        growth.tokens.append(token)
+        growth.parents.append(parent)
+        growth.probabilities.append(-minus)
+        offer(len(growth.tokens) - 1, parent, token, at, -minus)
+    return growth
+
+
+def best_size(probabilities: Sequence[float], costs: CostCurve) -> int:
+    """How many of the first nodes make the tree with the most expected tokens per second; 0 where drafting loses.
+
+    Expected of n nodes: the bonus and the sum of their path probabilities, at the cost of n + 1 tokens.
+    """
+    best, size, expected = 1.0 / costs(1), 0, 1.0
+    for n, probability in enumerate(probabilities, start=1):
+        expected += probability
+        rate = expected / costs(n + 1)
+        if rate > best:
+            best, size = rate, n
+    return size

@@ -1,0 +1,202 @@
+"""One tree from all that is remembered, as large as it pays: suffix matches, Jacobi trajectories and recycled tokens.
+
+Every source names tokens that may follow a node, with a chance of its own. Tokens that several name are one node. How
+often guesses of a kind (which sources agree, how sure each is, how deep) were right is learned while decoding; every
+step drafts the tree with the most expected tokens per measured cost of its size, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from selfdraft.core.estimates import Estimates
+from selfdraft.core.growth import best_size, grow
+from selfdraft.core.options import option
+from selfdraft.core.predictions import PredictionTable, weighted
+from selfdraft.core.suffix import SuffixAutomaton, SuffixText
+from selfdraft.core.tree import ROOT
+from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.target import Target
+
+SOURCES = ("suffix", "trajectory", "recycling")
+ORDER = 3  # the longest context under which predictions are kept
+# How far a prediction under 1, 2 or 3 tokens of context holds wherever that context comes again, before anything is
+# learned; how far one under fewer tokens than are known; and the chance of a guess left over from the last pass.
+RELIABILITY = (0.35, 0.8, 0.95)
+SUPERSEDED = 0.1
+LEFT_OVER = 0.05
+DEEP = 2  # depths below this one share their estimates
+NEVER = (0, 0, False)  # no prediction
+
+
+@dataclass
+class PoolConfig(DrafterConfig):
+    """Grow a tree of `max_nodes` from `sources`, none below `min_probability`, and draft what of it pays.
+
+    `costs`: by the measured cost of a forward, or `flat`: all of it. `edges`: predictions kept of every node.
+    `branches`: continuations looked at of every match. `warm`: memory and estimates are kept between requests.
+    """
+
+    name: str = "pool"
+    sources: list[str] = option(list(SOURCES), choices=SOURCES)
+    max_nodes: int = option(32, at_least=1)
+    edges: int = option(4, at_least=1)
+    branches: int = option(4, at_least=1)
+    min_probability: float = option(0.01, at_least=0.0, at_most=1.0)
+    costs: str = option("measured", choices=COSTS)
+    warm: bool = False
+
+
+Kind = tuple  # what a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth
+
+
+@dataclass
+class Memory:
+    """What is remembered of a request; a warm drafter's requests share the first three.
+
+    Attributes:
+        left_over: the last pass's predictions behind what was accepted, by the depth at which they stand now.
+        growing: how the last draft grew.
+    """
+
+    automaton: SuffixAutomaton
+    table: PredictionTable
+    estimates: Estimates
+    text: SuffixText
+    left_over: list[int] = field(default_factory=list)
+    growing: _Growing | None = None
+
+
+class Pool(Drafter):
+    """All sources in one tree."""
+
+    Config = PoolConfig
+    config: PoolConfig
+
+    def __init__(self, target: Target, config: PoolConfig) -> None:
+        super().__init__(target, config)
+        self.costs = target.costs if config.costs == "measured" else None
+        self.edges = min(config.edges, target.vocab_size)
+        self.shared = self._empty()
+
+    def start(self, context: Context) -> None:
+        """Nothing is known but the prompt, or what all requests so far have left."""
+        shared = self.shared if self.config.warm else self._empty()
+        context.memory = Memory(shared.automaton, shared.table, shared.estimates, SuffixText(shared.automaton))
+
+    def propose(self, context: Context) -> Draft:
+        """The best tree of `max_nodes`, cut where one node more would cost more than it is expected to gain."""
+        memory: Memory = context.memory
+        memory.text.read_on(context.tokens)
+        growing = _Growing(self.config, memory, context.tokens)
+        growth = grow(
+            growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
+        )
+        size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
+        memory.growing = growing
+        return Draft(growth.tree(size), "pool", sources=tuple(growing.sources[:size]))
+
+    def observe(self, context: Context, step: Step) -> None:
+        """Learn which kinds of guesses were right wherever the text went, and what the model predicts at every node."""
+        memory: Memory = context.memory
+        assert memory.growing is not None
+        for kinds, token in memory.growing.along(step.emitted):
+            for guess, kind in kinds.items():
+                memory.estimates.observe(kind, guess == token)
+        contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
+        for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
+            contexts.append((*contexts[parent + 1][1 - ORDER :], token))
+        predicted = weighted(step.logits, self.edges)
+        # Those of the accepted path last: where a context stands twice, they are what counts.
+        path = [0, *(node + 1 for node in step.path)]
+        order = [*(i for i in range(len(predicted)) if i not in path), *path]
+        memory.table.record([contexts[i] for i in order], [predicted[i] for i in order])
+        memory.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
+
+    def _empty(self) -> Memory:
+        automaton = SuffixAutomaton()
+        return Memory(automaton, PredictionTable(), Estimates(), SuffixText(automaton))
+
+
+class _Growing:
+    """Names, node by node, what may follow: the sources merged, each token with its chance.
+
+    Lists are by node + 1, the root's entry first.
+    """
+
+    def __init__(self, config: PoolConfig, memory: Memory, text: list[int]) -> None:
+        self.config, self.memory = config, memory
+        self.contexts: list[tuple[int, ...]] = [tuple(text[-ORDER:])]
+        self.matches, self.depths = [memory.text.match()], [0]
+        self.children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+        self.kinds: list[dict[int, Kind]] = []  # of every token named at a node
+        self.surest: list[dict[int, str]] = []  # likewise, the source that gives it the highest chance
+        self.sources: list[str] = []  # by node: the source that is surest of it
+
+    def expand(self, node: int, parent: int, token: int) -> list[tuple[int, float]]:
+        """See `growth.Expand`."""
+        if node != ROOT:
+            self.contexts.append((*self.contexts[parent + 1][1 - ORDER :], token))
+            self.matches.append(self.memory.automaton.advance(*self.matches[parent + 1], token))
+            self.depths.append(self.depths[parent + 1] + 1)
+            self.sources.append(self.surest[parent + 1][token])
+            self.children[parent, token] = node
+        priors: dict[int, float] = {}
+        surest: dict[int, str] = {}
+        matched = self._name_continuations(node, priors, surest)
+        predicted = self._name_predictions(node, priors, surest)
+        left_over = self._name_left_over(node, priors, surest)
+        deep = min(self.depths[node + 1], DEEP)
+        kinds = {t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep) for t in priors}
+        self.kinds.append(kinds)
+        self.surest.append(surest)
+        chance = self.memory.estimates.chance
+        return [(token, chance(kinds[token], prior)) for token, prior in priors.items()]
+
+    def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
+        """Down the tree as it grew: what was named at each node of the path of `tokens`, and which token came."""
+        node = ROOT
+        for token in tokens:
+            yield self.kinds[node + 1], token
+            following = self.children.get((node, token))
+            if following is None:
+                return
+            node = following
+
+    def _name_continuations(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
+        """What followed the suffix match: by token, how sure that is, from 1."""
+        if "suffix" not in self.config.sources:
+            return {}
+        found = self.memory.automaton.chances(*self.matches[node + 1], self.config.branches)
+        priors.update(found)
+        surest.update((token, "suffix") for token, _ in found)
+        return {token: 1 + int(8 * chance) for token, chance in found}
+
+    def _name_predictions(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, Kind]:
+        """What the model predicted after the same last tokens: under how many, how sure, and if more are known."""
+        named: dict[int, Kind] = {}
+        superseded = False
+        for length, following in self.memory.table.after(self.contexts[node + 1]):
+            source = "recycling" if length == 1 else "trajectory"
+            if source not in self.config.sources:
+                continue
+            reliability = SUPERSEDED if superseded else RELIABILITY[length - 1]
+            for token, weight in following:
+                if token in named:
+                    continue
+                named[token] = length, int(6 * weight), superseded
+                if reliability * weight > priors.get(token, 0.0):
+                    priors[token], surest[token] = reliability * weight, source
+            superseded = True
+        return named
+
+    def _name_left_over(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> int | None:
+        """What the last pass predicted for this place, if it did."""
+        depth, left_over = self.depths[node + 1], self.memory.left_over
+        if "trajectory" not in self.config.sources or depth >= len(left_over):
+            return None
+        token = left_over[depth]
+        if priors.get(token, 0.0) < LEFT_OVER:
+            priors[token], surest[token] = LEFT_OVER, "trajectory"
+        return token

@@ -1,0 +1,77 @@
+"""Best-first growth against all trees of a size, and the choice of the size by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.growth import Growth, best_size, grow
+from selfdraft.core.tree import ROOT
+
+CHANCES = {1: 0.6, 2: 0.3, 3: 0.1}
+
+
+def alike(node: int, parent: int, token: int) -> list[tuple[int, float]]:
+    """The same three tokens everywhere."""
+    return list(CHANCES.items())
+
+
+def paths(growth: Growth) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(growth.tokens, growth.parents, strict=True):
+        found.append((*(() if parent == ROOT else found[parent]), token))
+    return found
+
+
+def test_every_prefix_is_the_best_tree_of_its_size() -> None:
+    growth = grow(alike, nodes=30, depth=4)
+    everything = [path for n in (1, 2, 3, 4) for path in itertools.product(CHANCES, repeat=n)]
+    worth = dict.fromkeys(everything, 1.0)
+    for path in everything:
+        for token in path:
+            worth[path] *= CHANCES[token]
+    assert growth.probabilities == pytest.approx(sorted(worth.values(), reverse=True)[:30])
+    assert len(set(paths(growth))) == 30
+    assert [worth[path] for path in paths(growth)] == pytest.approx(growth.probabilities)
+    assert growth.tree(12).depths.tolist() == [len(path) for path in paths(growth)[:12]]
+
+
+def test_its_limits() -> None:
+    assert max(map(len, paths(grow(alike, nodes=30, depth=2)))) == 2
+    assert len(grow(alike, nodes=5, depth=9).tokens) == 5
+    assert grow(alike, nodes=100, depth=9, least=0.2).probabilities == pytest.approx([0.6, 0.36, 0.3, 0.216])
+    assert grow(alike, nodes=5, depth=0).tokens == []
+    assert len(grow(lambda *_: [], nodes=5, depth=5).tree(0)) == 0
+
+
+def test_of_equally_probable_tokens_the_first_named_comes_first() -> None:
+    growth = grow(lambda node, parent, token: [(7, 0.5), (4, 0.5)] if node == ROOT else [], nodes=5, depth=3)
+    assert growth.tokens == [7, 4]
+
+
+def test_expand_is_told_where_a_node_stands() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def expand(node: int, parent: int, token: int) -> list[tuple[int, float]]:
+        seen.append((node, parent, token))
+        return [(token + 10, 0.5)]
+
+    grow(expand, nodes=2, depth=5)
+    assert seen == [(ROOT, ROOT, ROOT), (0, ROOT, 9), (1, 0, 19)]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "seconds", "size"),
+    [
+        ([0.9, 0.8, 0.1], (1.0, 1.0), 3),  # tokens cost nothing: all
+        ([0.9, 0.8, 0.1], (1.0, 4.0), 0),  # a token costs a forward: none
+        ([0.9, 0.8, 0.1], (1.0, 1.9), 2),  # 1.9 / 1.3, 2.7 / 1.6, 2.8 / 1.9
+        ([0.25], (1.0, 1.9), 0),  # 1.25 for 1.3
+        ([0.35, 0.35], (1.0, 1.9), 2),  # 1.35 for 1.3, 1.7 for 1.6
+        ([], (1.0, 1.9), 0),
+    ],
+)
+def test_a_tree_is_as_large_as_it_pays(probabilities: list[float], seconds: tuple[float, float], size: int) -> None:
+    assert best_size(probabilities, CostCurve((1, 4), seconds)) == size
