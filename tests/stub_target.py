@@ -152,10 +152,11 @@ class StubTarget:
         for row, token, tree in zip(rows, tokens, trees, strict=True):
             scratch = self._scratch.get(row, [])
             assert len(scratch) >= offset, "a draft goes on where nothing was drafted"
-            self._scratch[row] = [*scratch[:offset], token]
+            scratch = [*scratch[:offset], token]
+            self._scratch[row] = [*scratch, *tree.tokens.tolist()] if tree.is_chain else scratch
             if keep is not None:
                 keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
-            out.append(self._logits(path.rule, self.cache.texts[row] + self._scratch[row], tree))
+            out.append(self._logits(path.rule, self.cache.texts[row] + scratch, tree))
         return out
 
     def commit(self, row: int, path: Sequence[int]) -> None:

@@ -121,7 +121,7 @@ def test_a_killed_calibration_goes_on_with_what_was_scored(tmp_path: Path) -> No
     running.communicate()
     before = Search(folder, "random", 4, (1, 2), 300, seed=0).history()
     texts, costs = ((folder / name).read_bytes() for name in ("texts.json", "costs.json"))
-    assert 5 <= len(before) < 300
+    assert 4 <= len(before) < 300  # of the fifth, perhaps only a part
     with pytest.raises(UserError, match=r"calibrate\.trials 300 there but 7 now"):
         run_here(folder, *long, "calibrate.trials=7")
     run_here(folder, *long)
