@@ -10,10 +10,16 @@ from dataclasses import fields
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.cascade import CascadeConfig
+from selfdraft.drafters.clasp import ClaspConfig
+from selfdraft.drafters.dynamic_exit import DynamicExitConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import INITS, JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.swift import SwiftConfig
+from selfdraft.drafters.width_skip import WidthSkipConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
@@ -43,6 +49,33 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         EarlyExitConfig(exit_layer=1, siblings=True, draft_length=3),
         EarlyExitConfig(exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
     ],
+    "swift": [
+        SwiftConfig(draft_length=4, context_window=3),
+        SwiftConfig(sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
+        SwiftConfig(context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
+        SwiftConfig(context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
+    ],
+    "clasp": [
+        ClaspConfig(sparsity=0.5, interval=1),
+        ClaspConfig(sparsity=0.9, interval=3, siblings=True, draft_vocabulary=60, draft_length=10),
+    ],
+    "dynamic_exit": [
+        DynamicExitConfig(stride=1, interval=1),
+        DynamicExitConfig(stride=1, interval=3, draft_length=3, siblings=True),
+    ],
+    "width_skip": [
+        WidthSkipConfig(ratio=0.6),
+        WidthSkipConfig(ratio=0.9, sparsity=0.3, siblings=True, length="gain", draft_vocabulary=50),
+    ],
+    "sparse_kv": [
+        SparseKVConfig(sink=1, recent=4, draft_length=10),  # a draft longer than a sliding window
+        SparseKVConfig(sink=2, recent=6, sparsity=0.3, min_confidence=0.4, siblings=True),
+        SparseKVConfig(sink=1, recent=4, top_k=3, refresh=2),
+    ],
+    "sparse_jacobi": [
+        SparseJacobiConfig(),
+        SparseJacobiConfig(window=10, refine_steps=3, init="ngram", sparsity=0.5),
+    ],
     "prompt_lookup": [
         PromptLookupConfig(),
         PromptLookupConfig(ngram_max=1, draft_length=3),
@@ -55,6 +88,13 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         CascadeConfig(min_gain=0.0, ngram_max=1, sparse_length=0),
     ],
 }
+
+
+def cannot(config: DrafterConfig, family: str) -> bool:
+    """Whether a drafter refuses a family, by name: its MLPs have no gates, or its attention cannot be read."""
+    if isinstance(config, WidthSkipConfig):
+        return family == "gpt_neox"
+    return isinstance(config, SparseKVConfig) and config.top_k > 0 and family in ("mistral", "gemma2", "gemma3_text")
 
 
 def complaints(lossless: dict[str, list[DrafterConfig]], known: dict[str, type]) -> list[str]:

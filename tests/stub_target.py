@@ -73,6 +73,23 @@ class StubCache:
         self.texts[destination] = self.texts[source].copy()
 
 
+@dataclass
+class StubSelection:
+    """A selection of nothing in particular: these targets have the text itself, and no keys."""
+
+    cache: StubCache
+
+    def choose(self, row: int, source: StubCache, positions: Tensor, drafted: int = 0) -> None:
+        assert positions.tolist() == sorted(set(positions.tolist())) and int(positions[-1]) < source.lengths[row]
+
+
+class StubScores:
+    """Attention that finds the first keys most important."""
+
+    def best(self, count: int, first: int, end: int) -> Tensor:
+        return torch.arange(first, min(first + count, end))
+
+
 class StubTarget:
     """Writes what `rule` says; its sparse paths write what `sparse` says.
 
@@ -113,6 +130,25 @@ class StubTarget:
     def sparse_path(self, skip: SkipSet, **_: object) -> StubPath:
         return StubPath(self._sparse, skip, leading=min([*skip.attention, *skip.mlp], default=4))
 
+    def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
+        return {}
+
+    def exit_tokens(self, states: Tensor) -> Tensor:
+        return states[:, 0]
+
+    def most_similar_skips(
+        self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+    ) -> SkipSet:
+        assert self.cache.texts[row][position] == token and position == len(self.cache.texts[row]) - 1
+        assert states.shape == (len(self.full.layers) + 1, 1)
+        return SkipSet(frozenset(layers[:count]), frozenset(layers[:count]))
+
+    def selection(self) -> StubSelection:
+        return StubSelection(self.cache)
+
+    def scoring(self, path: StubPath) -> tuple[StubPath, StubScores]:
+        return path, StubScores()
+
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.texts[row] += tokens
 
@@ -129,6 +165,9 @@ class StubTarget:
         self.seen.append((list(rows), list(trees)))
         self._last = {row: (root, tree) for row, root, tree in zip(rows, roots, trees, strict=True)}
         self._scratch = {}
+        for b, states in enumerate(keep or ()):  # behind every layer what a sparse path would say: a token
+            said = self._logits(self._sparse, [*self.cache.texts[rows[b]], roots[b]], trees[b]).argmax(-1)
+            states.append(said[None, :, None].expand(len(self.full.layers) + 1, -1, 1))
         return [
             self._logits(self.full.rule, [*self.cache.texts[row], root], tree)
             for row, root, tree in zip(rows, roots, trees, strict=True)
@@ -158,6 +197,11 @@ class StubTarget:
                 keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
             out.append(self._logits(path.rule, self.cache.texts[row] + scratch, tree))
         return out
+
+    def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+        before = self.cache.texts[row]
+        assert before[position : position + len(tokens)] == list(tokens), "a replay of what is not committed"
+        return self._logits(path.rule, [*before[:position], tokens[0]], TokenTree.chain(tokens[1:]))
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         root, tree = self._last[row]

@@ -93,7 +93,7 @@ def test_what_cannot_be_taken_is_refused_in_a_line(
         with_artifact([a.format(found=found[0], other=other) for a in arguments])
 
 
-@pytest.mark.parametrize("method", ["importance", "bayes", "evolution"])
+@pytest.mark.parametrize("method", ["importance", "bayes", "evolution", "dp"])
 @pytest.mark.parametrize("objective", ["matchness", "tokens_per_s"])
 def test_every_method_works_with_every_objective(method: str, objective: str, tmp_path: Path) -> None:
     options = ["calibrate.trials=7", "calibrate.check=0", f"calibrate.method={method}", "drafter.sparsity=0.5"]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lossless import EVERY_CONFIG, EVERY_NAME, LOSSLESS
+from lossless import EVERY_CONFIG, EVERY_NAME, LOSSLESS, cannot
+from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
@@ -79,13 +80,19 @@ def subject(family: str, seed: int, mild: bool) -> Subject:
     return Subject(model, Target(model), [stock_output(model, prompt) for prompt in PROMPTS])
 
 
+EVERY_PAIR = [
+    pytest.param(config, family, id=f"{name}-{family}")
+    for config, name in zip(EVERY_CONFIG, EVERY_NAME, strict=True)
+    for family in FAMILIES
+    if not cannot(config, family)
+]
+REFUSED = [(config, family) for config in EVERY_CONFIG for family in FAMILIES if cannot(config, family)]
 SUBJECTS = [(family, seed, seed == 2) for family in FAMILIES for seed in range(3)]
 MILD = [(family, 2, True) for family in FAMILIES]
 SUBJECT_IDS = [f"{family}-{seed}" for family, seed, _ in SUBJECTS]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
+@pytest.mark.parametrize(("config", "family"), EVERY_PAIR)
 def test_one_by_one_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, seed=EVERY_CONFIG.index(config) % 2, mild=False)
     alone = [0, 1]  # shorter and longer than the window
@@ -93,12 +100,18 @@ def test_one_by_one_the_ids_are_those_of_generate(family: str, config: DrafterCo
     assert [g.output for g in it.decode(drafter, 1, alone)] == [it.expected[i] for i in alone]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
+@pytest.mark.parametrize(("config", "family"), EVERY_PAIR)
 def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, seed=2, mild=True)
     drafter = DRAFTERS[config.name](it.target, config)
     assert [g.output for g in it.decode(drafter, 3)] == it.expected
+
+
+@pytest.mark.parametrize(("config", "family"), REFUSED)
+def test_a_family_that_a_drafter_cannot_serve_is_refused_by_name(family: str, config: DrafterConfig) -> None:
+    it = subject(family, seed=0, mild=False)
+    with pytest.raises(UserError, match=f"'{family}'"):
+        DRAFTERS[config.name](it.target, config)
 
 
 @pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "none"])
@@ -189,6 +202,7 @@ def test_up_to_the_model_s_last_position_the_ids_are_those_of_generate(
     positions, prompt = 40, PROMPTS[1]
     model = tiny_model(family, max_positions=positions)
     target = Target(model)
-    drafter = DRAFTERS[configs[-1].name](target, configs[-1])
+    config = next(config for config in reversed(configs) if not cannot(config, family))
+    drafter = DRAFTERS[config.name](target, config)
     output = Decoder(target, drafter, Stopping(frozenset(), 1000)).decode(prompt).output
     assert output == stock_output(model, prompt, positions - len(prompt))

@@ -36,11 +36,17 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.cascade import CascadeConfig
+from selfdraft.drafters.clasp import ClaspConfig
+from selfdraft.drafters.dynamic_exit import DynamicExitConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.sparse import SparseConfig
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.drafters.swift import SwiftConfig
+from selfdraft.drafters.width_skip import WidthSkipConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -78,6 +84,12 @@ DISTINCT: list[DrafterConfig] = [
     EarlyExitConfig(draft_length=3, bonus="forgo"),
     EarlyExitConfig(draft_length=2, siblings=True, length="gain"),
     CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
+    SwiftConfig(draft_length=2, context_window=1, min_confidence=0.2),
+    ClaspConfig(sparsity=0.5, interval=1, draft_length=2),
+    DynamicExitConfig(stride=1, interval=2, draft_length=2),
+    WidthSkipConfig(ratio=0.5, draft_length=2),
+    SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
+    SparseJacobiConfig(window=2, sparsity=0.5),
     *TREES,
 ]
 KNOWN = {**DRAFTERS, "random_tree": RandomTree}
@@ -144,7 +156,7 @@ def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(
     for chosen in (config, DrafterConfig()):
         decoder = Decoder(target(), KNOWN[chosen.name](target(), chosen), Stopping(frozenset(), 12), rule=rule)
         answers.append([decoder.decode(PROMPT, seed=seed).output for seed in range(8)])
-    drew = isinstance(config, SparseConfig) or config.name in ("jacobi",)
+    drew = isinstance(config, SparseConfig) or config.name in ("jacobi", "sparse_jacobi")
     assert drew or answers[0] == answers[1]
 
 

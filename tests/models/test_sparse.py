@@ -14,6 +14,7 @@ from random_trees import random_tree
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.block import Block
 from selfdraft.models.neurons import most_active, neuron_statistics, require_gated_mlps, sliced_mlps
 from selfdraft.models.selection import Selection, scoring
 from selfdraft.models.sparse import Path, Reuse
@@ -318,7 +319,7 @@ def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
         weights = model(torch.tensor([LONG]), output_attentions=True, use_cache=False).attentions
     expected = sum(w[0, :, -1].sum(0) for w in weights)
     torch.testing.assert_close(scores.sums[0], expected, rtol=1e-3, atol=1e-3)
-    assert scores.best(5, 19).tolist() == sorted(expected[:19].topk(5).indices.tolist())
+    assert scores.best(5, 2, 19).tolist() == sorted((2 + expected[2:19].topk(5).indices).tolist())
 
 
 def test_scores_of_a_family_with_attention_of_its_own_are_refused_by_name() -> None:
@@ -342,3 +343,53 @@ def test_a_text_replayed_in_blocks_gives_the_logits_of_every_block_by_itself(fam
         torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
         if tried is target.full:
             torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+# Layers chosen by hidden states.
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
+def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> None:
+    """The dynamic programme, state by state and one layer at a time, with forwards of one token."""
+    target = Target(tiny_model(family, layers=8))
+    begin(target, LONG)
+    keep: list[list[Tensor]] = [[]]
+    target.forward([0], [LONG[-1]], [TokenTree.chain([4, 5])], keep=keep)
+    target.commit(0, (0,))
+    token, position, full = 4, len(LONG), keep[0][0][:, 1]
+    ours = target.most_similar_skips(0, position, token, full, count, range(1, 7))
+
+    def through(layer: int, state: Tensor) -> Tensor:
+        one = torch.tensor([[token]])
+        block = Block([0], [position + 1], one, torch.zeros_like(one), None, target.cache, [position])
+        with torch.inference_mode():
+            return target.run(target.full.part(layer, layer + 1), block, state[None, None], normed=False)[0, 0]
+
+    def likeness(state: Tensor, layer: int) -> float:
+        return float(torch.cosine_similarity(state, full[layer + 1], dim=0))
+
+    best: dict[int, tuple[Tensor, list[int]]] = {0: (full[0], [])}
+    for layer in range(8):
+        behind: dict[int, tuple[Tensor, list[int]]] = {}
+        for j in range(count + 1):
+            options = []
+            if j in best:
+                options.append((through(layer, best[j][0]), best[j][1]))
+            if j - 1 in best and 1 <= layer <= 6:
+                options.append((best[j - 1][0], [*best[j - 1][1], layer]))
+            if options:
+                behind[j] = max(options, key=lambda option: likeness(option[0], layer))
+        best = behind
+    assert sorted(ours.attention) == best[count][1] and ours.attention == ours.mlp
+
+
+def test_what_an_exit_says_is_the_head_on_its_states() -> None:
+    target = Target(tiny_model("llama"))
+    begin(target, LONG)
+    keep: list[list[Tensor]] = [[]]
+    tree = TokenTree.chain([4, 5, 6])
+    logits = target.forward([0], [LONG[-1]], [tree], keep=keep)[0]
+    assert torch.equal(target.exit_tokens(keep[0][0][4]), logits.argmax(-1))
+    early = target.draft_forward(target.sparse_path(SkipSet.from_layer(4, 2)), [0], 0, [LONG[-1]], [tree])[0]
+    assert torch.equal(target.exit_tokens(keep[0][0][2]), early.argmax(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from selfdraft.app.profile import describe_device
 from selfdraft.app.schemas import Config
 from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
 from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.models.fingerprint import fingerprint
@@ -56,11 +58,11 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     config = replace(config, decoding=replace(config.decoding, max_new_tokens=options.tokens, guard=False))
     environment = describe_environment(config.hardware.torch_device)
 
-    def make_search(layers: int, rank: int) -> Search:
+    def make_search(layers: int, rank: int, most_similar: Callable[[int], SkipSet]) -> Search:
         inner = 2 * max(layers - 2, 0)
         matched = int(inner * drafter.sparsity)
         sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
-        return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank)
+        return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank, most_similar)
 
     with owned(folder, is_rank_zero):
         if is_rank_zero:

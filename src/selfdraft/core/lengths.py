@@ -115,3 +115,15 @@ class ExpectedGain(Rule):
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """See `Rule`."""
         self.calibration.learn(confidences, accepted)
+
+
+def best_speedup(acceptance: float, draft_seconds: float, full: CostCurve, longest: int) -> float:
+    """Tokens per second against plain decoding, at the best draft length up to `longest`.
+
+    Args:
+        acceptance: the probability that a drafted token stands where those before it do, the same at every depth.
+    """
+    lengths = np.arange(1, longest + 1)
+    emitted = 1 + np.cumsum(acceptance**lengths)
+    seconds = lengths * draft_seconds + np.array([full(n + 1) for n in lengths])
+    return float((emitted / seconds).max() * full(1))

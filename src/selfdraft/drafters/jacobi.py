@@ -20,6 +20,7 @@ from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.target import Target
 
 MODES = ("fused", "literal")
 INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
@@ -57,6 +58,10 @@ class Jacobi(Drafter):
     Config = JacobiConfig
     config: JacobiConfig
 
+    def __init__(self, target: Target, config: JacobiConfig) -> None:
+        super().__init__(target, config)
+        self.path = target.full  # that refines, in literal mode
+
     def start(self, context: Context) -> None:
         """An empty block; its n-gram index only where the init looks one up."""
         context.memory = Block(index=NgramIndex(NGRAM_MIN, NGRAM_MAX) if self.config.init == "ngram" else None)
@@ -73,7 +78,7 @@ class Jacobi(Drafter):
         passes = 0
         if literal:
             guesses, q, passes = self._refine(context, guesses, q)
-        return Draft(TokenTree.chain(guesses), "jacobi", q, target_forwards=passes)
+        return Draft(TokenTree.chain(guesses), self.config.name, q, target_forwards=passes)
 
     def observe(self, context: Context, step: Step) -> None:
         """The logits of the pass are the next iterate: in greedy decoding its argmax, else a fresh draw from them."""
@@ -87,12 +92,12 @@ class Jacobi(Drafter):
             block.guesses = draw(block.q, context.uniforms(len(block.q), block.q.device)).tolist()
 
     def _refine(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-        """`refine_steps` refining forwards, or fewer if the fixed point comes first; and how many it were."""
+        """`refine_steps` refining forwards, or fewer if the fixed point comes first; and how many full ones it were."""
         passes = 0
         while len(guesses) and passes < self.config.refine_steps:
             passes += 1
             tree = TokenTree.chain(guesses)
-            logits = self.target.draft_forward(self.target.full, [context.row], 0, [context.tokens[-1]], [tree])[0]
+            logits = self.target.draft_forward(self.path, [context.row], 0, [context.tokens[-1]], [tree])[0]
             if context.rule.sample:
                 q = next_iterate(context.distributions(logits, tree=tree))
                 guesses = draw(q, context.uniforms(len(q), q.device)).cpu()
@@ -102,7 +107,7 @@ class Jacobi(Drafter):
             if is_fixed_point(guesses, refined):
                 break
             guesses = refined
-        return guesses, q, passes
+        return guesses, q, passes if self.path is self.target.full else 0
 
     def _drawn_from(self, block: Block, guesses: Tensor) -> Tensor | None:
         """(W, V) what each guess was drawn from: the last pass's distributions, then certainty for those filled up.

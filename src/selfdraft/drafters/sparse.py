@@ -54,6 +54,7 @@ class Memory:
 
     Attributes:
         confidences: of the chain last drafted.
+        limit: drafts are no longer than this.
         own: what a subclass remembers.
     """
 
@@ -61,6 +62,7 @@ class Memory:
     rule: Rule
     calibration: Calibration = field(default_factory=Calibration)
     confidences: list[float] = field(default_factory=list)
+    limit: int = 10_000
     own: Any = None
 
 
@@ -170,7 +172,7 @@ class SparseDrafter(Drafter):
         """At every depth one sparse forward of those that go on."""
         chains = [_Chain() for _ in contexts]
         reuse = self.reuse and path.leading > 0
-        going = [i for i, context in enumerate(contexts) if context.room > 0]
+        going = [i for i, context in enumerate(contexts) if min(context.room, context.memory.limit) > 0]
         for depth in range(self.config.draft_length):
             if not going:
                 break
@@ -207,7 +209,8 @@ class SparseDrafter(Drafter):
             chain.sibling_q += left
 
     def _goes_on(self, context: Context, chain: _Chain) -> bool:
-        return len(chain.tokens) < context.room and context.memory.rule.goes_on(chain.confidences)
+        memory: Memory = context.memory
+        return len(chain.tokens) < min(context.room, memory.limit) and memory.rule.goes_on(chain.confidences)
 
     def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
         """The draft, without its last token where forwarding it through the leading layers does not pay."""

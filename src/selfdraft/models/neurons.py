@@ -38,6 +38,16 @@ class _Recorder(nn.Module):
         return self.down(activations)
 
 
+def most_used_mlps(target: Target, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+    """By layer outside `skip`, its MLP with the share `ratio` of its neurons that `tokens` use most.
+
+    Raises:
+        UserError: where the family's MLPs cannot be sliced, by name.
+    """
+    require_gated_mlps(target)
+    return sliced_mlps(target, most_active(neuron_statistics(target, tokens), ratio), skip)
+
+
 def require_gated_mlps(target: Target) -> None:
     """Refuse a model whose MLPs cannot be sliced.
 

@@ -31,13 +31,17 @@ class Selection:
 
     def __init__(self, layers: int, rows: int) -> None:
         self.cache = KVCache(layers, rows, 0)
-        self._chosen = [torch.empty(0, dtype=torch.long)] * rows
+        self._chosen, self._behind = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
 
-    def choose(self, row: int, source: KVCache, positions: Tensor) -> None:
-        """Gather `positions` (n,), ascending, of what `source` has committed to the row."""
-        self._chosen[row] = positions
-        self._behind = source.lengths
-        self.cache.gather(row, source, positions)
+    def choose(self, row: int, source: KVCache, positions: Tensor, drafted: int = 0) -> None:
+        """Gather `positions` (n,), ascending, of what `source` has committed to the row.
+
+        `drafted`: so many tokens of a draft, which stand in the scratch slots behind, come along.
+        """
+        end = source.lengths[row]
+        self.cache.gather(row, source, torch.cat([positions, torch.arange(end, end + drafted)]))
+        self.cache.lengths[row] = len(positions)
+        self._chosen[row], self._behind[row] = positions, end
 
     def positions(self, row: int, offset: int) -> Tensor:
         """(n + offset,) positions of the row's slots: those chosen, then `offset` tokens of a draft."""
@@ -59,10 +63,10 @@ class Scores:
         weight = scores.float().softmax(-1).sum((1, 2))
         self.sums = weight if self.sums is None else self.sums + weight
 
-    def best(self, count: int, length: int) -> Tensor:
-        """(count,) positions among the first `length` of row 0 that got the most, ascending."""
+    def best(self, count: int, first: int, end: int) -> Tensor:
+        """(count,) positions from `first` up to `end`, ascending, of the keys of row 0 that got the most."""
         assert self.sums is not None
-        return self.sums[0, :length].topk(min(count, length)).indices.sort().values.cpu()
+        return first + self.sums[0, first:end].topk(min(count, end - first)).indices.sort().values.cpu()
 
 
 def scored_sdpa(

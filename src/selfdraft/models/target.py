@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -20,35 +20,18 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import additive, visible_slots
+from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
+from selfdraft.models.dynamic import most_similar_skips
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.profiling import measure_costs
-from selfdraft.models.selection import Selection
+from selfdraft.models.selection import Scores, Selection, scoring
 from selfdraft.models.sparse import Path, Reuse, sliced_head, sparse_path, spread_out
 
 LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One forward's tokens, and where they stand.
-
-    Attributes:
-        rows, starts: cache rows, and the slot of each row's first token.
-        tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
-        cache: where their keys go. behind, held: see `visible_slots`.
-    """
-
-    rows: Sequence[int]
-    starts: Sequence[int]
-    tokens: Tensor
-    depths: Tensor
-    sees: Tensor | None
-    cache: KVCache
-    behind: Sequence[int]
-    held: Sequence[Tensor] | None = None
 
 
 class Target:
@@ -154,6 +137,29 @@ class Target:
         head = None if vocabulary is None else sliced_head(self._head, vocabulary, packed=self.packed)
         return sparse_path(self.full, self.anatomy, skip, mlps or {}, head)
 
+    def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+        """See `neurons`: by layer outside `skip`, an MLP of the share `ratio` of neurons that `tokens` use most."""
+        return most_used_mlps(self, tokens, ratio, skip)
+
+    def selection(self) -> Selection:
+        """Room for a selection of each cache row's keys."""
+        return Selection(len(self.full.layers), self.cache.rows)
+
+    def scoring(self, path: Path) -> tuple[Path, Scores]:
+        """See `selection`: `path`, writing down what its attention looks at."""
+        return scoring(self, path)
+
+    def most_similar_skips(
+        self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+    ) -> SkipSet:
+        """See `dynamic`: the `count` of `layers` without which a committed token keeps most of its last state."""
+        return most_similar_skips(self, row, position, token, states, count, layers)
+
+    @torch.inference_mode()
+    def exit_tokens(self, states: Tensor) -> Tensor:
+        """(m,) what the head makes of (m, C) hidden states, wherever they come from: its argmax."""
+        return self._head(self.anatomy.norm(states)).argmax(-1)
+
     @torch.inference_mode()
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         """Commit `tokens` to a cache row, without logits. They follow what the row holds already."""
@@ -165,7 +171,7 @@ class Target:
         for first in range(0, len(tokens), PREFILL_CHUNK):
             chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
             start = [cache.lengths[row]]
-            self._run(path, _Block([row], start, chunk, torch.arange(chunk.shape[1])[None], None, cache, start))
+            self.run(path, Block([row], start, chunk, torch.arange(chunk.shape[1])[None], None, cache, start))
             cache.extend(row, chunk.shape[1])
 
     @torch.inference_mode()
@@ -195,7 +201,7 @@ class Target:
         states: list[Tensor] | None = None if keep is None else []
         ready = 0 if keep is not None or reuse is None or None in reuse else min(len(r.states) for r in reuse)
         ready = min(ready, block.tokens.shape[1]) // self.row_block * self.row_block
-        hidden = self._rest(block, reuse, ready) if ready else self._run(self.full, block, states=states)
+        hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
         for b, row_keep in enumerate(keep or ()):
             row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
         return self._logits(self.full, hidden, trees)
@@ -233,11 +239,11 @@ class Target:
             held = [keys.positions(row, offset) for row in rows]
             block = replace(self._block(rows, starts, tokens, trees), cache=keys.cache, behind=behind, held=held)
         if keep is None:
-            return self._logits(path, self._run(path, block), trees)
-        hidden = self._run(path.part(0, path.leading), block, normed=False)
+            return self._logits(path, self.run(path, block), trees)
+        hidden = self.run(path.part(0, path.leading), block, normed=False)
         for b, row_keep in enumerate(keep):
             row_keep.append(hidden[b, : 1 + len(trees[b])])
-        return self._logits(path, self._run(path.part(path.leading, len(path.layers)), block, hidden), trees)
+        return self._logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
 
     @torch.inference_mode()
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
@@ -256,7 +262,7 @@ class Target:
         chains = [TokenTree.chain(tokens[i + 1 : i + size]) for i in firsts]
         whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
         whole = replace(whole, behind=[position + i for i in firsts])
-        return torch.cat(self._logits(path, self._run(path, whole), chains))
+        return torch.cat(self._logits(path, self.run(path, whole), chains))
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""
@@ -264,18 +270,8 @@ class Target:
 
     def _block(
         self, rows: Sequence[int], starts: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]
-    ) -> _Block:
-        width = -(-(1 + max(len(tree) for tree in trees)) // self.row_block) * self.row_block
-        tokens = torch.empty(len(rows), width, dtype=torch.long)
-        depths = torch.zeros(len(rows), width, dtype=torch.long)
-        sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
-        sees[:, :, 0] = True
-        for b, (root, tree) in enumerate(zip(roots, trees, strict=True)):
-            end = 1 + len(tree)
-            tokens[b, 0], tokens[b, 1:end], tokens[b, end:] = root, tree.tokens, root
-            depths[b, 1:end] = tree.depths
-            sees[b, 1:end, 1:end] = tree.sees
-        return _Block(rows, starts, tokens, depths, sees, self.cache, starts)
+    ) -> Block:
+        return Block.of_trees(rows, starts, roots, trees, self.cache, self.row_block)
 
     def _logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
         """Per row (n + 1, V), from (B, N, C) final hidden states."""
@@ -287,19 +283,19 @@ class Target:
         logits = spread_out(logits, path.vocabulary, self.vocab_size)
         return list(logits.split([1 + len(tree) for tree in trees]))
 
-    def _rest(self, block: _Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
+    def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
         """The full model's (B, N, C) final hidden states, where leading layers have seen the `ready` first tokens."""
         layers = reuse[0].layers
         hidden = torch.stack([r.states[:ready] for r in reuse])
         if ready < block.tokens.shape[1]:
-            missing = self._run(self.full.part(0, layers), block, since=ready, normed=False)
+            missing = self.run(self.full.part(0, layers), block, since=ready, normed=False)
             hidden = torch.cat([hidden, missing], dim=1)
-        return self._run(self.full.part(layers, len(self.full.layers)), block, hidden)
+        return self.run(self.full.part(layers, len(self.full.layers)), block, hidden)
 
-    def _run(
+    def run(
         self,
         path: Path,
-        block: _Block,
+        block: Block,
         hidden: Tensor | None = None,
         *,
         since: int = 0,

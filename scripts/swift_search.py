@@ -1,0 +1,71 @@
+"""How many candidate forwards SWIFT's search takes, published and repaired:  python scripts/swift_search.py [prompts]
+
+The default model writes 50 tokens to bundled prompts, one a task family. The published procedure scores `CANDIDATES`
+skip sets on them, for each prompt and ratio. Then the repaired one (the first set scored, neighbours of the incumbent
+tried) goes on until it has found as much. Counted are forwards that score, up to the one that reached the matchness.
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import mean
+
+import numpy as np
+import torch
+
+from selfdraft.core.search import SkipSearch
+from selfdraft.data.sources import load_bundled
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.swift import matchness
+from selfdraft.models.chat import Chat
+from selfdraft.models.loading import load_embedded
+from selfdraft.models.target import Target
+
+WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0,)
+
+
+def searched(
+    target: Target, tokens: list[int], first: int, ratio: float, seed: int, enough: float | None
+) -> list[float]:
+    """The best matchness after each forward: of the published procedure, or until `enough`, of the repaired one."""
+    repaired, rng = enough is not None, np.random.default_rng(seed)
+    search = SkipSearch(len(target.full.layers), ratio, neighbours=repaired)
+    curve: list[float] = []
+    while len(curve) < CANDIDATES and not (repaired and curve and curve[-1] >= enough):
+        candidate = search.best if repaired and not curve else search.candidate(rng)
+        search.tell(candidate, matchness(target, candidate, 0, tokens, first, WINDOW))
+        curve.append(search.score)
+    return curve
+
+
+def main(count: int = 3) -> None:
+    torch.manual_seed(0)
+    loaded = load_embedded("bfloat16", torch.device("cpu"))
+    target, chat = Target(loaded.model), Chat(loaded.tokenizer)
+    decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), WINDOW + 1))
+    totals: dict[float, list[tuple[int, int]]] = {ratio: [] for ratio in RATIOS}
+    for prompt in load_bundled()[::8][:count]:
+        ids = chat.encode([("user", prompt.turns[0])])
+        tokens = [*ids, *decoder.decode(ids).output]
+        target.allocate(1, len(tokens) + WINDOW)
+        target.prefill(0, tokens[:-1])
+        for ratio in RATIOS:
+            for seed in SEEDS:
+                published = searched(target, tokens, len(ids), ratio, seed, None)
+                repaired = searched(target, tokens, len(ids), ratio, seed, published[-1])
+                reached = published.index(published[-1]) + 1
+                totals[ratio].append((reached, len(repaired)))
+                print(
+                    f"ratio {ratio}: matchness {published[-1]:.2f} after {reached} of {CANDIDATES} forwards; repaired "
+                    f"{repaired[-1]:.2f} after {len(repaired)}",
+                    flush=True,
+                )
+    for ratio, pairs in totals.items():
+        published, repaired = (mean(column) for column in zip(*pairs, strict=True))
+        print(f"ratio {ratio}: mean {published:.0f} forwards, repaired {repaired:.0f}: {repaired / published:.2f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

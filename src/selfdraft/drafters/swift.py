@@ -1,0 +1,174 @@
+"""SWIFT (Xia et al. 2025, arXiv 2410.06916): the skip set is searched while decoding, by the text decoded so far.
+
+At every step one candidate is scored: the share of a window's tokens that one parallel forward of the sparse model
+predicts (*matchness*). Options default to the paper's procedure; its weaknesses are mended by options, one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfdraft.core.lengths import best_speedup
+from selfdraft.core.options import option
+from selfdraft.core.search import SkipSearch
+from selfdraft.core.skipset import SkipSet
+from selfdraft.drafters.base import Context, Draft, Step
+from selfdraft.drafters.sparse import Memory, SparseConfig, SparseDrafter
+from selfdraft.models.sparse import Path
+from selfdraft.models.target import Target
+
+
+@dataclass
+class SwiftConfig(SparseConfig):
+    """The paper's knobs, then our repairs.
+
+    Once `context_window` tokens are generated, a candidate is scored every `interval` steps, until the matchness
+    reaches `enough`, `tolerance` candidates brought nothing, or `max_candidates` were tried. Each `bayes_interval`-th
+    comes from a Gaussian process. `warm`: the search goes on over prompts, as in the paper's code.
+
+    `score_initial`: the first, evenly spread set has to be beaten, instead of being dropped for whatever comes first.
+    `recent_window`: score on the latest tokens, not the first ones. `rescore_incumbent`: a set that seems beaten is
+    scored on the same window first. `cost_aware`: maximise the predicted speedup, not the matchness. `neighbours`:
+    candidates are the incumbent with a sublayer or two exchanged.
+    """
+
+    name: str = "swift"
+    draft_length: int = option(25, at_least=1)
+    min_confidence: float = option(0.8, at_least=0.0, at_most=1.0)
+    siblings: bool = True
+    sparsity: float = option(0.45, at_least=0.0, below=1.0)
+    context_window: int = option(50, at_least=1)
+    interval: int = option(1, at_least=1)
+    bayes_interval: int = option(25, at_least=2)
+    enough: float = option(0.95, at_least=0.0)
+    tolerance: int = option(300, at_least=1)
+    max_candidates: int = option(1000, at_least=0)
+    score_initial: bool = False
+    recent_window: bool = False
+    rescore_incumbent: bool = False
+    cost_aware: bool = False
+    neighbours: bool = False
+
+
+@dataclass
+class State:
+    """A search, its sparse path, and how it stands.
+
+    Attributes:
+        steps: of decoding, since it began. forwards: of sparse paths, made to score.
+        matchness: of the last candidate scored.
+        fresh: whether the incumbent's score belongs to the present text.
+    """
+
+    search: SkipSearch
+    path: Path
+    steps: int = 0
+    forwards: int = 0
+    matchness: float = 0.0
+    fresh: bool = True
+    done: bool = False
+
+
+class Swift(SparseDrafter):
+    """Drafts through the best skip set found so far."""
+
+    Config = SwiftConfig
+    config: SwiftConfig
+
+    def __init__(self, target: Target, config: SwiftConfig) -> None:
+        super().__init__(target, config)
+        self.layers = len(target.full.layers)
+        self.use(SkipSet.spread(self.layers, config.sparsity))
+        if config.cost_aware:
+            every = range(self.layers)
+            one = target.costs(1)
+            without = [
+                target.costs_of(target.sparse_path(SkipSet.of(self.layers, *s)))(1) for s in ((every, ()), ((), every))
+            ]
+            self._full, self._saves = target.costs, [max(one - seconds, 0.0) / self.layers for seconds in without]
+        self._shared = self._new_state()
+
+    def start(self, context: Context) -> None:
+        """A search of its own, or the shared one."""
+        super().start(context)
+        memory: Memory = context.memory
+        memory.own = self._shared if self.config.warm else self._new_state()
+        memory.own.fresh = not memory.own.search.history
+        self._follow(memory)
+
+    def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
+        """Through the present incumbent, which another request may have found."""
+        for context in contexts:
+            self._follow(context.memory)
+        return super().propose_batch(contexts)
+
+    def observe(self, context: Context, step: Step) -> None:
+        """Score a candidate."""
+        super().observe(context, step)
+        state: State = context.memory.own
+        state.steps += 1
+        if state.done or len(context.tokens) - context.prompt_length < self.config.context_window:
+            return
+        if state.steps % self.config.interval == 0:
+            self._search(context, state)
+
+    def _search(self, context: Context, state: State) -> None:
+        """One candidate, and what the repairs ask for before it."""
+        config, search = self.config, state.search
+        if not search.is_possible or len(search.history) >= config.max_candidates:
+            state.done = True
+            return
+        if config.score_initial and not search.history:
+            self._tell(state, search.best, self._score(context, state, search.best))
+            return
+        candidate = search.candidate(context.rng)
+        score = self._score(context, state, candidate)
+        found = state.matchness
+        if config.rescore_incumbent and search.history and (score > search.score or not state.fresh):
+            search.score, state.fresh = self._score(context, state, search.best), True
+        state.matchness = found
+        self._tell(state, candidate, score)
+
+    def _tell(self, state: State, candidate: SkipSet, score: float) -> None:
+        if state.search.tell(candidate, score):
+            state.path = self.target.sparse_path(candidate)
+            state.done = state.matchness >= self.config.enough
+        state.done |= state.search.stale > self.config.tolerance
+
+    def _score(self, context: Context, state: State, skip: SkipSet) -> float:
+        """Matchness on a window of the generated tokens, or the speedup that it promises."""
+        window, tokens = self.config.context_window, context.tokens
+        first = len(tokens) - window if self.config.recent_window else context.prompt_length
+        state.matchness = matchness(self.target, skip, context.row, tokens, first, window)
+        state.forwards += 1
+        if not self.config.cost_aware:
+            return state.matchness
+        seconds = self._full(1) - sum(
+            n * s for n, s in zip((len(skip.attention), len(skip.mlp)), self._saves, strict=True)
+        )
+        return best_speedup(state.matchness, max(seconds, 0.0), self._full, self.config.draft_length)
+
+    def _follow(self, memory: Memory) -> None:
+        """Draft through the incumbent, with the request's own head."""
+        found: Path = memory.own.path
+        if memory.path.layers is not found.layers:  # one object for all requests without a head of their own
+            head, vocabulary = memory.path.head, memory.path.vocabulary
+            memory.path = found if head is None else replace(found, head=head, vocabulary=vocabulary)
+
+    def _new_state(self) -> State:
+        config = self.config
+        search = SkipSearch(
+            self.layers, config.sparsity, bayes_interval=config.bayes_interval, neighbours=config.neighbours
+        )
+        return State(search, self.path)
+
+
+def matchness(target: Target, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
+    """Of the `count` tokens from `first` on, all committed, the share that the model without `skip` predicts.
+
+    One forward, in which each token stands behind the text as it is.
+    """
+    logits = target.replay(target.sparse_path(skip), row, first - 1, tokens[first - 1 : first - 1 + count])
+    predicted = logits.argmax(-1).tolist()
+    return sum(p == t for p, t in zip(predicted, tokens[first : first + count], strict=True)) / count

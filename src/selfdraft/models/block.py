@@ -1,0 +1,54 @@
+"""One forward's tokens, and where they stand: between token trees and the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Block:
+    """B rows of N tokens.
+
+    Attributes:
+        rows, starts: cache rows, and the slot of each row's first token.
+        tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
+        cache: where their keys go. behind, held: see `visible_slots`.
+    """
+
+    rows: Sequence[int]
+    starts: Sequence[int]
+    tokens: Tensor
+    depths: Tensor
+    sees: Tensor | None
+    cache: KVCache
+    behind: Sequence[int]
+    held: Sequence[Tensor] | None = None
+
+    @staticmethod
+    def of_trees(
+        rows: Sequence[int],
+        starts: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        row_block: int,
+    ) -> Block:
+        """Every row's root and tree, padded to a common number of tokens, a multiple of `row_block`."""
+        width = -(-(1 + max(len(tree) for tree in trees)) // row_block) * row_block
+        tokens = torch.empty(len(rows), width, dtype=torch.long)
+        depths = torch.zeros(len(rows), width, dtype=torch.long)
+        sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
+        sees[:, :, 0] = True
+        for b, (root, tree) in enumerate(zip(roots, trees, strict=True)):
+            end = 1 + len(tree)
+            tokens[b, 0], tokens[b, 1:end], tokens[b, end:] = root, tree.tokens, root
+            depths[b, 1:end] = tree.depths
+            sees[b, 1:end, 1:end] = tree.sees
+        return Block(rows, starts, tokens, depths, sees, cache, starts)

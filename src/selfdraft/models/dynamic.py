@@ -1,0 +1,73 @@
+"""Which layers to skip, read off hidden states of the full model (CLaSp, Chen et al. 2025, arXiv 2505.24196).
+
+Shapes: L layers, C hidden size, M layers to skip. ``g(i, j)`` is the state behind the first i layers with j of them
+skipped: of ``g(i - 1, j)`` run through layer i, and ``g(i - 1, j - 1)`` bypassing it, the one more similar to the full
+model's. All j are rows of one forward, so a choice costs about one forward of M + 1 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.core.skipset import SkipSet
+from selfdraft.models.block import Block
+
+if TYPE_CHECKING:
+    from selfdraft.models.target import Target
+
+
+class _Choice(nn.Module):
+    """A layer that each of the M + 1 states runs through or bypasses."""
+
+    def __init__(self, layer: nn.Module, wanted: Tensor, most: int) -> None:
+        """`wanted`: (C,) the full model's state behind the layer. `most`: how many may have been skipped before it."""
+        super().__init__()
+        self.layer, self.wanted, self.most = layer, wanted, most
+        self.bypassed = torch.zeros(0)
+
+    def forward(self, states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """(1, M + 1, C) in and out."""
+        ran = self.layer(states, *args, **kwargs)
+        bypassed = states.roll(1, dims=1)
+        skipped = torch.arange(states.shape[1], device=states.device)
+        near = [nn.functional.cosine_similarity(x.float(), self.wanted.float(), dim=-1)[0] for x in (ran, bypassed)]
+        near[0] = near[0].masked_fill(skipped > self.most, -2.0)  # such a state does not exist
+        near[1] = near[1].masked_fill((skipped == 0) | (skipped > self.most + 1), -3.0)
+        self.bypassed = near[1] > near[0]
+        return torch.where(self.bypassed[None, :, None], bypassed, ran)
+
+
+@torch.inference_mode()
+def most_similar_skips(
+    target: Target, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+) -> SkipSet:
+    """The set of `count` of `layers`, skipped whole, with which the committed `token` keeps most of its last state.
+
+    Args:
+        position: of the token, whose keys are not used. states: (L + 1, C) the full model's, before and behind layers.
+    """
+    path, most, chosen = [], 0, []
+    for index, layer in enumerate(target.full.layers):
+        if index in layers:
+            layer = _Choice(layer, states[index + 1], most)
+            chosen.append((index, layer))
+            most += 1
+        path.append(layer)
+    width = count + 1
+    start = target.cache.lengths[row]
+    tokens, depths = torch.full((1, width), token), torch.zeros(1, width, dtype=torch.long)
+    alone = torch.eye(width, dtype=torch.bool)[None]
+    target.run(
+        replace(target.full, layers=tuple(path)), Block([row], [start], tokens, depths, alone, target.cache, [position])
+    )
+    bypassed, j, skipped = torch.stack([choice.bypassed for _, choice in chosen]).cpu(), count, []
+    for (index, _), row_bypassed in zip(reversed(chosen), bypassed.flip(0), strict=True):
+        if row_bypassed[j]:
+            skipped.append(index)
+            j -= 1
+    return SkipSet(frozenset(skipped), frozenset(skipped))

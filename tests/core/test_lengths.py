@@ -1,0 +1,72 @@
+"""When drafting stops."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Threshold, best_speedup
+
+
+def test_a_threshold_looks_at_the_last_token_alone() -> None:
+    rule = Threshold(0.5)
+    assert rule.goes_on([0.1, 0.5]) and not rule.goes_on([0.9, 0.4])
+    assert rule.needs_confidence
+
+
+def test_a_threshold_of_zero_asks_for_nothing() -> None:
+    rule = Threshold(0.0)
+    assert rule.goes_on([]) and not rule.needs_confidence
+
+
+def test_the_adaptive_threshold_moves_as_the_paper_says() -> None:
+    """From 0.6 by 0.01, up after too little acceptance and down after enough, smoothed by 0.9."""
+    rule = AdaptiveThreshold()
+    rule.learn([0.9, 0.9], 0)  # the rate falls from 0.9 to 0.45
+    assert rule.threshold == pytest.approx(0.9 * 0.6 + 0.1 * 0.61)
+    before = rule.threshold
+    rule.learn([0.9, 0.9], 2)  # 0.725
+    rule.learn([0.9, 0.9], 2)  # 0.8625
+    assert rule.threshold > before
+    before = rule.threshold
+    rule.learn([0.9, 0.9], 2)  # 0.93
+    assert rule.threshold == pytest.approx(0.9 * before + 0.1 * (before - 0.01))
+    before = rule.threshold
+    rule.learn([], 0)  # nothing was drafted: nothing is learnt
+    assert rule.threshold == before
+    assert rule.goes_on([rule.threshold]) and not rule.goes_on([rule.threshold - 1e-6])
+
+
+def test_a_calibration_begins_at_the_confidence_and_ends_at_what_was_seen() -> None:
+    calibration = Calibration()
+    assert calibration(0.97) == pytest.approx(0.95) and calibration(1.0) == calibration(0.97)
+    assert calibration.reaches([0.97, 0.52]) == pytest.approx([0.95, 0.95 * 0.55])
+    for _ in range(1000):
+        calibration.learn([0.97, 0.52, 0.3], 1)  # the second never stands; of the third nothing is known
+    assert calibration(0.97) == pytest.approx(1.0, abs=0.01)
+    assert calibration(0.52) == pytest.approx(0.0, abs=0.01)
+    assert calibration(0.3) == pytest.approx(0.35)
+
+
+def test_expected_gain_drafts_on_exactly_while_tokens_per_second_rise() -> None:
+    """Against the rate worked out for every length."""
+    full = CostCurve((1, 2, 40), (1.0, 1.1, 8.0))
+    for seconds in (0.05, 0.3, 0.8):
+        for confidence in (0.25, 0.75, 0.95):
+            rule = ExpectedGain(full, seconds)
+            rates = [
+                (1 + sum(confidence**d for d in range(1, n + 1))) / (n * seconds + full(n + 1)) for n in range(1, 30)
+            ]
+            best = rates.index(max(rates)) + 1
+            n = 1
+            while n < 29 and rule.goes_on([confidence] * n):
+                n += 1
+            assert n == best
+
+
+def test_the_best_speedup_is_that_of_the_best_length() -> None:
+    flat = CostCurve((1, 100), (1.0, 1.0))
+    assert best_speedup(1.0, 0.0, flat, 5) == pytest.approx(6.0)
+    assert best_speedup(0.0, 0.0, flat, 5) == pytest.approx(1.0)
+    assert best_speedup(0.5, 0.25, flat, 1) == pytest.approx(1.5 / 1.25)
+    assert best_speedup(0.5, 0.25, flat, 9) == pytest.approx(max(1.5 / 1.25, 1.75 / 1.5))

@@ -1,0 +1,212 @@
+"""What is particular to the drafters of panel (b), on targets whose texts are known by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.errors import UserError
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.dynamic_exit import DynamicExitConfig
+from selfdraft.drafters.early_exit import EarlyExitConfig
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.sparse import CHILDREN_GREEDY, CHILDREN_SAMPLED, _siblings
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.sparse_kv import SparseKVConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+from stub_target import StubTarget, successor
+
+ROOMY = 100
+
+
+def begin(config: DrafterConfig, prompt: Sequence[int], target: StubTarget | Target) -> tuple[Drafter, Context]:
+    drafter = DRAFTERS[config.name](target, config)
+    context = Context(0, list(prompt), len(prompt), ROOMY, np.random.default_rng(0))
+    target.allocate(1, 0)
+    target.cache.reserve(200)
+    target.prefill(0, list(prompt)[:-1])
+    drafter.start(context)
+    return drafter, context
+
+
+# siblings
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure: bool) -> None:
+    target = StubTarget(successor, unsure=lambda text: not sure)
+    drafter, context = begin(LayerSkipConfig(draft_length=2, siblings=True), [5, 6], target)
+    tree = drafter.propose(context).tree
+    children = CHILDREN_GREEDY[0 if sure else 3]
+    assert tree.tokens[:2].tolist() == [7, 8] and tree.parents[:2].tolist() == [ROOT, 0]
+    assert len(tree) == 2 * children
+    for parent, token in ((ROOT, 7), (0, 8)):
+        mine = tree.tokens[tree.parents == parent].tolist()
+        assert len(set(mine)) == children and mine[0] == token
+
+
+def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
+    q = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0]])
+    rule = NextToken(sample=True)
+    firsts = np.zeros(5)
+    for seed in range(2000):
+        context = Context(0, [1], 1, ROOMY, np.random.default_rng(seed), rule)
+        tokens, left = _siblings(context, q, 1, 3)
+        firsts[tokens[0]] += 1
+        assert len(set(tokens)) == 2 and 1 not in tokens and 4 not in tokens
+        torch.testing.assert_close(left[0], torch.tensor([[0.4, 0, 0.2, 0.1, 0]]) / 0.7)
+        rest = left[0].clone()
+        rest[0, tokens[0]] = 0
+        torch.testing.assert_close(left[1], rest / rest.sum())
+    np.testing.assert_allclose(firsts / 2000, [4 / 7, 0, 2 / 7, 1 / 7, 0], atol=0.05)
+
+
+def test_siblings_end_where_nothing_is_left() -> None:
+    context = Context(0, [1], 1, ROOMY, np.random.default_rng(0), NextToken(sample=True))
+    tokens, left = _siblings(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, CHILDREN_SAMPLED[3])
+    assert tokens == [1] and len(left) == 1
+
+
+# vocabulary
+
+
+def test_the_vocabulary_is_the_most_frequent_then_the_oldest() -> None:
+    drafter, context = begin(LayerSkipConfig(draft_vocabulary=4), [50, 40, 50, 30], StubTarget(successor))
+    assert drafter.vocabulary(context) == [50, 30, 40, 0]
+    assert DRAFTERS["layer_skip"](StubTarget(successor), LayerSkipConfig(draft_vocabulary=2)).vocabulary(context) == [
+        50,
+        30,
+    ]
+
+
+def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
+    drafter, context = begin(LayerSkipConfig(draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor))
+    chain = TokenTree.chain([60, 61])
+    step = Step(Draft(chain), torch.zeros(3, 64), torch.tensor([60, 61, 60]), (0, 1), (60, 61, 60, 60, 60))
+    drafter.observe(context, step)
+    other = Context(0, [7], 1, ROOMY, np.random.default_rng(0))
+    drafter.start(other)
+    assert drafter.vocabulary(other) == [60, 50]
+
+
+def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
+    target = Target(tiny_model("llama"))
+    drafter, context = begin(LayerSkipConfig(draft_vocabulary=5, draft_length=8), [90, 80, 70], target)
+    drafted = drafter.propose(context).tree.tokens.tolist()
+    assert set(drafted) <= {90, 80, 70, 0, 1}
+
+
+# early_exit
+
+
+@pytest.mark.parametrize("exit_layer", [4, 9])
+def test_an_exit_behind_the_last_layer_is_refused(exit_layer: int) -> None:
+    with pytest.raises(UserError, match=rf"^drafter\.exit_layer={exit_layer}: this model has 4 layers; .* at 1 to 3$"):
+        begin(EarlyExitConfig(exit_layer=exit_layer), [1, 2], StubTarget(successor))
+
+
+@pytest.mark.parametrize(("bonus", "length"), [("keep", 4), ("forgo", 3)])
+def test_the_last_draft_is_left_out_where_its_bonus_is_forgone(bonus: str, length: int) -> None:
+    drafter, context = begin(EarlyExitConfig(bonus=bonus), [1, 2], StubTarget(successor))
+    draft = drafter.propose(context)
+    assert draft.tree.tokens.tolist() == [3, 4, 5, 6][:length]
+    assert draft.reuse is not None and draft.reuse.layers == 2
+    assert draft.reuse.states[:, 0].tolist() == [2, 3, 4, 5]  # of the tokens that went through the exit's layers
+
+
+@pytest.mark.parametrize(("early", "kept"), [(0.01, True), (0.9, False)])
+def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool) -> None:
+    """A sure draft of four: cheap early layers are run once more for a fifth token, dear ones are not."""
+    target = StubTarget(successor)
+    target.costs = CostCurve((1, 64), (1.0, 1.1))
+    target.costs_of = lambda path: CostCurve((1, 64), (early, early * 1.1))
+    drafter, context = begin(EarlyExitConfig(bonus="auto"), [1, 2], target)
+    assert len(drafter.propose(context).tree) == (4 if kept else 3)
+
+
+def test_a_draft_cut_short_carries_no_more_states_than_still_fit() -> None:
+    drafter, context = begin(EarlyExitConfig(bonus="keep", siblings=True), [1, 2], StubTarget(successor))
+    draft = drafter.propose(context).up_to_depth(2)
+    assert len(draft.reuse.states) == 3  # the root and two nodes; behind them stand leaves
+
+
+# sparse_kv
+
+
+def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> None:
+    target = Target(tiny_model("llama"))
+    prompt = np.random.default_rng(0).integers(96, size=60).tolist()
+    config = SparseKVConfig(sink=2, recent=10, top_k=3, refresh=2, draft_length=3)
+    drafter, context = begin(config, prompt, target)
+    drafter.propose(context)
+    chosen = context.memory.own.positions.tolist()
+    kept = drafter._keys.positions(0, 0).tolist()
+    assert len(chosen) == 3 and all(2 <= i < 49 for i in chosen)
+    assert kept == sorted({0, 1, *range(49, 59), *chosen})
+    assert drafter._keys.cache.lengths == [15] and target.cache.lengths == [59]
+
+
+def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
+    prompt = np.random.default_rng(0).integers(96, size=30).tolist()
+    plain, context = begin(LayerSkipConfig(sparsity=0.0, draft_length=6), prompt, Target(tiny_model("llama")))
+    expected = plain.propose(context).tree.tokens.tolist()
+    for options in ({"sink": 4, "recent": 26}, {"sink": 5, "recent": 10, "top_k": 14}):
+        config = SparseKVConfig(draft_length=6, refresh=1, **options)
+        drafter, context = begin(config, prompt, Target(tiny_model("llama")))
+        assert drafter.propose(context).tree.tokens.tolist() == expected
+
+
+# sparse_jacobi
+
+
+@pytest.mark.parametrize("refine_steps", [1, 2, 4])
+def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_drafted(refine_steps: int) -> None:
+    target = StubTarget(lambda text: text[-1] + 2, successor)
+    config = SparseJacobiConfig(window=4, refine_steps=refine_steps)
+    drafter, context = begin(config, [1, 2], target)
+    draft = drafter.propose(context)
+    assert draft.tree.tokens.tolist()[:refine_steps] == [3, 4, 5, 6][:refine_steps]
+    assert draft.source == "sparse_jacobi" and draft.target_forwards == target.forwards == 0
+    assert {path for path, _, _ in target.drafted} == {drafter.path} and drafter.path is not target.full
+
+
+def test_sparse_jacobi_has_no_other_mode() -> None:
+    with pytest.raises(UserError, match=r"^drafter\.mode=fused: choose one of literal$"):
+        SparseJacobiConfig(mode="fused")
+
+
+# dynamic_exit
+
+
+def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
+    target = StubTarget(successor)
+    drafter, context = begin(DynamicExitConfig(stride=1, draft_length=5), [1, 2], target)
+    memory = context.memory
+    for right, exit_layer, length in (([1.0, 1.0, 1.0], 1, 5), ([0.0, 0.0, 1.0], 3, 5), ([0.0, 0.0, 0.0], None, 0)):
+        memory.own.right, memory.own.counted = np.array(right), np.ones(1)
+        drafter._choose(memory)
+        assert memory.limit == length
+        if exit_layer is not None:
+            assert memory.path.skip.attention == frozenset(range(exit_layer, 4))
+
+
+def test_shadow_tokens_are_counted_at_the_root_and_every_accepted_node_the_old_ones_less() -> None:
+    target = StubTarget(successor, successor)
+    drafter, context = begin(DynamicExitConfig(stride=1, interval=1, decay=0.5), [1, 2], target)
+    chain = TokenTree.chain([3, 4])
+    states = torch.tensor([3, 9, 5])[None, :, None].expand(5, 3, 1)  # right after the root, wrong after the first node
+    context.tokens += [3, 7]
+    before = context.memory.own.right.copy()
+    drafter.observe(
+        context, Step(Draft(chain), torch.zeros(3, 64), torch.tensor([3, 7, 5]), (0,), (3, 7), None, states)
+    )
+    np.testing.assert_allclose(context.memory.own.right, (before * 0.5 + 1) * 0.5)
+    np.testing.assert_allclose(context.memory.own.counted, (0.5 + 1) * 0.5 + 1)

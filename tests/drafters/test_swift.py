@@ -1,0 +1,173 @@
+"""SWIFT's procedure: which candidates are scored, in which order, and how, against a plain telling of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.skipset import SkipSet
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.base import Context
+from selfdraft.drafters.swift import Swift, SwiftConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+PROMPT = [7, 33, 81, 2, 14, 27]
+LAYERS, WINDOW, TOKENS = 8, 6, 40
+
+
+class Watched(Swift):
+    """Keeps the contexts of its requests, so that tests can look at the search."""
+
+    def start(self, context: Context) -> None:
+        super().start(context)
+        self.contexts = [*getattr(self, "contexts", []), context]
+
+
+def decode(
+    config: SwiftConfig, prompts: Sequence[list[int]] = (PROMPT,), seed: int = 5
+) -> tuple[Watched, Target, list]:
+    model = tiny_model("llama", layers=LAYERS)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(40.0)  # so that sets differ in their matchness
+    target = Target(model)
+    drafter = Watched(target, config)
+    decoder = Decoder(target, drafter, Stopping(frozenset(), TOKENS))
+    outputs = [g.output for _, g in decoder.run(Request(p, seed=seed) for p in prompts) if g.ended]
+    return drafter, target, outputs
+
+
+def matchness(model: PreTrainedModel, target: Target, skip: SkipSet, prompt: list[int], tokens: list[int]) -> float:
+    """With the stock model: keys of the prompt from the whole, the tokens in one pass without the set's sublayers."""
+    hooks = []
+    with torch.inference_mode():
+        past = model(torch.tensor([prompt[:-1]]), use_cache=True).past_key_values
+        for layer in skip.attention:
+            module = getattr(target.anatomy.layers[layer], target.anatomy.attention_name)
+            hooks.append(module.register_forward_hook(lambda m, x, out: (torch.zeros_like(out[0]), *out[1:])))
+        for layer in skip.mlp:
+            module = getattr(target.anatomy.layers[layer], target.anatomy.mlp_name)
+            hooks.append(module.register_forward_hook(lambda m, x, out: torch.zeros_like(out)))
+        logits = model(torch.tensor([[prompt[-1], *tokens[:-1]]]), past_key_values=past).logits[0]
+        for hook in hooks:
+            hook.remove()
+    return float((logits.argmax(-1) == torch.tensor(tokens)).float().mean())
+
+
+def random_set(rng: np.random.Generator, count: int) -> SkipSet:
+    inner = LAYERS - 2
+    picked = rng.choice(2 * inner, size=count, replace=False).tolist()
+    return SkipSet.of(LAYERS, [1 + i for i in picked if i < inner], [1 + i - inner for i in picked if i >= inner])
+
+
+PLAIN = SwiftConfig(context_window=WINDOW, bayes_interval=1000, siblings=False, min_confidence=0.0, draft_length=3)
+
+
+def test_the_candidates_and_scores_are_the_paper_s() -> None:
+    """From one seed: the same random sets in the same order, each with its agreement on the first window of the text.
+
+    The first set is dropped for the first random one that predicts anything; after that only a better one is taken.
+    """
+    drafter, target, (output,) = decode(PLAIN)
+    state = drafter.contexts[0].memory.own
+    history, rng = state.search.history, np.random.default_rng(5)
+    rng.random(TOKENS + 1)  # the loop's own numbers come first
+    assert len(history) >= 8
+    best, best_score = SkipSet.spread(LAYERS, 0.45), 0.0
+    for candidate, score in history:
+        expected = random_set(rng, int(2 * (LAYERS - 2) * 0.45))
+        assert candidate == expected
+        assert score == pytest.approx(matchness(target.model, target, candidate, PROMPT, output[:WINDOW]))
+        if score > best_score:
+            best, best_score = candidate, score
+    assert (state.search.best, state.search.score) == (best, best_score)
+    assert state.path.skip == best
+    assert state.forwards == len(history)
+    assert len({score for _, score in history}) > 1
+
+
+def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
+    drafter, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "bayes_interval": 3}))
+    history = drafter.contexts[0].memory.own.search.history
+    rng = np.random.default_rng(5)
+    rng.random(TOKENS + 1)
+    randoms = [random_set(rng, 5) for _ in range(2)]
+    assert [candidate for candidate, _ in history[:2]] == randoms
+    assert history[2][0] != random_set(rng, 5)  # it was chosen, out of a pool
+    assert all(len(candidate) == 5 for candidate, _ in history)
+
+
+def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval() -> None:
+    one = decode(PLAIN)[0].contexts[0].memory.own
+    third = decode(SwiftConfig(**{**vars(PLAIN), "interval": 3}))[0].contexts[0].memory.own
+    assert len(one.search.history) < one.steps  # the first steps had no window
+    assert 0 < len(third.search.history) <= third.steps // 3
+    none = decode(SwiftConfig(**{**vars(PLAIN), "context_window": TOKENS + 1}))[0].contexts[0].memory.own
+    assert none.search.history == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "most"), [("enough", 0.01, 4), ("tolerance", 1, 12), ("max_candidates", 4, 4)]
+)
+def test_the_search_ends(limit: str, value: float, most: int) -> None:
+    state = decode(SwiftConfig(**{**vars(PLAIN), limit: value}))[0].contexts[0].memory.own
+    assert state.done and len(state.search.history) <= most
+    assert len(state.search.history) < len(decode(PLAIN)[0].contexts[0].memory.own.search.history)
+
+
+def test_with_the_initial_set_scored_it_has_to_be_beaten() -> None:
+    drafter, target, (output,) = decode(SwiftConfig(**{**vars(PLAIN), "score_initial": True}))
+    history = drafter.contexts[0].memory.own.search.history
+    first = SkipSet.spread(LAYERS, 0.45)
+    assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
+
+
+def test_a_recent_window_moves_with_the_text() -> None:
+    drafter, target, _ = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True}))
+    context = drafter.contexts[0]
+    state = context.memory.own
+    candidate, score = state.search.history[-1]
+    emitted = context.tokens[len(PROMPT) :]  # up to the last step but one, after which nothing is observed
+    start = len(emitted) - WINDOW
+    before = [*PROMPT, *emitted[:start]]
+    assert score == pytest.approx(matchness(target.model, target, candidate, before, emitted[start:]))
+
+
+def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_another() -> None:
+    plain = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True}))[0].contexts[0].memory.own
+    again = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True, "rescore_incumbent": True}))[0]
+    state = again.contexts[0].memory.own
+    assert plain.forwards == len(plain.search.history)
+    assert state.forwards > len(state.search.history)
+    other = [5, 17, 3, 60, 42]
+    warm, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "rescore_incumbent": True, "warm": True}), [PROMPT, other])
+    cold, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "rescore_incumbent": True}), [PROMPT, other])
+    states = [[c.memory.own for c in drafter.contexts] for drafter in (warm, cold)]
+    assert states[0][0] is states[0][1] and states[1][0] is not states[1][1]
+    assert states[0][0].fresh
+
+
+@pytest.mark.parametrize("repair", ["score_initial", "recent_window", "rescore_incumbent", "cost_aware", "neighbours"])
+def test_whatever_is_repaired_warm_or_cold_the_text_is_the_same(repair: str) -> None:
+    plain = decode(PLAIN, [PROMPT, PROMPT[::-1]])[2]
+    for warm in (False, True):
+        assert decode(SwiftConfig(**{**vars(PLAIN), repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
+
+
+def test_by_cost_the_cheaper_of_equally_good_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "cost_aware": True}))
+    drafter._full, drafter._saves = (
+        CostCurve((1, 64), (1.0, 2.0)),
+        [0.02, 0.08],
+    )  # of 1.0: an MLP is dearer than an attention
+    context = drafter.contexts[0]
+    monkeypatch.setattr(drafter.target, "replay", lambda path, row, position, tokens: torch.zeros(len(tokens), 96))
+    state = context.memory.own
+    scores = [drafter._score(context, state, SkipSet.of(LAYERS, *s)) for s in (([1, 2], []), ([], [1, 2]))]
+    assert scores[0] < scores[1]
