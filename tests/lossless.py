@@ -41,6 +41,7 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
         LayerSkipConfig(sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
         LayerSkipConfig(skip_mlp=[1], draft_vocabulary=40, length="gain"),
+        LayerSkipConfig(skip_attention=[2], skip_mlp=[3], reuse=True, bonus="keep", min_confidence=0.3),
     ],
     "early_exit": [
         EarlyExitConfig(),

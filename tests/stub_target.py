@@ -49,6 +49,8 @@ class StubPath:
     skip: SkipSet = SkipSet()
     layers: tuple[None, ...] = (None,) * 4
     leading: int = 0
+    head: None = None
+    vocabulary: None = None
 
 
 class StubCache:

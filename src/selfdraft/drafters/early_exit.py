@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters.sparse import SparseConfig, SparseDrafter
+from selfdraft.drafters.sparse import BONUS, SparseConfig, SparseDrafter
 from selfdraft.models.target import Target
-
-BONUS = ("auto", "keep", "forgo")
 
 
 @dataclass

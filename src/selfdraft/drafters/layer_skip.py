@@ -9,18 +9,24 @@ from dataclasses import dataclass
 
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters.sparse import SparseConfig, SparseDrafter
+from selfdraft.drafters.sparse import BONUS, SparseConfig, SparseDrafter
 from selfdraft.models.target import Target
 
 
 @dataclass
 class LayerSkipConfig(SparseConfig):
-    """Skip an even share `sparsity` of the sublayers, or exactly those named in `skip_attention` and `skip_mlp`."""
+    """Skip an even share `sparsity` of the sublayers, or exactly those named in `skip_attention` and `skip_mlp`.
+
+    Where the first of them comes late, verification may `reuse` what the layers before it computed while drafting; for
+    that and `bonus` see `EarlyExitConfig`.
+    """
 
     name: str = "layer_skip"
     sparsity: float = option(0.2, at_least=0.0, below=1.0)
     skip_attention: list[int] | None = option(None, at_least=0)
     skip_mlp: list[int] | None = option(None, at_least=0)
+    reuse: bool = False
+    bonus: str = option("auto", choices=BONUS)
 
 
 class LayerSkip(SparseDrafter):
@@ -35,6 +41,7 @@ class LayerSkip(SparseDrafter):
         Raises:
             UserError: for layers that the model does not have.
         """
+        self.reuse, self.bonus = config.reuse, config.bonus
         super().__init__(target, config)
         layers = len(target.full.layers)
         if config.skip_attention is None and config.skip_mlp is None:

@@ -23,6 +23,7 @@ from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
 _EMPTY = TokenTree.empty()
+BONUS = ("auto", "keep", "forgo")
 LENGTHS = ("threshold", "adaptive", "gain")
 # SWIFT's numbers of children at a depth (the chain's own one included), where the drafted token's confidence is above:
 CONFIDENT = (0.95, 0.8, 0.5, -1.0)

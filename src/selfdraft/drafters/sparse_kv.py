@@ -83,7 +83,7 @@ class SparseKV(SparseDrafter):
         logits: dict[int, Tensor] = {}
         for i, context in enumerate(contexts):
             if depth == 0 and self._is_long(context):
-                due = self._is_due(context)
+                due = self._comes_due(context)
                 if due:
                     logits[i] = self._look(path, context, tokens[i])
                 self._gather(context, drafted=int(due))
@@ -99,7 +99,8 @@ class SparseKV(SparseDrafter):
     def _is_long(self, context: Context) -> bool:
         return len(context.tokens) - 1 > self.config.sink + self.config.recent + self.config.top_k
 
-    def _is_due(self, context: Context) -> bool:
+    def _comes_due(self, context: Context) -> bool:
+        """Whether attention is to be looked at in this step."""
         chosen: Chosen = context.memory.own
         chosen.age += 1
         return self.config.top_k > 0 and chosen.age > self.config.refresh
