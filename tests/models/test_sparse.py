@@ -86,6 +86,21 @@ def test_verification_that_reuses_is_the_plain_one(target: Target, skip: SkipSet
             torch.testing.assert_close(mine[row, :, :end], theirs[row, :, :end], **CLOSE)
 
 
+def test_rows_that_left_at_different_layers_are_verified_plainly(target: Target) -> None:
+    prompts, roots = [LONG, SHORT], [LONG[-1], SHORT[-1]]
+    begin(target, *prompts)
+    reuse, trees = [], []
+    for row, exit_layer in enumerate((1, 3)):
+        path, states = target.sparse_path(SkipSet.from_layer(4, exit_layer)), []
+        for offset, token in enumerate([roots[row], 4, 9]):
+            target.draft_forward(path, [row], offset, [token], [TokenTree.empty()], keep=[states])
+        reuse.append(Reuse(path.leading, torch.cat(states)))
+        trees.append(TokenTree.chain([4, 9, 30]))
+    ours = target.forward([0, 1], roots, trees, reuse=reuse)
+    for mine, plain in zip(ours, target.forward([0, 1], roots, trees), strict=True):
+        torch.testing.assert_close(mine, plain, **CLOSE)
+
+
 def test_leaves_beside_a_reused_chain_are_right(target: Target) -> None:
     path = target.sparse_path(REUSED["exit"])
     begin(target, LONG)

@@ -57,6 +57,15 @@ class Reuse:
     states: Tensor
 
 
+def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
+    """How many first tokens of every row one forward need not run through the leading layers: rows go together, so
+    none where a row has nothing, or where rows left the full model at different layers."""
+    known = [r for r in reuse if r is not None]
+    if len(known) < len(reuse) or len({r.layers for r in known}) > 1:
+        return 0
+    return min(len(r.states) for r in known)
+
+
 def sparse_path(
     full: Path, anatomy: Anatomy, skip: SkipSet, mlps: Mapping[int, nn.Module], head: tuple[nn.Module, Tensor] | None
 ) -> Path:

@@ -28,7 +28,7 @@ from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.profiling import measure_costs
 from selfdraft.models.selection import Scores, Selection, scoring
-from selfdraft.models.sparse import Path, Reuse, sliced_head, sparse_path, spread_out
+from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path, spread_out
 
 LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
@@ -188,8 +188,8 @@ class Target:
 
         Args:
             rows: B cache rows. roots: their last committed tokens, not yet in the cache. trees: their drafts.
-            reuse: per row, what drafting has computed already: only the rest is. Ignored unless all rows have some, or
-                where states are kept.
+            reuse: per row, what drafting has computed already: only the rest is. Ignored unless all rows have
+                it of the same number of layers, and where states are kept.
             keep: per row, a list that gets (L + 1, n + 1, C) the hidden states before and behind every layer.
 
         Returns:
@@ -199,7 +199,7 @@ class Target:
         starts = [self.cache.lengths[row] for row in rows]
         block = self._block(rows, starts, roots, trees)
         states: list[Tensor] | None = None if keep is None else []
-        ready = 0 if keep is not None or reuse is None or None in reuse else min(len(r.states) for r in reuse)
+        ready = 0 if keep is not None else ready_tokens(reuse or [None])
         ready = min(ready, block.tokens.shape[1]) // self.row_block * self.row_block
         hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
         for b, row_keep in enumerate(keep or ()):
