@@ -146,6 +146,7 @@ def test_two_processes_share_the_candidates(tmp_path: Path) -> None:
     ("override", "reason"),
     [
         ("drafter=jacobi", "task=calibrate cannot search for drafter=jacobi: use drafter=layer_skip"),
+        ("drafter.siblings=true", "plain chains with a threshold: leave drafter.siblings as it is"),
         ("decoding=sample", "task=calibrate counts greedy agreement: use decoding=greedy"),
     ],
 )

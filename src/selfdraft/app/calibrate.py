@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.run_folder import claim_run_dir
 
+CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
 LARGEST = 0.6  # share of the inner sublayers that a candidate of `tokens_per_s` skips at most
 CLOSE = 0.1  # a prediction within this of the measured speedup counts as right
 
@@ -49,6 +50,10 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     options, drafter = config.calibrate, config.drafter
     if not isinstance(drafter, LayerSkipConfig):
         raise UserError(f"task=calibrate cannot search for drafter={drafter.name}: use drafter=layer_skip")
+    plain = LayerSkipConfig()
+    others = [f.name for f in fields(plain) if f.name not in ("sparsity", *CHOSEN)]
+    if changed := [f"drafter.{name}" for name in others if getattr(drafter, name) != getattr(plain, name)]:
+        raise UserError(f"task=calibrate predicts plain chains with a threshold: leave {', '.join(changed)} as it is")
     if config.decoding.name != "greedy":
         raise UserError("task=calibrate counts greedy agreement: use decoding=greedy")
     is_rank_zero = rank_zero_only.rank in (None, 0)
@@ -134,7 +139,7 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
 
 def _options(line: dict[str, Any]) -> dict[str, Any]:
     """What of a candidate are options of the drafter."""
-    return {key: line[key] for key in ("skip_attention", "skip_mlp", "draft_length", "min_confidence")}
+    return {key: line[key] for key in CHOSEN}
 
 
 def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
