@@ -93,7 +93,7 @@ def test_what_cannot_be_taken_is_refused_in_a_line(
         with_artifact([a.format(found=found[0], other=other) for a in arguments])
 
 
-@pytest.mark.parametrize("method", ["importance", "bayes", "evolution"])
+@pytest.mark.parametrize("method", ["importance", "bayes", "evolution", "dp"])
 @pytest.mark.parametrize("objective", ["matchness", "tokens_per_s"])
 def test_every_method_works_with_every_objective(method: str, objective: str, tmp_path: Path) -> None:
     options = ["calibrate.trials=7", "calibrate.check=0", f"calibrate.method={method}", "drafter.sparsity=0.5"]
@@ -121,7 +121,7 @@ def test_a_killed_calibration_goes_on_with_what_was_scored(tmp_path: Path) -> No
     running.communicate()
     before = Search(folder, "random", 4, (1, 2), 300, seed=0).history()
     texts, costs = ((folder / name).read_bytes() for name in ("texts.json", "costs.json"))
-    assert 5 <= len(before) < 300
+    assert 4 <= len(before) < 300  # of the fifth, perhaps only a part
     with pytest.raises(UserError, match=r"calibrate\.trials 300 there but 7 now"):
         run_here(folder, *long, "calibrate.trials=7")
     run_here(folder, *long)
@@ -146,6 +146,7 @@ def test_two_processes_share_the_candidates(tmp_path: Path) -> None:
     ("override", "reason"),
     [
         ("drafter=jacobi", "task=calibrate cannot search for drafter=jacobi: use drafter=layer_skip"),
+        ("drafter.siblings=true", "plain chains with a threshold: leave drafter.siblings as it is"),
         ("decoding=sample", "task=calibrate counts greedy agreement: use decoding=greedy"),
     ],
 )

@@ -20,8 +20,13 @@ def value(skip: SkipSet) -> float:
     return sum(0.05 - HARM.get(s, 0.1) for s in sublayers)
 
 
+def first_layers(count: int) -> SkipSet:
+    """In the place of the dynamic programme."""
+    return SkipSet(frozenset(range(1, 1 + count)), frozenset(range(1, 1 + count)))
+
+
 def search(folder: Path, method: str, sizes: tuple[int, int] = (1, 6), trials: int = 40, rank: int = 0) -> Search:
-    return Search(folder, method, LAYERS, sizes, trials, seed=0, rank=rank)
+    return Search(folder, method, LAYERS, sizes, trials, seed=0, rank=rank, most_similar=first_layers)
 
 
 def go(study: Search, indices: list[int]) -> None:
@@ -30,7 +35,10 @@ def go(study: Search, indices: list[int]) -> None:
         study.tell(candidate, value(candidate.skip), {"fact": index})
 
 
-@pytest.mark.parametrize("method", METHODS)
+SAMPLED = ["random", "bayes", "evolution"]
+
+
+@pytest.mark.parametrize("method", ["importance", *SAMPLED])
 def test_every_candidate_is_of_the_sizes_asked_for_and_leaves_first_and_last_layer_alone(
     method: str, tmp_path: Path
 ) -> None:
@@ -71,7 +79,7 @@ def test_a_sampler_that_learns_finds_more_than_chance(method: str, tmp_path: Pat
     assert found[method] > found["random"] + 0.03
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["importance", *SAMPLED])
 def test_a_killed_search_goes_on_with_what_was_scored(method: str, tmp_path: Path) -> None:
     first = search(tmp_path, method, trials=16)
     go(first, [0, 1, 2, 3, 4])
@@ -85,6 +93,18 @@ def test_a_killed_search_goes_on_with_what_was_scored(method: str, tmp_path: Pat
     if method != "importance":
         tried = [(line["skip_attention"], line["skip_mlp"]) for line in again.history()]
         assert tried[5:10] != tried[:5]  # the sampler does not begin with the same draws again
+
+
+def test_the_dynamic_programme_is_asked_for_one_layer_more_each_time(tmp_path: Path) -> None:
+    study = search(tmp_path, "dp", sizes=(1, 6))
+    go(study, study.remaining())
+    assert [line["skip_mlp"] for line in study.history()] == [[1], [1, 2], [1, 2, 3]]
+    assert {*SAMPLED, "importance", "dp"} == set(METHODS)
+
+
+def test_less_than_a_layer_is_nothing_for_the_dynamic_programme(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="skips whole layers"):
+        search(tmp_path, "dp", sizes=(1, 1))
 
 
 def test_two_processes_share_one_study(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from selfdraft.app.profile import describe_device
 from selfdraft.app.schemas import Config
 from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
 from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.models.fingerprint import fingerprint
@@ -31,6 +33,7 @@ from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.run_folder import claim_run_dir
 
+CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
 LARGEST = 0.6  # share of the inner sublayers that a candidate of `tokens_per_s` skips at most
 CLOSE = 0.1  # a prediction within this of the measured speedup counts as right
 
@@ -47,6 +50,10 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     options, drafter = config.calibrate, config.drafter
     if not isinstance(drafter, LayerSkipConfig):
         raise UserError(f"task=calibrate cannot search for drafter={drafter.name}: use drafter=layer_skip")
+    plain = LayerSkipConfig()
+    others = [f.name for f in fields(plain) if f.name not in ("sparsity", *CHOSEN)]
+    if changed := [f"drafter.{name}" for name in others if getattr(drafter, name) != getattr(plain, name)]:
+        raise UserError(f"task=calibrate predicts plain chains with a threshold: leave {', '.join(changed)} as it is")
     if config.decoding.name != "greedy":
         raise UserError("task=calibrate counts greedy agreement: use decoding=greedy")
     is_rank_zero = rank_zero_only.rank in (None, 0)
@@ -56,11 +63,11 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     config = replace(config, decoding=replace(config.decoding, max_new_tokens=options.tokens, guard=False))
     environment = describe_environment(config.hardware.torch_device)
 
-    def make_search(layers: int, rank: int) -> Search:
+    def make_search(layers: int, rank: int, most_similar: Callable[[int], SkipSet]) -> Search:
         inner = 2 * max(layers - 2, 0)
         matched = int(inner * drafter.sparsity)
         sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
-        return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank)
+        return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank, most_similar)
 
     with owned(folder, is_rank_zero):
         if is_rank_zero:
@@ -132,7 +139,7 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
 
 def _options(line: dict[str, Any]) -> dict[str, Any]:
     """What of a candidate are options of the drafter."""
-    return {key: line[key] for key in ("skip_attention", "skip_mlp", "draft_length", "min_confidence")}
+    return {key: line[key] for key in CHOSEN}
 
 
 def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from selfdraft.app.build import build_bench, measured_config, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, EvaluateConfig
 from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 from selfdraft.modules.evaluate import EvaluateModule

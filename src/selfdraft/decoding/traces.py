@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,3 +45,16 @@ class Tracer:
             confidence = scores.softmax(-1).gather(-1, best[:, None])[:, 0]
             traces.append(Trace(best.cpu().numpy() == np.array(output), confidence.cpu().numpy()))
         return traces
+
+    @torch.inference_mode()
+    def most_similar(self, count: int) -> SkipSet:
+        """The `count` whole layers that CLaSp's dynamic programme skips for most of the texts' last tokens."""
+        inner, votes = range(1, len(self.target.full.layers) - 1), Counter[int]()
+        for row, (prompt, output) in enumerate(self.texts):
+            last, position = output[-1], len(prompt) + len(output) - 1
+            states: list[torch.Tensor] = []
+            self.target.forward([row], [last], [TokenTree.empty()], keep=[states])
+            chosen = self.target.most_similar_skips(row, position, last, states[0][:, 0], count, inner)
+            votes.update(chosen.attention)
+        skipped = frozenset(layer for layer, _ in sorted(votes.items(), key=lambda v: (-v[1], v[0]))[:count])
+        return SkipSet(skipped, skipped)

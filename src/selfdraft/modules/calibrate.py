@@ -42,7 +42,7 @@ class CalibrateModule(pl.LightningModule):
     def __init__(
         self,
         build: Callable[[torch.device], Bench],
-        make_search: Callable[[int, int], Search],
+        make_search: Callable[[int, int, Callable[[int], SkipSet]], Search],
         *,
         prompts: Sequence[Prompt],
         folder: Path,
@@ -53,7 +53,7 @@ class CalibrateModule(pl.LightningModule):
 
         Args:
             build: makes the bench on this process's device; its baseline writes the texts.
-            make_search: from the number of layers and the rank.
+            make_search: from the number of layers, the rank, and what `Search` calls `most_similar`.
             folder: of the run. Texts, costs and scores that an earlier run left there are taken over.
             labels: device, model and source of the cost model.
         """
@@ -129,7 +129,9 @@ class CalibrateModule(pl.LightningModule):
         length = sum(len(prompt) + len(output) for prompt, output in self.texts) // len(self.texts)
         costs = self._kept(COSTS, lambda: measure_parts(self.target, context=length, **self.labels).to_dict())
         self.costs = CostModel.from_dict(costs)
-        self.search = self.make_search(self.costs.layers, self.global_rank)
+        self.search = self.make_search(
+            self.costs.layers, self.global_rank, lambda count: self.tracer.most_similar(count)
+        )
 
     def _write_texts(self) -> list[list[list[int]]]:
         """Prompt and answer of each conversation's first turn."""

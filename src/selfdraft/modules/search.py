@@ -3,6 +3,8 @@
 * `random`: sets of random size. `bayes`: Optuna's tree-structured Parzen estimator. `evolution`: its NSGA-II, here with
   a single objective. They choose a size and a priority for every sublayer; those of highest priority are skipped.
 * `importance`: every sublayer alone, then together those that did the least harm, one more each time.
+* `dp`: CLaSp's dynamic programme (arXiv 2505.24196): whole layers, one more each time, those that change hidden states
+  least.
 
 The first and the last layer are always kept, as SWIFT keeps them. Candidates have an index each; processes share the
 indices out among them and the study through its journal.
@@ -11,7 +13,7 @@ indices out among them and the study through its journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from optuna.trial import Trial, TrialState
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 
-METHODS = ("importance", "random", "bayes", "evolution")
+METHODS = ("importance", "random", "bayes", "evolution", "dp")
 JOURNAL = "study.journal"
 POPULATION = 16  # of `evolution`
 RESEED = 1009  # between the seeds of processes and of restarts, so that none repeats another's draws
@@ -43,17 +45,26 @@ class Search:
     """A study in `folder`, made by the first process and shared by the others."""
 
     def __init__(
-        self, folder: Path, method: str, layers: int, sizes: tuple[int, int], trials: int, seed: int, rank: int = 0
+        self,
+        folder: Path,
+        method: str,
+        layers: int,
+        sizes: tuple[int, int],
+        trials: int,
+        seed: int,
+        rank: int = 0,
+        most_similar: Callable[[int], SkipSet] | None = None,
     ) -> None:
         """Start or go on.
 
         Args:
             layers: of the model. sizes: the fewest and the most sublayers skipped.
+            most_similar: so many whole layers without which hidden states change least; needed by `dp`.
 
         Raises:
             UserError: `importance` has fewer trials than sublayers; the model has none that may be skipped.
         """
-        self.method, self.sizes, self.rank = method, sizes, rank
+        self.method, self.sizes, self.most_similar = method, sizes, most_similar
         self.sublayers = [(kind, i) for kind in ("attention", "mlp") for i in range(1, layers - 1)]
         if sizes[1] < 1:
             raise UserError(f"there is nothing to skip: of {layers} layers the first and the last are kept")
@@ -66,6 +77,12 @@ class Search:
                     f"must be at least {alone + 1}"
                 )
             self.total = min(trials, alone + together)
+        if method == "dp":
+            self.total = min(trials, 1 + sizes[1] // 2 - max(sizes[0] // 2, 1))
+            if self.total < 1:
+                raise UserError(
+                    "calibrate.method=dp skips whole layers, two sublayers at least: raise drafter.sparsity"
+                )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self.study = optuna.create_study(
@@ -92,6 +109,9 @@ class Search:
         """The skip set of this index."""
         if self.method == "importance":
             return Candidate(index, self._by_importance(index))
+        if self.method == "dp":
+            assert self.most_similar is not None
+            return Candidate(index, self.most_similar(max(self.sizes[0] // 2, 1) + index))
         trial = self.study.ask()
         size = trial.suggest_int("size", *self.sizes)
         priority = {s: trial.suggest_float(f"{s[0]} {s[1]}", 0.0, 1.0) for s in self.sublayers}
