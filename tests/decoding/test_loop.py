@@ -314,9 +314,11 @@ class SlowTarget(StubTarget):
         super().prefill(row, tokens)
         self.now += 10 * len(tokens)
 
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[torch.Tensor]:
+    def forward(
+        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], **asked: object
+    ) -> list[torch.Tensor]:
         self.now += 1
-        return super().forward(rows, roots, trees)
+        return super().forward(rows, roots, trees, **asked)
 
 
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)

@@ -97,7 +97,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     if decoding.shape_invariant:
         make_shape_invariant(target)
     if config.hardware.tree_parallel:
-        target = _shared(target)
+        target = _shared(target, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
@@ -113,8 +113,15 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     )
 
 
-def _shared(target: Target) -> TreeParallelTarget:
+def _shared(target: Target, config: Config) -> TreeParallelTarget:
     """The target as one of the processes that share out every tree."""
+    if not DRAFTERS[config.drafter.name].tree_parallel:
+        raise UserError(
+            f"hardware.tree_parallel: drafter={config.drafter.name} reads the whole cache, of which no process has "
+            "all; leave one of them out"
+        )
+    if config.decoding.guard:
+        raise UserError("hardware.tree_parallel: every process would guard by its own clock; use decoding.guard=false")
     if target.chains_only:
         raise UserError(
             "hardware.tree_parallel shares out branches, and decoding.shape_invariant allows but one: leave one out"

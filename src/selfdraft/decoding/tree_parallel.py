@@ -75,9 +75,11 @@ class TreeParallelTarget:
     @cached_property
     def costs(self) -> CostCurve:
         """Rank 0's: what is decided by cost must be decided alike."""
-        box = [self.target.costs]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return _of_rank_0(self.target.costs)
+
+    def costs_of(self, path: Path) -> CostCurve:
+        """Rank 0's."""
+        return _of_rank_0(self.target.costs_of(path))
 
     def allocate(self, rows: int, slots: int) -> None:
         """See `Target.allocate`."""
@@ -85,8 +87,21 @@ class TreeParallelTarget:
         self.target.allocate(rows, slots)
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]) -> list[Tensor]:
-        """This rank's share of one full forward; the logits of all nodes, the same on every rank."""
+    def forward(
+        self,
+        rows: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        reuse: object = None,
+        keep: None = None,
+    ) -> list[Tensor]:
+        """This rank's share of one full forward; the logits of all nodes, the same on every rank.
+
+        Args:
+            reuse: not made use of: it stands for a whole tree. keep: see `Drafter.tree_parallel`.
+        """
+        assert keep is None, "no rank has the states of all nodes"
         shares = [share_out(tree, self.ranks) for tree in trees]
         firsts, parts = [], []
         for row, root, tree, share in zip(rows, roots, trees, shares, strict=True):
@@ -116,13 +131,20 @@ class TreeParallelTarget:
 
     @torch.inference_mode()
     def draft_forward(
-        self, path: Path, rows: Sequence[int], offset: int, tokens: Sequence[int], trees: Sequence[TokenTree]
+        self,
+        path: Path,
+        rows: Sequence[int],
+        offset: int,
+        tokens: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        keep: Sequence[list[Tensor]] | None = None,
     ) -> list[Tensor]:
         """Computed everywhere, behind all committed tokens; rank 0's logits."""
         for row in rows:
             if owed := self.owed.pop(row, []):
                 self.target.prefill(row, owed)
-        whole = torch.cat(self.target.draft_forward(path, rows, offset, tokens, trees))
+        whole = torch.cat(self.target.draft_forward(path, rows, offset, tokens, trees, keep=keep))
         dist.broadcast(whole, src=0)
         return self._split(whole, trees)
 
@@ -153,6 +175,12 @@ class OwingCache:
         """See `KVCache.move`."""
         self._target.owed[destination] = self._target.owed.pop(source, [])
         self._cache.move(source, destination)
+
+
+def _of_rank_0(value: CostCurve) -> CostCurve:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def behind(chain: Sequence[int], tree: TokenTree) -> TokenTree:

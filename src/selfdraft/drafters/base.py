@@ -139,9 +139,12 @@ class Drafter(ABC):
 
     Attributes:
         Config: the class of its options; the schema of its YAML.
+        tree_parallel: whether it works where processes share out its trees: then it may read what the cache holds, or
+            verification computed, through `Target.draft_forward` and `Step` alone.
     """
 
     Config: ClassVar[type[DrafterConfig]]
+    tree_parallel: ClassVar[bool] = True
 
     def __init__(self, target: Target, config: DrafterConfig) -> None:
         self.target, self.config = target, config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
@@ -29,6 +30,7 @@ class Clasp(SparseDrafter):
     """Drafts through whole layers, chosen by the text. A request begins with an even choice, no layer's half."""
 
     Config = ClaspConfig
+    tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: ClaspConfig
 
     def __init__(self, target: Target, config: ClaspConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class DynamicExit(SparseDrafter):
     """Early exit at a layer that the text decides. Where states are not read, verification reuses what was drafted."""
 
     Config = DynamicExitConfig
+    tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: DynamicExitConfig
     reuse = True
 

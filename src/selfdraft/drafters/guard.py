@@ -84,6 +84,10 @@ class Guard(Drafter):
         stood_down = Draft(TokenTree.empty(), STOOD_DOWN)
         return [drafts.get(c.row, stood_down) for c in contexts]
 
+    def diagnostics(self, context: Context) -> dict[str, list[int]]:
+        """The inner drafter's."""
+        return self.inner.diagnostics(replace(context, memory=context.memory.inner))
+
     def observe(self, context: Context, step: Step) -> None:
         """Settle up, and let the inner drafter see the step, its own or a plain one."""
         watch: Watch = context.memory

@@ -100,10 +100,10 @@ class Pool(Drafter):
     def observe(self, context: Context, step: Step) -> None:
         """Learn which kinds of guesses were right wherever the text went, and what the model predicts at every node."""
         memory: Memory = context.memory
-        assert memory.growing is not None
-        for kinds, token in memory.growing.along(step.emitted):
+        for kinds, token in memory.growing.along(step.emitted) if memory.growing else ():  # none where it was not asked
             for guess, kind in kinds.items():
                 memory.estimates.observe(kind, guess == token)
+        memory.growing = None
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class SparseKV(SparseDrafter):
     """Drafts with a selection of the keys."""
 
     Config = SparseKVConfig
+    tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: SparseKVConfig
 
     def __init__(self, target: Target, config: SparseKVConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from selfdraft.core.lengths import best_speedup
 from selfdraft.core.options import option
@@ -74,6 +75,7 @@ class Swift(SparseDrafter):
     """Drafts through the best skip set found so far."""
 
     Config = SwiftConfig
+    tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: SwiftConfig
 
     def __init__(self, target: Target, config: SwiftConfig) -> None:

@@ -6,6 +6,7 @@ The prompt runs once through layers that write down their activations; then the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
@@ -28,6 +29,7 @@ class WidthSkip(SparseDrafter):
     """Drafts through a path of each prompt's own."""
 
     Config = WidthSkipConfig
+    tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: WidthSkipConfig
 
     def __init__(self, target: Target, config: WidthSkipConfig) -> None:
