@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.random import default_rng
@@ -21,11 +22,16 @@ from selfdraft.models.target import Target
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer. `seed` feeds the request's own generator; `key` is the caller's, to know it again."""
+    """A prompt to answer. `seed` feeds the request's own generator; `key` is the caller's, to know it again.
+
+    `rule` and `stopping` are the decoder's where the request brings none of its own.
+    """
 
     prompt: Sequence[int]
     seed: int = 0
-    key: object = None
+    key: Any = None
+    rule: NextToken | None = None
+    stopping: Stopping | None = None
 
 
 @dataclass
@@ -142,10 +148,11 @@ class Decoder:
     def _verify(self, a: _Active, draft: Draft, logits: Tensor) -> _Verdict:
         """Decide on one draft, on the device."""
         context, tree = a.context, draft.tree
-        scores = self.rule.scores(logits, context.tokens, context.prompt_length, tree)
-        if not self.rule.sample:
+        rule = context.rule
+        scores = rule.scores(logits, context.tokens, context.prompt_length, tree)
+        if not rule.sample:
             return _Verdict(scores.argmax(-1))
-        p = self.rule.probabilities(scores)
+        p = rule.probabilities(scores)
         if draft.q is None:
             # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
             at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
@@ -164,11 +171,11 @@ class Decoder:
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
-            stopping = self.stopping.within(positions - len(prompt))
+            stopping = (request.stopping or self.stopping).within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
             noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
             room = stopping.max_new_tokens - 1
-            context = Context(row, prompt.copy(), len(prompt), room, rng, self.rule)
+            context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with generation.clock("prefill"):
                 self.target.cache.clear(row)
                 self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)

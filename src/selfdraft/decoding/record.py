@@ -55,7 +55,7 @@ class Generation:
         clock: time by phase. In a batch a step's time is shared out evenly among its requests, so that sums over
             requests are the time that passed.
         latency_s: what the request itself waited for, from its first step to its last, prefills of others included.
-        ended: why: `eos`, `length` or `stop string`; empty while it goes on.
+        ended: why: `eos`, `length`, `stop string` or `criterion`; empty while it goes on.
         steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source]`: what a viewer needs. The
             bonus is None where the answer ended within the accepted tokens.
     """
