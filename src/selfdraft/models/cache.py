@@ -89,6 +89,10 @@ class KVCache:
         """Forget a row."""
         self.lengths[row] = 0
 
+    def rewind(self, row: int, length: int) -> None:
+        """Forget what is committed behind the first `length` tokens of a row."""
+        self.lengths[row] = min(length, self.lengths[row])
+
     def megabytes(self) -> float:
         """Memory held, in MB (10^6 bytes)."""
         return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None) / 1e6

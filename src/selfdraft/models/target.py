@@ -90,22 +90,30 @@ class Target:
         for row in range(rows):
             self.cache.clear(row)
 
-    @torch.inference_mode()
     def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
         """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
 
         For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
         """
-        forwards = self.forwards
-        self.allocate(1, len(text) + block)
+        (logits,) = self.teacher_forced_in(text, prefix, [block])
+        return logits
+
+    @torch.inference_mode()
+    def teacher_forced_in(self, text: Sequence[int], prefix: int, blocks: Sequence[int]) -> list[Tensor]:
+        """The same for every size of block, with one prefill for all."""
+        forwards, every = self.forwards, []
+        self.allocate(1, len(text) + max(blocks))
         self.prefill(0, text[:prefix])
-        parts = []
-        for first in range(prefix, len(text), block):
-            root, *rest = text[first : first + block]
-            parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
-            self.commit(0, range(len(rest)))
+        for block in blocks:
+            self.cache.rewind(0, prefix)
+            parts = []
+            for first in range(prefix, len(text), block):
+                root, *rest = text[first : first + block]
+                parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
+                self.commit(0, range(len(rest)))
+            every.append(torch.cat(parts))
         self.forwards = forwards
-        return torch.cat(parts)
+        return every
 
     @cached_property
     def costs(self) -> CostCurve:

@@ -99,10 +99,18 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "speedup_total": _ratio(drafter, baseline),
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
         | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
+        "ties_by_float32": _ties_by_float32(lines),
         "acceptance_by_depth": _acceptance(lines),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
     }
+
+
+def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
+    """How many ties float32 decides the baseline's way, and how many the drafter's."""
+    checks = (line["lossless"].get("float32") for line in lines if line["lossless"]["verdict"] == "tie")
+    prefers = Counter(check["prefers"] for check in checks if check)
+    return {side: prefers[side] for side in ("baseline", "drafter")}
 
 
 def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
