@@ -56,6 +56,7 @@ def test_it_is_written_down_with_its_numbers() -> None:
         "first_divergence": None,
         "margin": None,
         "control": None,
+        "float32": None,
     }
 
 

@@ -18,6 +18,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import make_shape_invariant
+from selfdraft.models.loading import DTYPES
+from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
@@ -73,9 +75,11 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     )
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
-    loaded = config.model.load(device)
+    memory = PeakMemory(device)
+    with memory("load"):
+        loaded = config.model.load(device)
+        target = Target(loaded.model, packed=config.model.packed)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
-    target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:
         make_shape_invariant(target)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
@@ -84,11 +88,34 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,
-        drafter=Decoder(target, drafter, stopping, rule=rule),
-        baseline=Decoder(target, baseline, stopping, rule=rule),
+        drafter=Decoder(target, drafter, stopping, rule=rule, memory=memory),
+        baseline=Decoder(target, baseline, stopping, rule=rule, memory=memory),
         certifier=Certifier(target, rule),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
+        memory=memory,
     )
+
+
+def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
+    """Before anything is loaded, and before any other process of the run has started.
+
+    Args:
+        certify: whether outputs will be certified: ties need a float32 copy of the model.
+
+    Raises:
+        UserError: with the numbers.
+    """
+    device = torch.device(config.hardware.torch_device)
+    need = needed(
+        config.model.outline(),
+        DTYPES[config.model.dtype],
+        device,
+        rows=1,
+        packed=config.model.packed,
+        new_tokens=config.decoding.max_new_tokens,
+        certify=certify and not isinstance(config.decoding, SampleConfig),
+    )
+    refuse_what_cannot_fit(need, device, processes=1 if device.type == "cuda" else config.hardware.devices)
 
 
 def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from selfdraft.app.build import build_bench, use_threads
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, GenerateConfig
 from selfdraft.core.errors import UserError
@@ -21,6 +21,7 @@ def generate(config: Config) -> None:
     assert isinstance(task, GenerateConfig)
     if not config.prompt:
         raise UserError("task=generate needs a prompt: prompt='Why is the sky blue?'")
+    refuse_a_run_that_cannot_fit(config, certify=task.certify)
     use_threads(config.hardware)
     console = make_console(highlight=False, soft_wrap=True, markup=False)
     with console.status(f"loading {config.model.label}"):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+from torch import nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
@@ -20,9 +21,17 @@ from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.loading import DTYPES, LoadedModel, load_embedded, load_pretrained, load_tiny
+from selfdraft.models.loading import (
+    DTYPES,
+    LoadedModel,
+    load_embedded,
+    load_pretrained,
+    load_tiny,
+    outline_embedded,
+    outline_pretrained,
+)
 from selfdraft.models.stock import REFERENCES
-from selfdraft.models.tiny import FAMILIES
+from selfdraft.models.tiny import FAMILIES, tiny_model
 
 
 @dataclass
@@ -71,6 +80,10 @@ class ModelConfig(Options):
         """Load it onto a device."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
+    def outline(self) -> nn.Module:
+        """The model without weights, to reckon what it will take."""
+        raise UserError("model: choose one, e.g. model=smollm2_135m")
+
 
 @dataclass
 class EmbeddedModelConfig(ModelConfig):
@@ -81,6 +94,10 @@ class EmbeddedModelConfig(ModelConfig):
     def load(self, device: torch.device) -> LoadedModel:
         """Downloaded and converted on first use."""
         return load_embedded(self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """From its configuration."""
+        return outline_embedded()
 
 
 @dataclass
@@ -100,6 +117,10 @@ class PretrainedModelConfig(ModelConfig):
         """From the folder or the hub."""
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
+    def outline(self) -> nn.Module:
+        """From its config.json."""
+        return outline_pretrained(self.path, self.revision)
+
 
 @dataclass
 class TinyModelConfig(ModelConfig):
@@ -117,6 +138,10 @@ class TinyModelConfig(ModelConfig):
     def load(self, device: torch.device) -> LoadedModel:
         """Made on the spot."""
         return load_tiny(self.family, self.seed, self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """So small that it has its weights."""
+        return tiny_model(self.family, seed=self.seed)
 
 
 @dataclass

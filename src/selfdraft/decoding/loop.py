@@ -17,6 +17,7 @@ from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
+from selfdraft.models.memory import PeakMemory
 from selfdraft.models.target import Target
 
 
@@ -65,7 +66,9 @@ class Decoder:
         *,
         rule: NextToken | None = None,
         batch_size: int = 1,
+        memory: PeakMemory | None = None,
     ) -> None:
+        self.memory = memory or PeakMemory(target.device)
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size
 
@@ -151,7 +154,7 @@ class Decoder:
         rule = context.rule
         scores = rule.scores(logits, context.tokens, context.prompt_length, tree)
         if not rule.sample:
-            return _Verdict(scores.argmax(-1))
+            return _Verdict(scores.max(-1).indices)  # argmax takes five times as long on a CPU
         p = rule.probabilities(scores)
         if draft.q is None:
             # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
@@ -176,7 +179,7 @@ class Decoder:
             noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
             room = stopping.max_new_tokens - 1
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
-            with generation.clock("prefill"):
+            with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
                 self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)
                 self.target.prefill(row, prompt[:-1])

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
+
 from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.models.chat import Chat
+from selfdraft.models.memory import PeakMemory
 from selfdraft.models.stock import StockGenerate, StockGeneration
 
 DRAFTER, BASELINE = "drafter", "none"
@@ -23,6 +26,7 @@ class Bench:
 
     Attributes:
         references: by name, decoders outside SelfDraft that run beside.
+        memory: notes the peaks of loading, prefilling, decoding and certifying.
     """
 
     chat: Chat
@@ -30,6 +34,7 @@ class Bench:
     baseline: Decoder
     certifier: Certifier
     references: dict[str, StockGenerate] = field(default_factory=dict)
+    memory: PeakMemory = field(default_factory=lambda: PeakMemory(torch.device("cpu")))
 
     def order(self, position: int) -> list[str]:
         """The contenders, starting with another one at every position: nobody always runs first, or after another."""
@@ -48,10 +53,12 @@ class Bench:
         done = Measurement()
         for repeat in range(repeats):
             order = self.order(position + repeat)
-            runs = {name: self.decode(name, prompt, seed, key) for name in order}
+            with self.memory("decode"):
+                runs = {name: self.decode(name, prompt, seed, key) for name in order}
             done.add(order, runs)
         for generation in done.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
-            certificate = self.certifier.certify(prompt, generation.output, done.baseline.output)
+            with self.memory("certify"):
+                certificate = self.certifier.certify(prompt, generation.output, done.baseline.output)
             if SEVERITY.index(certificate.verdict) >= SEVERITY.index(done.certificate.verdict):
                 done.certificate = certificate
         return done

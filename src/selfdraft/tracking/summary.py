@@ -103,7 +103,13 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         "acceptance_by_depth": _acceptance(lines),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
+        "peak_memory_by_phase_mb": _peaks([line.get("peak_memory_by_phase_mb", {}) for line in lines]),
     }
+
+
+def _peaks(peaks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each phase, the highest."""
+    return {phase: max(p.get(phase, 0.0) for p in peaks) for phase in dict.fromkeys(name for p in peaks for name in p)}
 
 
 def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
