@@ -78,7 +78,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     memory = PeakMemory(device)
     with memory("load"):
         loaded = config.model.load(device)
-        target = Target(loaded.model, packed=config.model.packed)
+        target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     if decoding.shape_invariant:
         make_shape_invariant(target)

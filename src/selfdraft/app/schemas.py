@@ -21,6 +21,7 @@ from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.attention import IMPLEMENTATIONS
 from selfdraft.models.loading import (
     DTYPES,
     LoadedModel,
@@ -64,12 +65,13 @@ class GenerateConfig(TaskConfig):
 
 @dataclass
 class ModelConfig(Options):
-    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
+    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
 
     group: ClassVar[str] = "model"
     name: str = MISSING
     dtype: str = option("bfloat16", choices=tuple(DTYPES))
     packed: bool = True
+    attention: str = option("sdpa", choices=IMPLEMENTATIONS)
 
     @property
     def label(self) -> str:

@@ -18,8 +18,8 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
+from selfdraft.models.attention import FLEX, additive, visible_slots
 from selfdraft.models.attention import NAME as GROUPED_SDPA
-from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.cache import KVCache
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
@@ -44,10 +44,11 @@ class Target:
     The model itself is left as it is: packed matrices and the attention function live in light copies of its layers.
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> None:
         """Take a loaded model in eval mode.
 
         Args:
+            attention: one of `attention.IMPLEMENTATIONS`: ours around torch's sdpa, the family's eager one, or flex.
             packed: on a CPU, hold an oneDNN-packed copy of every matrix (twice the memory, faster small forwards).
 
         Raises:
@@ -74,7 +75,7 @@ class Target:
         self.cache = KVCache(len(layers), rows=1, slots=0)
         try:
             for layer in layers:
-                self._group_attention(layer)
+                self._set_attention(layer, attention)
             error = self._distance_from_stock_forward()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
             raise refuse(model, f"its layers cannot be driven one by one ({type(broken).__name__})") from broken
@@ -245,13 +246,14 @@ class Target:
             )
         return anatomy.norm(hidden)
 
-    def _group_attention(self, layer: nn.Module) -> None:
-        """Give a light copy our attention function, except where the family needs score capping (Gemma 2)."""
+    def _set_attention(self, layer: nn.Module, name: str) -> None:
+        """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
         attention = getattr(layer, self.anatomy.attention_name)
         attention.config = copy.copy(attention.config)
-        softcapped = getattr(attention.config, "attn_logit_softcapping", None) is not None
-        attention.config._attn_implementation = "eager" if softcapped else GROUPED_SDPA
-        self._share = 1 if softcapped else int(getattr(attention, "num_key_value_groups", 1))
+        if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
+            name = "eager"
+        attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
+        self._share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self) -> float:
