@@ -16,7 +16,9 @@ import torch
 import yaml
 from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
 
+from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
+from selfdraft.models import memory
 from selfdraft.models.chat import Chat
 from selfdraft.models.stock import REFERENCES
 from selfdraft.models.tiny import tiny_tokenizer
@@ -65,7 +67,7 @@ def test_every_line_of_prompts_jsonl_has_what_the_issue_names(done: Done) -> Non
         assert set(LINE_KEYS.split()) <= line.keys()
         assert line["new_tokens"] == len(line["output_ids"]) > 0
         assert line["target_forwards"] == len(line["steps"])
-        assert set(line["lossless"]) == {"verdict", "first_divergence", "margin", "control"}
+        assert set(line["lossless"]) == {"verdict", "first_divergence", "margin", "control", "float32"}
 
 
 def test_result_json_has_what_the_issue_names(done: Done) -> None:
@@ -74,6 +76,9 @@ def test_result_json_has_what_the_issue_names(done: Done) -> None:
     assert named.items() <= done.result.items()
     assert set(done.result["speedup"]) == {"median", "low", "high"}
     assert set(done.result["lossless"]) == {"exact", "tie", "mismatch"}
+    peaks = done.result["peak_memory_by_phase_mb"]
+    assert set(peaks) == {"load", "prefill", "decode", "certify"}
+    assert 0 < max(peaks.values()) <= done.result["peak_memory_mb"]
     assert set(done.result["phases_s"]) == {"prefill", "draft", "verify", "commit", "other"}
     assert set(done.result["by_category"]) == FAMILIES
     assert set(RESULT_KEYS.split()[4:-1]) <= done.result["by_category"]["qa"].keys()
@@ -286,3 +291,13 @@ def test_a_guarded_run_says_how_often_it_stood_down(tmp_path: Path) -> None:
     counted = sum(step[4] == "stood down" for line in lines for step in line["steps"])
     assert 0 < counted == result["guard"]["stood_down"] < result["guard"]["steps"]
     assert result["guard"]["steps"] == sum(len(line["steps"]) for line in lines)
+
+
+@pytest.mark.parametrize("task", ["evaluate", "generate"])
+def test_a_run_that_cannot_fit_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(UserError, match=r"memory: this run needs about \d+ MB \(weights .*\), but cpu has 0 MB left"):
+        run_here(tmp_path / "run", *SMOKE, f"task={task}", "prompt=Why?")
+    assert not (tmp_path / "run" / "prompts.jsonl").exists()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control
+from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control, recheck
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,14 @@ def test_it_is_written_down_with_its_numbers() -> None:
         "first_divergence": 3,
         "margin": 0.5,
         "control": 0.25,
+        "float32": None,
     }
     assert Certificate("exact").to_dict() == {
         "verdict": "exact",
         "first_divergence": None,
         "margin": None,
         "control": None,
+        "float32": None,
     }
 
 
@@ -83,3 +85,17 @@ def test_half_precision_is_compared_in_full_precision() -> None:
     single = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
     block = torch.tensor([[256.0, 1.5]], dtype=torch.bfloat16)
     assert margin_control(single, block) == pytest.approx(0.5)
+
+
+def test_a_tie_that_float32_puts_further_apart_than_rounding_reaches_is_a_mismatch() -> None:
+    tie = judge(3, 0.1, 0.25)
+    close, far, reversed_ = recheck(tie, 0.2, 0.3), recheck(tie, 0.4, 0.3), recheck(tie, -0.4, 0.3)
+    assert [c.verdict for c in (close, far, reversed_)] == ["tie", "mismatch", "mismatch"]
+    assert [c.float32.prefers for c in (close, far, reversed_)] == ["baseline", "baseline", "drafter"]
+    assert close.to_dict()["float32"] == {"margin": 0.2, "control": 0.3, "prefers": "baseline"}
+    assert (close.margin, close.control, close.first_divergence) == (0.1, 0.25, 3)
+
+
+def test_a_token_that_a_rule_bans_in_both_changes_no_margin() -> None:
+    one = torch.tensor([[1.0, float("-inf"), float("-inf")]])
+    assert margin_control(one, one + 0.5) == 0.0

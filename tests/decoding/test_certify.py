@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.certify import CONTROL_BLOCKS, WINDOW, Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.tiny import FAMILIES, tiny_model
 
 PROMPT = [5, 17, 3, 60, 44, 9]
 LENGTH = 20
@@ -54,7 +54,13 @@ def replaced(baseline: list[int], index: int, token: int) -> list[int]:
 def test_the_same_ids_are_exact_and_cost_no_forward(target: Target, baseline: list[int]) -> None:
     certifier = Certifier(target)
     certificate = certifier.certify(PROMPT, list(baseline), baseline)
-    assert certificate.to_dict() == {"verdict": "exact", "first_divergence": None, "margin": None, "control": None}
+    assert certificate.to_dict() == {
+        "verdict": "exact",
+        "first_divergence": None,
+        "margin": None,
+        "control": None,
+        "float32": None,
+    }
     assert certifier.control is None
 
 
@@ -162,3 +168,108 @@ def test_an_output_that_fills_the_models_positions_can_be_certified() -> None:
     output = greedy(target)
     certificate = Certifier(target).certify(PROMPT, replaced(output, LENGTH - 1, (output[-1] + 1) % 96), output)
     assert (certificate.verdict, certificate.first_divergence) == ("mismatch", LENGTH - 1)
+
+
+def bfloat16_ties(family: str) -> tuple[Target, list[tuple[int, list[int]]]]:
+    """A target, and outputs that part from its greedy text where the two best tokens are close."""
+    target = Target(tiny_model(family, dtype=torch.bfloat16))
+    output = greedy(target)
+    margins = []
+    for index in range(LENGTH):
+        other = runner_up_of(target, output, index)
+        margins.append((stock_margin(target, output, index, other), index, other))
+    return target, [(index, replaced(output, index, other)) for _, index, other in sorted(margins)[:2]]
+
+
+def runner_up_of(target: Target, baseline: list[int], index: int) -> int:
+    with torch.inference_mode():
+        logits = target.model(torch.tensor([PROMPT + baseline[:index]]), use_cache=False).logits[0, -1]
+    return next(token for token in logits.topk(2).indices.tolist() if token != baseline[index])
+
+
+@torch.inference_mode()
+def float32_margin(target: Target, baseline: list[int], index: int, other: int) -> float:
+    """By a model that is loaded and widened without the code under test."""
+    wide = tiny_model(target.model.config.model_type)
+    wide.load_state_dict({name: weight.float() for name, weight in target.model.state_dict().items()})
+    logits = wide(torch.tensor([PROMPT + baseline[:index]]), use_cache=False).logits[0, -1]
+    return float(logits[baseline[index]] - logits[other])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bfloat16_tie_is_decided_by_float32(family: str) -> None:
+    target, outputs = bfloat16_ties(family)
+    baseline = greedy(target)
+    for index, output in outputs:
+        certifier = Certifier(target)
+        certifier.control = 100.0  # everything is a tie to bfloat16
+        certificate = certifier.certify(PROMPT, output, baseline)
+        found, truth = certificate.float32, float32_margin(target, baseline, index, output[index])
+        assert found is not None
+        assert found.margin == pytest.approx(truth, abs=1e-3)
+        assert found.prefers == ("baseline" if truth >= 0 else "drafter")
+        assert found.control == certifier.float32_control > 0
+        assert certificate.verdict == ("tie" if abs(truth) <= found.control else "mismatch")
+
+
+def test_a_tie_that_float32_does_not_confirm_is_a_mismatch() -> None:
+    """A wrong token, waved through by a control that is far too wide."""
+    target = Target(tiny_model(dtype=torch.bfloat16))
+    baseline = greedy(target)
+    certifier = Certifier(target)
+    certifier.control = 1e6
+    worst = (baseline[3] + 1) % 96
+    assert stock_margin(target, baseline, 3, worst) > 3
+    certificate = certifier.certify(PROMPT, replaced(baseline, 3, worst), baseline)
+    assert certificate.verdict == "mismatch"
+    assert certificate.float32 is not None and certificate.float32.margin > certificate.float32.control
+
+
+def test_the_float32_copy_is_made_for_the_first_tie_and_leaves_the_model_alone() -> None:
+    target = Target(tiny_model(dtype=torch.bfloat16))
+    baseline = greedy(target)
+    certifier = Certifier(target)
+    certifier.certify(PROMPT, list(baseline), baseline)
+    assert certifier._float32._copy is None
+    certifier.control = 1e6
+    certifier.certify(PROMPT, replaced(baseline, 3, runner_up_of(target, baseline, 3)), baseline)
+    copy = certifier._float32._copy
+    assert copy is not None and copy.dtype == torch.float32
+    assert target.model.dtype == torch.bfloat16 and greedy(target) == baseline
+    certifier.certify(PROMPT, replaced(baseline, 5, runner_up_of(target, baseline, 5)), baseline)
+    assert certifier._float32._copy is copy
+
+
+def test_a_tie_costs_a_window_and_only_a_mismatch_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tokens before the divergence tell; nothing fails a run before all of it was measured."""
+    target = Target(tiny_model(max_positions=512))
+    decoder = Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), 60))
+    baseline = decoder.decode(PROMPT).output
+    widths = []
+
+    def counted(rows, roots, trees, forward=target.forward):
+        widths.append(1 + len(trees[0]))
+        return forward(rows, roots, trees)
+
+    monkeypatch.setattr(target, "forward", counted)
+    output = replaced(baseline, 50, (baseline[50] + 1) % 96)
+    certifier = Certifier(target)
+    certifier.control = 1e6
+    assert certifier.certify(PROMPT, output, baseline).verdict == "tie"
+    assert widths.count(1) == WINDOW and sum(widths) == (1 + len(CONTROL_BLOCKS)) * WINDOW
+    certifier.control, widths[:] = None, []
+    assert certifier.certify(PROMPT, output, baseline).verdict == "mismatch"
+    assert widths.count(1) >= WINDOW + len(baseline)
+
+
+def test_the_two_measures_agree_on_the_margin(target: Target, baseline: list[int]) -> None:
+    """Prefilled up to the window, or token by token from the prompt on: the margin is that of the same place."""
+    index = LENGTH - 1
+    output = replaced(baseline, index, runner_up(target, baseline, index))
+    begin = len(PROMPT) - 1
+    window, whole = (
+        Certifier(target)._judge(PROMPT, output, baseline, index, first, begin + index)
+        for first in (begin + index - WINDOW + 1, begin)
+    )
+    assert window.margin == pytest.approx(whole.margin, abs=1e-3)
+    assert window.control <= 10 * whole.control + 1e-4

@@ -12,7 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from random_trees import ancestry, random_tree
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.attention import additive, grouped_sdpa, visible_slots
+from selfdraft.models.attention import FLEX, IMPLEMENTATIONS, NAME, additive, flex, grouped_sdpa, visible_slots
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -119,3 +121,39 @@ def test_a_fully_hidden_row_is_finite() -> None:
     query, key, value = (torch.randn(1, 2, n, 4) for n in (2, 3, 3))
     mask = additive(torch.zeros(1, 2, 3, dtype=torch.bool), torch.float32)
     assert torch.isfinite(grouped_sdpa(Attention(1), query, key, value, mask)[0]).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_implementation_gives_the_same_logits_on_trees(family: str) -> None:
+    """Ragged rows of trees behind prefixes that reach past the sliding window, in float32."""
+    model, rng = tiny_model(family), np.random.default_rng(1)
+    trees = [random_tree(rng, 14), random_tree(rng, 6), TokenTree.empty()]
+    prefixes = [rng.integers(0, 96, length).tolist() for length in (21, 3, 12)]
+    results = {}
+    for name in IMPLEMENTATIONS:
+        target = Target(model, attention=name)
+        target.allocate(3, 64)
+        for row, prefix in enumerate(prefixes):
+            target.prefill(row, prefix)
+        results[name] = torch.cat(target.forward([0, 1, 2], [1, 2, 3], trees))
+    assert results["sdpa"].std() > 0.1
+    for name in ("eager", "flex"):
+        torch.testing.assert_close(results[name], results["sdpa"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "function"), [("sdpa", NAME), ("eager", "eager"), ("flex", FLEX)])
+def test_an_implementation_is_the_one_that_was_asked_for(name: str, function: str) -> None:
+    target = Target(tiny_model(), attention=name)
+    assert {layer.self_attn.config._attn_implementation for layer in target.full.layers} == {function}
+    assert target.model.config._attn_implementation == "sdpa"  # the model itself is left as it was
+
+
+def test_flex_caps_scores_before_it_masks_them() -> None:
+    """Capped afterwards, the mask's lowest number would become a mere -softcap."""
+    query, key, value = (5 * torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    visible = torch.ones(1, 4, 4, dtype=torch.bool).tril()
+    mask = additive(visible, torch.float32)
+    ours, _ = flex(Attention(1), query, key, value, mask, scaling=0.3, softcap=2.0)
+    scores = 2.0 * torch.tanh(query @ key.mT * 0.3 / 2.0)
+    expected = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1) @ value
+    torch.testing.assert_close(ours.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)

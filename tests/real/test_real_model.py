@@ -9,6 +9,7 @@ import torch
 
 from selfdraft.core.errors import UserError
 from selfdraft.data.sources import load_bundled
+from selfdraft.decoding import Drafting
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
@@ -20,8 +21,10 @@ from selfdraft.models.target import Target
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 FAMILIES = ("summarization", "math_reasoning")
+# One of each kind, for what does not depend on the drafter: chains, blocks, trees with probes, sources, sparse paths.
+KINDS = ("none", "prompt_lookup", "jacobi", "lookahead", "pool", "early_exit")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, f
     assert certificate.verdict != "mismatch", certificate
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", KINDS)
 def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
     real: Real, drafter: str
 ) -> None:
@@ -118,3 +121,28 @@ def test_shape_invariant_forwards_make_every_drafter_exact_to_the_bit(real: Real
 def test_the_trial_notices_blocks_that_round_differently(real: Real) -> None:
     """Rows and keys as they come: bits depend on the block."""
     assert widest_alike(Target(real.loaded.model)) < LEAST
+
+
+@pytest.mark.parametrize("drafter", KINDS)
+def test_one_line_in_transformers_generate_writes_its_greedy_text(real: Real, drafter: str) -> None:
+    """Two prompts, padded on the left, through `generate` itself."""
+    pair = [real.prompts[family] for family in FAMILIES[:2]]
+    width, pad = max(map(len, pair)), min(real.loaded.eos)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in pair])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in pair])
+    written = real.loaded.model.generate(
+        ids,
+        attention_mask=mask,
+        custom_generate=Drafting(drafter),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=sorted(real.loaded.eos),
+        pad_token_id=pad,
+    )
+    for row, family in zip(written[:, width:].tolist(), FAMILIES, strict=False):
+        stock = real.stock[family]
+        if real.target.dtype == torch.float32:
+            assert row == stock + [pad] * (len(row) - len(stock))
+        end = next((n for n, token in enumerate(row, start=1) if token in real.loaded.eos), len(row))
+        certificate = Certifier(real.target).certify(real.prompts[family], row[:end], stock)
+        assert certificate.verdict != "mismatch", certificate

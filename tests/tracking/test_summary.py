@@ -103,3 +103,12 @@ def test_throughput_and_latency_are_of_all_turns():
 def test_no_lines_are_refused():
     with pytest.raises(ValueError, match="nothing to summarize"):
         summarize([], **LABELS)
+
+
+def test_ties_are_counted_by_whom_float32_prefers():
+    def tie(id, prefers, verdict="tie"):
+        checked = {"margin": 0.0, "control": 1.0, "prefers": prefers}
+        return line(id, lossless={"verdict": verdict, "control": 1.0, "float32": checked})
+
+    lines = [tie("a", "drafter"), tie("b", "baseline"), tie("c", "drafter"), tie("d", "drafter", "mismatch"), line("e")]
+    assert summarize(lines, **LABELS)["ties_by_float32"] == {"baseline": 1, "drafter": 2}

@@ -67,3 +67,10 @@ def test_without_drafts_and_without_time_it_still_prints():
 @pytest.mark.parametrize("name", ["[red]", "[/]"])
 def test_names_are_not_markup(name):
     assert name in shown([line(family=name)])
+
+
+def test_ties_that_float32_decided_are_told():
+    checked = {"margin": 0.0, "control": 1.0, "prefers": "drafter"}
+    tie = line("d", lossless={"verdict": "tie", "control": 1.0, "float32": checked})
+    assert "of the ties, float32 gives 0 to the target alone, 1 to the drafter" in shown([*evaluation(), tie])
+    assert "float32 gives" not in shown(evaluation())

@@ -22,6 +22,8 @@ from selfdraft.drafters.guard import Guard
 from selfdraft.models.chat import Chat
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
+from selfdraft.models.loading import DTYPES
+from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
@@ -88,12 +90,14 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         )
     if references and config.decoding != plain:
         raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
-    loaded = config.model.load(device)
+    memory = PeakMemory(device)
+    with memory("load"):
+        loaded = config.model.load(device)
+        target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
     if config.artifact is not None:
         found = Artifact.read(Path(config.artifact))
         found.refuse_other_model(config.artifact, config.model.label, fingerprint(loaded.model))
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
-    target = Target(loaded.model, packed=config.model.packed)
     if decoding.shape_invariant:
         make_shape_invariant(target)
     if config.hardware.tree_parallel:
@@ -106,10 +110,11 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
     return Bench(
         chat=chat,
-        drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size),
-        baseline=Decoder(target, baseline, stopping, rule=rule, batch_size=batch_size),
+        drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size, memory=memory),
+        baseline=Decoder(target, baseline, stopping, rule=rule, batch_size=batch_size, memory=memory),
         certifier=Certifier(target, rule, batch_size=batch_size),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
+        memory=memory,
     )
 
 
@@ -129,6 +134,28 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
     if not torch.distributed.is_initialized():
         raise UserError("hardware.tree_parallel needs its processes, and only task=evaluate starts them")
     return TreeParallelTarget(target)
+
+
+def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
+    """Before anything is loaded, and before any other process of the run has started.
+
+    Args:
+        certify: whether outputs will be certified: ties need a float32 copy of the model.
+
+    Raises:
+        UserError: with the numbers.
+    """
+    device = torch.device(config.hardware.torch_device)
+    need = needed(
+        config.model.outline(),
+        DTYPES[config.model.dtype],
+        device,
+        rows=config.decoding.batch_size,
+        packed=config.model.packed,
+        new_tokens=config.decoding.max_new_tokens,
+        certify=certify and not isinstance(config.decoding, SampleConfig),
+    )
+    refuse_what_cannot_fit(need, device, processes=1 if device.type == "cuda" else config.hardware.devices)
 
 
 def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:

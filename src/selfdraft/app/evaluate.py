@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from selfdraft.app.build import build_bench, measured_config, use_threads
+from selfdraft.app.build import build_bench, measured_config, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, EvaluateConfig
 from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
@@ -50,6 +50,8 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
             "leave one of them out"
         )
     prompts = config.dataset.load()
+    if is_rank_zero:  # the others start later, and share what there is
+        refuse_a_run_that_cannot_fit(config, certify=True)
     use_threads(config.hardware)
     with owned(folder, is_rank_zero):
         if is_rank_zero:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from selfdraft.app.build import build_bench, use_threads
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, GenerateConfig
 from selfdraft.core.errors import UserError
@@ -23,6 +23,7 @@ def generate(config: Config) -> None:
         raise UserError("task=generate needs a prompt: prompt='Why is the sky blue?'")
     if config.decoding.batch_size > 1:
         raise UserError(f"task=generate answers one prompt: leave decoding.batch_size={config.decoding.batch_size} out")
+    refuse_a_run_that_cannot_fit(config, certify=task.certify)
     use_threads(config.hardware)
     console = make_console(highlight=False, soft_wrap=True, markup=False)
     with console.status(f"loading {config.model.label}"):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+from torch import nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
@@ -20,9 +21,18 @@ from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.loading import DTYPES, LoadedModel, load_embedded, load_pretrained, load_tiny
+from selfdraft.models.attention import IMPLEMENTATIONS
+from selfdraft.models.loading import (
+    DTYPES,
+    LoadedModel,
+    load_embedded,
+    load_pretrained,
+    load_tiny,
+    outline_embedded,
+    outline_pretrained,
+)
 from selfdraft.models.stock import REFERENCES
-from selfdraft.models.tiny import FAMILIES
+from selfdraft.models.tiny import FAMILIES, tiny_model
 from selfdraft.modules.calibrate import OBJECTIVES
 from selfdraft.modules.search import METHODS
 
@@ -100,12 +110,13 @@ class CalibrateConfig(Options):
 
 @dataclass
 class ModelConfig(Options):
-    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU."""
+    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
 
     group: ClassVar[str] = "model"
     name: str = MISSING
     dtype: str = option("bfloat16", choices=tuple(DTYPES))
     packed: bool = True
+    attention: str = option("sdpa", choices=IMPLEMENTATIONS)
 
     @property
     def label(self) -> str:
@@ -114,6 +125,10 @@ class ModelConfig(Options):
 
     def load(self, device: torch.device) -> LoadedModel:
         """Load it onto a device."""
+        raise UserError("model: choose one, e.g. model=smollm2_135m")
+
+    def outline(self) -> nn.Module:
+        """The model without weights, to reckon what it will take."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
 
@@ -126,6 +141,10 @@ class EmbeddedModelConfig(ModelConfig):
     def load(self, device: torch.device) -> LoadedModel:
         """Downloaded and converted on first use."""
         return load_embedded(self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """From its configuration."""
+        return outline_embedded()
 
 
 @dataclass
@@ -145,6 +164,10 @@ class PretrainedModelConfig(ModelConfig):
         """From the folder or the hub."""
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
+    def outline(self) -> nn.Module:
+        """From its config.json."""
+        return outline_pretrained(self.path, self.revision)
+
 
 @dataclass
 class TinyModelConfig(ModelConfig):
@@ -162,6 +185,10 @@ class TinyModelConfig(ModelConfig):
     def load(self, device: torch.device) -> LoadedModel:
         """Made on the spot."""
         return load_tiny(self.family, self.seed, self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """So small that it has its weights."""
+        return tiny_model(self.family, seed=self.seed)
 
 
 @dataclass

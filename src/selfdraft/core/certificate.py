@@ -7,12 +7,27 @@ rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 Verdict = Literal["exact", "sampled", "tie", "mismatch"]
+
+
+@dataclass(frozen=True)
+class Float32:
+    """A tie, looked at without the rounding that made it one.
+
+    Attributes:
+        margin: logit of the autoregressive token minus logit of the drafter's token.
+        control: the largest change of such a margin between float32 and the dtype's M=1 and M=k forwards.
+        prefers: whose token float32 would have written.
+    """
+
+    margin: float
+    control: float
+    prefers: Literal["baseline", "drafter"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,14 @@ class Certificate:
             autoregressive token is the best; in a batch either may have lost to rounding. It is at least the
             top-1/top-2 margin, and equal to it where one of the two tokens is the runner-up.
         control: the largest change of such a margin between M=1 and M=k forwards of the same tokens, in this dtype.
+        float32: of a tie in a narrower dtype, what the same model says in float32.
     """
 
     verdict: Verdict
     first_divergence: int | None = None
     margin: float | None = None
     control: float | None = None
+    float32: Float32 | None = None
 
     def to_dict(self) -> dict:
         """As it stands in prompts.jsonl."""
@@ -53,6 +70,12 @@ def judge(index: int, margin: float, control: float) -> Certificate:
     return Certificate(verdict, index, margin, control)
 
 
+def recheck(tie: Certificate, margin: float, control: float) -> Certificate:
+    """The tie with what float32 says. Two tokens further apart there than rounding reaches were no tie: a mismatch."""
+    verdict: Verdict = "tie" if abs(margin) <= control else "mismatch"
+    return replace(tie, verdict=verdict, float32=Float32(margin, control, "baseline" if margin >= 0 else "drafter"))
+
+
 def margin_control(single: Tensor, block: Tensor) -> float:
     """How far rounding alone moves the margin between the two best tokens.
 
@@ -66,4 +89,5 @@ def margin_control(single: Tensor, block: Tensor) -> float:
     """
     best = single.float().topk(2, dim=-1).indices
     one, many = (x.float().gather(-1, best) for x in (single, block))
-    return float(((one[:, 0] - one[:, 1]) - (many[:, 0] - many[:, 1])).abs().max())
+    change = (one[:, 0] - one[:, 1]) - (many[:, 0] - many[:, 1])
+    return float(change.nan_to_num(nan=0.0).abs().max())  # inf - inf: a rule left one token, in both

@@ -1,1 +1,5 @@
-"""F2: the decoding loop, when it stops, and what it records."""
+"""F2: the loop that every drafter runs in; `Drafting` brings it to transformers' own `generate`."""
+
+from selfdraft.decoding.custom_generate import Drafting
+
+__all__ = ["Drafting"]

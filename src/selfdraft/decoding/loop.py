@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.random import default_rng
@@ -16,16 +17,22 @@ from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
+from selfdraft.models.memory import PeakMemory
 from selfdraft.models.target import Target
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer. `seed` feeds the request's own generator; `key` is the caller's, to know it again."""
+    """A prompt to answer. `seed` feeds the request's own generator; `key` is the caller's, to know it again.
+
+    `rule` and `stopping` are the decoder's where the request brings none of its own.
+    """
 
     prompt: Sequence[int]
     seed: int = 0
-    key: object = None
+    key: Any = None
+    rule: NextToken | None = None
+    stopping: Stopping | None = None
 
 
 @dataclass
@@ -60,7 +67,9 @@ class Decoder:
         *,
         rule: NextToken | None = None,
         batch_size: int = 1,
+        memory: PeakMemory | None = None,
     ) -> None:
+        self.memory = memory or PeakMemory(target.device)
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size
 
@@ -159,10 +168,11 @@ class Decoder:
     def _verify(self, a: _Active, draft: Draft, logits: Tensor) -> _Verdict:
         """Decide on one draft, on the device."""
         context, tree = a.context, draft.tree
-        scores = self.rule.scores(logits, context.tokens, context.prompt_length, tree)
-        if not self.rule.sample:
-            return _Verdict(scores.max(-1).indices)  # several times faster than argmax on a CPU
-        p = self.rule.probabilities(scores)
+        rule = context.rule
+        scores = rule.scores(logits, context.tokens, context.prompt_length, tree)
+        if not rule.sample:
+            return _Verdict(scores.max(-1).indices)  # argmax takes five times as long on a CPU
+        p = rule.probabilities(scores)
         if draft.q is None:
             # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
             at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
@@ -181,12 +191,12 @@ class Decoder:
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
-            stopping = self.stopping.within(positions - len(prompt))
+            stopping = (request.stopping or self.stopping).within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
             noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
-            context = Context(row, prompt.copy(), len(prompt), room, rng, self.rule)
-            with generation.clock("prefill"):
+            context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
+            with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
                 self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)
                 self.target.prefill(row, prompt[:-1])

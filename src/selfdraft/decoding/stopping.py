@@ -19,12 +19,14 @@ class Stopping:
         max_new_tokens: the longest answer.
         strings: texts that end an answer, also where they stretch over several tokens.
         decode: from ids to text; needed for `strings`.
+        criterion: any further rule: whether an answer, up to and including a token, ends with it.
     """
 
     eos: frozenset[int]
     max_new_tokens: int
     strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
+    criterion: Callable[[Sequence[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -43,6 +45,8 @@ class Stopping:
                 return kept, "eos"
             if self.strings and self._holds_stop_string(output, kept):
                 return kept, "stop string"
+            if self.criterion is not None and self.criterion([*output, *kept]):
+                return kept, "criterion"
         return kept, "length" if len(output) + len(kept) >= self.max_new_tokens else ""
 
     def _holds_stop_string(self, output: Sequence[int], kept: Sequence[int]) -> bool:

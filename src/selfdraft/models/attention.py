@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-NAME = "selfdraft_grouped_sdpa"
+NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
+IMPLEMENTATIONS = ("sdpa", "eager", "flex")
+_compiled_flex = torch.compile(flex_attention, dynamic=True)  # compiles nothing before it is called
 
 
 def visible_slots(
@@ -105,4 +108,36 @@ def grouped_sdpa(
     return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
+def flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """torch's flex attention with the mask added to the scores, behind the family's capping of scores, if any.
+
+    On a CPU it runs uncompiled: with a mask read inside, torch 2.13's compiled CPU kernel corrupts memory.
+
+    Args:
+        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) of `additive`, or None.
+
+    Returns:
+        (B, N, H, D) and no weights.
+    """
+
+    def scores(score: Tensor, row: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        return score if attention_mask is None else score + attention_mask[row, 0, q, k]
+
+    run = flex_attention if query.device.type == "cpu" else _compiled_flex
+    out = run(query, key, value, score_mod=scores, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FLEX, flex)
 AttentionInterface.register(NAME, grouped_sdpa)  # transformers' public registry of attention functions

@@ -100,7 +100,7 @@ class KVCache:
         self.lengths[row] = 0
 
     def rewind(self, row: int, length: int) -> None:
-        """Keep only a row's first `length` committed tokens."""
+        """Forget what is committed behind the first `length` tokens of a row."""
         self.lengths[row] = min(length, self.lengths[row])
 
     def megabytes(self) -> float:

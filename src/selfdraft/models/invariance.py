@@ -54,10 +54,10 @@ def widest_alike(target: Target) -> int:
     count = 40
     prefix = max(1, min(KEY_BLOCK - count // 2, target.max_positions - count))
     text = torch.randint(target.vocab_size, (prefix + count,), generator=torch.Generator().manual_seed(0)).tolist()
-    single = target.teacher_forced(text, prefix, 1)
+    single, *blocks = target.teacher_forced_in(text, prefix, (1, *WIDTHS))
     passed = 0
-    for width in WIDTHS:
-        if not torch.equal(single, target.teacher_forced_on(text, prefix, width)):
+    for width, block in zip(WIDTHS, blocks, strict=True):
+        if not torch.equal(single, block):
             break
         passed = width
     return passed

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -54,16 +55,9 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
     Raises:
         UserError: naming what could not be loaded, and why.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
-    if not folder.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise UserError(f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)")
-    source = str(folder) if folder.is_dir() else path
+    source = _source(path)
     with _quiet_transformers(), _told_in_one_line(path):
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        if getattr(config, "is_encoder_decoder", False):
-            raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
+        _decoder_only_config(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model, report = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
@@ -77,6 +71,38 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
     if device.type == "cpu":
         _into_memory(model)
     return LoadedModel(model.to(device), tokenizer, _ids(generation.eos_token_id) | _ids(tokenizer.eos_token_id))
+
+
+def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedModel:
+    """The model without its weights, on the "meta" device: its configuration alone is read.
+
+    Raises:
+        UserError: as `load_pretrained` does, as far as the configuration tells.
+    """
+    source = _source(path)
+    with _quiet_transformers(), _told_in_one_line(path), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_decoder_only_config(source, revision))
+
+
+def outline_embedded() -> PreTrainedModel:
+    """SmolLM2-135M-Instruct without its weights; downloaded and converted on first use."""
+    return outline_pretrained(str(smollm2_135m()))
+
+
+def _source(path: str) -> str:
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
+    if not folder.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise UserError(f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)")
+    return str(folder) if folder.is_dir() else path
+
+
+def _decoder_only_config(source: str, revision: str | None) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
+    return config
 
 
 def _refuse_made_up_weights(path: str, report: dict) -> None:

@@ -18,8 +18,8 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
+from selfdraft.models.attention import FLEX, additive, visible_slots
 from selfdraft.models.attention import NAME as GROUPED_SDPA
-from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.dynamic import most_similar_skips
@@ -41,10 +41,11 @@ class Target:
     The model itself is left as it is: packed matrices and the attention function live in light copies of its layers.
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> None:
         """Take a loaded model in eval mode.
 
         Args:
+            attention: one of `attention.IMPLEMENTATIONS`: ours around torch's sdpa, the family's eager one, or flex.
             packed: on a CPU, fuse what can be fused, and hold an oneDNN-packed copy of every matrix (twice the memory,
                 faster small forwards).
 
@@ -70,7 +71,7 @@ class Target:
         try:
             layers = [light_copy(layer, _stock) for layer in self.anatomy.layers]
             for layer in layers:
-                self._group_attention(layer)
+                self._set_attention(layer, attention)
             layers = [light_copy(layer, swap) for layer in layers]
             self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
             self._norm, self._head = light_copy(self.anatomy.norm, swap), light_copy(self.anatomy.head, swap)
@@ -92,29 +93,30 @@ class Target:
         for row in range(self.cache.rows):
             self.cache.clear(row)
 
-    @torch.inference_mode()
     def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
         """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
 
         For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
         """
-        self.allocate(1, len(text) + block)
-        self.prefill(0, text[:prefix])
-        return self.teacher_forced_on(text, prefix, block)
+        (logits,) = self.teacher_forced_in(text, prefix, [block])
+        return logits
 
     @torch.inference_mode()
-    def teacher_forced_on(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
-        """The same on a prefix that the last `teacher_forced` of that text has put into the cache already."""
-        forwards = self.forwards
-        self.cache.rewind(0, prefix)
-        self.cache.reserve(len(text) + block)
-        parts = []
-        for first in range(prefix, len(text), block):
-            root, *rest = text[first : first + block]
-            parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
-            self.commit(0, range(len(rest)))
+    def teacher_forced_in(self, text: Sequence[int], prefix: int, blocks: Sequence[int]) -> list[Tensor]:
+        """The same for every size of block, with one prefill for all."""
+        forwards, every = self.forwards, []
+        self.allocate(1, len(text) + max(blocks))
+        self.prefill(0, text[:prefix])
+        for block in blocks:
+            self.cache.rewind(0, prefix)
+            parts = []
+            for first in range(prefix, len(text), block):
+                root, *rest = text[first : first + block]
+                parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
+                self.commit(0, range(len(rest)))
+            every.append(torch.cat(parts))
         self.forwards = forwards
-        return torch.cat(parts)
+        return every
 
     @cached_property
     def costs(self) -> CostCurve:
@@ -355,13 +357,14 @@ class Target:
                 states.append(hidden)
         return self._norm(hidden) if normed else hidden
 
-    def _group_attention(self, layer: nn.Module) -> None:
-        """Give a light copy our attention function, except where the family needs score capping (Gemma 2)."""
+    def _set_attention(self, layer: nn.Module, name: str) -> None:
+        """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
         attention = getattr(layer, self.anatomy.attention_name)
         attention.config = copy.copy(attention.config)
-        softcapped = getattr(attention.config, "attn_logit_softcapping", None) is not None
-        attention.config._attn_implementation = "eager" if softcapped else GROUPED_SDPA
-        self._share = 1 if softcapped else int(getattr(attention, "num_key_value_groups", 1))
+        if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
+            name = "eager"
+        attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
+        self._share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self) -> float:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
+
 from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.guard import STOOD_DOWN
 from selfdraft.models.chat import Chat
+from selfdraft.models.memory import PeakMemory
 from selfdraft.models.stock import StockGenerate, StockGeneration
 
 DRAFTER, BASELINE = "drafter", "none"
@@ -24,6 +27,7 @@ class Bench:
 
     Attributes:
         references: by name, decoders outside SelfDraft that run beside.
+        memory: notes the peaks of loading, prefilling, decoding and certifying.
     """
 
     chat: Chat
@@ -31,6 +35,7 @@ class Bench:
     baseline: Decoder
     certifier: Certifier
     references: dict[str, StockGenerate] = field(default_factory=dict)
+    memory: PeakMemory = field(default_factory=lambda: PeakMemory(torch.device("cpu")))
 
     def order(self, position: int) -> list[str]:
         """The contenders, starting with another one at every position: nobody always runs first, or after another."""
@@ -53,12 +58,14 @@ class Bench:
         measured = [Measurement() for _ in requests]
         for repeat in range(repeats):
             order = self.order(position + repeat)
-            runs = {name: self.decode(name, requests) for name in order}
+            with self.memory("decode"):
+                runs = {name: self.decode(name, requests) for name in order}
             for index, one in enumerate(measured):
                 one.add(order, {name: runs[name][index] for name in order})
         for request, one in zip(requests, measured, strict=True):
             for generation in one.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
-                certificate = self.certifier.certify(request.prompt, generation.output, one.baseline.output)
+                with self.memory("certify"):
+                    certificate = self.certifier.certify(request.prompt, generation.output, one.baseline.output)
                 if SEVERITY.index(certificate.verdict) >= SEVERITY.index(one.certificate.verdict):
                     one.certificate = certificate
         return measured

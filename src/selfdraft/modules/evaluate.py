@@ -124,7 +124,8 @@ class EvaluateModule(pl.LightningModule):
             "prompt_text": prompt.turns[turn],
             "text": self.bench.chat.decode(done.drafter.output),
             **done.line(),
-            "peak_memory_mb": peak_memory_mb(self.device),
+            "peak_memory_mb": max(peak_memory_mb(self.device), *self.bench.memory.peaks.values()),
+            "peak_memory_by_phase_mb": dict(self.bench.memory.peaks),
             "rank": self.global_rank,
         }
 

@@ -105,6 +105,7 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
         },
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
         | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
+        "ties_by_float32": _ties_by_float32(lines),
         "acceptance_by_depth": _acceptance(lines),
         "diagnostics": _histograms([line.get("diagnostics") or {} for line in lines]),
         "phases_s": _summed([line["phases_s"] for line in lines]),
@@ -113,7 +114,20 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
             "steps": sum(len(line.get("steps", ())) for line in lines),
             "stood_down": sum(line.get("stood_down", 0) for line in lines),
         },
+        "peak_memory_by_phase_mb": _peaks([line.get("peak_memory_by_phase_mb", {}) for line in lines]),
     }
+
+
+def _peaks(peaks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each phase, the highest."""
+    return {phase: max(p.get(phase, 0.0) for p in peaks) for phase in dict.fromkeys(name for p in peaks for name in p)}
+
+
+def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
+    """How many ties float32 decides the baseline's way, and how many the drafter's."""
+    checks = (line["lossless"].get("float32") for line in lines if line["lossless"]["verdict"] == "tie")
+    prefers = Counter(check["prefers"] for check in checks if check)
+    return {side: prefers[side] for side in ("baseline", "drafter")}
 
 
 def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:

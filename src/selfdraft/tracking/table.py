@@ -21,6 +21,11 @@ def print_result(result: Result, console: Console) -> None:
     console.print()
     console.print(_headline(result))
     console.print(_families(result))
+    if any(result["ties_by_float32"].values()):
+        sides = result["ties_by_float32"]
+        console.print(
+            f"of the ties, float32 gives {sides['baseline']} to the target alone, {sides['drafter']} to the drafter"
+        )
     details = Table.grid(padding=(0, 4))
     details.add_row(*[part for part in (_acceptance(result), _phases(result)) if part is not None])
     console.print(details)

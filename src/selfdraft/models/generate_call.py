@@ -1,0 +1,156 @@
+"""A call of transformers' `generate`, taken apart: what `custom_generate` is handed, as decoding needs it.
+
+By then `generate` has turned every option of its configuration into logits processors (warpers included, where it
+samples) and stopping criteria. They are taken as they are, so each applies exactly once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMode,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.sampling import NextToken
+
+# They keep state from step to step, or know the rows of a batch by number: nodes of a tree are neither.
+_UNFIT = (
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+_EXPECTED = {
+    "attention_mask",
+    "position_ids",
+    "cache_position",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "synced_gpus",
+}
+_REFUSED_OPTIONS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the batch.
+
+    Attributes:
+        prompt: its ids without padding.
+        rule: how its next token is chosen.
+        criterion: whether an answer so far ends, beyond end of sequence and length; None where nothing else ends it.
+    """
+
+    prompt: list[int]
+    rule: NextToken
+    criterion: Callable[[Sequence[int]], bool] | None
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """A whole call. `pad_id`: what is put behind answers that end before others."""
+
+    rows: list[Row]
+    eos: frozenset[int]
+    max_new_tokens: int
+    pad_id: int
+
+    @staticmethod
+    def parse(
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        others: Mapping[str, Any],
+    ) -> GenerateCall:
+        """From what `generate` hands to a decoding method. `input_ids`: (B, L), padded on the left.
+
+        Raises:
+            UserError: for what no drafter can do: beams, assistants, caches brought along, outputs beyond the ids, …
+        """
+        _refuse(input_ids, logits_processor, generation_config, others)
+        ends = {int(i) for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.flatten()}
+        lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
+        if not lengths:
+            raise UserError("custom_generate: no length is given; pass max_new_tokens")
+        further = [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
+        mask = others.get("attention_mask")
+        padding = [0] * len(input_ids) if mask is None else (mask == 0).sum(dim=1).tolist()
+        ids, rows = input_ids.tolist(), []
+        for b, pads in enumerate(padding):
+            processors = (_of_row(logits_processor, b, ids[b][:pads]),) if len(logits_processor) else ()
+            rule = NextToken(sample=bool(generation_config.do_sample), processors=processors)
+            rows.append(Row(ids[b][pads:], rule, _criterion(further, ids[b]) if further else None))
+        pad = generation_config.pad_token_id
+        return GenerateCall(
+            rows, frozenset(ends), min(lengths) - input_ids.shape[1], min(ends, default=0) if pad is None else int(pad)
+        )
+
+
+def _refuse(
+    input_ids: Tensor, processors: LogitsProcessorList, config: GenerationConfig, others: Mapping[str, Any]
+) -> None:
+    mode = config.get_generation_mode(others.get("assistant_model"))
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UserError(
+            f"custom_generate: generation by {mode.value} cannot be drafted for; only greedy decoding and sampling can"
+        )
+    if input_ids.shape[1] == 0:
+        raise UserError("custom_generate: a prompt has to be given as input_ids, not as inputs_embeds")
+    asked = [name for name in _REFUSED_OPTIONS if getattr(config, name, None)]
+    if asked:
+        raise UserError(f"custom_generate: {asked[0]}=True is not supported; it returns the ids alone")
+    unfit = [type(p).__name__ for p in processors if isinstance(p, _UNFIT)]
+    if unfit:
+        raise UserError(f"custom_generate: {unfit[0]} cannot be applied to the nodes of a draft; leave its option out")
+    cache = others.get("past_key_values")
+    if getattr(cache, "_is_user_defined", False) or (cache is not None and cache.get_seq_length() > 0):
+        raise UserError("custom_generate: past_key_values is not supported: drafts need a cache of their own")
+    unknown = sorted(name for name, value in others.items() if name not in _EXPECTED and value is not None)
+    if unknown:
+        raise UserError(f"custom_generate: {unknown[0]} is not supported; leave it out")
+    mask, positions = others.get("attention_mask"), others.get("position_ids")
+    visible = torch.ones_like(input_ids) if mask is None else mask
+    if bool((visible.diff(dim=1) < 0).any()) or not bool(visible[:, -1].all()):
+        raise UserError("custom_generate: prompts must be padded on the left (tokenizer.padding_side = 'left')")
+    expected = visible.cumsum(dim=1) - 1
+    if positions is not None and bool(((positions != expected) & (visible != 0)).any()):
+        raise UserError("custom_generate: position_ids of your own are not supported; leave them out")
+
+
+def _of_row(processors: LogitsProcessorList, row: int, padding: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The processors as they treat one row: with its padding before every history, since some count from there."""
+    own = []
+    for processor in processors:
+        ignored = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(ignored, Tensor):  # of the repetition penalty: one number a row
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = int(ignored[row])
+        own.append(processor)
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        before = torch.tensor(padding, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+        return LogitsProcessorList(own)(torch.cat([before, ids], dim=1), scores)
+
+    return process
+
+
+def _criterion(criteria: list, prompt: list[int]) -> Callable[[Sequence[int]], bool]:
+    def ends(output: Sequence[int]) -> bool:
+        ids = torch.tensor([[*prompt, *output]])
+        return any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in criteria)
+
+    return ends

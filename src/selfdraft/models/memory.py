@@ -1,0 +1,135 @@
+"""Memory: what a run will need, told before it starts; and what it did need, phase by phase. MB are 10^6 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from selfdraft.core.errors import UserError
+from selfdraft.models.cache import BLOCK
+from selfdraft.models.packing import PACKABLE
+
+PROMPT = 1024  # tokens of a long prompt: real ones are known only once the tokenizer is there
+TREE = 64  # tokens of a large tree
+CONTROLS = 5 * 16  # logits that a certificate looks at at once
+
+# Linux: writing 5 here sets the peak of the resident set (VmHWM) back to what is resident now.
+_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes that one process will hold. What Python and torch hold before is not in it."""
+
+    weights: int
+    packed: int
+    cache: int
+    logits: int
+    float32: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.packed + self.cache + self.logits + self.float32
+
+    def __str__(self) -> str:
+        names = ("weights", "packed copies", "cache", "logits", "float32 copy for ties")
+        parts = (self.weights, self.packed, self.cache, self.logits, self.float32)
+        return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in zip(names, parts, strict=True) if size)
+
+
+def needed(
+    outline: nn.Module, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
+    certify: bool,
+) -> Needed:  # fmt: skip
+    """What a run will hold.
+
+    Args:
+        outline: the model, on any device: "meta" costs nothing. rows: of the cache.
+        certify: whether ties may come up, for which a float32 copy is made.
+    """
+    config, size = outline.config, dtype.itemsize
+    weights = sum(p.numel() for p in outline.parameters())
+    matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slots = min(PROMPT + new_tokens, config.max_position_embeddings) + TREE
+    slots = -(-slots // BLOCK) * BLOCK
+    return Needed(
+        weights=weights * size,
+        packed=matrices * size if packed and device.type == "cpu" and dtype in PACKABLE else 0,
+        cache=2 * config.num_hidden_layers * heads * head_size * slots * rows * size,
+        logits=(TREE * rows + CONTROLS) * config.vocab_size * 4,
+        float32=weights * 4 if certify and dtype != torch.float32 else 0,
+    )
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be had now: of the GPU where it runs on one."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 1) -> None:
+    """Before anything is loaded.
+
+    Args:
+        processes: how many of them share the device's memory.
+
+    Raises:
+        UserError: with the numbers.
+    """
+    free = available(device)
+    if need.total * processes > free:
+        times = f"{processes} processes of " if processes > 1 else ""
+        raise UserError(
+            f"memory: this run needs about {times}{need.total / 1e6:,.0f} MB ({need}), but {device.type} has "
+            f"{free / 1e6:,.0f} MB left: take a smaller model, a narrower model.dtype or model.packed=false"
+        )
+
+
+class PeakMemory:
+    """The most memory held in each phase, in MB.
+
+    On a GPU: what torch had allocated on it. On Linux: the process's resident set, its peak set back at every change of
+    phase. Elsewhere: the resident set at the end of each phase, which may miss a peak within it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.peaks = device, {}
+        self._phases: list[str] = []
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """The block belongs to `phase`; a phase within another one is not counted as the outer one's."""
+        self._note()
+        self._phases.append(phase)
+        try:
+            yield
+        finally:
+            self._note()
+            self._phases.pop()
+
+    def _note(self) -> None:
+        peak = self._peak_since_reset()
+        if self._phases:
+            phase = self._phases[-1]
+            self.peaks[phase] = max(peak, self.peaks.get(phase, 0.0))
+
+    def _peak_since_reset(self) -> float:
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return peak / 1e6
+        try:
+            lines = _STATUS.read_text().splitlines()
+            peak = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+            _RESET.write_text("5")
+        except (OSError, StopIteration):
+            peak = psutil.Process().memory_info().rss
+        return peak / 1e6
