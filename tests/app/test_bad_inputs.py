@@ -82,7 +82,10 @@ def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
 
 def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) -> None:
     said = told("drafter.windw=3")
-    assert said == "drafter.windw: no such option (did you mean window?); there are window, refine_steps, init, mode"
+    assert said == (
+        "drafter.windw: no such option (did you mean window?); there are window, refine_steps, init, mode, candidates, "
+        "order, sub_blocks"
+    )
 
 
 @pytest.mark.parametrize("group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))

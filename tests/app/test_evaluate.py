@@ -202,7 +202,7 @@ def test_the_wandb_run_reads_back_with_the_same_numbers(done: Done) -> None:
 
 
 def test_the_terminal_shows_the_table_and_where_to_look(done: Done) -> None:
-    assert "layer_skip against autoregressive decoding: 6 prompts of bundled, tiny llama in float32" in done.said
+    assert "layer_skip (cold) against autoregressive decoding: 6 prompts of bundled, tiny llama in float32" in done.said
     assert f"{done.result['speedup']['median']:.2f}×" in done.said
     assert all(family in done.said for family in FAMILIES)
     assert f"results: {done.folder}" in done.said
