@@ -59,7 +59,7 @@ RULES = [NextToken(), NextToken(sample=True, temperature=2.0, top_k=20, top_p=0.
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("rule", RULES, ids=["greedy", "sample", "min_new_tokens"])
-@pytest.mark.parametrize("name", ["none", "jacobi", "layer_skip", "prompt_lookup"])  # the others are still to be counted
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
     waits = list(waits_by_step(target, DRAFTERS[name](target, DRAFTERS[name].Config()), rule, batch_size))
     # A sampled Jacobi iterate is drawn from what verification has decided: once more for every request.
