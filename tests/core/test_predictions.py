@@ -10,22 +10,24 @@ from selfdraft.core.predictions import PredictionTable, best_tokens, weighted
 @pytest.mark.parametrize("vocabulary", [8, 100, 256 * 3, 256 * 40, 256 * 40 + 1])
 def test_best_tokens_are_those_of_topk(vocabulary: int, dtype: torch.dtype) -> None:
     logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values, tokens = best_tokens(logits, 8)
-    assert torch.equal(values, logits.topk(8, dim=-1).values)
+    tokens, chances = best_tokens(logits, 8)
+    tokens = tokens.long()
+    values = logits.topk(8, dim=-1).values
     assert torch.equal(logits.gather(1, tokens), values)  # among equals another may be named
+    assert torch.equal(chances, values.float().softmax(-1).double())
     assert all(len(set(row)) == 8 for row in tokens.tolist())
 
 
 def test_best_tokens_that_stand_in_one_block() -> None:
     logits = torch.zeros(1, 256 * 20)
     logits[0, 300:308] = torch.arange(8, 0, -1).float()
-    assert best_tokens(logits, 8)[1].tolist() == [list(range(300, 308))]
+    assert best_tokens(logits, 8)[0].long().tolist() == [list(range(300, 308))]
 
 
 def test_weights_are_probabilities_among_the_best() -> None:
     logits = torch.full((2, 600), -9.0)
     logits[0, 500], logits[0, 3], logits[1, 7], logits[1, 8] = 2.0, 1.0, 5.0, 5.0
-    first, second = weighted(logits, 2)
+    first, second = weighted(best_tokens(logits, 2))
     share = float(torch.tensor([2.0, 1.0]).softmax(0)[0])
     assert [token for token, _ in first] == [500, 3]
     assert [weight for _, weight in first] == pytest.approx([share, 1 - share])

@@ -10,6 +10,7 @@ import torch
 
 from selfdraft.core.blocks import INITS
 from selfdraft.core.errors import UserError
+from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
@@ -52,7 +53,10 @@ def observe(drafter: Drafter, context: Context, block: Sequence[int], prediction
     context.room -= len(emitted)
     tensor = torch.tensor(predictions)
     logits = torch.nn.functional.one_hot(tensor, 64).float()
-    drafter.observe(context, Step(Draft(TokenTree.chain(block)), logits, tensor, tuple(range(accepted)), emitted))
+    best = best_tokens(logits, drafter.best) if drafter.best else None
+    drafter.observe(
+        context, Step(Draft(TokenTree.chain(block)), logits, tensor, tuple(range(accepted)), emitted, best=best)
+    )
 
 
 def test_none_never_drafts() -> None:

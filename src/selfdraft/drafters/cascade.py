@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfdraft.core.errors import UserError
 from selfdraft.core.gains import Plan, Planner, Rate
-from selfdraft.core.ngrams import NgramIndex
+from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
@@ -47,8 +46,7 @@ class CascadeConfig(DrafterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ngram_min > self.ngram_max:
-            raise UserError(f"drafter.ngram_min={self.ngram_min}: must be at most drafter.ngram_max={self.ngram_max}")
+        refuse_sizes(self.ngram_min, self.ngram_max)
 
 
 @dataclass
@@ -82,10 +80,7 @@ class Cascade(Drafter):
         """
         super().__init__(target, config)
         layers = len(target.full.layers)
-        if config.skip_attention is None and config.skip_mlp is None:
-            skip = SkipSet.spread(layers, config.sparsity)
-        else:
-            skip = SkipSet.of(layers, config.skip_attention or (), config.skip_mlp or ())
+        skip = SkipSet.named_or_spread(layers, config.skip_attention, config.skip_mlp, config.sparsity)
         self.path = target.sparse_path(skip)
         sparse_costs = target.costs_of(self.path)
         self.planner = Planner(target.costs, sparse_costs, config.lookup_length, config.sparse_length)

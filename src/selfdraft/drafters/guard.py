@@ -57,7 +57,7 @@ class Guard(Drafter):
         """
         super().__init__(inner.target, inner.config)
         self.inner, self.clock = inner, clock
-        self.costs = inner.target.costs
+        self.costs, self.best = inner.target.costs, inner.best
         self.plain_s = self.costs(1)
         self.balance = CREDIT * self.plain_s
 

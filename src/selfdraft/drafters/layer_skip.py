@@ -44,7 +44,4 @@ class LayerSkip(SparseDrafter):
         self.reuse, self.bonus = config.reuse, config.bonus
         super().__init__(target, config)
         layers = len(target.full.layers)
-        if config.skip_attention is None and config.skip_mlp is None:
-            self.use(SkipSet.spread(layers, config.sparsity))
-        else:
-            self.use(SkipSet.of(layers, config.skip_attention or (), config.skip_mlp or ()))
+        self.use(SkipSet.named_or_spread(layers, config.skip_attention, config.skip_mlp, config.sparsity))

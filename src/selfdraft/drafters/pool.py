@@ -77,7 +77,7 @@ class Pool(Drafter):
     def __init__(self, target: Target, config: PoolConfig) -> None:
         super().__init__(target, config)
         self.costs = target.costs if config.costs == "measured" else None
-        self.edges = min(config.edges, target.vocab_size)
+        self.best = min(config.edges, target.vocab_size)
         self.shared = self._empty()
 
     def start(self, context: Context) -> None:
@@ -107,7 +107,7 @@ class Pool(Drafter):
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
-        predicted = weighted(step.logits, self.edges)
+        predicted = weighted(step.best)
         # Those of the accepted path last: where a context stands twice, they are what counts.
         path = [0, *(node + 1 for node in step.path)]
         order = [*(i for i in range(len(predicted)) if i not in path), *path]

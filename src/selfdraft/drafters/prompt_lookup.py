@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfdraft.core.errors import UserError
-from selfdraft.core.ngrams import NgramIndex
+from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
@@ -29,8 +28,7 @@ class PromptLookupConfig(DrafterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ngram_min > self.ngram_max:
-            raise UserError(f"drafter.ngram_min={self.ngram_min}: must be at most drafter.ngram_max={self.ngram_max}")
+        refuse_sizes(self.ngram_min, self.ngram_max)
 
 
 @dataclass

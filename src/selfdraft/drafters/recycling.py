@@ -65,7 +65,7 @@ class Recycling(Drafter):
     def __init__(self, target: Target, config: RecyclingConfig) -> None:
         super().__init__(target, config)
         self.template = config.shape()
-        self.edges = min(config.edges, target.vocab_size)
+        self.best = min(config.edges, target.vocab_size)
         self.shared = self._empty() if config.warm else None
 
     def start(self, context: Context) -> None:
@@ -84,10 +84,10 @@ class Recycling(Drafter):
         """New edges of the root's token and of every node's. A token that stands twice keeps the accepted node's."""
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
-        following = step.logits.topk(self.edges, dim=-1).indices.cpu().numpy()
+        following = step.best[0].long().numpy()
         accepted = [0, *(node + 1 for node in step.path)]
         context.memory.update(tokens, following)
         context.memory.update(tokens[accepted], following[accepted])
 
     def _empty(self) -> Adjacency:
-        return Adjacency(self.target.vocab_size, self.edges)
+        return Adjacency(self.target.vocab_size, self.best)

@@ -1,0 +1,101 @@
+"""The datasets that can be configured: where each comes from, and which of its prompts are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from omegaconf import MISSING
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options, option
+from selfdraft.data.prompts import Prompt, select
+from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
+
+
+@dataclass
+class DatasetConfig(Options):
+    """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
+
+    `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
+    matters to drafters with a memory of earlier requests (`drafter.warm`).
+    """
+
+    group: ClassVar[str] = "dataset"
+    name: str = MISSING
+    limit: int | None = option(None, at_least=1)
+    per_category: int | None = option(None, at_least=1)
+    categories: list[str] = field(default_factory=list)
+    seed: int | None = None
+    shuffle: int | None = None
+
+    def load(self) -> list[Prompt]:
+        """The chosen prompts, in file order or shuffled."""
+        return select(
+            self.read(),
+            categories=self.categories,
+            per_category=self.per_category,
+            limit=self.limit,
+            seed=self.seed,
+            shuffle=self.shuffle,
+        )
+
+    def read(self) -> list[Prompt]:
+        """All prompts."""
+        raise UserError("dataset: choose one, e.g. dataset=bundled")
+
+
+@dataclass
+class BundledConfig(DatasetConfig):
+    """The prompts that come with SelfDraft."""
+
+    name: str = "bundled"
+
+    def read(self) -> list[Prompt]:
+        """All 48."""
+        return load_bundled()
+
+
+@dataclass
+class JsonlConfig(DatasetConfig):
+    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line."""
+
+    name: str = "jsonl"
+    path: str = MISSING
+
+    def read(self) -> list[Prompt]:
+        """Every line."""
+        return load_jsonl(Path(self.path).expanduser())
+
+
+@dataclass
+class HumanEvalConfig(DatasetConfig):
+    """HumanEval's 164 problems."""
+
+    name: str = "humaneval"
+
+    def read(self) -> list[Prompt]:
+        """All 164."""
+        return load_humaneval()
+
+
+@dataclass
+class HubConfig(DatasetConfig):
+    """A dataset of the Hugging Face Hub, or a local dataset folder. Its `path` is what `datasets` calls the name."""
+
+    name: str = MISSING
+    split: str = "test"
+    subset: str | None = None
+    prompt_field: str = "prompt"
+    revision: str | None = None
+
+    def read(self) -> list[Prompt]:
+        """One prompt a row."""
+        return load_hub(
+            self.name,
+            split=self.split,
+            subset=self.subset,
+            prompt_field=self.prompt_field,
+            revision=self.revision,
+        )

