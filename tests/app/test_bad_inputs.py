@@ -147,6 +147,8 @@ def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key:
         (["drafter=layer_skip", "drafter.skip_mlp=[99]"], "drafter.skip_mlp=[99]: this model's layers are 0 to 3"),
         (["drafter=layer_skip", "drafter.skip_attention=[4]"], "drafter.skip_attention=[4]: this model's layers are 0"),
         (["drafter=layer_skip", "drafter.skip_mlp=[-1]"], "drafter.skip_mlp=-1: must be at least 0"),
+        (["drafter=pool", "drafter.sources=[]"], "drafter.sources=[]: name at least one of"),
+        (["drafter=recycling", "drafter.template=[0]"], "drafter.template=[0]: the root needs a child at least"),
         (["drafter=prompt_lookup", "drafter.ngram_min=4"], "drafter.ngram_min=4: must be at most drafter.ngram_max=3"),
         (["drafter=prompt_lookup", "drafter.ngram_max=0"], "drafter.ngram_max=0: must be at least 1"),
         (["decoding.max_new_tokens=0"], "decoding.max_new_tokens=0: must be at least 1"),

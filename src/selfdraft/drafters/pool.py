@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import best_size, grow
 from selfdraft.core.options import option
@@ -46,6 +47,11 @@ class PoolConfig(DrafterConfig):
     min_probability: float = option(0.01, at_least=0.0, at_most=1.0)
     costs: str = option("measured", choices=COSTS)
     warm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise UserError(f"drafter.sources=[]: name at least one of {', '.join(SOURCES)}")
 
 
 Kind = tuple  # what a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth

@@ -41,6 +41,8 @@ class RecyclingConfig(DrafterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.template and self.template[0] == 0:
+            raise UserError(f"drafter.template={self.template}: the root needs a child at least, or nothing is drafted")
         if self.template and max(self.template) > self.edges:
             raise UserError(f"drafter.template={self.template}: at most drafter.edges={self.edges} children each")
         self.shape()
