@@ -29,23 +29,24 @@ from transformers import (
 from lossless import EVERY_CONFIG, name_of
 from random_drafts import RandomTree, RandomTreeConfig
 from selfdraft.core.acceptance import reject
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding import loop
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
-from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.base import Context, DrafterConfig
 from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.clasp import ClaspConfig
 from selfdraft.drafters.dynamic_exit import DynamicExitConfig
-from selfdraft.drafters.early_exit import EarlyExitConfig
+from selfdraft.drafters.early_exit import EarlyExit, EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
-from selfdraft.drafters.sparse import SparseConfig
+from selfdraft.drafters.sparse import SparseConfig, _Chain
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.drafters.sparse_kv import SparseKVConfig
 from selfdraft.drafters.suffix import SuffixConfig
@@ -238,3 +239,23 @@ def test_min_new_tokens_forbids_the_end_at_every_node_before() -> None:
         assert not {3, 4} & set(output[:5])
         alone = Decoder(target(), DRAFTERS["none"](target(), DrafterConfig()), Stopping(rule.eos, 20), rule=rule)
         assert output == alone.decode(PROMPT).output
+
+
+class KeepsByWhatWasDrawn(EarlyExit):
+    """A fault of our own, found late: the last draw is verified or not by how likely it is itself."""
+
+    def _bonus_pays(self, context: Context, chain: _Chain) -> bool:
+        return super()._bonus_pays(replace(context, rule=NextToken()), chain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("drafter", "exact"), [(EarlyExit, True), (KeepsByWhatWasDrawn, False)])
+def test_whether_a_draw_is_kept_may_not_depend_on_it(
+    drafter: type[EarlyExit], exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With costs at which the last token is kept now and left out then."""
+    monkeypatch.setitem(KNOWN, "early_exit", drafter)
+    monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.2, 1.3)))
+    monkeypatch.setattr(target(), "costs_of", lambda path: CostCurve((1, 64), (0.1, 0.2)))
+    config = EarlyExitConfig(draft_length=2, bonus="auto")
+    assert (p_value(config, "top_k=3", seed=1) > SIGNIFICANCE) == exact

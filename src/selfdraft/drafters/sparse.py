@@ -216,7 +216,7 @@ class SparseDrafter(Drafter):
     def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
         """The draft, without its last token where forwarding it through the leading layers does not pay."""
         context.memory.confidences = chain.confidences
-        if reuse and len(chain.tokens) > 1 and not chain.sibling_tokens and not self._bonus_pays(context, chain):
+        if reuse and len(chain.tokens) > 1 and not self.config.siblings and not self._bonus_pays(context, chain):
             chain.tokens.pop()
             del chain.q[len(chain.tokens) :]
         q = [*chain.q, *chain.sibling_q]
@@ -233,7 +233,12 @@ class SparseDrafter(Drafter):
             return self.bonus == "keep"
         assert self._costs is not None and self._path_costs is not None
         k, early, full = len(chain.tokens), self._path_costs, self._costs
-        reached = context.memory.calibration.reaches(chain.confidences)
+        sure = chain.confidences
+        if context.rule.sample:
+            # Whether a draw is kept must not depend on what was drawn: those kept would no longer be draws from q. So
+            # the last one is taken to be as sure as the one before it.
+            sure = [*sure[:-1], sure[-2]]
+        reached = context.memory.calibration.reaches(sure)
         late = [max(full(n) - early(n), 0.0) for n in (k, k + 1)]
         seconds, extra = k * early(1) + late[0], early(1) + late[1] - late[0]
         return reached[-1] * seconds > (1 + sum(reached[:-1])) * extra
