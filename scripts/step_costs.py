@@ -60,7 +60,7 @@ def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
         depths, sees = torch.zeros(1, width, dtype=torch.long), torch.eye(width, dtype=torch.bool)[None]
         sees[:, :, 0], depths[0, 1:], sees[0, 1:, 1:] = True, tree.depths, tree.sees
         visible = visible_slots([prefix], depths, sees, prefix + width, None, target.device)
-        additive(visible, target.dtype, target._share)
+        additive(visible, target.dtype, target.share)
 
     def decide(logits: torch.Tensor, tree: TokenTree) -> torch.Tensor:
         after = rule.scores(logits, text, prefix, tree).max(-1).indices.cpu()

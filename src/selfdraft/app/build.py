@@ -43,7 +43,7 @@ def to_config(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     _refuse_unknown(composed, config, "")
-    for group in (config.task, config.model, config.drafter, config.dataset):
+    for group in (config.task, config.model, config.drafter, config.dataset, config.finetune):
         own = type(group)().name  # a choice's name says which it is, and is not for the user to change
         if own != MISSING and group.name != own:
             raise UserError(f"{group.group}.name={group.name}: choose another one with {group.group}={group.name}")

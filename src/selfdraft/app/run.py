@@ -13,6 +13,7 @@ from selfdraft.app.build import to_config
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
+from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
 from selfdraft.app.profile import profile
 from selfdraft.app.trace import trace
@@ -31,6 +32,8 @@ def run_task(composed: DictConfig) -> float | None:
             return trace(config, folder)
         if config.task.name == "calibrate":
             return calibrate(config, composed, folder)
+        if config.task.name == "finetune":
+            return finetune(config, composed, folder)
         if config.task.name == "profile":
             return profile(config, composed, folder)
         return evaluate(config, composed, folder)

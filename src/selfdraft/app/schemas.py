@@ -21,6 +21,8 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.stock import REFERENCES
 from selfdraft.modules.calibrate import OBJECTIVES
+from selfdraft.modules.finetune import RecipeConfig
+from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.search import METHODS
 
 
@@ -75,6 +77,13 @@ class CalibrateTask(TaskConfig):
     """Search for the best skip set of drafter=layer_skip; its options are those of the group `calibrate`."""
 
     name: str = "calibrate"
+
+
+@dataclass
+class FinetuneTask(TaskConfig):
+    """Train draft-only weights; how is a choice of the group `finetune`."""
+
+    name: str = "finetune"
 
 
 @dataclass
@@ -199,13 +208,14 @@ class Config(Options):
     hardware: HardwareConfig = MISSING
     logger: LoggerConfig = MISSING
     calibrate: CalibrateConfig = MISSING
+    finetune: RecipeConfig = MISSING
     seed: int = option(0, at_least=0, below=2**32)
     prompt: str | None = None
     artifact: str | None = None
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, FinetuneTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
@@ -213,6 +223,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],
     "calibrate": [CalibrateConfig],
+    "finetune": [recipe.Config for recipe in RECIPES.values()],
 }
 
 

@@ -17,10 +17,7 @@ INTERRUPTED = 130  # what shells report after Ctrl-C
 
 def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback) -> pl.Trainer:
     """A Trainer without checkpoints, loggers, samplers or greetings of its own."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # its greetings, and its tips on workers
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    quiet()
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -33,6 +30,14 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback)
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+
+
+def quiet() -> None:
+    """Keep Lightning's greetings, and its tips on workers, to itself."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 class owned:

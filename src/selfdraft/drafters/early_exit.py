@@ -20,11 +20,13 @@ class EarlyExitConfig(SparseConfig):
 
     With `reuse`, verification runs only the other layers. The last drafted token has not been through the first ones
     yet: `bonus=keep` runs them on it, which gains a token where all drafts stand; `forgo` leaves the token out; `auto`
-    decides at every step by this machine's costs.
+    decides at every step by this machine's costs. `adapter`: the folder of weights that task=finetune made for a path
+    of leading layers and trained ones; the exit is then the adapter's.
     """
 
     name: str = "early_exit"
     exit_layer: int | None = option(None, at_least=1)
+    adapter: str | None = None
     reuse: bool = True
     bonus: str = option("auto", choices=BONUS)
 
@@ -39,10 +41,13 @@ class EarlyExit(SparseDrafter):
         """Build the path.
 
         Raises:
-            UserError: for an exit that is no layer before the last.
+            UserError: for an exit that is no layer before the last; for an adapter that cannot be used.
         """
         self.reuse, self.bonus = config.reuse, config.bonus
         super().__init__(target, config)
+        if config.adapter is not None:
+            self.use_adapter(config.adapter, ("exit_layer",))
+            return
         layers = len(target.full.layers)
         exit_layer = max(1, layers // 2) if config.exit_layer is None else config.exit_layer
         if exit_layer >= layers > 1:

@@ -21,6 +21,7 @@ from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 
 MODES = ("fused", "literal")
@@ -40,6 +41,8 @@ class JacobiConfig(DrafterConfig):
     `order` of literal mode: ``jacobi`` refines the whole block at once, from the values it had before.
     ``gauss_seidel`` cuts it into `sub_blocks` and refines them one after the other, each from the newest values of
     those before it: more becomes right in one refinement, which costs a forward of the target for each sub-block.
+
+    `adapter`: the folder of weights that task=finetune made for refining, in literal mode; the target still verifies.
     """
 
     name: str = "jacobi"
@@ -50,9 +53,14 @@ class JacobiConfig(DrafterConfig):
     candidates: int = option(1, at_least=1)
     order: str = option("jacobi", choices=ORDERS)
     sub_blocks: int = option(2, at_least=1)
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.adapter is not None and self.mode != "literal":
+            raise UserError(
+                "drafter.adapter refines, and a fused pass of the target verifies as well: use drafter.mode=literal"
+            )
         if self.order == "gauss_seidel" and self.mode != "literal":
             raise UserError(
                 "drafter.order=gauss_seidel refines in parts, and a fused pass is one forward: use drafter.mode=literal"
@@ -86,7 +94,8 @@ class Jacobi(Drafter):
 
     def __init__(self, target: Target, config: JacobiConfig) -> None:
         super().__init__(target, config)
-        self.path = target.full  # that refines, in literal mode
+        # What refines, in literal mode:
+        self.path = target.full if config.adapter is None else target.adapted_path(Adapter.read(config.adapter))
 
     def start(self, context: Context) -> None:
         """An empty block."""

@@ -18,13 +18,15 @@ class LayerSkipConfig(SparseConfig):
     """Skip an even share `sparsity` of the sublayers, or exactly those named in `skip_attention` and `skip_mlp`.
 
     Where the first of them comes late, verification may `reuse` what the layers before it computed while drafting; for
-    that and `bonus` see `EarlyExitConfig`.
+    that and `bonus` see `EarlyExitConfig`. `adapter`: the folder of weights that task=finetune made for a skip set,
+    which is then the adapter's.
     """
 
     name: str = "layer_skip"
     sparsity: float = option(0.2, at_least=0.0, below=1.0)
     skip_attention: list[int] | None = option(None, at_least=0)
     skip_mlp: list[int] | None = option(None, at_least=0)
+    adapter: str | None = None
     reuse: bool = False
     bonus: str = option("auto", choices=BONUS)
 
@@ -39,9 +41,12 @@ class LayerSkip(SparseDrafter):
         """Build the sparse path.
 
         Raises:
-            UserError: for layers that the model does not have.
+            UserError: for layers that the model does not have; for an adapter that cannot be used.
         """
         self.reuse, self.bonus = config.reuse, config.bonus
         super().__init__(target, config)
+        if config.adapter is not None:
+            self.use_adapter(config.adapter, ("sparsity", "skip_attention", "skip_mlp"))
+            return
         layers = len(target.full.layers)
         self.use(SkipSet.named_or_spread(layers, config.skip_attention, config.skip_mlp, config.sparsity))

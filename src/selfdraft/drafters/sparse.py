@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Rule, Threshold
 from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.adapter import Adapter
 from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
@@ -54,7 +56,7 @@ class Memory:
     """Of one request: its path, its length rule, and how sure drafts of any confidence are.
 
     Attributes:
-        confidences: of the chain last drafted.
+        drafted, confidences: the chain last drafted.
         limit: drafts are no longer than this.
         own: what a subclass remembers.
     """
@@ -62,6 +64,7 @@ class Memory:
     path: Path
     rule: Rule
     calibration: Calibration = field(default_factory=Calibration)
+    drafted: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     limit: int = 10_000
     own: Any = None
@@ -104,14 +107,35 @@ class SparseDrafter(Drafter):
         super().__init__(target, config)
         self._counted = np.zeros(target.vocab_size, dtype=np.int64)  # tokens seen, if warm
         self._costs = target.costs if self._needs_costs() else None
-        self._path_costs = None
+        self._path_costs = self._late_costs = None
 
     def use(self, skip: SkipSet) -> None:
         """Draft through `skip`: for subclasses whose path does not change."""
         self.skip = skip
-        self.path = self.target.sparse_path(skip)
+        self._follow(self.target.sparse_path(skip))
+
+    def use_adapter(self, folder: str, options: Sequence[str]) -> None:
+        """Draft through the path that an adapter was trained for, with its weights.
+
+        Args:
+            options: those that say what is skipped, which the adapter does.
+
+        Raises:
+            UserError: the adapter cannot be used, or one of `options` or a draft vocabulary is given beside it.
+        """
+        plain = type(self.config)()
+        for name in (*options, "draft_vocabulary"):
+            if getattr(self.config, name) != getattr(plain, name):
+                raise UserError(f"drafter.{name}: an adapter drafts through what it was trained for; leave it out")
+        self._follow(self.target.adapted_path(Adapter.read(folder)))
+        self.skip = self.path.skip
+
+    def _follow(self, path: Path) -> None:
+        self.path = path
         if self._costs is not None:
-            self._path_costs = self.target.costs_of(self.path)
+            self._path_costs = self.target.costs_of(path)
+            layers = len(self.target.full.layers)
+            self._late_costs = self.target.costs_of(self.target.full.part(path.leading, layers))
 
     def path_for(self, context: Context) -> Path:
         """The request's path, asked for once when it begins."""
@@ -143,10 +167,15 @@ class SparseDrafter(Drafter):
     def observe(self, context: Context, step: Step) -> None:
         """Tell the rules how much of the chain stood."""
         memory: Memory = context.memory
-        chain = min(len(memory.confidences), len(step.draft.tree))
-        stood = sum(node == depth for depth, node in enumerate(step.path[:chain]))
-        memory.rule.learn(memory.confidences[:chain], stood)
-        memory.calibration.learn(memory.confidences[:chain], stood)
+        if context.rule.sample:
+            known = min(len(memory.confidences), len(step.draft.tree))
+            stood = sum(node == depth for depth, node in enumerate(step.path[:known]))
+        else:  # what was emitted tells of a token that was drafted and not verified, too
+            known = min(len(memory.confidences), len(step.emitted))
+            right = [a == b for a, b in zip(memory.drafted[:known], step.emitted, strict=False)]
+            stood = right.index(False) if False in right else len(right)
+        memory.rule.learn(memory.confidences[:known], stood)
+        memory.calibration.learn(memory.confidences[:known], stood)
         if self.config.warm:
             self._count(step.emitted)
 
@@ -215,8 +244,8 @@ class SparseDrafter(Drafter):
 
     def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
         """The draft, without its last token where forwarding it through the leading layers does not pay."""
-        context.memory.confidences = chain.confidences
-        if reuse and len(chain.tokens) > 1 and not self.config.siblings and not self._bonus_pays(context, chain):
+        context.memory.drafted, context.memory.confidences = chain.tokens.copy(), chain.confidences
+        if reuse and chain.tokens and not self.config.siblings and not self._bonus_pays(context, chain):
             chain.tokens.pop()
             del chain.q[len(chain.tokens) :]
         q = [*chain.q, *chain.sibling_q]
@@ -227,20 +256,23 @@ class SparseDrafter(Drafter):
         """Whether to verify the last drafted token by itself, and so get one more token behind it.
 
         Without it the target's own token in its place is the step's last: nothing that was drafted is lost. With it
-        the leading layers have to be run on it first. Worth it if the expected tokens per second of the step rise.
+        the leading layers have to be run on it first. Worth it if the expected tokens per second of the step rise. Of a
+        single drafted token that is the question whether to draft at all.
         """
+        k = len(chain.tokens)
         if self.bonus != "auto":
-            return self.bonus == "keep"
-        assert self._costs is not None and self._path_costs is not None
-        k, early, full = len(chain.tokens), self._path_costs, self._costs
+            return self.bonus == "keep" or k == 1
+        assert self._costs is not None and self._path_costs is not None and self._late_costs is not None
         sure = chain.confidences
         if context.rule.sample:
             # Whether a draw is kept must not depend on what was drawn: those kept would no longer be draws from q. So
             # the last one is taken to be as sure as the one before it.
+            if k == 1:
+                return True
             sure = [*sure[:-1], sure[-2]]
         reached = context.memory.calibration.reaches(sure)
-        late = [max(full(n) - early(n), 0.0) for n in (k, k + 1)]
-        seconds, extra = k * early(1) + late[0], early(1) + late[1] - late[0]
+        draft, late = self._path_costs(1), self._late_costs
+        seconds, extra = k * draft + late(k), max(self._costs(1) - late(1), 0.0) + late(k + 1) - late(k)
         return reached[-1] * seconds > (1 + sum(reached[:-1])) * extra
 
     def _needs_costs(self) -> bool:

@@ -23,7 +23,7 @@ class SparseJacobiConfig(JacobiConfig):
     """A block of `window` tokens, refined `refine_steps` times without an even share `sparsity` of the sublayers.
 
     It begins with what followed the last n-gram before (`ngram`), or with what the last verification predicted behind
-    the tokens it accepted (`previous_tail`).
+    the tokens it accepted (`previous_tail`). An `adapter` brings its own skip set.
     """
 
     name: str = "sparse_jacobi"
@@ -41,4 +41,5 @@ class SparseJacobi(Jacobi):
 
     def __init__(self, target: Target, config: SparseJacobiConfig) -> None:
         super().__init__(target, config)
-        self.path = target.sparse_path(SkipSet.spread(len(target.full.layers), config.sparsity))
+        if config.adapter is None:
+            self.path = target.sparse_path(SkipSet.spread(len(target.full.layers), config.sparsity))

@@ -2,7 +2,7 @@
 
 An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says how to draft with it. Its tensors:
 
-* ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, scaled by ``settings["scale"]``;
+* ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, times ``settings["scale"]``;
 * ``layer.{layer}.{parameter}``: in the place of that layer's own;
 * ``norm.{parameter}``: in the place of the final norm's;
 * ``vocabulary`` (v,): the only ids that drafts say;

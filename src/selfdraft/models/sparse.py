@@ -30,6 +30,7 @@ class Path:
         leading: how many layers at the start are the full model's own: what they compute need not be computed again.
         head: the head's rows of `vocabulary`; None for the whole head.
         vocabulary: (v,) ids that this path may say; None for all.
+        norm: in the place of the final norm; None for the model's own.
     """
 
     layers: tuple[nn.Module, ...]
@@ -38,6 +39,7 @@ class Path:
     leading: int = 0
     head: nn.Module | None = None
     vocabulary: Tensor | None = None
+    norm: nn.Module | None = None
 
     def part(self, first: int, end: int) -> Path:
         """The layers from `first` up to `end`."""
@@ -67,19 +69,28 @@ def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
 
 
 def sparse_path(
-    full: Path, anatomy: Anatomy, skip: SkipSet, mlps: Mapping[int, nn.Module], head: tuple[nn.Module, Tensor] | None
+    full: Path,
+    anatomy: Anatomy,
+    skip: SkipSet,
+    mlps: Mapping[int, nn.Module],
+    head: tuple[nn.Module, Tensor] | None,
+    *,
+    trained: Mapping[int, nn.Module] | None = None,
+    norm: nn.Module | None = None,
 ) -> Path:
     """`full` without the sublayers of `skip`, with other MLPs in some layers, and with another head.
 
     Args:
         mlps: by layer, what stands in for its MLP, such as a slice of it.
         head: of a part of the vocabulary, and that part's ids.
+        trained: by layer, what stands in for it altogether. norm: in the place of the final one.
     """
-    layers, types = [], []
+    layers, types, trained = [], [], trained or {}
     whole = skip.whole_layers()
     for index, (layer, kind) in enumerate(zip(full.layers, full.types, strict=True)):
         if index in whole:
             continue
+        layer = trained.get(index, layer)
         if index in skip.attention or index in skip.mlp or index in mlps:
             twin = copy.copy(layer)
             twin._modules = dict(layer._modules)
@@ -92,8 +103,8 @@ def sparse_path(
             layer = twin
         layers.append(layer)
         types.append(kind)
-    leading = min([*skip.attention, *skip.mlp, *mlps], default=len(full.layers))
-    return Path(tuple(layers), tuple(types), skip, leading, *(head or (None, None)))
+    leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
+    return Path(tuple(layers), tuple(types), skip, leading, *(head or (None, None)), norm)
 
 
 def sliced_linear(

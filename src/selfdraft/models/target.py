@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.adapted import adapted_path
+from selfdraft.models.adapter import Adapter
 from selfdraft.models.anatomy import SLIDING, dissect, refuse
 from selfdraft.models.attention import FLEX, additive, visible_slots
 from selfdraft.models.attention import NAME as GROUPED_SDPA
@@ -66,20 +68,27 @@ class Target:
 
         self.packed = packed
         self.cache = KVCache(len(self.anatomy.layers), rows=1, slots=0)
-        self._costs_of: dict[SkipSet, CostCurve] = {}
-        swap = fast_module if packed else _stock
+        self._costs_of: dict[object, CostCurve] = {}
+        self.attention = attention
         try:
-            layers = [light_copy(layer, _stock) for layer in self.anatomy.layers]
-            for layer in layers:
-                self._set_attention(layer, attention)
-            layers = [light_copy(layer, swap) for layer in layers]
+            layers = [self.driven(layer) for layer in self.anatomy.layers]
             self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
-            self._norm, self._head = light_copy(self.anatomy.norm, swap), light_copy(self.anatomy.head, swap)
+            self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
             error = self._distance_from_stock_forward()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
             raise refuse(model, f"its layers cannot be driven one by one ({type(broken).__name__})") from broken
         if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
             raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
+
+    def driven(self, layer: nn.Module) -> nn.Module:
+        """A stock layer as forwards run it: a light copy with our attention, fused and packed where possible."""
+        layer = light_copy(layer, _stock)
+        self._set_attention(layer)
+        return self.fastest(layer)
+
+    def fastest(self, module: nn.Module) -> nn.Module:
+        """A light copy of a module, fused and packed where possible."""
+        return light_copy(module, fast_module if self.packed else _stock)
 
     def allocate(self, rows: int, slots: int) -> None:
         """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do.
@@ -128,14 +137,16 @@ class Target:
 
     def linears(self) -> list[nn.Module]:
         """Every matrix of the full path and the head, packed or not."""
-        modules = (part for module in (*self.full.layers, self._head) for part in module.modules())
+        modules = (part for module in (*self.full.layers, self.head) for part in module.modules())
         return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
     def costs_of(self, path: Path) -> CostCurve:
-        """As `costs`, of a path, for small blocks. Measured once a skip set; overwrites the cache."""
-        if path.skip not in self._costs_of:
-            self._costs_of[path.skip] = measure_costs(self, path=path, sizes=(1, 2, 4, 8, 16))
-        return self._costs_of[path.skip]
+        """As `costs`, of a path, for small blocks. Measured once for all paths alike; overwrites the cache."""
+        words = None if path.vocabulary is None else len(path.vocabulary)
+        kind = path.skip, path.leading, len(path.layers), words
+        if kind not in self._costs_of:
+            self._costs_of[kind] = measure_costs(self, path=path, sizes=(1, 2, 4, 8, 16))
+        return self._costs_of[kind]
 
     @torch.inference_mode()
     def sparse_path(
@@ -147,8 +158,13 @@ class Target:
             mlps: by layer, what stands in for its MLP. vocabulary: the only ids that the path may say; their rows of
             the head are copied.
         """
-        head = None if vocabulary is None else sliced_head(self._head, vocabulary, packed=self.packed)
+        head = None if vocabulary is None else sliced_head(self.head, vocabulary, packed=self.packed)
         return sparse_path(self.full, self.anatomy, skip, mlps or {}, head)
+
+    @torch.inference_mode()
+    def adapted_path(self, adapter: Adapter) -> Path:
+        """See `adapted`: the draft path that an adapter was trained for, with its weights in place."""
+        return adapted_path(self, adapter)
 
     def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
         """See `neurons`: by layer outside `skip`, an MLP of the share `ratio` of neurons that `tokens` use most."""
@@ -171,7 +187,7 @@ class Target:
     @torch.inference_mode()
     def exit_tokens(self, states: Tensor) -> Tensor:
         """(m,) what the head makes of (m, C) hidden states, wherever they come from: its argmax."""
-        return self._head(self._norm(states)).argmax(-1)
+        return self.head(self.norm(states)).argmax(-1)
 
     @torch.inference_mode()
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
@@ -290,7 +306,7 @@ class Target:
         """Per row (n + 1, V), from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
-        logits = (path.head or self._head)(real)
+        logits = (path.head or self.head)(real)
         if self.anatomy.softcap is not None:
             logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
         logits = spread_out(logits, path.vocabulary, self.vocab_size)
@@ -341,7 +357,7 @@ class Target:
                 behind=block.behind,
                 held=block.held,
             )
-            masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self._share)
+            masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self.share)
             rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
         if states is not None:
             states.append(hidden)
@@ -355,16 +371,16 @@ class Target:
             )
             if states is not None:
                 states.append(hidden)
-        return self._norm(hidden) if normed else hidden
+        return (path.norm or self.norm)(hidden) if normed else hidden
 
-    def _set_attention(self, layer: nn.Module, name: str) -> None:
+    def _set_attention(self, layer: nn.Module) -> None:
         """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
-        attention = getattr(layer, self.anatomy.attention_name)
+        attention, name = getattr(layer, self.anatomy.attention_name), self.attention
         attention.config = copy.copy(attention.config)
         if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
             name = "eager"
         attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
-        self._share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
+        self.share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self) -> float:

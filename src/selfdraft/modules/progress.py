@@ -121,3 +121,59 @@ class SearchProgress(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
         self.bar.stop()
+
+
+class TrainingProgress(pl.Callback):
+    """A bar on a terminal, a line every few seconds elsewhere: steps, the loss, and what drafts would be worth."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self.console, self.steps, self.loss = console, steps, float("nan")
+        self.bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("at most"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[so_far]}"),
+            console=console,
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Show an empty bar, or that of a resumed training."""
+        self.begin = self.last_line = time.monotonic()
+        self.first = trainer.global_step
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=self.steps, completed=self.first, so_far="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a step; the loss is a running mean."""
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        self.loss = loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * loss
+        if not trainer.is_global_zero:
+            return
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=trainer.global_step, so_far=self._so_far(trainer))
+        elif time.monotonic() - self.last_line > PLAIN_EVERY_S:
+            self.last_line = time.monotonic()
+            done = max(trainer.global_step - self.first, 1)
+            left = (self.last_line - self.begin) / done * (self.steps - trainer.global_step)
+            self.console.print(
+                f"{trainer.global_step}/{self.steps} steps, at most {left:.0f} s left; {self._so_far(trainer)}"
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.bar.stop()
+
+    def _so_far(self, trainer: pl.Trainer) -> str:
+        found = trainer.callback_metrics.get("expected_accepted")
+        return f"loss {self.loss:.3f}" + ("" if found is None else f", {float(found):.3f} accepted")

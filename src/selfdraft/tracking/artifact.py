@@ -1,9 +1,9 @@
-"""drafter.yaml: what a calibration found, in a form that any run takes with `drafter.from=PATH`."""
+"""drafter.yaml: what a calibration found or a fine-tuning made, in a form that any run takes with `drafter.from=PATH`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import write_text_atomic
 
 FILE = "drafter.yaml"
+ADAPTER = "adapter"  # the option that names a folder of weights; in the file, relative to the file's own
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Artifact:
     """A drafter's options, and what they were found for.
 
     Attributes:
-        drafter: its name. options: those of its config group that the calibration chose.
+        drafter: its name. options: those of its config group that were chosen.
         model: label, dtype and `fingerprint` of the model that they fit.
         objective: name, method, value, and what was predicted and measured.
         history: every candidate tried, in order: value, skip set, length and threshold.
@@ -49,11 +50,16 @@ class Artifact:
             plain = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or "it is no YAML"
-            raise UserError(f"drafter.from={path}: {reason}; give the {FILE} that task=calibrate wrote") from None
+            raise UserError(
+                f"drafter.from={path}: {reason}; give the {FILE} that task=calibrate or task=finetune wrote"
+            ) from None
         try:
-            return Artifact(**plain)
+            found = Artifact(**plain)
         except TypeError:
-            raise UserError(f"drafter.from={path} is no {FILE} of task=calibrate") from None
+            raise UserError(f"drafter.from={path} is no {FILE} of task=calibrate or task=finetune") from None
+        if ADAPTER not in found.options:
+            return found
+        return replace(found, options={**found.options, ADAPTER: str(path.parent / found.options[ADAPTER])})
 
     def refuse_other_model(self, path: str, label: str, fingerprint: str) -> None:
         """The options of one model mean nothing on another.
@@ -63,6 +69,6 @@ class Artifact:
         """
         if self.model["fingerprint"] != fingerprint:
             raise UserError(
-                f"drafter.from={path} was calibrated for {self.model['label']} ({self.model['fingerprint']}), but this "
-                f"model is {label} ({fingerprint}): calibrate again with task=calibrate"
+                f"drafter.from={path} was made for {self.model['label']} ({self.model['fingerprint']}), but this "
+                f"model is {label} ({fingerprint}): make one for it with task=calibrate or task=finetune"
             )

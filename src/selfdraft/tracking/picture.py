@@ -1,6 +1,6 @@
 """A result as one picture: how much faster on which text, and how deep drafts hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,29 @@ def plot_result(result: Mapping[str, Any], path: Path) -> None:
     _draw_speedups(left, result)
     _draw_acceptance(right, result)
     figure.suptitle(f"{result['drafter']} · {result['model']} · {result['dataset']}", fontsize=12)
+    figure.savefig(path)
+
+
+def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path) -> None:
+    """Draw the curve of a fine-tuning into a PNG file: what drafts of held-out prompts would be accepted.
+
+    Args:
+        history: lines with `step`, `acceptance_by_depth` and the quantity named `watched`.
+    """
+    figure = Figure(figsize=(9, 4.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [line["step"] for line in history]
+    left.plot(steps, [line[watched] for line in history], marker="o", markersize=3, color=_ORANGE)
+    left.set_ylabel("tokens accepted of a draft, expected")
+    for depth, rates in enumerate(zip(*(line["acceptance_by_depth"] for line in history), strict=True), start=1):
+        right.plot(steps, rates, marker="o", markersize=3, label=f"depth {depth}")
+    right.set_ylabel("acceptance")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0.0)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 

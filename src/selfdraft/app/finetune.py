@@ -1,0 +1,229 @@
+"""task=finetune: train draft-only weights by a recipe, and write the artifact that drafts with them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from selfdraft.app.build import measured_config, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.schemas import Config
+from selfdraft.app.session import INTERRUPTED, owned, quiet, shown
+from selfdraft.core.errors import UserError
+from selfdraft.data.distilled import Text, load_texts, split_by_prompt
+from selfdraft.data.textmodule import TextDataModule
+from selfdraft.models.fingerprint import fingerprint
+from selfdraft.models.loading import LoadedModel
+from selfdraft.models.memory import available
+from selfdraft.models.target import Target
+from selfdraft.modules.finetune import WATCHED, FinetuneModule, RecipeConfig
+from selfdraft.modules.progress import TrainingProgress
+from selfdraft.modules.recipes import RECIPES
+from selfdraft.tracking.artifact import FILE, Artifact
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.loggers import close_logger, how_to_look, make_logger
+from selfdraft.tracking.picture import plot_training
+from selfdraft.tracking.run_folder import claim_run_dir
+
+CHECKPOINTS = "checkpoints"
+
+
+def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None:
+    """Train in `folder`, or go on with the training that was interrupted there.
+
+    Returns:
+        The objective: tokens accepted of a draft, expected on held-out prompts; None on ranks other than 0.
+
+    Raises:
+        UserError: whatever in configuration, model, data or folder cannot be used.
+    """
+    recipe = config.finetune
+    is_rank_zero = rank_zero_only.rank in (None, 0)
+    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    if not recipe.data:
+        raise UserError(
+            "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"
+        )
+    use_threads(config.hardware)
+    # Trained in float32: updates are smaller than bfloat16 can tell. An adapter serves the model in any dtype.
+    device = torch.device(config.hardware.torch_device)
+    loaded = replace(config.model, dtype="float32").load(torch.device("cpu"))
+    texts = _texts(recipe, loaded)
+    train, validation = split_by_prompt(texts, recipe.validation, config.seed)
+    data = TextDataModule(
+        train,
+        validation,
+        length=recipe.length,
+        longest_prompt=recipe.longest_prompt,
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+    )
+    module = RECIPES[recipe.name](
+        recipe,
+        lambda place: Target(loaded.model.to(place), packed=False),
+        words=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
+        seed=config.seed,
+    )
+    with owned(folder, is_rank_zero):
+        last = folder / CHECKPOINTS / "last.ckpt"
+        if is_rank_zero:
+            claim_run_dir(folder, measured_config(composed), started=last)
+            write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
+            console.print(
+                f"fine-tuning by [bold]{recipe.name}[/] for {config.model.label}: {_amount(train)} to learn from, "
+                f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
+            )
+            _tell_memory(console, recipe, loaded, device)
+        begun = last.exists()
+        if is_rank_zero and begun:
+            console.print(f"resuming {shown(folder)} at its last checkpoint")
+        logger = make_logger(
+            config.logger.name,
+            mode=config.logger.mode,
+            project=config.logger.project,
+            save_dir=folder,
+            name=f"{recipe.name}-{folder.name}",
+            config=measured_config(composed),
+        )
+        failed = True
+        try:
+            keep = ModelCheckpoint(
+                folder / CHECKPOINTS, "best", monitor=WATCHED, mode="max", save_last=True, enable_version_counter=False
+            )
+            trainer = _trainer(config, folder, console, keep, logger)
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=False)
+            except (KeyboardInterrupt, SystemExit):
+                sys.exit(INTERRUPTED)
+            if trainer.interrupted:
+                console.print(f"\nstopped; the same command with hydra.run.dir={shown(folder)} goes on")
+                sys.exit(INTERRUPTED)
+            objective = _conclude(config, module, keep, folder, console, loaded) if is_rank_zero else None
+            trainer.strategy.barrier("the artifact is written")
+            failed = False
+        finally:
+            close_logger(logger, failed=failed)
+    if is_rank_zero:
+        console.print(f"draft with it:  python run.py drafter.from={shown(folder)}")
+        if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
+            console.print(look, markup=False)
+    return objective
+
+
+def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
+    """All texts of all sources; prompts of the same name in two sources are the same prompt."""
+    encode = loaded.tokenizer.encode
+    return [text for path in recipe.data for text in load_texts(path, encode)]
+
+
+def _frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:
+    """The `count` ids that occur most, the lowest ones where there are not so many."""
+    if count is None or count >= size:
+        return None
+    seen = Counter(token for text in texts for token in (*text.prompt, *text.answer))
+    chosen = [token for token, _ in seen.most_common(count)]
+    rest = (token for token in range(size) if token not in seen)
+    return [*chosen, *(next(rest) for _ in range(count - len(chosen)))]
+
+
+def _amount(texts: Sequence[Text]) -> str:
+    return f"{len(texts)} texts ({sum(len(t.prompt) + len(t.answer) for t in texts):,} tokens)"
+
+
+def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, device: torch.device) -> None:
+    """One line before it starts: the weights, and what a step keeps for the way back, roughly."""
+    config = loaded.model.config
+    weights = 4 * sum(p.numel() for p in loaded.model.parameters())
+    tokens = recipe.batch_size * recipe.length
+    wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    steps = 4 * tokens * config.num_hidden_layers * wide
+    logits = 3 * 4 * tokens * (recipe.vocabulary or config.vocab_size)
+    console.print(
+        f"memory: at most about {(weights + steps + logits) / 1e6:,.0f} MB (weights {weights / 1e6:,.0f}, layers "
+        f"{steps / 1e6:,.0f}, logits {logits / 1e6:,.0f}); {available(device) / 1e6:,.0f} MB are free"
+    )
+
+
+def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoint, logger: Any) -> pl.Trainer:
+    quiet()
+    recipe, hardware = config.finetune, config.hardware
+    callbacks: list[pl.Callback] = [
+        keep,
+        EarlyStopping(WATCHED, mode="max", patience=recipe.patience),
+        TrainingProgress(console, recipe.steps),
+    ]
+    if recipe.minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=recipe.minutes), verbose=False))
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        # Layers that are dropped leave their weights without gradients.
+        strategy="ddp_find_unused_parameters_true" if hardware.strategy == "ddp" else hardware.strategy,
+        precision=recipe.precision,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        max_steps=recipe.steps,
+        accumulate_grad_batches=recipe.accumulate,
+        limit_train_batches=recipe.validate_every * recipe.accumulate,  # an epoch is what lies between two validations
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        log_every_n_steps=10,
+        default_root_dir=folder,
+        logger=logger or False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _conclude(
+    config: Config, module: FinetuneModule, keep: ModelCheckpoint, folder: Path, console: Console, loaded: LoadedModel
+) -> float:
+    """Take the best weights back, and write them."""
+    history = module.history
+    if keep.best_model_path:
+        saved = torch.load(keep.best_model_path, map_location="cpu", weights_only=False)
+        module.load_state_dict(saved["state_dict"], strict=False)
+    best = max(history, key=lambda line: line[WATCHED])
+    module.adapter().write(folder)
+    label = {
+        "label": config.model.label,
+        "dtype": "float32",
+        "fingerprint": fingerprint(loaded.model),
+    }
+    objective = {
+        "name": WATCHED,
+        "method": config.finetune.name,
+        "value": best[WATCHED],
+        "acceptance_by_depth": best["acceptance_by_depth"],
+        "step": best["step"],
+        "data": list(config.finetune.data),
+    }
+    options = {"adapter": ".", **module.options()}
+    Artifact(module.drafter, options, label, objective, history).write(folder / FILE)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    result = {"task": "finetune", "objective": best[WATCHED], **objective, "trained_parameters": trained}
+    write_json_atomic(folder / "result.json", {**result, "history": history})
+    plot_training(history, WATCHED, folder / "result.png")
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "expected accepted", *(f"depth {d + 1}" for d in range(len(best["acceptance_by_depth"])))):
+        table.add_column(name, justify="right")
+    for line in history:
+        rates = (f"{rate:.3f}" for rate in line["acceptance_by_depth"])
+        table.add_row(str(line["step"]), f"{line[WATCHED]:.3f}", *rates, style="bold" if line is best else None)
+    console.print(table)
+    console.print(f"{trained:,} trained parameters, the best of them of step {best['step']}: {shown(folder)}/{FILE}")
+    return best[WATCHED]

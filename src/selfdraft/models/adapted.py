@@ -1,0 +1,92 @@
+"""An adapter's weights put in place: as a draft path beside the model, which stays as it is.
+
+LoRA is added into copies of the matrices it belongs to: drafting then costs what it costs without.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.sparse import Path, sliced_head, sparse_path
+
+if TYPE_CHECKING:
+    from selfdraft.models.target import Target
+
+
+def adapted_path(target: Target, adapter: Adapter) -> Path:
+    """The path that the adapter was trained for.
+
+    Raises:
+        UserError: its weights do not fit this model.
+    """
+    settings, stock = adapter.settings, target.anatomy.layers
+    skip = SkipSet.of(len(stock), settings["skip_attention"], settings["skip_mlp"])
+    trained = {}
+    for index, layer in enumerate(stock):
+        lora, own = adapter.under(f"lora.{index}."), adapter.under(f"layer.{index}.")
+        if own:
+            trained[index] = target.driven(_replaced(layer, own))
+        elif lora:
+            trained[index] = target.driven(_merged(layer, lora, float(settings["scale"])))
+    norm, words = adapter.under("norm."), adapter.tensors.get("vocabulary")
+    return sparse_path(
+        target.full,
+        target.anatomy,
+        skip,
+        {},
+        None if words is None else sliced_head(target.head, words.tolist(), packed=target.packed),
+        trained=trained,
+        norm=target.fastest(_replaced(target.anatomy.norm, norm)) if norm else None,
+    )
+
+
+def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of a module with some of its parameters replaced."""
+    twin = copy.deepcopy(module)
+    own = dict(twin.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise _misfit(name)
+        own[name].data = tensor.to(own[name])
+    return twin.requires_grad_(False)
+
+
+def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Module:
+    """A light copy of a layer with ``scale * B A`` added to copies of some of its matrices."""
+    left = {name.rsplit(".", 1)[0] for name in lora}
+
+    def swap(name: str, module: nn.Module) -> nn.Module | None:
+        if name not in left:
+            return None
+        left.discard(name)
+        a, b = lora[f"{name}.A"], lora[f"{name}.B"]
+        if not isinstance(module, nn.Linear) or module.weight.shape != (b.shape[0], a.shape[1]):
+            raise _misfit(name)
+        return merged_linear(module, a, b, scale)
+
+    twin = light_copy(layer, swap)
+    if left:
+        raise _misfit(left.pop())
+    return twin
+
+
+def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.Linear:
+    """A copy of a matrix W as W + scale * B A, summed in float32."""
+    weight = linear.weight.detach()
+    more = scale * (b.float() @ a.float()).to(weight.device)
+    twin = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
+    twin.weight = nn.Parameter((weight.float() + more).to(weight.dtype), requires_grad=False)
+    if linear.bias is not None:
+        twin.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+    return twin
+
+
+def _misfit(name: str) -> UserError:
+    return UserError(f"drafter.adapter: its weights for {name} do not fit this model: it was trained for another one")

@@ -1,0 +1,265 @@
+"""Fine-tuning of draft-only weights under a Lightning Trainer: what all recipes share.
+
+A recipe says which layers have trainable twins, what goes into them, and what more there is to the loss. The target is
+run over every batch once, frozen; the twins then learn its next-token distributions (see `models.student`). What is
+watched, and what training stops by, is not the loss but how many drafted tokens would be accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from numpy.random import Generator, default_rng
+from torch import Tensor
+
+from selfdraft.core.lessons import (
+    Blocks,
+    blocks_of,
+    chain_counts,
+    divergence,
+    expected_accepted,
+    wanted_positions,
+    weighted_mean,
+)
+from selfdraft.core.options import Options, option
+from selfdraft.data.packing import PackedBatch
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.sparse import Path
+from selfdraft.models.student import Lesson, Student, teach
+from selfdraft.models.target import Target
+
+WATCHED = "expected_accepted"
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass
+class RecipeConfig(Options):
+    """What all recipes have in common.
+
+    `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens,
+    prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`: learn
+    nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of them
+    would be accepted is counted, and training stops after `patience` counts without a better one, after `steps` steps
+    or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of LoRA.
+    `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all.
+    """
+
+    group: ClassVar[str] = "finetune"
+    name: str = ""
+    data: list[str] = field(default_factory=list)
+    steps: int = option(300, at_least=1)
+    minutes: float | None = option(None, at_least=0.01)
+    batch_size: int = option(4, at_least=1)
+    accumulate: int = option(1, at_least=1)
+    length: int = option(256, at_least=16)
+    longest_prompt: int = option(128, at_least=1)
+    answers_only: bool = False
+    validation: float = option(0.1, at_least=0.001, at_most=0.9)
+    validate_every: int = option(50, at_least=1)
+    patience: int = option(5, at_least=1)
+    block: int = option(4, at_least=1)
+    rank: int = option(64, at_least=0)
+    alpha: float = option(64.0, at_least=0.001)
+    vocabulary: int | None = option(None, at_least=2)
+    learning_rate: float = option(5e-4, at_least=0.0)
+    warmup: float = option(0.05, at_least=0.0, at_most=1.0)
+    precision: str = option("32-true", choices=PRECISIONS)
+
+
+class FinetuneModule(pl.LightningModule, ABC):
+    """Base of the recipes: the teacher's part, the loss, the counting, and what is saved."""
+
+    Config: ClassVar[type[RecipeConfig]]
+    drafter: ClassVar[str]
+
+    def __init__(
+        self,
+        config: RecipeConfig,
+        build: Callable[[torch.device], Target],
+        *,
+        words: Sequence[int] | None,
+        seed: int,
+        rows: int = 0,
+    ) -> None:
+        """Prepare a fine-tuning.
+
+        Args:
+            build: makes the target on this process's device, in float32 and unpacked.
+            words: ids that drafts may say; None for all. rows: of the training data, for the progress alone.
+        """
+        super().__init__()
+        self.config, self.build, self.words, self.seed, self.rows = config, build, words, seed, rows
+        self.strict_loading = False  # checkpoints hold what is trained, and nothing of the target
+        self.student: Student | None = None
+        self.history: list[dict[str, Any]] = []
+        self._counts: Tensor | None = None
+
+    @abstractmethod
+    def path(self, target: Target) -> Path:
+        """Which of the target's sublayers drafts run through.
+
+        Raises:
+            UserError: the target has none such.
+        """
+
+    @abstractmethod
+    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+        """The trainable twins of it."""
+
+    @abstractmethod
+    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+        """(B, M, C) what goes into the first twin at every position of the blocks."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The drafter's options that go with what was trained; `adapter` apart."""
+
+    @property
+    def stride(self) -> int:
+        """Places from one block to the next."""
+        return self.config.block
+
+    def states_before(self) -> tuple[int, ...]:
+        """Before which layers the target's hidden states are wanted."""
+        return ()
+
+    def settings(self) -> dict[str, Any]:
+        """What an adapter of this recipe says about itself besides what all say."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is trained besides the twins."""
+        return {}
+
+    def predictions(self, hidden: Tensor, batch: PackedBatch, blocks: Blocks) -> Tensor:
+        """(B, M, C) hidden states that the head reads, from those behind the norm."""
+        return hidden
+
+    def extra_loss(
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+    ) -> Tensor:
+        """More to minimise than the divergence; `logits` (n, v) are the target's at the positions that count."""
+        return hidden.new_zeros(())
+
+    def dropped(self, rng: Generator) -> tuple[int, ...]:
+        """Twins left out of a training step."""
+        return ()
+
+    def setup(self, stage: str) -> None:
+        """The target and the twins of its layers, on this process's device."""
+        if self.student is not None:
+            return
+        self.target = self.build(self.trainer.strategy.root_device)
+        words = None if self.words is None else torch.tensor(sorted(self.words), device=self.target.device)
+        self.draft_path = self.path(self.target)
+        self.student = self.make_student(self.target, self.draft_path, words)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; the rate rises linearly over the warm-up and falls along a cosine to a tenth."""
+        steps, config = self.config.steps, self.config
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=0.0
+        )
+        warm = max(int(config.warmup * steps), 1)
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            done = min((step - warm) / max(steps - warm, 1), 1.0)
+            return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def teach(self, batch: PackedBatch) -> Lesson:
+        """What the target makes of a batch, as far as the twins need it."""
+        wanted, before = self.student.indices, self.states_before()
+        return teach(self.target, batch.tokens, batch.positions, batch.texts, layers=wanted, before=before)
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        """The loss of one batch. What is random about it depends on the step alone, so that a resumed run repeats it."""
+        rng = default_rng((self.seed, self.global_step, batch_idx, self.global_rank))
+        loss = self.loss(batch, rng)
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
+        """Mean divergence from the target over the blocks, and whatever the recipe adds."""
+        blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
+        lesson, states = self.teach(batch), []
+        given = self.inputs(batch, blocks, lesson, rng)
+        hidden = self.student(given, blocks, lesson, states=states, dropped=self.dropped(rng))
+        counted = blocks.valid.flatten(1)
+        with torch.no_grad():
+            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+        ours = self.student.logits(self.predictions(hidden, batch, blocks)[counted])
+        weights = torch.ones(len(ours), device=ours.device)
+        return weighted_mean(divergence(ours, teacher), weights) + self.extra_loss(
+            states, hidden, teacher, blocks, lesson
+        )
+
+    def blocks(self, batch: PackedBatch, offset: int, *, answers_only: bool) -> Blocks:
+        """Where drafts would begin, and how far they reach."""
+        wanted = wanted_positions(batch.texts, batch.answers, answers_only=answers_only)
+        return blocks_of(batch.texts, wanted, self.config.block, self.stride, offset)
+
+    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+        """(B, G, K) whether the twins predict what the target would say."""
+        given = self.inputs(batch, blocks, lesson, default_rng(self.seed))
+        hidden = self.predictions(self.student(given, blocks, lesson), batch, blocks)
+        return self.agrees(hidden, blocks, lesson)
+
+    def agrees(self, hidden: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
+        """(B, G, K) the same of (B, M, C) hidden states that the head reads."""
+        counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
+        theirs = self.target.head(blocks.gathered(lesson.final)[counted]).argmax(-1)
+        agree[counted] = self.student.words(self.student.logits(hidden[counted])) == theirs
+        return agree.view_as(blocks.valid)
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Count what would be accepted, of answers alone."""
+        blocks = self.blocks(batch, 0, answers_only=True)
+        counts = chain_counts(self.right(batch, blocks, self.teach(batch)), blocks.valid)
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum the counts of all ranks, then divide."""
+        counts = self._counts if self._counts is not None else torch.zeros(self.config.block, 2)
+        counts = self.trainer.strategy.reduce(counts.to(self.device).double(), reduce_op="sum").cpu()
+        self._counts = None
+        rates = [accepted / offered if offered else 0.0 for offered, accepted in counts.tolist()]
+        self.log(WATCHED, expected_accepted(counts), prog_bar=True)
+        for depth, rate in enumerate(rates, start=1):
+            self.log(f"acceptance/depth_{depth}", rate)
+        if not self.trainer.sanity_checking:
+            self.history.append(
+                {"step": self.global_step, WATCHED: expected_accepted(counts), "acceptance_by_depth": rates}
+            )
+
+    def adapter(self) -> Adapter:
+        """What was trained."""
+        base = self.student.adapter(self.Config.name, self.draft_path, **self.settings())
+        return Adapter(base.recipe, base.settings, {**base.tensors, **self.tensors()})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is trained; the target's weights lie elsewhere, and stay as they are."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the curve."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        self.history = list(checkpoint["history"])
+
+    def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
+        """Batches know how to move."""
+        return batch.to(device)

@@ -1,0 +1,105 @@
+"""Consistency: wherever a Jacobi trajectory stands, the next refinement should be its end.
+
+CLLM's objective (Kou et al. 2024, arXiv 2403.00835) on draft-only weights: the adapted model refines, the target
+verifies, so that nothing of the output changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.random import Generator, default_rng
+from torch import Tensor
+
+from selfdraft.core.lessons import Blocks, divergence, weighted_mean
+from selfdraft.core.options import option
+from selfdraft.core.skipset import SkipSet
+from selfdraft.data.packing import PackedBatch
+from selfdraft.models.student import Lesson
+from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistillConfig
+
+
+@dataclass
+class ConsistencyConfig(SparseDistillConfig):
+    """Blocks of `block` tokens, of which the first is known, refined `refine_steps` times where drafts are counted.
+
+    `autoregressive_weight`: of the loss behind right tokens, against that behind guesses. Guesses are those of the
+    data's recorded trajectories (distill.trajectories); where there are none, random tokens of the row. Without a skip
+    set the whole model is adapted, for drafter=jacobi; with one its path, for drafter=sparse_jacobi.
+    """
+
+    name: str = "consistency"
+    block: int = option(8, at_least=2)
+    refine_steps: int = option(2, at_least=1)
+    rank: int = option(32, at_least=0)
+    alpha: float = option(32.0, at_least=0.001)
+    norm: bool = False
+    autoregressive_weight: float = option(1.0, at_least=0.0)
+
+    def skip_set(self, layers: int) -> SkipSet:
+        """Nothing, unless something is named."""
+        given = (self.keep_layers, self.skip_attention, self.skip_mlp, self.skip_from, self.exit_layer)
+        return SkipSet() if given == (None,) * 5 else super().skip_set(layers)
+
+
+class Consistency(SparseDistill):
+    """The adapted model refines a block, as `jacobi` in its literal mode or `sparse_jacobi` does."""
+
+    Config = ConsistencyConfig
+    config: ConsistencyConfig
+
+    @property
+    def drafter(self) -> str:
+        """By whether anything is skipped."""
+        return "sparse_jacobi" if len(self.draft_path.skip) else "jacobi"
+
+    def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
+        """Behind guesses, from the first wrong one on; and behind the right tokens."""
+        blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
+        lesson, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
+        guesses = self._guesses(batch, blocks, rng)
+        counted = blocks.valid.flatten(1)
+        with torch.no_grad():
+            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+        astray = ((guesses != truth).long().cumsum(-1) > 0).flatten(1)[counted].float()
+        loss = weighted_mean(divergence(self._logits(guesses, blocks, lesson, counted), teacher), astray)
+        if weight := self.config.autoregressive_weight:
+            loss = loss + weight * divergence(self._logits(truth, blocks, lesson, counted), teacher).mean()
+        return loss
+
+    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+        """Refine in earnest, from the beginning of a trajectory."""
+        guesses = self._guesses(batch, blocks, default_rng(self.seed), at=0)
+        for step in range(self.config.refine_steps):
+            hidden = self._hidden(guesses, blocks, lesson)
+            if step + 1 < self.config.refine_steps:
+                words = self.student.words(self.student.logits(hidden)).view_as(guesses)
+                guesses = torch.cat([guesses[..., :1], words[..., :-1]], dim=-1)
+        return self.agrees(hidden, blocks, lesson)
+
+    def options(self) -> dict[str, Any]:
+        """A block's first token is known, the others are the window."""
+        mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal"}
+        return {"window": self.config.block - 1, "refine_steps": self.config.refine_steps, **mode}
+
+    def _hidden(self, tokens: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
+        return self.student(self.target.anatomy.embed(tokens.flatten(1)), blocks, lesson)
+
+    def _logits(self, tokens: Tensor, blocks: Blocks, lesson: Lesson, counted: Tensor) -> Tensor:
+        return self.student.logits(self._hidden(tokens, blocks, lesson)[counted])
+
+    def _guesses(self, batch: PackedBatch, blocks: Blocks, rng: Generator, at: int | None = None) -> Tensor:
+        """(B, G, K) a block's first token, and guesses of the others: of a random pass of their trajectories, or `at`."""
+        tokens, index = batch.tokens, blocks.index
+        places = torch.from_numpy(rng.integers(0, tokens.shape[1], index.shape)).to(index.device)
+        guesses = tokens.gather(1, places.flatten(1)).view_as(index)
+        if batch.iterates is not None:
+            passes = batch.iterates.shape[1]
+            chosen = torch.from_numpy(rng.integers(0, passes, index.shape[:2])).to(index.device)
+            chosen = torch.full_like(chosen, at) if at is not None else chosen
+            rows = torch.arange(len(index), device=index.device)[:, None, None]
+            recorded = batch.iterates[rows, chosen[..., None], index]
+            guesses = torch.where(recorded >= 0, recorded, guesses)
+        return torch.cat([tokens.gather(1, index[..., 0])[..., None], guesses[..., 1:]], dim=-1)

@@ -1,0 +1,123 @@
+"""Self-distillation of a sparse path: LoRA on the layers that a skip set leaves, taught by the whole model.
+
+With LayerSkip's curriculum (Elhoushi et al. 2024, arXiv 2404.16710) as options: layer dropout, and losses at earlier
+layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from numpy.random import Generator
+from torch import Tensor
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.lessons import Blocks, distance, divergence, early_layer, layer_dropout
+from selfdraft.core.options import option
+from selfdraft.core.skipset import SkipSet
+from selfdraft.data.packing import PackedBatch
+from selfdraft.models.sparse import Path
+from selfdraft.models.student import Lesson, Student
+from selfdraft.models.target import Target
+from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.tracking.artifact import Artifact
+
+CURRICULA = ("none", "rotational", "gradual")
+
+
+@dataclass
+class SparseDistillConfig(RecipeConfig):
+    """Skip `skip_attention` and `skip_mlp`, or what a calibration found (`skip_from`), or all from `exit_layer` on.
+
+    `keep_layers` says the same the other way round: whole layers that stay. `norm`: train a final norm for the path as
+    well. `hidden_weight`: of matching the target's last hidden state. `layer_dropout`: of the last kept layer, less of
+    those before. `early_weight`: of the loss at an earlier layer, chosen by `curriculum`.
+    """
+
+    name: str = "sparse_distill"
+    keep_layers: list[int] | None = option(None, at_least=0)
+    skip_attention: list[int] | None = option(None, at_least=0)
+    skip_mlp: list[int] | None = option(None, at_least=0)
+    skip_from: str | None = None
+    exit_layer: int | None = option(None, at_least=1)
+    norm: bool = True
+    hidden_weight: float = option(0.0, at_least=0.0)
+    layer_dropout: float = option(0.0, at_least=0.0, below=1.0)
+    curriculum: str = option("none", choices=CURRICULA)
+    early_weight: float = option(0.5, at_least=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.skip_attention is not None or self.skip_mlp is not None
+        ways = [self.keep_layers is not None, named, self.skip_from is not None, self.exit_layer is not None]
+        if sum(ways) > 1:
+            raise UserError(
+                "finetune: give one of keep_layers, skip_attention with skip_mlp, skip_from and exit_layer, not several"
+            )
+
+    def skip_set(self, layers: int) -> SkipSet:
+        """What is skipped of a model of so many layers: every other inner layer if nothing is said.
+
+        Raises:
+            UserError: a layer that is not there, or an artifact without a skip set.
+        """
+        if self.skip_from is not None:
+            found = Artifact.read(FilePath(self.skip_from)).options
+            if "skip_attention" not in found:
+                raise UserError(f"finetune.skip_from={self.skip_from} names no skip set: give one of task=calibrate")
+            return SkipSet.of(layers, found["skip_attention"], found["skip_mlp"])
+        if self.exit_layer is not None:
+            return SkipSet.from_layer(layers, min(self.exit_layer, layers))
+        if self.skip_attention is not None or self.skip_mlp is not None:
+            return SkipSet.of(layers, self.skip_attention or (), self.skip_mlp or ())
+        kept = set(range(0, layers, 2)) | {layers - 1} if self.keep_layers is None else set(self.keep_layers)
+        if wrong := sorted(kept - set(range(layers))):
+            raise UserError(f"finetune.keep_layers={wrong}: this model's layers are 0 to {layers - 1}")
+        rest = set(range(layers)) - kept
+        return SkipSet.of(layers, rest, rest)
+
+
+class SparseDistill(FinetuneModule):
+    """Drafts with `layer_skip` through the kept layers, LoRA merged into them."""
+
+    Config = SparseDistillConfig
+    config: SparseDistillConfig
+    drafter = "layer_skip"
+
+    def path(self, target: Target) -> Path:
+        """Without the sublayers of the skip set."""
+        return target.sparse_path(self.config.skip_set(len(target.full.layers)))
+
+    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+        """Twins of all that is kept."""
+        config = self.config
+        return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=words)
+
+    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+        """The tokens' embeddings."""
+        return self.target.anatomy.embed(blocks.gathered(batch.tokens))
+
+    def dropped(self, rng: Generator) -> tuple[int, ...]:
+        """Twins by LayerSkip's rates."""
+        rates = layer_dropout(len(self.student.layers), self.config.layer_dropout)
+        return tuple(at for at, rate in enumerate(rates) if rng.random() < rate)
+
+    def extra_loss(
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+    ) -> Tensor:
+        """Matching of hidden states, and of the distribution at an earlier layer."""
+        config, counted, extra = self.config, blocks.valid.flatten(1), hidden.new_zeros(())
+        if config.hidden_weight:
+            theirs = blocks.gathered(lesson.final)[counted]
+            extra = extra + config.hidden_weight * distance(hidden[counted], theirs).mean()
+        early = early_layer(config.curriculum, len(self.student.layers), self.global_step, config.steps)
+        if early is not None:
+            ours = self.student.logits(states[early][counted])
+            extra = extra + config.early_weight * divergence(ours, logits).mean()
+        return extra
+
+    def options(self) -> dict[str, Any]:
+        """As long as blocks were."""
+        return {"draft_length": self.config.block}
