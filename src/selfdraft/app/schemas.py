@@ -96,6 +96,27 @@ class CalibrateConfig(Options):
 
 
 @dataclass
+class DistillTask(TaskConfig):
+    """Write the target's own answers as a dataset to learn from; its options are those of the group `distill`."""
+
+    name: str = "distill_data"
+
+
+@dataclass
+class DistillConfig(Options):
+    """What task=distill_data records besides the answers.
+
+    `trajectories`: how answers, in blocks of so many tokens, come about by Jacobi iteration, refined up to `passes`
+    times (see `decoding.trajectories`); null: only the answers.
+    """
+
+    group: ClassVar[str] = "distill"
+    name: str = "texts"
+    trajectories: int | None = option(None, at_least=2)
+    passes: int = option(6, at_least=1)
+
+
+@dataclass
 class DecodingConfig(Options):
     """How answers are decoded.
 
@@ -199,13 +220,14 @@ class Config(Options):
     hardware: HardwareConfig = MISSING
     logger: LoggerConfig = MISSING
     calibrate: CalibrateConfig = MISSING
+    distill: DistillConfig = MISSING
     seed: int = option(0, at_least=0, below=2**32)
     prompt: str | None = None
     artifact: str | None = None
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, DistillTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
@@ -213,6 +235,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],
     "calibrate": [CalibrateConfig],
+    "distill": [DistillConfig],
 }
 
 

@@ -55,9 +55,7 @@ class TextDataModule(LightningDataModule):
         """
         rank, world_size = self._place()
         sampler = EpochOrder(len(self.train_rows), rank, world_size, self.seed)
-        return DataLoader(
-            self.train_rows, self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0
-        )
+        return DataLoader(self.train_rows, self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         """This rank's share, no row twice: ranks may differ by one, so none may wait for another within a step."""

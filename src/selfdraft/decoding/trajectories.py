@@ -68,5 +68,5 @@ class Trajectories:
                 begin = first + i * self.width
                 history = [*prompt, *answer[:begin]]
                 chain = TokenTree.chain(seen[begin + 1 : begin + len(block)])
-                best.append(self.rule.scores(block, history, len(prompt), chain).argmax(-1))
+                best.append(self.rule.scores(block, history, len(prompt), chain).max(-1).indices)
         return torch.cat(best).tolist()
