@@ -81,7 +81,9 @@ def _refuse(config: Config) -> None:
 
 def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: Console) -> float:
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
-    lines = sorted(merge_rank_files(folder, name=TEXTS), key=lambda line: (place[line["id"]], line["turn"]))
+    lines = sorted(
+        merge_rank_files(folder, name=TEXTS), key=lambda line: (place.get(line["id"], len(place)), line["turn"])
+    )
     left_out = sum(len(prompt.turns) for prompt in prompts) - len(lines)
     if not lines:
         raise UserError("every prompt is longer than this model's positions: nothing was written; use another dataset")

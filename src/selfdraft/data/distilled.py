@@ -74,8 +74,8 @@ def load_texts(
     """Read texts from the folder of a run of task=distill_data, or from any dataset with a column of text.
 
     Args:
-        path: a run's folder or the dataset's in it; a folder of `save_to_disk`; or what `load_dataset` takes: a Hub name
-            or a folder of files.
+        path: a run's folder or the dataset's in it; a folder of `save_to_disk`; or what `load_dataset` takes: a Hub
+            name or a folder of files.
         encode: from text to ids, for datasets without ids of ours. Texts of no token are passed over.
         column, split: where the text is, in a dataset of others.
 
@@ -83,24 +83,9 @@ def load_texts(
         UserError: there is nothing, the run is not finished, the column is missing or there is no way to encode it.
     """
     rows = _read(path, split)
-    if set(rows.column_names) >= OURS:
-        return [
-            Text(row["id"], row["prompt_ids"], row["output_ids"], row.get("trajectories"))
-            for row in _not_empty(rows, path)
-        ]
-    if column not in rows.column_names:
-        raise UserError(
-            f"{path} has neither the columns of task=distill_data nor a column {column!r}; "
-            f"it has {', '.join(rows.column_names)}"
-        )
-    if encode is None:
-        raise UserError(f"{path} holds plain text, and there is no tokenizer to read it with: use task=distill_data's")
-    texts = []
-    for number, row in enumerate(_not_empty(rows, path)):
-        if not isinstance(row[column], str):
-            raise UserError(f"{path}, row {number}: {column!r} must be a text")
-        if ids := list(encode(row[column])):
-            texts.append(Text(str(number), [], ids))
+    texts = _texts(rows, path, encode, column)
+    if not texts:
+        raise UserError(f"{path} holds no texts: choose another one, or another split")
     return texts
 
 
@@ -121,10 +106,23 @@ def split_by_prompt(texts: Sequence[Text], share: float, seed: int) -> tuple[lis
     return train, [text for text in texts if text.id in held_out]
 
 
-def _not_empty(rows: Dataset, path: str | Path) -> Dataset:
-    if not len(rows):
-        raise UserError(f"{path} holds no texts: choose another one, or another split")
-    return rows
+def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) -> list[Text]:
+    if set(rows.column_names) >= OURS:
+        return [Text(row["id"], row["prompt_ids"], row["output_ids"], row.get("trajectories")) for row in rows]
+    if column not in rows.column_names:
+        raise UserError(
+            f"{path} has neither the columns of task=distill_data nor a column {column!r}; "
+            f"it has {', '.join(rows.column_names)}"
+        )
+    if encode is None:
+        raise UserError(f"{path} holds plain text, and there is no tokenizer to read it with: use task=distill_data's")
+    texts = []
+    for number, row in enumerate(rows):
+        if not isinstance(row[column], str):
+            raise UserError(f"{path}, row {number}: {column!r} must be a text")
+        if ids := list(encode(row[column])):
+            texts.append(Text(str(number), [], ids))
+    return texts
 
 
 def _read(path: str | Path, split: str) -> Dataset:
@@ -142,7 +140,7 @@ def _read(path: str | Path, split: str) -> Dataset:
     saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
     try:
         rows = datasets.load_from_disk(folder) if saved else datasets.load_dataset(str(path), split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"no texts could be loaded from {path} ({cause}); give the folder of a run of task=distill_data, "

@@ -1,8 +1,7 @@
 """Jacobi trajectories of finished answers: what parallel refinement would have gone through to write them.
 
-The consistency recipe learns to jump from any iterate to the answer (CLLM, arXiv 2403.00835). There a block begins where
-the last one ended, and one is refined after the other; here the answer is known, so every block sees the true tokens
-before it, and all of them are refined together.
+The consistency recipe learns to jump from any iterate to the answer (CLLM, arXiv 2403.00835). There one block
+is refined after the other; here the answer is known: every block sees the true tokens before it, all refined together.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class Trajectories:
         """The iterates of an answer, each as long as it is.
 
         Returns:
-            First random tokens of the prompt, then what each pass made of those before. It ends with the fixed point, the
-            answer itself up to rounding, where `passes` reach it: a pass that changes nothing is not kept.
+            First random tokens of the prompt, then what each pass made of those before. Where `passes` reach it, the
+            last is the fixed point, the answer itself up to rounding: a pass that changes nothing is not kept.
         """
         self.target.cache.clear(self.row)
         self.target.prefill(self.row, [*prompt, *answer[:-1]])
