@@ -13,6 +13,7 @@ python run.py dataset=jsonl dataset.path=F dataset.per_category=4
 python run.py task=generate prompt="Why is the sky blue?"        stream one answer
 python run.py task=trace drafter=lookahead                       show every step of one
 python run.py task=calibrate drafter=layer_skip                  search what to skip; take it with drafter.from
+python run.py task=distill_data drafter=prompt_lookup decoding.batch_size=8      texts to learn from
 python run.py -m drafter.window=4,8 drafter.refine_steps=1,2     a sweep: one process and folder a job
 """
 

@@ -11,6 +11,7 @@ from pytorch_lightning import seed_everything
 
 from selfdraft.app.build import to_config
 from selfdraft.app.calibrate import calibrate
+from selfdraft.app.distill_data import distill_data
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.finetune import finetune
@@ -34,6 +35,8 @@ def run_task(composed: DictConfig) -> float | None:
             return calibrate(config, composed, folder)
         if config.task.name == "finetune":
             return finetune(config, composed, folder)
+        if config.task.name == "distill_data":
+            return distill_data(config, composed, folder)
         if config.task.name == "profile":
             return profile(config, composed, folder)
         return evaluate(config, composed, folder)

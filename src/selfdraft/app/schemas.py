@@ -105,6 +105,27 @@ class CalibrateConfig(Options):
 
 
 @dataclass
+class DistillTask(TaskConfig):
+    """Write the target's own answers as a dataset to learn from; its options are those of the group `distill`."""
+
+    name: str = "distill_data"
+
+
+@dataclass
+class DistillConfig(Options):
+    """What task=distill_data records besides the answers.
+
+    `trajectories`: how answers, in blocks of so many tokens, come about by Jacobi iteration, refined up to `passes`
+    times (see `decoding.trajectories`); null: only the answers.
+    """
+
+    group: ClassVar[str] = "distill"
+    name: str = "texts"
+    trajectories: int | None = option(None, at_least=2)
+    passes: int = option(6, at_least=1)
+
+
+@dataclass
 class DecodingConfig(Options):
     """How answers are decoded.
 
@@ -209,13 +230,14 @@ class Config(Options):
     logger: LoggerConfig = MISSING
     calibrate: CalibrateConfig = MISSING
     finetune: RecipeConfig = MISSING
+    distill: DistillConfig = MISSING
     seed: int = option(0, at_least=0, below=2**32)
     prompt: str | None = None
     artifact: str | None = None
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, FinetuneTask],
+    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, DistillTask, FinetuneTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
@@ -224,6 +246,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "logger": [LoggerConfig],
     "calibrate": [CalibrateConfig],
     "finetune": [recipe.Config for recipe in RECIPES.values()],
+    "distill": [DistillConfig],
 }
 
 

@@ -43,8 +43,8 @@ class RecipeConfig(Options):
     """What all recipes have in common.
 
     `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens,
-    prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`: learn
-    nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of them
+    prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`:
+    learn nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of them
     would be accepted is counted, and training stops after `patience` counts without a better one, after `steps` steps
     or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of LoRA.
     `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all.
@@ -183,7 +183,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         return teach(self.target, batch.tokens, batch.positions, batch.texts, layers=wanted, before=before)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """The loss of one batch. What is random about it depends on the step alone, so that a resumed run repeats it."""
+        """The loss of one batch. What is random about it depends on the step alone: a resumed run repeats it."""
         rng = default_rng((self.seed, self.global_step, batch_idx, self.global_rank))
         loss = self.loss(batch, rng)
         self.log("loss", loss.detach(), prog_bar=True)

@@ -1,4 +1,4 @@
-"""Progress of an evaluation: prompts done, time left, and what the numbers look like so far."""
+"""Progress of tasks that take a while: what is done, time left, and what the numbers look like so far."""
 
 from __future__ import annotations
 
@@ -75,6 +75,60 @@ class EvaluationProgress(pl.Callback):
             f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, "
             f"{self.baseline_s / max(self.drafter_s, 1e-9):.2f}x, {verdicts}"
         )
+
+
+class DistillProgress(pl.Callback):
+    """A bar on a terminal, a line every few seconds elsewhere: rank 0's texts, and how fast they come."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("[bold]writing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("texts"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[so_far]}"),
+            console=console,
+        )
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Show a bar of the turns that are left to do."""
+        self.begin = self.last_line = time.monotonic()
+        self.done = self.tokens = self.forwards = 0
+        prompts = trainer.test_dataloaders.dataset
+        self.total = sum((p.id, t) not in module.finished for p in prompts for t in range(len(p.turns)))
+        self.quiet = not trainer.is_global_zero
+        if not self.quiet and self.console.is_terminal:
+            self.bar.start()
+            self.task = self.bar.add_task("writing", total=self.total, so_far="")
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Count a text."""
+        self.done += 1
+        self.tokens += len(line["output_ids"])
+        self.forwards += line["target_forwards"]
+        if self.quiet:
+            return
+        now = time.monotonic()
+        rate = self.tokens / max(now - self.begin, 1e-9)
+        so_far = f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, {rate:.1f} tokens/s"
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=self.done, so_far=so_far)
+        elif now - self.last_line > PLAIN_EVERY_S:
+            self.last_line = now
+            left = (now - self.begin) / self.done * (self.total - self.done)
+            self.console.print(f"{self.done}/{self.total} texts, about {left:.0f} s left; {so_far}")
+
+    def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.bar.stop()
 
 
 class SearchProgress(pl.Callback):

@@ -1,4 +1,4 @@
-"""drafter.yaml: what a calibration found or a fine-tuning made, in a form that any run takes with `drafter.from=PATH`."""
+"""drafter.yaml: what a calibration found or a fine-tuning made. Any run takes it with `drafter.from=PATH`."""
 
 from __future__ import annotations
 

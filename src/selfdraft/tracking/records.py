@@ -1,4 +1,4 @@
-"""prompts.jsonl: one line for each finished (prompt, turn), kept through kill -9 and merged from several processes."""
+"""prompts.jsonl and texts.jsonl: a line a finished (prompt, turn), kept through kill -9, merged from several processes."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from typing import Any
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import write_text_atomic
+
+PROMPTS, TEXTS = "prompts", "texts"  # what evaluating and what generating data leave behind
 
 Line = Mapping[str, Any]
 """What was measured on one turn of one prompt; the keys are those that `summary.summarize` reads."""
@@ -77,21 +79,21 @@ def key(line: Line) -> tuple[str, int]:
     return line["id"], line["turn"]
 
 
-def record_path(folder: Path, rank: int = 0) -> Path:
-    """Where process `rank` appends: prompts.jsonl for rank 0, a file of its own for each other one.
+def record_path(folder: Path, rank: int = 0, *, name: str = PROMPTS) -> Path:
+    """Where process `rank` appends: `name`.jsonl for rank 0, a file of its own for each other one.
 
     Appends of several processes to one file may interleave, on network file systems above all.
     """
-    return Path(folder) / ("prompts.jsonl" if rank == 0 else f"prompts.rank{rank}.jsonl")
+    return Path(folder) / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
 
 
-def rank_files(folder: Path) -> list[Path]:
+def rank_files(folder: Path, *, name: str = PROMPTS) -> list[Path]:
     """The files that ranks above 0 have left in `folder`, by rank, whatever the number of processes is now."""
-    return sorted(Path(folder).glob("prompts.rank*.jsonl"), key=lambda path: (len(path.name), path.name))
+    return sorted(Path(folder).glob(f"{name}.rank*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
-def merge_rank_files(folder: Path) -> list[dict[str, Any]]:
-    """Move the lines of all other ranks into prompts.jsonl, and return all of its lines.
+def merge_rank_files(folder: Path, *, name: str = PROMPTS) -> list[dict[str, Any]]:
+    """Move the lines of all other ranks into `name`.jsonl, and return all of its lines.
 
     Rank 0 alone calls it, while no process appends. Killed half way it can be called again: lines are known by
     (id, turn), the first of a kind stays, and rank files go only after the merged file is in place.
@@ -99,7 +101,7 @@ def merge_rank_files(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line that is not the last of its file is malformed.
     """
-    main, others = RecordFile(record_path(folder)), rank_files(folder)
+    main, others = RecordFile(record_path(folder, name=name)), rank_files(folder, name=name)
     merged = {key(line): line for line in main.read()}
     if not others:
         return list(merged.values())

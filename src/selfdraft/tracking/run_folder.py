@@ -10,13 +10,15 @@ from omegaconf import OmegaConf
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import write_text_atomic
-from selfdraft.tracking.records import RecordFile, merge_rank_files, rank_files, record_path
+from selfdraft.tracking.records import PROMPTS, TEXTS, RecordFile, merge_rank_files, rank_files, record_path
 
 _ABSENT = object()
 _KEYS_NAMED = 3
 
 
-def claim_run_dir(folder: Path, config: Mapping[str, Any], *, started: Path | None = None) -> list[dict[str, Any]]:
+def claim_run_dir(
+    folder: Path, config: Mapping[str, Any], *, started: Path | None = None, name: str = PROMPTS
+) -> list[dict[str, Any]]:
     """Take `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
     Writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
@@ -26,6 +28,7 @@ def claim_run_dir(folder: Path, config: Mapping[str, Any], *, started: Path | No
         folder: the run's folder (hydra.run.dir); created if need be.
         config: all that decides what is measured, and nothing else: without the folder itself and the logger.
         started: a file that, where it exists, shows as prompts do that a run has begun here.
+        name: of the files that hold the finished lines (see `record_path`).
 
     Raises:
         UserError: the folder holds prompts that were measured with another config, or is damaged. It is left as it is.
@@ -34,12 +37,13 @@ def claim_run_dir(folder: Path, config: Mapping[str, Any], *, started: Path | No
     text = _as_yaml(config)
     path = folder / "config.yaml"
     begun = started is not None and started.exists()
-    if begun or any(RecordFile(file).read() for file in [record_path(folder), *rank_files(folder)]):
+    files = [f for n in (PROMPTS, TEXTS) for f in (record_path(folder, name=n), *rank_files(folder, name=n))]
+    if begun or any(RecordFile(file).read() for file in files):
         _refuse_other_config(folder, path, yaml.safe_load(text))
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, text)
-    return merge_rank_files(folder)
+    return merge_rank_files(folder, name=name)
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ class Consistency(SparseDistill):
         return self.student.logits(self._hidden(tokens, blocks, lesson)[counted])
 
     def _guesses(self, batch: PackedBatch, blocks: Blocks, rng: Generator, at: int | None = None) -> Tensor:
-        """(B, G, K) a block's first token, and guesses of the others: of a random pass of their trajectories, or `at`."""
+        """(B, G, K) a block's first token, and guesses of the others: of a random pass of their trajectories."""
         tokens, index = batch.tokens, blocks.index
         places = torch.from_numpy(rng.integers(0, tokens.shape[1], index.shape)).to(index.device)
         guesses = tokens.gather(1, places.flatten(1)).view_as(index)

@@ -1,9 +1,9 @@
-"""An exit with a block of its own: the first layers stay the target's, a trained copy of later ones follows, then the head.
+"""An exit with a block of its own: behind the first layers, which stay the target's, trained copies of later ones.
 
 Kangaroo's idea (Liu et al. 2024, arXiv 2404.18911), with two differences. As the early layers carry no adapter, what
 they compute while drafting is the target's own, and verification goes on from there. And the trained block is the twin
-of a late layer, which reads the keys that the *full* model left in that layer: what the whole model knows of the text is
-there for the looking, and no second cache is needed.
+of a late layer, which reads the keys that the *full* model left in that layer: what the whole model knows of the text
+is there for the looking, and no second cache is needed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,148 @@
+"""task=distill_data: the target's own answers to a dataset's prompts, as a dataset to learn from."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from selfdraft.app.build import build_bench, measured_config, refuse_a_run_that_cannot_fit, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.schemas import Config, SampleConfig
+from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.core.errors import UserError
+from selfdraft.data.datamodule import PromptDataModule
+from selfdraft.data.distilled import write_dataset
+from selfdraft.data.prompts import Prompt
+from selfdraft.modules.distill_data import DistillModule
+from selfdraft.modules.progress import DistillProgress
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.records import TEXTS, merge_rank_files
+from selfdraft.tracking.run_folder import claim_run_dir
+
+
+def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | None:
+    """Write texts in `folder`, or go on with those that were interrupted there.
+
+    Returns:
+        The objective: tokens per second; None on ranks other than 0.
+
+    Raises:
+        UserError: whatever in configuration, model, data or folder cannot be used.
+        SystemExit: status 130 after Ctrl-C.
+    """
+    _refuse(config)
+    options, is_rank_zero = config.distill, rank_zero_only.rank in (None, 0)
+    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    prompts = config.dataset.load()
+    if is_rank_zero:  # the others start later, and share what there is
+        refuse_a_run_that_cannot_fit(config, certify=False)
+    use_threads(config.hardware)
+    with owned(folder, is_rank_zero):
+        if is_rank_zero:
+            finished = claim_run_dir(folder, measured_config(composed), name=TEXTS)
+            write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
+            _announce(console, config, prompts, finished, folder)
+        progress = DistillProgress(console)
+        module = DistillModule(
+            lambda device: build_bench(config, device, []),
+            folder=folder,
+            seed=config.seed,
+            width=options.trajectories,
+            passes=options.passes,
+            tell=progress.add,
+        )
+        trainer = quiet_trainer(config.hardware, folder, progress)
+        try:
+            # All of a rank's prompts in one step: a batch then runs dry only once, at the very end.
+            trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
+        except (KeyboardInterrupt, SystemExit):
+            console.print(
+                f"\nstopped; finished texts are kept: the same command with hydra.run.dir={shown(folder)} goes on"
+            )
+            sys.exit(INTERRUPTED)
+        trainer.strategy.barrier("every rank has written its texts")
+        return _conclude(config, prompts, folder, console) if is_rank_zero else None
+
+
+def _refuse(config: Config) -> None:
+    if config.hardware.tree_parallel:
+        raise UserError("task=distill_data deals prompts to processes: use hardware.tree_parallel=false")
+    if config.distill.trajectories is not None and isinstance(config.decoding, SampleConfig):
+        raise UserError("distill.trajectories end at the answers of greedy decoding only: use decoding=greedy")
+
+
+def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: Console) -> float:
+    place = {prompt.id: number for number, prompt in enumerate(prompts)}
+    lines = sorted(
+        merge_rank_files(folder, name=TEXTS), key=lambda line: (place.get(line["id"], len(place)), line["turn"])
+    )
+    left_out = sum(len(prompt.turns) for prompt in prompts) - len(lines)
+    if not lines:
+        raise UserError("every prompt is longer than this model's positions: nothing was written; use another dataset")
+    path = write_dataset(lines, folder)
+    result = {
+        "task": config.task.name,
+        "model": config.model.label,
+        "dtype": config.model.dtype,
+        "drafter": config.drafter.name,
+        "dataset": config.dataset.name,
+        "decoding": config.decoding.name,
+        "max_new_tokens": config.decoding.max_new_tokens,
+        "batch_size": config.decoding.batch_size,
+        "seed": config.seed,
+        "trajectories": config.distill.trajectories,
+        "prompts": len(prompts),
+        "left_out": left_out,
+        **_counts(lines),
+    }
+    result["objective"] = result["tokens_per_s"]
+    write_json_atomic(folder / "result.json", result)
+    if left_out:
+        console.print(f"{left_out} turns were left out: the model has no positions left for them")
+    console.print(
+        f"{result['texts']} texts, {result['tokens']} tokens in {result['seconds']:.0f} s: "
+        f"{result['tokens_per_s']:.1f} tokens/s, {result['tokens_per_forward']:.2f} a forward"
+    )
+    console.print(f"written: {shown(path)}", markup=False)
+    return result["objective"]
+
+
+def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all texts, those of earlier runs in this folder included. Processes work at the same time: the slowest counts.
+
+    `tokens_per_s` is that of decoding; `seconds` are prefills and trajectories too.
+    """
+    decode_s, seconds = defaultdict[int, float](float), defaultdict[int, float](float)
+    for line in lines:
+        decode_s[line["rank"]] += line["decode_s"]
+        seconds[line["rank"]] += line["prefill_s"] + line["decode_s"] + line.get("trajectories_s", 0.0)
+    tokens = sum(len(line["output_ids"]) for line in lines)
+    return {
+        "texts": len(lines),
+        "tokens": tokens,
+        "tokens_per_s": tokens / max(decode_s.values()),
+        "tokens_per_forward": tokens / sum(line["target_forwards"] for line in lines),
+        "seconds": max(seconds.values()),
+    }
+
+
+def _announce(
+    console: Console, config: Config, prompts: Sequence[Prompt], finished: Sequence[dict[str, Any]], folder: Path
+) -> None:
+    width = config.distill.trajectories
+    also = f", with trajectories of blocks of {width}" if width else ""
+    console.print(
+        f"writing answers with [bold]{config.drafter.name}[/]: {len(prompts)} prompts of {config.dataset.name}, "
+        f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
+    )
+    if finished:
+        turns = sum(len(prompt.turns) for prompt in prompts)
+        console.print(f"resuming {shown(folder)}: {len(finished)} of {turns} texts were finished before")

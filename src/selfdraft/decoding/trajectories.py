@@ -1,0 +1,71 @@
+"""Jacobi trajectories of finished answers: what parallel refinement would have gone through to write them.
+
+The consistency recipe learns to jump from any iterate to the answer (CLLM, arXiv 2403.00835). There one block
+is refined after the other; here the answer is known: every block sees the true tokens before it, all refined together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from numpy.random import default_rng
+
+from selfdraft.core.blocks import BlockInit
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.target import Target
+
+BLOCKS = 32  # of one forward: each sees a copy of the row's keys
+
+
+class Trajectories:
+    """Records trajectories in one cache row of the target, which nobody else may use."""
+
+    def __init__(self, target: Target, rule: NextToken, *, width: int, passes: int, row: int) -> None:
+        """Prepare to record.
+
+        Args:
+            rule: by which the answers were decoded, greedily.
+            width: tokens a block. After as many passes a block is at its fixed point, whatever it began with.
+            passes: refine so many times at most.
+        """
+        self.target, self.rule, self.width, self.row = target, rule, width, row
+        self.passes = min(passes, width)
+
+    @torch.inference_mode()
+    def record(self, prompt: Sequence[int], answer: Sequence[int], seed: int) -> list[list[int]]:
+        """The iterates of an answer, each as long as it is.
+
+        Returns:
+            First random tokens of the prompt, then what each pass made of those before. Where `passes` reach it, the
+            last is the fixed point, the answer itself up to rounding: a pass that changes nothing is not kept.
+        """
+        self.target.cache.clear(self.row)
+        self.target.prefill(self.row, [*prompt, *answer[:-1]])
+        init = BlockInit("prompt_random", prompt, self.target.pad_id, default_rng(seed))
+        iterates = [init.filled(prompt, [], len(answer))]
+        for _ in range(self.passes):
+            refined = self._refined(prompt, answer, iterates[-1])
+            if refined == iterates[-1]:
+                break
+            iterates.append(refined)
+        return iterates
+
+    def _refined(self, prompt: Sequence[int], answer: Sequence[int], guesses: Sequence[int]) -> list[int]:
+        """What the full model says in the place of every guess, given those before it in its block."""
+        # A block's last guess is seen by none: in its stead stands, one place on, the true token before the next block.
+        known = [prompt[-1], *answer[:-1]]
+        seen = [known[i] if i % self.width == 0 else guesses[i - 1] for i in range(len(answer))]
+        stride, best = BLOCKS * self.width, []
+        for first in range(0, len(answer), stride):
+            position = len(prompt) - 1 + first
+            logits = self.target.replay(
+                self.target.full, self.row, position, seen[first : first + stride], block=self.width
+            )
+            for i, block in enumerate(logits.split(self.width)):
+                begin = first + i * self.width
+                history = [*prompt, *answer[:begin]]
+                chain = TokenTree.chain(seen[begin + 1 : begin + len(block)])
+                best.append(self.rule.scores(block, history, len(prompt), chain).max(-1).indices)
+        return torch.cat(best).tolist()

@@ -1,0 +1,170 @@
+"""Writing texts to learn from, under a Lightning Trainer: the target's own answers, drafted for speed."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from selfdraft.data.prompts import Prompt
+from selfdraft.decoding.loop import Request
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.trajectories import Trajectories
+from selfdraft.models.chat import Chat
+from selfdraft.modules.bench import Bench
+from selfdraft.tracking.records import TEXTS, RecordFile, key, record_path
+
+History = list[tuple[str, str]]  # (role, text) of a conversation so far
+
+
+@dataclass
+class Conversation:
+    """A prompt and what was said so far."""
+
+    prompt: Prompt
+    history: History = field(default_factory=list)
+
+    @property
+    def turn(self) -> int:
+        """The one that is to be answered next."""
+        return len(self.history) // 2
+
+    @property
+    def name(self) -> str:
+        """Of that turn; the same as in evaluations, so that the same texts are drawn."""
+        return f"{self.prompt.id} (turn {self.turn + 1})"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def answered(self, text: str) -> None:
+        """Go on to the next turn."""
+        self.history += [("user", self.prompt.turns[self.turn]), ("assistant", text)]
+
+    def left(self) -> bool:
+        """Whether there is one."""
+        return self.turn < len(self.prompt.turns)
+
+
+class Requests:
+    """What a decoder takes next: the next turn of a conversation that has begun before a conversation that has not.
+
+    It may run dry and go on later, once an answer has come: a decoder asks it again at every step.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], finished: Mapping[tuple[str, int], str], chat: Chat, positions: int, seed: int
+    ) -> None:
+        """Begin with all prompts.
+
+        Args:
+            finished: answers of an earlier run, by prompt and turn: taken over instead of asked for.
+            positions: of the model. A conversation that has grown too long for it ends before its turn.
+            seed: of the run; every turn gets one of its own from it, whatever runs before or beside it.
+        """
+        self.waiting = deque(Conversation(prompt) for prompt in prompts)
+        self.finished, self.chat, self.positions, self.seed = finished, chat, positions, seed
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        while self.waiting:
+            talk = self.waiting.popleft()
+            while talk.left() and (answer := self.finished.get((talk.prompt.id, talk.turn))) is not None:
+                talk.answered(answer)
+            if not talk.left():
+                continue
+            ids = self.chat.encode([*talk.history, ("user", talk.prompt.turns[talk.turn])])
+            if len(ids) < self.positions:
+                return Request(ids, zlib.crc32(f"{self.seed}/{talk.name}".encode()), talk)
+        raise StopIteration
+
+    def answer(self, request: Request, text: str) -> None:
+        """The conversation of a request goes on."""
+        request.key.answered(text)
+        self.waiting.appendleft(request.key)
+
+
+class DistillModule(pl.LightningModule):
+    """Answers every prompt it is given, and appends a line of texts.jsonl for each turn as soon as it is done.
+
+    A step is a list of prompts, the longer the better: rows stay full until the last of them.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[torch.device], Bench],
+        *,
+        folder: Path,
+        seed: int,
+        width: int | None,
+        passes: int,
+        tell: Callable[[dict[str, Any]], None] = lambda line: None,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            build: makes the bench on this process's device; only its drafter is used.
+            folder: of the run. Turns that its texts.jsonl holds already are not answered again.
+            width, passes: of trajectories (see `decoding.trajectories`); no width, none.
+            tell: gets every line when it is written.
+        """
+        super().__init__()
+        self.build, self.folder, self.seed, self.width, self.passes = build, folder, seed, width, passes
+        self.tell = tell
+
+    def setup(self, stage: str) -> None:
+        """Load the model where this rank runs it, and see what an interrupted run has finished."""
+        bench = self.build(self.trainer.strategy.root_device)
+        self.chat, self.decoder = bench.chat, bench.drafter
+        target, rows = self.decoder.target, self.decoder.batch_size
+        self.trajectories = None
+        if self.width is not None:
+            target.allocate(rows + 1, 0)  # a row beyond those of the decoder, whose answers are still being written
+            self.trajectories = Trajectories(target, self.decoder.rule, width=self.width, passes=self.passes, row=rows)
+        barrier = self.trainer.strategy.barrier
+        barrier("rank 0 has gathered the finished lines")
+        lines = RecordFile(record_path(self.folder, name=TEXTS)).read()
+        self.finished = {key(line): line["text"] for line in lines}
+        barrier("every rank has read them, and rank 0 may append")
+        self.record = RecordFile(record_path(self.folder, self.global_rank, name=TEXTS))
+
+    def test_step(self, prompts: list[Prompt], batch_idx: int) -> None:
+        """All turns of these prompts; conversations go on with the answers just written."""
+        positions = self.decoder.target.max_positions
+        requests = Requests(prompts, self.finished, self.chat, positions, self.seed)
+        for request, generation in self.decoder.run(requests):
+            if generation.ended:
+                line = self._line(request, generation)
+                self.record.append(line)
+                self.tell(line)
+                requests.answer(request, line["text"])
+
+    def _line(self, request: Request, generation: Generation) -> dict[str, Any]:
+        talk, counts, clock = request.key, generation.counts, generation.clock
+        line = {
+            "id": talk.prompt.id,
+            "category": talk.prompt.category,
+            "turn": talk.turn,
+            "prompt_ids": generation.prompt,
+            "output_ids": generation.output,
+            "text": self.chat.decode(generation.output),
+            "ended": generation.ended,
+            "target_forwards": counts.target_forwards,
+            "prefill_s": clock.seconds["prefill"],
+            "decode_s": clock.decode_s,
+            "rank": self.global_rank,
+        }
+        if self.trajectories is not None:
+            begin = time.perf_counter()
+            line["trajectories"] = self.trajectories.record(generation.prompt, generation.output, request.seed)
+            line["trajectories_s"] = time.perf_counter() - begin
+        return line

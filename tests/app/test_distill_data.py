@@ -1,0 +1,166 @@
+"""task=distill_data: what it writes, that it is what the model says, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
+from test_resume import start, wait_until
+
+from selfdraft.core.errors import UserError
+from selfdraft.data.distilled import load_texts
+
+TASK = (*SMOKE, "task=distill_data", "drafter=prompt_lookup", "decoding.batch_size=4")
+
+
+def texts_of(folder: Path) -> list[dict[str, Any]]:
+    """texts.jsonl, in the order of prompts and turns."""
+    lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    return sorted(lines, key=lambda line: (int(line["id"]), line["turn"]))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run's folder, and what it said."""
+    folder = tmp_path_factory.mktemp("distilled")
+    return folder, " ".join(said_by(folder, *TASK).split())
+
+
+def test_it_writes_what_the_baseline_of_an_evaluation_says(written: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = written
+    run_here(tmp_path, *SMOKE, "drafter=none")
+    expected = {(line["id"], line["turn"]): line for line in read_lines(tmp_path)}
+    lines = texts_of(folder)
+    assert {(line["id"], line["turn"]) for line in lines} == set(expected)
+    assert max(line["turn"] for line in lines) == 1  # a conversation is among them, and went on with its own answer
+    for line in lines:
+        for name in ("prompt_ids", "output_ids", "text"):
+            assert line[name] == expected[line["id"], line["turn"]][name]
+
+
+def test_the_dataset_holds_every_line_and_the_result_counts_them(written: tuple[Path, str]) -> None:
+    folder, said = written
+    lines, result = texts_of(folder), read_result(folder)
+    texts = load_texts(folder)
+    assert {(t.id, *t.prompt, -1, *t.answer) for t in texts} == {
+        (line["id"], *line["prompt_ids"], -1, *line["output_ids"]) for line in lines
+    }
+    assert result["texts"] == len(texts) == len(lines)
+    assert result["tokens"] == sum(len(line["output_ids"]) for line in lines)
+    assert result["tokens_per_forward"] == result["tokens"] / sum(line["target_forwards"] for line in lines)
+    assert result["tokens_per_s"] == result["objective"] > 0
+    assert result["left_out"] == 0
+    assert f"{len(lines)} texts, {result['tokens']} tokens in " in said
+    assert said.endswith("/dataset")
+
+
+def test_trajectories_end_at_the_answer(tmp_path: Path) -> None:
+    options = ("distill.trajectories=4", "dataset.limit=4", "decoding.batch_size=2")
+    run_here(tmp_path / "long", *TASK, *options, "distill.passes=99")
+    run_here(tmp_path / "short", *TASK, *options, "distill.passes=2")
+    whole, cut = load_texts(tmp_path / "long"), load_texts(tmp_path / "short")
+    assert whole
+    for text, other in zip(whole, cut, strict=True):
+        assert text.trajectory[-1] == text.answer == other.answer  # a block of 4 is right after 4 passes
+        assert 2 <= len(text.trajectory) <= 5
+        assert all(len(iterate) == len(text.answer) for iterate in text.trajectory)
+        assert set(text.trajectory[0]) <= set(text.prompt)
+        assert other.trajectory == text.trajectory[:3]
+        for passes, iterate in enumerate(text.trajectory):  # and each pass settles one token more of each block
+            right = [a == b for a, b in zip(iterate, text.answer, strict=True)]
+            assert all(right[i] for i in range(len(right)) if i % 4 < passes)
+    assert any(len(text.trajectory) > 2 for text in whole)
+
+
+def test_recording_trajectories_changes_no_answer(written: tuple[Path, str], tmp_path: Path) -> None:
+    run_here(tmp_path, *TASK, "distill.trajectories=8", "drafter=early_exit", "drafter.exit_layer=2")
+    assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(written[0])]
+
+
+def test_a_run_goes_on_after_any_line_it_lost(written: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = written
+    whole = (folder / "texts.jsonl").read_bytes()
+    some = b"".join(whole.splitlines(keepends=True)[:3])
+    (tmp_path / "texts.jsonl").write_bytes(some + b'{"id": "torn')
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    said = " ".join(said_by(tmp_path, *TASK).split())
+    assert "3 of " in said
+    assert "texts were finished before" in said
+    assert (tmp_path / "texts.jsonl").read_bytes().startswith(some)
+    assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(folder)]
+    assert load_texts(tmp_path) == load_texts(folder)
+    with pytest.raises(UserError, match=r"decoding\.max_new_tokens 16 there but 8 now"):
+        run_here(tmp_path, *TASK, "decoding.max_new_tokens=8")
+    with pytest.raises(UserError, match=r"holds prompts finished with another config"):
+        run_here(tmp_path, *SMOKE)  # nor may an evaluation move in
+
+
+def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
+    folder, long = tmp_path / "run", (*TASK, "dataset.per_category=8", "decoding.max_new_tokens=64")
+
+    def finished() -> int:
+        path = folder / "texts.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    running = start(folder, *long)
+    try:
+        wait_until(running, lambda: finished() >= 3)
+        with pytest.raises(UserError, match="is in use by another run"):
+            run_here(folder, *long)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    kept = (folder / "texts.jsonl").read_bytes()
+    kept = kept[: kept.rindex(b"\n") + 1]
+    assert 3 <= kept.count(b"\n") < 48
+    with pytest.raises(UserError, match="is not finished"):
+        load_texts(folder)
+    run_here(folder, *long)
+    assert (folder / "texts.jsonl").read_bytes().startswith(kept)
+    keys = [(line["id"], line["turn"]) for line in texts_of(folder)]
+    assert len(set(keys)) == len(keys) == len(load_texts(folder)) >= 48
+
+
+def test_sampled_answers_are_those_of_an_evaluation_and_differ_by_seed(tmp_path: Path) -> None:
+    sampled = (*TASK, "decoding=sample", "decoding.batch_size=4", "dataset.limit=3")
+    for name, more in (("a", []), ("b", []), ("c", ["seed=1"])):
+        run_here(tmp_path / name, *sampled, *more)
+    a, b, c = ([line["output_ids"] for line in texts_of(tmp_path / name)] for name in "abc")
+    assert a == b != c
+
+
+def test_turns_that_the_model_has_no_room_for_are_left_out_and_counted(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"id": 1, "turns": ["a", "b " * 400]}, {"id": 2, "prompt": "c"}, {"id": 3, "prompt": "d " * 400}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = said_by(tmp_path / "run", *TASK, "dataset=jsonl", f"dataset.path={prompts}")
+    assert [(line["id"], line["turn"]) for line in texts_of(tmp_path / "run")] == [("1", 0), ("2", 0)]
+    assert read_result(tmp_path / "run")["left_out"] == 2
+    assert "2 turns were left out" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["decoding=sample", "distill.trajectories=4"], r"greedy decoding only: use decoding=greedy"),
+        (["hardware=cpu_ddp", "hardware.tree_parallel=true"], r"use hardware\.tree_parallel=false"),
+        (["distill.trajectories=1"], r"distill\.trajectories=1: must be at least 2"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_a_line(overrides: list[str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=reason):
+        run_here(tmp_path, *TASK, *overrides)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prompts(written: tuple[Path, str], tmp_path: Path) -> None:
+    done = run(*TASK, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line["rank"] for line in texts_of(tmp_path / "two")} == {0, 1}
+    assert load_texts(tmp_path / "two") == load_texts(written[0])
+    assert done.stdout.count("written: ") == 1
