@@ -18,6 +18,7 @@ from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_
 class DatasetConfig(Options):
     """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
 
+    `skip_per_category` first leaves out so many of each family: to train on others than those that are evaluated on.
     `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
     matters to drafters with a memory of earlier requests (`drafter.warm`).
     """
@@ -26,6 +27,7 @@ class DatasetConfig(Options):
     name: str = MISSING
     limit: int | None = option(None, at_least=1)
     per_category: int | None = option(None, at_least=1)
+    skip_per_category: int = option(0, at_least=0)
     categories: list[str] = field(default_factory=list)
     seed: int | None = None
     shuffle: int | None = None
@@ -36,6 +38,7 @@ class DatasetConfig(Options):
             self.read(),
             categories=self.categories,
             per_category=self.per_category,
+            skip_per_category=self.skip_per_category,
             limit=self.limit,
             seed=self.seed,
             shuffle=self.shuffle,

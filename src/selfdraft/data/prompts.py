@@ -37,6 +37,7 @@ def select(
     *,
     categories: Sequence[str] = (),
     per_category: int | None = None,
+    skip_per_category: int = 0,
     limit: int | None = None,
     seed: int | None = None,
     shuffle: int | None = None,
@@ -45,7 +46,8 @@ def select(
 
     `categories` keeps the named families or categories (empty: all). `per_category` then keeps that many of each
     family: the first ones, or, given a `seed`, a random choice that depends on nothing but the seed and that family's
-    own prompts. `limit` finally keeps the first so many of the rest.
+    own prompts. Before that, the first `skip_per_category` of each family are left out: what one run evaluates on,
+    another one must not train on. `limit` finally keeps the first so many of the rest.
 
     Raises UserError for a name that no prompt has, a number below one, or when there is no prompt to choose from.
     """
@@ -56,6 +58,11 @@ def select(
         raise UserError("There is no prompt to choose from; give a source with at least one prompt.")
 
     chosen = _of_categories(prompts, categories)
+    if skip_per_category:
+        held_out = {prompt.id for prompt in _of_each_family(chosen, skip_per_category, None)}
+        chosen = [prompt for prompt in chosen if prompt.id not in held_out]
+        if not chosen:
+            raise UserError(f"skip_per_category is {skip_per_category}; no family has more prompts than that.")
     if per_category is not None:
         chosen = _of_each_family(chosen, per_category, seed)
     chosen = chosen[:limit]

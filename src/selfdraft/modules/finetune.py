@@ -44,10 +44,10 @@ class RecipeConfig(Options):
 
     `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens,
     prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`:
-    learn nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of them
-    would be accepted is counted, and training stops after `patience` counts without a better one, after `steps` steps
-    or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of LoRA.
-    `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all.
+    learn nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of
+    them would be accepted is counted, and training stops after `patience` counts without a better one, after `steps`
+    steps or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of
+    LoRA. `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all.
     """
 
     group: ClassVar[str] = "finetune"

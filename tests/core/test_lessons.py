@@ -1,0 +1,80 @@
+"""Blocks to learn from, and what drafts of them would be worth."""
+
+import pytest
+import torch
+
+from selfdraft.core.lessons import (
+    blocks_of,
+    chain_counts,
+    divergence,
+    early_layer,
+    expected_accepted,
+    layer_dropout,
+    wanted_positions,
+)
+
+TEXTS = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1], [0, 0, 0, -1, -1, -1, -1, -1, -1, -1]])
+ANSWERS = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]]).bool()
+
+
+def test_wanted_are_positions_before_a_token_of_the_same_text() -> None:
+    everything = wanted_positions(TEXTS, ANSWERS, answers_only=False)
+    assert everything[0].tolist() == [True] * 4 + [False] + [True] * 3 + [False] * 2
+    assert everything[1].tolist() == [True, True] + [False] * 8
+    answers = wanted_positions(TEXTS, ANSWERS, answers_only=True)
+    assert answers[0].tolist() == [False, True, True, True, False, True, True, True, False, False]
+
+
+def test_blocks_begin_where_something_is_wanted_and_end_with_their_text() -> None:
+    wanted = wanted_positions(TEXTS, ANSWERS, answers_only=False)
+    blocks = blocks_of(TEXTS, wanted, size=3, stride=3, offset=0)
+    for row in range(2):
+        for index, valid in zip(blocks.index[row].tolist(), blocks.valid[row].tolist(), strict=True):
+            assert index == list(range(index[0], index[0] + 3))
+            counted = [place for place, counts in zip(index, valid, strict=True) if counts]
+            assert counted == index[: len(counted)]  # nothing counts behind the first that does not
+            assert all(wanted[row, place] and TEXTS[row, place] == TEXTS[row, index[0]] for place in counted)
+    assert int(blocks.valid[0].sum()) == 3 + 1 + 2  # 0-2; 3; 6-7
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_no_position_is_learnt_twice(offset: int) -> None:
+    blocks = blocks_of(TEXTS, wanted_positions(TEXTS, ANSWERS, answers_only=False), size=3, stride=3, offset=offset)
+    for row in range(2):
+        places = blocks.index[row][blocks.valid[row]].tolist()
+        assert len(places) == len(set(places)) > 0
+
+
+def test_gathered_values_are_those_of_the_places() -> None:
+    blocks = blocks_of(TEXTS, wanted_positions(TEXTS, ANSWERS, answers_only=False), size=2, stride=3, offset=1)
+    values = torch.arange(20.0).view(2, 10)[..., None].expand(-1, -1, 4)
+    assert torch.equal(blocks.gathered(values)[..., 0].view(2, -1, 2), blocks.index + torch.tensor([[[0]], [[10]]]))
+
+
+def test_a_chain_is_accepted_up_to_its_first_wrong_token() -> None:
+    right = torch.tensor([[[1, 1, 0], [0, 1, 1]], [[1, 0, 1], [1, 1, 1]]]).bool()
+    valid = torch.tensor([[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [1, 1, 0]]]).bool()
+    counts = chain_counts(right, valid)
+    assert counts.tolist() == [[4, 3], [3, 2], [1, 0]]
+    assert expected_accepted(counts) == pytest.approx(3 / 4 + 3 / 4 * 2 / 3)
+    assert expected_accepted(torch.zeros(3, 2)) == 0.0
+
+
+def test_divergence_is_zero_from_itself_alone() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert divergence(logits, logits).abs().max() < 1e-6
+    p, q = logits.softmax(-1), logits.flip(0).softmax(-1)
+    assert torch.allclose(divergence(logits.flip(0), logits), (p * (p / q).log()).sum(-1), atol=1e-5)
+
+
+def test_later_layers_are_dropped_more_often() -> None:
+    rates = layer_dropout(5, 0.2)
+    assert rates == sorted(rates) and rates[0] == 0.0 and rates[-1] == pytest.approx(0.2)
+    assert layer_dropout(5, 0.0) == [0.0] * 5
+
+
+def test_curricula_visit_every_layer_but_the_last() -> None:
+    assert {early_layer("rotational", 4, step, 100) for step in range(9)} == {0, 1, 2}
+    gradual = [early_layer("gradual", 4, step, 120) for step in range(120)]
+    assert gradual[0] == 2 and set(gradual[:15]) == {2} and set(gradual[60:]) == {0, 1, 2}
+    assert early_layer("none", 4, 7, 100) is None and early_layer("rotational", 1, 7, 100) is None
