@@ -1,4 +1,4 @@
-"""prompts.jsonl and texts.jsonl: a line a finished (prompt, turn), kept through kill -9, merged from several processes."""
+"""prompts.jsonl and texts.jsonl: a line a finished (prompt, turn), kept through kill -9, merged from processes."""
 
 import json
 import os
