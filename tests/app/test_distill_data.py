@@ -138,7 +138,7 @@ def test_turns_that_the_model_has_no_room_for_are_left_out_and_counted(tmp_path:
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"id": 1, "turns": ["a", "b " * 3000]}, {"id": 2, "prompt": "c"}, {"id": 3, "prompt": "d " * 3000}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = said_by(tmp_path / "run", *TASK, "dataset=jsonl", f"dataset.path={prompts}")
+    said = said_by(tmp_path / "run", *TASK, "dataset=jsonl", f"dataset.path={prompts}", "dataset.per_category=null")
     assert [(line["id"], line["turn"]) for line in texts_of(tmp_path / "run")] == [("1", 0), ("2", 0)]
     assert read_result(tmp_path / "run")["left_out"] == 2
     assert "2 turns were left out" in said
