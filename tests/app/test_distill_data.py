@@ -101,7 +101,7 @@ def test_a_run_goes_on_after_any_line_it_lost(written: tuple[Path, str], tmp_pat
 
 
 def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
-    folder, long = tmp_path / "run", (*TASK, "dataset.per_category=8", "decoding.max_new_tokens=64")
+    folder, long = tmp_path / "run", (*TASK, "dataset.per_category=4", "decoding.max_new_tokens=64")
 
     def finished() -> int:
         path = folder / "texts.jsonl"
@@ -117,13 +117,13 @@ def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
     running.communicate()
     kept = (folder / "texts.jsonl").read_bytes()
     kept = kept[: kept.rindex(b"\n") + 1]
-    assert 3 <= kept.count(b"\n") < 48
+    assert 3 <= kept.count(b"\n") < 24
     with pytest.raises(UserError, match="is not finished"):
         load_texts(folder)
     run_here(folder, *long)
     assert (folder / "texts.jsonl").read_bytes().startswith(kept)
     keys = [(line["id"], line["turn"]) for line in texts_of(folder)]
-    assert len(set(keys)) == len(keys) == len(load_texts(folder)) >= 48
+    assert len(set(keys)) == len(keys) == len(load_texts(folder)) >= 24
 
 
 def test_sampled_answers_are_those_of_an_evaluation_and_differ_by_seed(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_sampled_answers_are_those_of_an_evaluation_and_differ_by_seed(tmp_path:
 
 def test_turns_that_the_model_has_no_room_for_are_left_out_and_counted(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    lines = [{"id": 1, "turns": ["a", "b " * 400]}, {"id": 2, "prompt": "c"}, {"id": 3, "prompt": "d " * 400}]
+    lines = [{"id": 1, "turns": ["a", "b " * 3000]}, {"id": 2, "prompt": "c"}, {"id": 3, "prompt": "d " * 3000}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = said_by(tmp_path / "run", *TASK, "dataset=jsonl", f"dataset.path={prompts}")
+    said = said_by(tmp_path / "run", *TASK, "dataset=jsonl", f"dataset.path={prompts}", "dataset.per_category=null")
     assert [(line["id"], line["turn"]) for line in texts_of(tmp_path / "run")] == [("1", 0), ("2", 0)]
     assert read_result(tmp_path / "run")["left_out"] == 2
     assert "2 turns were left out" in said
