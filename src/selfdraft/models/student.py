@@ -84,7 +84,7 @@ def teach(
     texts: Tensor,
     *,
     layers: Collection[int],
-    before: Collection[int],
+    before: Collection[int] = (),
 ) -> Lesson:
     """Run the target over packed texts.
 

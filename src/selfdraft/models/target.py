@@ -161,7 +161,7 @@ class Target:
         head = None if vocabulary is None else sliced_head(self.head, vocabulary, packed=self.packed)
         return sparse_path(self.full, self.anatomy, skip, mlps or {}, head)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def adapted_path(self, adapter: Adapter) -> Path:
         """See `adapted`: the draft path that an adapter was trained for, with its weights in place."""
         return adapted_path(self, adapter)
