@@ -1,0 +1,260 @@
+"""Learned pseudo tokens: probes whose embeddings, and whose LoRA, were trained to say what comes after the next token.
+
+PaSS (arXiv 2311.13581), BiTA (2401.12522), gated LoRA (Samragh et al. 2025, 2507.11851). In a forward with pseudo
+tokens every probe of a tree is one: the j-th of a chain of probes is the j-th pseudo token. Only their rows get the
+LoRA, and only probes see a probe: the root and the candidates keep the target's own logits, to the bit.
+
+Shapes: k pseudo tokens, C hidden size, r rank, B rows of N tokens, m of these B * N probes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.predictions import best_tokens
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.block import Block
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.packing import PackedLinear
+
+if TYPE_CHECKING:
+    from selfdraft.models.target import Target
+
+RANK = 2  # of the random LoRA of `untrained`
+IDS = 4096  # embedded at once for the mean: a large vocabulary's embeddings are not copied as a whole
+
+
+class SamplerHead(nn.Module):
+    """Tells a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2 * size, size), nn.Linear(size, size)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """(n, C) for the head, from (n, C) normed hidden states and the (n, C) embeddings of the tokens before."""
+        return hidden + self.outer(functional.silu(self.inner(torch.cat([hidden, previous], dim=-1))))
+
+
+class Gate:
+    """Which rows of the forward that is going on are probes: (m,) indices into its B * N rows, or None for no row."""
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+
+    @contextmanager
+    def open(self, rows: Tensor) -> Iterator[None]:
+        """For one forward."""
+        self.rows = rows if len(rows) else None
+        try:
+            yield
+        finally:
+            self.rows = None
+
+
+class GatedLinear(nn.Module):
+    """One matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
+
+    def __init__(
+        self, base: nn.Module, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate
+    ) -> None:
+        """Wrap a linear.
+
+        Args:
+            base: an `nn.Linear`, or a `PackedLinear` of as many linears as there are `loras`.
+            loras: of each, A (r, in) and B (out, r), or None.
+        """
+        super().__init__()
+        self.base, self.gate = base, gate
+        like = base.weight
+        self.widths = [w.shape[0] for w in _weights(base)]
+        parts = [(like.new_zeros(0, like.shape[1]), like.new_zeros(width, 0)) for width in self.widths]
+        parts = [empty if lora is None else lora for empty, lora in zip(parts, loras, strict=True)]
+        for (a, b), width in zip(parts, self.widths, strict=True):
+            if (b.shape[0], b.shape[1], a.shape[1]) != (width, a.shape[0], like.shape[1]):
+                raise ValueError("a LoRA of another matrix")
+        self.down = torch.cat([a.to(like) for a, _ in parts]).detach()  # (sum r, in)
+        self.up = torch.block_diag(*(scale * b.to(like) for _, b in parts)).detach()  # (sum out, sum r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) to (B, N, sum of outs)."""
+        out = self.base(x)
+        return out if self.gate.rows is None else _with(out, self.gate.rows, self._added(x))
+
+    def parts(self, x: Tensor) -> Sequence[Tensor]:
+        """As `PackedLinear.parts`."""
+        parts, rows = self.base.parts(x), self.gate.rows
+        if rows is None:
+            return parts
+        added = self._added(x).split(self.widths, dim=-1)
+        return [_with(part, rows, more) for part, more in zip(parts, added, strict=True)]
+
+    def _added(self, x: Tensor) -> Tensor:
+        """(m, sum of outs)"""
+        probes = x.flatten(0, -2).index_select(0, self.gate.rows)
+        return functional.linear(functional.linear(probes, self.down), self.up)
+
+
+class PseudoTokens:
+    """An adapter's pseudo tokens in place: what a forward of the target needs to run a tree's probes as such.
+
+    Attributes:
+        embeddings: (k, C), as the first layer gets them. count: k.
+        sampler: where the adapter has one.
+    """
+
+    def __init__(self, target: Target, adapter: Adapter, name: str = "null") -> None:
+        """Put an adapter around the target's full path, which is left as it is.
+
+        Args:
+            name: what users call the adapter.
+
+        Raises:
+            UserError: it holds no pseudo tokens, or was made for another model.
+        """
+        self.target, self.gate = target, Gate()
+        self._name, self._family = name, target.model.config.model_type
+        if (found := adapter.tensors.get("pseudo")) is None:
+            raise UserError(
+                f"drafter.adapter={name}: recipe '{adapter.recipe}' trained no pseudo tokens; give the folder of "
+                "one that did"
+            )
+        size = target.anatomy.embed(torch.zeros(1, dtype=torch.long, device=target.device)).shape[-1]
+        if found.shape[-1] != size:
+            raise self._other_model(f"its pseudo tokens have {found.shape[-1]} numbers each", f"a width of {size}")
+        self.embeddings = found.to(target.device, target.dtype)
+        self.count = len(self.embeddings)
+        self.path = replace(target.full, layers=self._layers(adapter))
+        self.sampler = self._sampler(adapter.under("sampler."), size)
+
+    def run(self, block: Block, trees: Sequence[TokenTree], states: list[Tensor] | None = None) -> Tensor:
+        """(B, N, C) final hidden states of every row's root and tree, whose probes are pseudo tokens.
+
+        Args:
+            states: see `Target.run`.
+        """
+        which = pseudo_numbers(trees, block.tokens.shape[1]).flatten()
+        rows = (which >= 0).nonzero().flatten()
+        hidden = self.target.anatomy.embed(block.tokens.to(self.target.device))
+        which, rows = which[rows].to(hidden.device), rows.to(hidden.device)
+        hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows, self.embeddings.index_select(0, which))
+        with self.gate.open(rows):
+            return self.target.run(self.path, block, hidden, states=states)
+
+    @torch.inference_mode()
+    def resampled(self, states: Tensor, previous: int, count: int) -> Tensor:
+        """(2, j, count) best tokens (see `best_tokens`) of a chain of probes, each knowing the best of the one before.
+
+        Args:
+            states: (j, C) behind the last layer. previous: the token before the first probe's.
+        """
+        assert self.sampler is not None
+        anatomy, every = self.target.anatomy, []
+        token = torch.tensor([previous], device=states.device)
+        for hidden in anatomy.norm(states):
+            every.append(anatomy.head(self.sampler(hidden[None], anatomy.embed(token))))
+            token = every[-1].argmax(-1)
+        return best_tokens(torch.cat(every), count)
+
+    def _layers(self, adapter: Adapter) -> tuple[nn.Module, ...]:
+        """The full path's, with gated linears where the adapter has a LoRA."""
+        scale = float(adapter.settings.get("scale", 1.0))
+        missing = {name.rpartition(".")[0] for name in adapter.under("lora.")}
+        layers = []
+        for index, (stock, full) in enumerate(zip(self.target.anatomy.layers, self.target.full.layers, strict=True)):
+            tensors = adapter.under(f"lora.{index}.")
+            names = {id(m.weight): name for name, m in stock.named_modules() if isinstance(m, nn.Linear)}
+            missing -= {f"{index}.{name}" for name in names.values()}
+            try:
+                layers.append(light_copy(full, _gated(tensors, names, scale, self.gate)) if tensors else full)
+            except (KeyError, ValueError):
+                raise self._other_model(f"its LoRA does not fit layer {index}", "other matrices") from None
+        if missing:
+            raise self._other_model(f"it has a LoRA of {min(missing)}", "no such matrix")
+        return tuple(layers)
+
+    def _sampler(self, tensors: Mapping[str, Tensor], size: int) -> SamplerHead | None:
+        if not tensors:
+            return None
+        head = SamplerHead(size).to(self.target.device, self.target.dtype).eval()
+        try:
+            head.load_state_dict(dict(tensors))
+        except RuntimeError:
+            raise self._other_model("its sampler is of another size", f"a width of {size}") from None
+        return head
+
+    def _other_model(self, theirs: str, ours: str) -> UserError:
+        return UserError(
+            f"drafter.adapter={self._name} was trained for another model: {theirs}, and this one "
+            f"('{self._family}') has {ours}"
+        )
+
+
+def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
+    """What stands in for an adapter: `count` copies of the mean input embedding, and no LoRA.
+
+    Args:
+        noise: makes them differ, by so many sigmas of an embedding, and adds a random LoRA of that size everywhere.
+    """
+    embed, random = target.anatomy.embed, torch.Generator().manual_seed(0)
+    ids = torch.arange(target.vocab_size, device=target.device)
+    with torch.inference_mode():
+        sums = torch.stack([embed(part).float().sum(0) for part in ids.split(IDS)])
+        spread = embed(ids[:IDS]).float().std().cpu()
+    pseudo = (sums.sum(0) / len(ids)).cpu().repeat(count, 1)
+    pseudo += noise * spread * torch.randn(pseudo.shape, generator=random)
+    tensors = {"pseudo": pseudo}
+    for index, layer in enumerate(target.anatomy.layers if noise else ()):
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear):
+                out, width = module.weight.shape
+                into = torch.randn(RANK, width, generator=random) / width**0.5
+                tensors[f"lora.{index}.{name}.A"] = into
+                tensors[f"lora.{index}.{name}.B"] = noise * torch.randn(out, RANK, generator=random)
+    return Adapter("untrained", {"scale": 1.0}, tensors)
+
+
+def pseudo_numbers(trees: Sequence[TokenTree], width: int) -> Tensor:
+    """(B, N) which pseudo token each token of a block is, from 0; -1 for roots, candidates and padding."""
+    which = torch.full((len(trees), width), -1)
+    for b, tree in enumerate(trees):
+        probes = ~tree.is_candidate
+        before = (tree.sees & probes).sum(1) - 1
+        which[b, 1 : 1 + len(tree)] = torch.where(probes, before, -1)
+    return which
+
+
+def _gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float, gate: Gate):
+    """What `light_copy` swaps in: linears are known by their weights, whatever they were fused into."""
+
+    def lora(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        name = names.get(id(weight), "")
+        return (tensors[f"{name}.A"], tensors[f"{name}.B"]) if f"{name}.A" in tensors else None
+
+    def swap(_: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Linear | PackedLinear):
+            return None
+        loras = [lora(weight) for weight in _weights(module)]
+        return module if loras == [None] * len(loras) else GatedLinear(module, loras, scale, gate)
+
+    return swap
+
+
+def _weights(linear: nn.Module) -> list[Tensor]:
+    return list(linear.weights) if isinstance(linear, PackedLinear) else [linear.weight]
+
+
+def _with(out: Tensor, rows: Tensor, added: Tensor) -> Tensor:
+    """`out` (…, w), which is overwritten, with (m, w) added to these of its rows."""
+    return out.flatten(0, -2).index_add_(0, rows, added).view(out.shape)
