@@ -110,7 +110,7 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
     ],
     "pseudo_tokens": [  # untrained: see test_pseudo_tokens.py for those that are right
         PseudoTokensConfig(),
-        PseudoTokensConfig(count=2, branches=6, nodes=40, costs="flat"),
+        PseudoTokensConfig(count=3, branches=7, nodes=56, noise=0.1, costs="flat"),  # so many that some are right
         PseudoTokensConfig(count=10, nodes=10, noise=0.5, costs="flat"),  # longer than a sliding window, with LoRA
         PseudoTokensConfig(count=2, branches=3, nodes=6, noise=2.0),
     ],
