@@ -19,6 +19,7 @@ from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.drafters.sparse_kv import SparseKVConfig
@@ -106,6 +107,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PoolConfig(),
         PoolConfig(costs="flat", max_nodes=12, min_probability=0.0, warm=True),
         PoolConfig(costs="flat", sources=["trajectory", "recycling"], edges=3, max_nodes=6),
+    ],
+    "pseudo_tokens": [  # untrained: see test_pseudo_tokens.py for those that are right
+        PseudoTokensConfig(),
+        PseudoTokensConfig(count=3, branches=7, nodes=56, noise=0.1, costs="flat"),  # so many that some are right
+        PseudoTokensConfig(count=10, nodes=10, noise=0.5, costs="flat"),  # longer than a sliding window, with LoRA
+        PseudoTokensConfig(count=2, branches=3, nodes=6, noise=2.0),
     ],
     "recycling": [
         RecyclingConfig(),

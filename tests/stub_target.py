@@ -85,6 +85,14 @@ class StubSelection:
         assert positions.tolist() == sorted(set(positions.tolist())) and int(positions[-1]) < source.lengths[row]
 
 
+@dataclass(frozen=True)
+class StubPseudoTokens:
+    """Probes that are taken for the tokens that they hold."""
+
+    count: int
+    sampler: None = None
+
+
 class StubScores:
     """Attention that finds the first keys most important."""
 
@@ -145,6 +153,9 @@ class StubTarget:
         assert states.shape == (len(self.full.layers) + 1, 1)
         return SkipSet(frozenset(layers[:count]), frozenset(layers[:count]))
 
+    def pseudo_tokens(self, adapter: str | None, count: int, noise: float) -> StubPseudoTokens:
+        return StubPseudoTokens(count)
+
     def selection(self) -> StubSelection:
         return StubSelection(self.cache)
 
@@ -155,7 +166,14 @@ class StubTarget:
         self.cache.texts[row] += tokens
 
     def forward(
-        self, rows: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree], *, reuse=None, keep=None
+        self,
+        rows: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        reuse=None,
+        keep=None,
+        pseudo=None,
     ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
         for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):

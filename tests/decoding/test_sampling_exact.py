@@ -45,6 +45,7 @@ from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.sparse import SparseConfig, _Chain
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
@@ -100,6 +101,7 @@ DISTINCT: list[DrafterConfig] = [
     CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
     SuffixConfig(costs="flat", max_nodes=6),
     RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
+    PseudoTokensConfig(count=2, branches=3, nodes=8, costs="flat", noise=1.0),
     PoolConfig(costs="flat", max_nodes=8),
     PoolConfig(costs="flat", max_nodes=8, warm=True),
     *TREES,

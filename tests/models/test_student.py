@@ -79,7 +79,6 @@ def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, t
     target = target_of(family, packed=packed)
     adapted = target.adapted_path(Adapter.read(tmp_path))
     start, block = 9, 4
-    lesson = teach(teacher, tokens, positions, texts, layers=student.indices)
     blocks = blocks_of(texts[:1], wanted_positions(texts, texts >= 0, answers_only=False)[:1], block, LENGTH, start)
     first = teach(teacher, tokens[:1], positions[:1], texts[:1], layers=student.indices)
     with torch.no_grad():

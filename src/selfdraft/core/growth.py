@@ -61,7 +61,7 @@ def grow(expand: Expand, *, nodes: int, depth: int, least: float = 0.0) -> Growt
     return growth
 
 
-def best_size(probabilities: Sequence[float], costs: CostCurve) -> int:
+def best_size(probabilities: Sequence[float], costs: CostCurve | Callable[[int], float]) -> int:
     """How many of the first nodes make the tree with the most expected tokens per second; 0 where drafting loses.
 
     Expected of n nodes: the bonus and the sum of their path probabilities, at the cost of n + 1 tokens.

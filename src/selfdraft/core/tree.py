@@ -75,6 +75,18 @@ class TokenTree:
         flags = torch.cat([self.is_candidate, torch.zeros(len(tokens), dtype=torch.bool)])
         return TokenTree(torch.cat([self.tokens, tokens]), torch.cat([self.parents, shifted]), flags)
 
+    def probed(self, count: int, token: int) -> TokenTree:
+        """This tree with a chain of `count` probes, all holding `token`, under the root and under every node.
+
+        They stand behind all nodes, so that a node's first child is no probe unless it has no other.
+        """
+        n = len(self)
+        parents = torch.arange(n - 1, n - 1 + (n + 1) * count).view(n + 1, count).clone()
+        parents[:, :1] = torch.arange(ROOT, n)[:, None]
+        flags = torch.cat([self.is_candidate, torch.zeros(parents.numel(), dtype=torch.bool)])
+        tokens = torch.cat([self.tokens, torch.full((parents.numel(),), token)])
+        return TokenTree(tokens, torch.cat([self.parents, parents.flatten()]), flags)
+
     def __post_init__(self) -> None:
         n = len(self.tokens)
         if not (len(self.parents) == len(self.is_candidate) == n):

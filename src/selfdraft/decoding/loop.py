@@ -145,6 +145,7 @@ class Decoder:
                 [d.tree for d in drafts],
                 reuse=[d.reuse for d in drafts],
                 keep=states if any(d.wants_states for d in drafts) else None,
+                pseudo=next((d.pseudo for d in drafts if d.pseudo is not None), None),
             )
             verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
             if count := self.drafter.best:

@@ -95,13 +95,14 @@ class TreeParallelTarget:
         *,
         reuse: object = None,
         keep: None = None,
+        pseudo: None = None,
     ) -> list[Tensor]:
         """This rank's share of one full forward; the logits of all nodes, the same on every rank.
 
         Args:
-            reuse: not made use of: it stands for a whole tree. keep: see `Drafter.tree_parallel`.
+            reuse: not made use of: it stands for a whole tree. keep, pseudo: see `Drafter.tree_parallel`.
         """
-        assert keep is None, "no rank has the states of all nodes"
+        assert keep is None and pseudo is None, "no rank has the states of all nodes"
         shares = [share_out(tree, self.ranks) for tree in trees]
         firsts, parts = [], []
         for row, root, tree, share in zip(rows, roots, trees, shares, strict=True):

@@ -11,6 +11,7 @@ from selfdraft.drafters.lookahead import Lookahead
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.pool import Pool
 from selfdraft.drafters.prompt_lookup import PromptLookup
+from selfdraft.drafters.pseudo_tokens import PseudoTokensDrafter
 from selfdraft.drafters.recycling import Recycling
 from selfdraft.drafters.sparse_jacobi import SparseJacobi
 from selfdraft.drafters.sparse_kv import SparseKV
@@ -35,6 +36,7 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "recycling": Recycling,
     "pool": Pool,
     "cascade": Cascade,
+    "pseudo_tokens": PseudoTokensDrafter,
 }
 
 __all__ = ["DRAFTERS", "Drafter"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfdraft.core.options import Options
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.pseudo import PseudoTokens
 from selfdraft.models.sparse import Reuse
 from selfdraft.models.target import Target
 
@@ -67,6 +68,7 @@ class Draft:
         reuse: what verification need not compute again.
         wants_states: hand the hidden states of the verification to `observe`.
         sources: where each node came from, of a tree that was filled from several sources; otherwise empty.
+        pseudo: what the tree's probes are, where they are pseudo tokens.
     """
 
     tree: TokenTree
@@ -76,6 +78,7 @@ class Draft:
     reuse: Reuse | None = None
     wants_states: bool = False
     sources: tuple[str, ...] = ()
+    pseudo: PseudoTokens | None = None
 
     def up_to_depth(self, depth: int) -> Draft:
         """Without the nodes below `depth`."""

@@ -23,7 +23,7 @@ from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
-from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.lightcopy import Swap, light_copy
 from selfdraft.models.packing import PackedLinear
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def pseudo_numbers(trees: Sequence[TokenTree], width: int) -> Tensor:
     return which
 
 
-def _gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float, gate: Gate):
+def _gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float, gate: Gate) -> Swap:
     """What `light_copy` swaps in: linears are known by their weights, whatever they were fused into."""
 
     def lora(weight: Tensor) -> tuple[Tensor, Tensor] | None:

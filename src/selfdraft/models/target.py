@@ -30,6 +30,7 @@ from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.profiling import measure_costs
+from selfdraft.models.pseudo import PseudoTokens, untrained
 from selfdraft.models.selection import Scores, Selection, scoring
 from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path, spread_out
 
@@ -170,6 +171,12 @@ class Target:
         """See `neurons`: by layer outside `skip`, an MLP of the share `ratio` of neurons that `tokens` use most."""
         return most_used_mlps(self, tokens, ratio, skip)
 
+    def pseudo_tokens(self, adapter: str | None, count: int, noise: float) -> PseudoTokens:
+        """See `pseudo`: those of an adapter's folder, or `count` untrained ones."""
+        if adapter is not None:
+            return PseudoTokens(self, Adapter.read(adapter), adapter)
+        return PseudoTokens(self, untrained(self, count, noise))
+
     def selection(self) -> Selection:
         """Room for a selection of each cache row's keys."""
         return Selection(len(self.full.layers), self.cache.rows)
@@ -212,6 +219,7 @@ class Target:
         *,
         reuse: Sequence[Reuse | None] | None = None,
         keep: Sequence[list[Tensor]] | None = None,
+        pseudo: PseudoTokens | None = None,
     ) -> list[Tensor]:
         """One full forward of every row's root and tree: the step that everything is about.
 
@@ -220,6 +228,7 @@ class Target:
             reuse: per row, what drafting has computed already: only the rest is. Ignored unless all rows have
                 it of the same number of layers, and where states are kept.
             keep: per row, a list that gets (L + 1, n + 1, C) the hidden states before and behind every layer.
+            pseudo: what the trees' probes are, if not the tokens that they hold.
 
         Returns:
             Per row (n + 1, V) logits: after the root, then after each node.
@@ -228,9 +237,12 @@ class Target:
         starts = [self.cache.lengths[row] for row in rows]
         block = self._block(rows, starts, roots, trees)
         states: list[Tensor] | None = None if keep is None else []
-        ready = 0 if keep is not None else ready_tokens(reuse or [None])
+        ready = 0 if keep is not None or pseudo is not None else ready_tokens(reuse or [None])
         ready = min(ready, block.tokens.shape[1]) // self.row_block * self.row_block
-        hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
+        if pseudo is not None:
+            hidden = pseudo.run(block, trees, states)
+        else:
+            hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
         for b, row_keep in enumerate(keep or ()):
             row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
         return self._logits(self.full, hidden, trees)

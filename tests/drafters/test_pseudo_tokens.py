@@ -1,0 +1,146 @@
+"""The drafter of pseudo tokens: what right ones are worth, and that wrong ones cost no exactness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.errors import UserError
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.none import NoDrafter
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, PseudoTokensDrafter, probes_under
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.invariance import make_shape_invariant
+from selfdraft.models.processors import repetition_penalty
+from selfdraft.models.pseudo import SamplerHead, untrained
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+from stub_target import StubTarget, script, successor
+
+PROMPT = [5, 17, 3, 60, 42]
+
+
+def decode(target, config: DrafterConfig, prompt: list[int], length: int, rule: NextToken | None = None) -> Generation:
+    drafter = NoDrafter if config.name == "none" else PseudoTokensDrafter
+    return Decoder(target, drafter(target, config), Stopping(frozenset(), length), rule=rule).decode(prompt, seed=1)
+
+
+def by_depth(generation: Generation) -> list[tuple[int, int]]:
+    return [(level["offered"], level["accepted"]) for level in generation.counts.acceptance_by_depth()]
+
+
+def test_probes_that_are_right_verify_and_draft_in_one_forward() -> None:
+    """A text decided by position: the first step has probes alone, every further one commits three and the bonus."""
+    target = StubTarget(script(list(range(1, 20))))
+    generation = decode(target, PseudoTokensConfig(costs="flat"), [1], 13)
+    assert generation.output == list(range(2, 15))
+    assert by_depth(generation) == [(3, 3)] * 3 and target.forwards == 4
+    first, second = (trees[0] for _, trees in target.seen[:2])
+    assert not first.is_candidate.any() and len(first) == 3
+    assert len(second) == 3 + 4 * 3  # candidates, and three probes under each and under the root
+
+
+def test_probes_that_are_wrong_are_found_out() -> None:
+    """Counting up, a probe's prediction depends on the token that the probe stands for, which a stub does not know."""
+    generation = decode(StubTarget(successor), PseudoTokensConfig(costs="flat"), [20], 12)
+    assert generation.output == list(range(21, 33))
+    assert generation.counts.target_forwards == 12
+    assert all(accepted == 0 for _, accepted in by_depth(generation))
+
+
+def test_what_does_not_pay_is_drafted_no_longer() -> None:
+    offered = []
+    for costs in ("flat", "measured"):
+        target = StubTarget(successor, vocab_size=300)
+        target.costs = CostCurve((1, 64), (1.0, 8.0))  # four tokens more cost a third of a forward more
+        offered.append(by_depth(decode(target, PseudoTokensConfig(costs=costs), [20], 200))[0][0])
+    assert offered[0] > 190 and offered[1] < 60
+
+
+def test_branches_are_tried_in_the_order_of_their_chances() -> None:
+    target = StubTarget(script(list(range(1, 20))))
+    decode(target, PseudoTokensConfig(count=2, branches=2, nodes=6, costs="flat"), [1], 8)
+    tree = target.seen[1][1][0]
+    assert int(tree.is_candidate.sum()) == 6
+    assert tree.tokens[:2].tolist() == [3, 4] and tree.parents[:2].tolist() == [ROOT, 0]  # the likeliest, and below it
+
+
+def test_probes_are_found_again_in_whatever_of_the_tree_was_kept() -> None:
+    tree = TokenTree.chain([5, 6]).probed(2, 0)
+    assert [probes_under(tree, node) for node in (ROOT, 0, 1)] == [[2, 3], [4, 5], [6, 7]]
+    cut = tree.up_to_depth(2)
+    assert [probes_under(cut, node) for node in (ROOT, 0, 1)] == [[2, 3], [4], []]
+    assert probes_under(TokenTree.empty(), ROOT) == []
+
+
+@pytest.fixture
+def repeating() -> Target:
+    """Tied and random, its embeddings make it repeat the last token for ever."""
+    model = tiny_model("llama", tie_word_embeddings=True)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(300.0)
+    return Target(model)
+
+
+def oracle(target: Target, folder: Path, **tensors: torch.Tensor) -> str:
+    """An adapter that knows what that model will say, with a LoRA beside it that changes little."""
+    adapter = untrained(target, 3, noise=0.01)
+    pseudo = target.anatomy.embed(torch.tensor([PROMPT[-1]] * 3)).detach()
+    replace(adapter, tensors={**adapter.tensors, "pseudo": pseudo, **tensors}).write(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("rule", [NextToken(), NextToken(sample=True, temperature=0.5)], ids=["greedy", "sampled"])
+def test_an_adapter_that_knows_is_believed(repeating: Target, tmp_path: Path, rule: NextToken) -> None:
+    config = PseudoTokensConfig(adapter=oracle(repeating, tmp_path), costs="flat")
+    generation = decode(repeating, config, PROMPT, 25, rule)
+    assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25, rule).output
+    assert generation.counts.target_forwards == 7  # one token, and six times four
+
+
+def test_a_sampler_is_asked_where_there_is_one(repeating: Target, tmp_path: Path) -> None:
+    head = SamplerHead(32)
+    identity = {f"sampler.{name}": t for name, t in head.state_dict().items()}
+    right = decode(
+        repeating, PseudoTokensConfig(adapter=oracle(repeating, tmp_path / "a", **identity), costs="flat"), PROMPT, 25
+    )
+    assert right.counts.target_forwards == 7
+    wrong = {**identity, "sampler.outer.bias": -1000 * repeating.anatomy.embed(torch.tensor(PROMPT[-1])).detach()}
+    misled = decode(
+        repeating, PseudoTokensConfig(adapter=oracle(repeating, tmp_path / "b", **wrong), costs="flat"), PROMPT, 25
+    )
+    assert misled.output == right.output and misled.counts.target_forwards == 25
+
+
+def test_where_only_chains_are_verified_the_last_candidates_probes_stay(repeating: Target, tmp_path: Path) -> None:
+    make_shape_invariant(repeating)
+    config = PseudoTokensConfig(adapter=oracle(repeating, tmp_path), costs="flat")
+    generation = decode(repeating, config, PROMPT, 25)
+    assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25).output
+    assert generation.counts.target_forwards < 25
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_processors_see_histories_of_real_tokens_only(sample: bool) -> None:
+    target = Target(tiny_model("llama", seed=2))
+    rule = NextToken(sample=sample, processors=(repetition_penalty(1.4),))
+    config = PseudoTokensConfig(count=2, branches=3, nodes=9, noise=0.3, costs="flat")
+    assert decode(target, config, PROMPT, 20, rule).output == decode(target, DrafterConfig(), PROMPT, 20, rule).output
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    target = Target(tiny_model("llama"))
+    with pytest.raises(UserError, match="there is no such file"):
+        PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path / "none")))
+    Adapter("lora", {}, {"vocabulary": torch.zeros(2)}).write(tmp_path)
+    with pytest.raises(UserError, match="recipe 'lora' trained no pseudo tokens"):
+        PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path)))

@@ -1,0 +1,155 @@
+"""Pseudo tokens: the target's own bits wherever no probe stands, and at probes what a plain dense forward computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.pseudo import PseudoTokens, SamplerHead, pseudo_numbers, untrained
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, tiny_model
+
+PROMPT = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44]  # longer than the window
+CANDIDATES = TokenTree.merged([[5, 6, 7], [5, 8], [9]])
+KINDS = [(packed, dtype) for packed in (True, False) for dtype in (torch.float32, torch.bfloat16)]
+
+
+def begun(packed: bool = True, dtype: torch.dtype = torch.float32, family: str = "llama") -> Target:
+    target = Target(tiny_model(family, dtype=dtype), packed=packed)
+    target.allocate(2, 0)
+    for row in range(2):
+        target.prefill(row, PROMPT[: -1 - row])
+    return target
+
+
+def without_lora(adapter: Adapter) -> Adapter:
+    zeroed = {name: torch.zeros_like(t) if name.endswith(".B") else t for name, t in adapter.tensors.items()}
+    return replace(adapter, tensors=zeroed)
+
+
+def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:
+    """Of a row whose tree is given, in a batch of two; the other row has candidates alone."""
+    logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], pseudo=pseudo)
+    return torch.cat([logits[1], logits[0]])
+
+
+def test_probes_hang_under_the_root_and_every_node_behind_all_nodes() -> None:
+    tree = TokenTree.merged([[5, 6], [7]]).probed(2, 0)
+    assert tree.parents.tolist() == [ROOT, 0, ROOT, ROOT, 3, 0, 5, 1, 7, 2, 9]
+    assert tree.is_candidate.tolist() == [True] * 3 + [False] * 8
+    assert pseudo_numbers([tree], 13).tolist() == [[-1] * 4 + [0, 1] * 4 + [-1]]
+    assert TokenTree.chain([5, 6]).probed(2, 0).first_branch().tolist() == [True, True] + [False] * 4 + [True, True]
+    assert TokenTree.empty().probed(3, 0).is_chain
+
+
+@pytest.mark.parametrize(("packed", "dtype"), KINDS)
+def test_without_a_probe_the_bits_are_the_targets(packed: bool, dtype: torch.dtype) -> None:
+    target = begun(packed, dtype)
+    pseudo = PseudoTokens(target, untrained(target, 3, noise=1.0))
+    plain, gated = (forward(target, CANDIDATES, p) for p in (None, pseudo))
+    assert torch.equal(plain, gated)
+
+
+@pytest.mark.parametrize(("packed", "dtype"), KINDS)
+def test_beside_probes_the_bits_are_those_without_lora(packed: bool, dtype: torch.dtype) -> None:
+    target = begun(packed, dtype)
+    tree = CANDIDATES.probed(3, 0)
+    adapter = untrained(target, 3, noise=1.0)
+    with_it, without = (forward(target, tree, PseudoTokens(target, each)) for each in (adapter, without_lora(adapter)))
+    ordinary = 2 + 2 * len(CANDIDATES)  # the other row, and this row's root and candidates
+    assert torch.equal(with_it[:ordinary], without[:ordinary])
+    assert bool((with_it[ordinary:] != without[ordinary:]).any(-1).all())  # and the LoRA does something
+
+
+@torch.inference_mode()
+def dense(target: Target, adapter: Adapter, text: list[int], probes: int) -> Tensor:
+    """(V,) of the last of `probes` pseudo tokens behind a text: the stock model with hooks, no cache and no tree."""
+    model, hooks = target.model, []
+    for index, layer in enumerate(target.anatomy.layers):
+        for name, module in layer.named_modules():
+            if (a := adapter.tensors.get(f"lora.{index}.{name}.A")) is None:
+                continue
+            b = adapter.tensors[f"lora.{index}.{name}.B"]
+
+            def add(_, inputs, out, a=a, b=b):
+                out[:, len(text) :] += 0.5 * inputs[0][:, len(text) :] @ a.T @ b.T
+
+            hooks.append(module.register_forward_hook(add))
+    embedded = torch.cat([target.anatomy.embed(torch.tensor(text)), adapter.tensors["pseudo"][:probes]])
+    logits = model(inputs_embeds=embedded[None], use_cache=False).logits[0, -1]
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
+    target = begun(family=family)
+    adapter = replace(untrained(target, 2, noise=0.3), settings={"scale": 0.5})
+    tree = CANDIDATES.probed(2, 0)
+    logits = target.forward([0], [PROMPT[-1]], [tree], pseudo=PseudoTokens(target, adapter))[0]
+    for node, path in ((ROOT, []), (0, [5]), (2, [5, 6, 7]), (4, [9])):
+        for j in range(2):
+            expected = dense(target, adapter, PROMPT + path, j + 1)
+            at = 1 + len(CANDIDATES) + 2 * (node + 1) + j
+            torch.testing.assert_close(logits[at], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gate_is_shut_again_whatever_happens() -> None:
+    target = begun()
+    pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
+    with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1])):
+        raise KeyError
+    assert pseudo.gate.rows is None
+
+
+def test_the_full_path_is_left_as_it_is_and_packed_matrices_are_shared() -> None:
+    target = begun()
+    kept = target.full.layers
+    pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
+    assert target.full.layers is kept and pseudo.path.layers[0] is not kept[0]
+    assert pseudo.path.layers[0].mlp.down_proj.base is kept[0].mlp.down_proj
+    assert PseudoTokens(target, untrained(target, 1)).path.layers == kept  # no LoRA, nothing of its own
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"vocabulary": torch.zeros(3)}, "trained no pseudo tokens"),
+        ({"pseudo": torch.zeros(2, 48)}, "48 numbers each"),
+        ({"lora.9.mlp.down_proj.A": torch.zeros(2, 64)}, "LoRA of 9.mlp.down_proj"),
+        ({"lora.0.mlp.odd.A": torch.zeros(2, 64)}, "LoRA of 0.mlp.odd"),
+        ({"lora.0.mlp.down_proj.A": torch.zeros(2, 64)}, "does not fit layer 0"),
+        ({"lora.0.mlp.down_proj.A": torch.zeros(2, 9), "lora.0.mlp.down_proj.B": torch.zeros(32, 2)}, "not fit layer"),
+        ({"sampler.inner.weight": torch.zeros(2, 2)}, "sampler"),
+    ],
+)
+def test_an_adapter_for_something_else_is_refused(tensors: dict[str, Tensor], said: str) -> None:
+    base = {} if "vocabulary" in tensors else {"pseudo": torch.zeros(2, 32)}
+    with pytest.raises(UserError, match=rf"drafter.adapter=here.*{said}"):
+        PseudoTokens(begun(), Adapter("some", {}, {**base, **tensors}), "here")
+
+
+def test_a_sampler_begins_as_the_identity_and_is_told_the_token_before() -> None:
+    target = begun()
+    head = SamplerHead(32)
+    hidden, previous = torch.randn(3, 32), torch.randn(3, 32)
+    assert torch.equal(head(hidden, previous), hidden)
+    torch.nn.init.normal_(head.outer.weight)
+    assert not torch.allclose(head(hidden, previous), head(hidden, previous.roll(1, 0)))
+
+    sampler = {f"sampler.{name}": tensor for name, tensor in head.state_dict().items()}
+    adapter = untrained(target, 3)
+    pseudo = PseudoTokens(target, replace(adapter, tensors={**adapter.tensors, **sampler}))
+    tokens, before = pseudo.resampled(hidden, 17, 2)[0, :, 0].long().tolist(), 17
+    for state, token in zip(hidden, tokens, strict=True):
+        with torch.inference_mode():
+            told = head(target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([before])))
+            assert int(target.anatomy.head(told).argmax()) == token
+        before = token
