@@ -70,6 +70,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         length=recipe.length,
         longest_prompt=recipe.longest_prompt,
         batch_size=recipe.batch_size,
+        steps=recipe.validate_every * recipe.accumulate,  # an epoch is what lies between two validations
         seed=config.seed,
     )
     module = RECIPES[recipe.name](
@@ -178,7 +179,6 @@ def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoi
         callbacks=callbacks,
         max_steps=recipe.steps,
         accumulate_grad_batches=recipe.accumulate,
-        limit_train_batches=recipe.validate_every * recipe.accumulate,  # an epoch is what lies between two validations
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
         log_every_n_steps=10,

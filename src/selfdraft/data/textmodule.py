@@ -27,6 +27,7 @@ class TextDataModule(LightningDataModule):
         length: int,
         longest_prompt: int,
         batch_size: int,
+        steps: int | None = None,
         seed: int = 0,
         pad_id: int = 0,
     ) -> None:
@@ -35,6 +36,7 @@ class TextDataModule(LightningDataModule):
         Args:
             train, validation: see `distilled.split_by_prompt`.
             length: tokens a row at most. longest_prompt: see `packing.pack`.
+            steps: batches an epoch on every rank; None for as many as the rows make.
             seed: of the order of rows, together with the epoch.
             pad_id: what stands in the place of tokens that are none.
 
@@ -46,7 +48,7 @@ class TextDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.train_rows = pack(train, length, longest_prompt=longest_prompt)
         self.validation_rows = pack(validation, length, longest_prompt=longest_prompt)
-        self.batch_size, self.seed, self.collate = batch_size, seed, partial(collate, pad_id=pad_id)
+        self.batch_size, self.steps, self.seed, self.collate = batch_size, steps, seed, partial(collate, pad_id=pad_id)
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """This rank's rows of an epoch; Lightning tells the sampler which epoch it is.
@@ -54,7 +56,8 @@ class TextDataModule(LightningDataModule):
         Every rank gets as many batches of the same sizes, since each step waits for the gradients of all.
         """
         rank, world_size = self._place()
-        sampler = EpochOrder(len(self.train_rows), rank, world_size, self.seed)
+        size = None if self.steps is None else self.steps * self.batch_size
+        sampler = EpochOrder(len(self.train_rows), rank, world_size, self.seed, size)
         return DataLoader(self.train_rows, self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
@@ -69,24 +72,30 @@ class TextDataModule(LightningDataModule):
 
 
 class EpochOrder(Sampler[int]):
-    """Rank r of n takes rows r, r + n, r + 2n, ... of an order that depends on seed and epoch alone.
+    """Rank r of n takes every n-th row of an endless order: the rows shuffled, then shuffled anew, and so on.
 
-    Where the ranks' shares would differ by one, those that lack a row take one from the beginning of the order: at most
-    n - 1 rows come twice in an epoch, and none is left out.
+    The order depends on the seed alone and an epoch's part of it on the epoch, so that a resumed training goes on where
+    it stopped. Every rank gets `size` rows an epoch, whatever the number of rows is.
     """
 
-    def __init__(self, rows: int, rank: int, world_size: int, seed: int) -> None:
+    def __init__(self, rows: int, rank: int, world_size: int, seed: int, size: int | None = None) -> None:
         self.rows, self.rank, self.world_size, self.seed, self.epoch = rows, rank, world_size, seed, 0
+        self.size = -(-rows // world_size) if size is None else size
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // self.world_size)
+        return self.size
 
     def __iter__(self) -> Iterator[int]:
-        # Generators of neighbouring seeds must not meet in neighbouring epochs, hence the factor.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.rows, generator=generator).tolist()
-        return (order[i % self.rows] for i in range(self.rank, len(self) * self.world_size, self.world_size))
+        first = self.epoch * self.size * self.world_size + self.rank
+        orders: dict[int, list[int]] = {}
+        for place in range(first, first + self.size * self.world_size, self.world_size):
+            shuffle, at = divmod(place, self.rows)
+            if shuffle not in orders:
+                # Generators of neighbouring seeds must not meet in neighbouring shuffles, hence the factor.
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + shuffle)
+                orders[shuffle] = torch.randperm(self.rows, generator=generator).tolist()
+            yield orders[shuffle][at]
