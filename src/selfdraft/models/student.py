@@ -10,7 +10,7 @@ Shapes: B rows of packed text, N tokens a row, M = G * K positions that are trai
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,51 @@ class Lesson:
     states: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+
+
+class LessonBook:
+    """Lessons of rows that will come again: the target is run over every text once, not once an epoch.
+
+    Kept in bfloat16 in the host's memory, which is as much as a target in that dtype would have had to say.
+    """
+
+    def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], Lesson]) -> None:
+        """`teach`: the lesson of (B, N) tokens, positions and texts."""
+        self.teach, self._rows = teach, {}
+
+    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+        """The lesson of a batch, looked up where all of its rows are known."""
+        keys = [tokens[b][texts[b] >= 0].cpu().numpy().tobytes() for b in range(len(tokens))]
+        if not all(key in self._rows for key in keys):
+            lesson = self.teach(tokens, positions, texts)
+            for b, key in enumerate(keys):
+                self._rows[key] = [part[b].to("cpu", torch.bfloat16, copy=True) for part in _parts(lesson)]
+            self._kinds = list(lesson.states), list(lesson.keys), lesson.final.dtype
+            return lesson
+        before, layers, dtype = self._kinds
+        width, found = tokens.shape[1], [self._rows[key] for key in keys]
+        final, *rest = (
+            torch.stack([_as_wide(part, width) for part in parts]).to(tokens.device, dtype)
+            for parts in zip(*found, strict=True)
+        )
+        states, rest = rest[: len(before)], rest[len(before) :]
+        return Lesson(
+            positions,
+            texts,
+            final,
+            dict(zip(before, states, strict=True)),
+            dict(zip(layers, rest[: len(layers)], strict=True)),
+            dict(zip(layers, rest[len(layers) :], strict=True)),
+        )
+
+
+def _parts(lesson: Lesson) -> list[Tensor]:
+    return [lesson.final, *lesson.states.values(), *lesson.keys.values(), *lesson.values.values()]
+
+
+def _as_wide(part: Tensor, width: int) -> Tensor:
+    """(…, N, D) of a row cut or padded to `width` places: what lies behind a row's texts is seen by nobody."""
+    return functional.pad(part[..., :width, :], (0, 0, 0, max(width - part.shape[-2], 0)))
 
 
 class _Recorder:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -31,7 +32,7 @@ from selfdraft.core.options import Options, option
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.sparse import Path
-from selfdraft.models.student import Lesson, Student, teach
+from selfdraft.models.student import Lesson, LessonBook, Student, teach
 from selfdraft.models.target import Target
 
 WATCHED = "expected_accepted"
@@ -47,7 +48,8 @@ class RecipeConfig(Options):
     learn nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of
     them would be accepted is counted, and training stops after `patience` counts without a better one, after `steps`
     steps or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of
-    LoRA. `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all.
+    LoRA. `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all. `remember`:
+    what the target makes of a text is kept in memory for the epochs to come.
     """
 
     group: ClassVar[str] = "finetune"
@@ -69,6 +71,7 @@ class RecipeConfig(Options):
     vocabulary: int | None = option(None, at_least=2)
     learning_rate: float = option(5e-4, at_least=0.0)
     warmup: float = option(0.05, at_least=0.0, at_most=1.0)
+    remember: bool = True
     precision: str = option("32-true", choices=PRECISIONS)
 
 
@@ -159,6 +162,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         words = None if self.words is None else torch.tensor(sorted(self.words), device=self.target.device)
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, words)
+        lesson = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
+        self._lessons = LessonBook(lesson) if self.config.remember else lesson
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; the rate rises linearly over the warm-up and falls along a cosine to a tenth."""
@@ -179,8 +184,7 @@ class FinetuneModule(pl.LightningModule, ABC):
 
     def teach(self, batch: PackedBatch) -> Lesson:
         """What the target makes of a batch, as far as the twins need it."""
-        wanted, before = self.student.indices, self.states_before()
-        return teach(self.target, batch.tokens, batch.positions, batch.texts, layers=wanted, before=before)
+        return self._lessons(batch.tokens, batch.positions, batch.texts)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """The loss of one batch. What is random about it depends on the step alone: a resumed run repeats it."""
