@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class StubPath:
     leading: int = 0
     head: None = None
     vocabulary: None = None
+
+    def part(self, first: int, end: int) -> StubPath:
+        return replace(self, layers=self.layers[first:end])
 
 
 class StubCache:

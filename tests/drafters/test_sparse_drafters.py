@@ -127,7 +127,8 @@ def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool
     """A sure draft of four: cheap early layers are run once more for a fifth token, dear ones are not."""
     target = StubTarget(successor)
     target.costs = CostCurve((1, 64), (1.0, 1.1))
-    target.costs_of = lambda path: CostCurve((1, 64), (early, early * 1.1))
+    share = {True: early, False: 1 - early}  # of the layers that draft, and of those behind them
+    target.costs_of = lambda path: CostCurve((1, 64), (share[path.leading > 0], share[path.leading > 0] * 1.1))
     drafter, context = begin(EarlyExitConfig(bonus="auto"), [1, 2], target)
     assert len(drafter.propose(context).tree) == (4 if kept else 3)
 

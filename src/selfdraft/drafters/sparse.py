@@ -112,7 +112,7 @@ class SparseDrafter(Drafter):
     def use(self, skip: SkipSet) -> None:
         """Draft through `skip`: for subclasses whose path does not change."""
         self.skip = skip
-        self._follow(self.target.sparse_path(skip))
+        self._set_path(self.target.sparse_path(skip))
 
     def use_adapter(self, folder: str, options: Sequence[str]) -> None:
         """Draft through the path that an adapter was trained for, with its weights.
@@ -127,10 +127,10 @@ class SparseDrafter(Drafter):
         for name in (*options, "draft_vocabulary"):
             if getattr(self.config, name) != getattr(plain, name):
                 raise UserError(f"drafter.{name}: an adapter drafts through what it was trained for; leave it out")
-        self._follow(self.target.adapted_path(Adapter.read(folder)))
+        self._set_path(self.target.adapted_path(Adapter.read(folder)))
         self.skip = self.path.skip
 
-    def _follow(self, path: Path) -> None:
+    def _set_path(self, path: Path) -> None:
         self.path = path
         if self._costs is not None:
             self._path_costs = self.target.costs_of(path)

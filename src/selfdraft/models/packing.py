@@ -6,7 +6,10 @@ the cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +24,10 @@ class PackedLinear(nn.Module):
     Holds a packed copy beside the shared original weights.
 
     Attributes:
-        plain_rows: products of at most this many rows use the originals. In float32 the plain kernel reads memory as
-            fast as it comes for a few rows, and for longer where the output is narrower than the input; in bfloat16
-            packing always pays (measured, see experiments/first_numbers).
+        plain_rows: products of at most this many rows use the originals. In float32 the plain kernel of some processors
+            reads memory as fast as it comes for a few rows, and for longer where the output is narrower than the
+            input; that of others is several times slower (`plain_pays` tries it). In bfloat16 packing always pays
+            (measured, see experiments/first_numbers).
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -34,7 +38,7 @@ class PackedLinear(nn.Module):
         self._widths = [linear.out_features for linear in linears]
         weight = joined([linear.weight for linear in linears])
         narrowing = weight.shape[0] < weight.shape[1]
-        self.plain_rows = 0 if weight.dtype != torch.float32 else 11 if narrowing else 3
+        self.plain_rows = 0 if weight.dtype != torch.float32 or not plain_pays() else 11 if narrowing else 3
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self._bias = joined([linear.bias for linear in linears]).detach() if len(self.biases) else None
 
@@ -64,7 +68,37 @@ class PackedLinear(nn.Module):
         return [functional.linear(x, weight, bias) for weight, bias in self._plain]
 
     def _joined_product(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return packed_product(x, self._packed, self._bias)
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, in) to (…, out), by a weight that oneDNN has packed."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+@lru_cache(maxsize=1)
+@torch.inference_mode()
+def plain_pays(out: int = 3072, inner: int = 576, copies: int = 6, rounds: int = 12) -> bool:
+    """Whether float32's plain kernel is the faster one for a single row, tried once a process with the threads it has.
+
+    `copies` different weights take turns: more than caches hold, since a model's weights come from memory too.
+    """
+    x = torch.full((1, inner), 0.5)
+    weights = [torch.full((out, inner), 0.5) for _ in range(copies)]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
+    plain: list[float] = []
+    fast: list[float] = []
+    for _ in range(rounds):
+        for weight, other in zip(weights, packed, strict=True):
+            plain.append(_seconds(lambda weight=weight: functional.linear(x, weight)))
+            fast.append(_seconds(lambda other=other: packed_product(x, other)))
+    return median(plain) < median(fast)
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    begun = time.perf_counter()
+    product()
+    return time.perf_counter() - begun
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
