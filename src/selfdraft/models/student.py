@@ -59,7 +59,9 @@ class LessonBook:
 
     def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
         """The lesson of a batch, looked up where all of its rows are known."""
-        keys = [tokens[b][texts[b] >= 0].cpu().numpy().tobytes() for b in range(len(tokens))]
+        # A row is its tokens and where its texts begin: neither alone says what sees what.
+        rows = torch.stack([tokens, texts], dim=1).cpu()
+        keys = [row[:, row[1] >= 0].numpy().tobytes() for row in rows]
         if not all(key in self._rows for key in keys):
             lesson = self.teach(tokens, positions, texts)
             for b, key in enumerate(keys):
