@@ -72,7 +72,7 @@ def test_as_a_process_it_may_be_overridden_behind_and_the_folder_will_do(
 
 def test_another_model_is_refused_in_a_line(found: tuple[Path, str], tmp_path: Path) -> None:
     arguments = with_artifact([*SMOKE, "model.seed=1", f"drafter.from={found[0]}"])
-    with pytest.raises(UserError, match=r"was calibrated for tiny llama \(\w{16}\), but this model is tiny llama"):
+    with pytest.raises(UserError, match=r"was made for tiny llama \(\w{16}\), but this model is tiny llama"):
         run_here(tmp_path, *arguments)
 
 
