@@ -204,13 +204,13 @@ def export(run: Path, out: Path, path: str | None = None) -> None:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload the folder into a model repository, which is made where there is none.
+    """Upload the folder into a model repository; where there is none, a private one is made.
 
     Raises:
         UserError: the hub refuses or cannot be reached.
     """
     try:
-        create_repo(repository, exist_ok=True)
+        create_repo(repository, private=True, exist_ok=True)  # to publish is the owner's to decide
         print(upload_folder(repo_id=repository, folder_path=folder, commit_message="SelfDraft's draft weights"))
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).split("\n")), "") or type(error).__name__
@@ -222,7 +222,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", metavar="PATH", help="folder or hub id of the base model, where the run has moved")
-    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder there afterwards")
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload the folder there afterwards; a new repository is private"
+    )
     given = parser.parse_args(arguments)
     try:
         export(given.run, given.out, given.model)

@@ -164,10 +164,10 @@ def test_the_folder_is_uploaded(
 ) -> None:
     run, out = finetuned(tmp_path / "run", {"norm.weight": noise(32)}, []), tmp_path / "out"
     module, calls = script(), []
-    monkeypatch.setattr(module, "create_repo", lambda repo, exist_ok: calls.append((repo, exist_ok)))
+    monkeypatch.setattr(module, "create_repo", lambda repo, private, exist_ok: calls.append((repo, private, exist_ok)))
     monkeypatch.setattr(module, "upload_folder", lambda **given: calls.append(given) or "https://there")
     assert module.main([str(run), str(out), "--push-to-hub", "me/drafts"]) == 0
-    assert calls[0] == ("me/drafts", True)
+    assert calls[0] == ("me/drafts", True, True)
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/drafts", out)
     assert "https://there" in capsys.readouterr().out
 
