@@ -84,7 +84,7 @@ def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) 
     said = told("drafter.windw=3")
     assert said == (
         "drafter.windw: no such option (did you mean window?); there are window, refine_steps, init, mode, candidates, "
-        "order, sub_blocks"
+        "order, sub_blocks, adapter"
     )
 
 

@@ -1,0 +1,58 @@
+"""scripts/invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from selfdraft.core.counts import Counts
+from selfdraft.decoding.record import Generation
+
+ROOT = Path(__file__).parents[2]
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("invariance_cost", ROOT / "scripts" / "invariance_cost.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(seconds: float, tokens: int, forwards: int) -> Generation:
+    generation = Generation([1], output=list(range(tokens)), counts=Counts(new_tokens=tokens, target_forwards=forwards))
+    generation.clock.seconds |= {"verify": seconds, "prefill": 100.0}  # which is no decoding
+    return generation
+
+
+def test_a_row_holds_ratios_by_token_and_by_forward() -> None:
+    module = script()
+    # By token 2/10 over 1/10, 3/10 over 2/10, 4/5 over 1/10; by forward 2/10 over 1/5, 3/10 over 2/10, 4/5 over 1/10.
+    pairs = [
+        module.Pair(run(1.0, 10, 5), run(2.0, 10, 10)),
+        module.Pair(run(2.0, 10, 10), run(3.0, 10, 10)),
+        module.Pair(run(1.0, 10, 10), run(4.0, 5, 5)),
+    ]
+    name, same, plain, invariant, token, tokens, forward, forwards = module.row("x", pairs).strip("| ").split(" | ")
+    assert (name, same) == ("x", "2 of 3")
+    assert plain == f"{4000 / 30:.2f} / {4000 / 25:.2f}"
+    assert invariant == f"{9000 / 25:.2f} / {9000 / 25:.2f}"
+    assert (token, forward) == ("2.000 [1.500, 8.000]", "1.500 [1.000, 8.000]")
+    assert tokens.startswith(f"{9 / 25 / (4 / 30):.3f} [1.500, ")
+    assert forwards.startswith(f"{9 / 25 / (4 / 25):.3f} [1.000, ")
+
+
+def test_prompts_are_spread_evenly(tmp_path: Path) -> None:
+    every = script().chosen(None, 10_000)
+    assert script().chosen(None, 6) == every[:: len(every) // 6]
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.jsonl"], ["--prompts", "0"]])
+def test_what_is_wrong_is_told_in_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert script().main(arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("invariance_cost: ")
