@@ -147,7 +147,10 @@ def test_a_training_without_gains_stops_and_does_so_again_when_it_is_resumed(dat
 LONG = ("finetune.steps=100", "finetune.validate_every=10", "finetune.patience=99", "finetune.accumulate=2")
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [("sparse_distill", signal.SIGKILL), ("consistency", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("sparse_distill", signal.SIGKILL), pytest.param("consistency", signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     recipe: str, kind: signal.Signals, data: Path, tmp_path: Path
 ) -> None:
