@@ -52,6 +52,35 @@ def test_per_category_takes_what_there_is():
     assert Counter(p.family for p in select(PROMPTS, per_category=5)) == {"mt_bench": 5, "qa": 5, "rag": 3}
 
 
+def test_skip_per_category_leaves_out_the_first_of_each_family():
+    kept = select(PROMPTS, skip_per_category=2)
+    assert kept == [*MT[2:], *QA[2:], *RAG[2:]]
+
+
+def test_what_is_skipped_and_what_is_taken_are_the_two_sides_of_a_split():
+    evaluated = select(PROMPTS, per_category=2)
+    trained = select(PROMPTS, skip_per_category=2)
+    assert not set(ids(evaluated)) & set(ids(trained))
+    assert sorted(ids([*evaluated, *trained])) == sorted(ids(PROMPTS))
+
+
+def test_per_category_counts_what_skipping_has_left():
+    assert ids(select(PROMPTS, skip_per_category=1, per_category=2)) == ["mt1", "mt2", "qa1", "qa2", "rag1", "rag2"]
+    assert ids(select(PROMPTS, categories=["rag", "qa"], skip_per_category=2, per_category=2)) == ["qa2", "qa3", "rag2"]
+
+
+def test_a_seed_never_chooses_what_is_skipped():
+    for seed in range(20):
+        chosen = ids(select(PROMPTS, skip_per_category=2, per_category=1, seed=seed, shuffle=seed))
+        assert not {"mt0", "mt1", "qa0", "qa1", "rag0", "rag1"} & set(chosen)
+
+
+def test_a_family_that_is_skipped_altogether_is_absent_and_all_of_them_are_refused():
+    assert {p.family for p in select(PROMPTS, skip_per_category=3)} == {"mt_bench", "qa"}
+    with pytest.raises(UserError, match=r"^skip_per_category is 8; no family has more prompts than that\.$"):
+        select(PROMPTS, skip_per_category=8)
+
+
 def test_a_seed_chooses_at_random_but_always_the_same_in_file_order():
     choices = [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]
     assert choices == [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]

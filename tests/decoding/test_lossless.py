@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from lossless import EVERY_CONFIG, EVERY_NAME, LOSSLESS, cannot
+from random_adapters import ADAPTED
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder, Request
@@ -105,6 +107,30 @@ def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: Dr
     it = subject(family, seed=2, mild=True)
     drafter = DRAFTERS[config.name](it.target, config)
     assert [g.output for g in it.decode(drafter, 3)] == it.expected
+
+
+@pytest.mark.parametrize("case", ADAPTED)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
+def test_with_an_adapter_the_ids_are_those_of_generate(family: str, case: str, tmp_path: Path) -> None:
+    it = subject(family, seed=2, mild=True)
+    config = ADAPTED[case].written(it.target, tmp_path)
+    drafter = DRAFTERS[config.name](it.target, config)
+    assert [g.output for g in it.decode(drafter, 3)] == it.expected
+    assert [g.output for g in it.decode(drafter, 1, [0, 1])] == it.expected[:2]
+
+
+def test_every_drafter_that_takes_an_adapter_is_tried_with_one() -> None:
+    """Pseudo tokens are, in test_pseudo_tokens.py: theirs are another kind."""
+    taking = {name for name, drafter in DRAFTERS.items() if hasattr(drafter.Config(), "adapter")}
+    assert {case.drafter("folder").name for case in ADAPTED.values()} == taking - {"pseudo_tokens"}
+
+
+@pytest.mark.parametrize("case", ADAPTED)
+def test_drafts_of_those_adapters_are_right_now_and_wrong_then(case: str, tmp_path: Path) -> None:
+    it = subject("llama", seed=2, mild=True)
+    config = ADAPTED[case].written(it.target, tmp_path)
+    levels = [g.counts.acceptance_by_depth()[0] for g in it.decode(DRAFTERS[config.name](it.target, config), 3)]
+    assert 0 < sum(level["accepted"] for level in levels) < sum(level["offered"] for level in levels)
 
 
 @pytest.mark.parametrize(("config", "family"), REFUSED)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from lossless import EVERY_CONFIG, name_of
+from random_adapters import ADAPTED
 from random_drafts import RandomTree, RandomTreeConfig
 from selfdraft.core.acceptance import reject
 from selfdraft.core.costs import CostCurve
@@ -162,6 +164,17 @@ def test_answers_are_distributed_as_the_target_alone_would_write_them(config: Dr
     assert p_value(config, rule) > SIGNIFICANCE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ADAPTED)
+def test_with_an_adapter_answers_are_distributed_as_without_one(case: str, tmp_path: Path) -> None:
+    assert p_value(ADAPTED[case].written(target(), tmp_path), "top_k=3") > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("case", ADAPTED)
+def test_with_an_adapter_the_same_seed_writes_the_same_text_in_any_batch(case: str, tmp_path: Path) -> None:
+    check_any_batch(ADAPTED[case].written(target(), tmp_path))
+
+
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=map(name_of, EVERY_CONFIG))
 def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(config: DrafterConfig) -> None:
     """One number for each position, drawn beforehand, decides; so the same seed writes the same text."""
@@ -178,6 +191,11 @@ def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(
     "config", [*EVERY_CONFIG, *TREES], ids=[*map(name_of, EVERY_CONFIG), "with", "without", "certain"]
 )
 def test_the_same_seed_writes_the_same_text_in_any_batch(config: DrafterConfig) -> None:
+    check_any_batch(config)
+
+
+def check_any_batch(config: DrafterConfig) -> None:
+    """Alone, in a batch of three, and in one of four in the opposite order."""
     texts = []
     for rows, order in ((1, 1), (3, 1), (4, -1)):
         drafter = KNOWN[config.name](target(), config)

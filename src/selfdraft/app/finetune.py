@@ -42,6 +42,15 @@ from selfdraft.tracking.run_folder import claim_run_dir
 CHECKPOINTS = "checkpoints"
 
 
+class Patience(EarlyStopping):
+    """Lightning's, but a training that had lost patience does not find it again by being resumed."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
 def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None:
     """Train in `folder`, or go on with the training that was interrupted there.
 
@@ -103,14 +112,17 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         failed = True
         try:
             keep = ModelCheckpoint(
-                folder / CHECKPOINTS, "best", monitor=WATCHED, mode="max", save_last=True, enable_version_counter=False
+                folder / CHECKPOINTS,
+                "best",
+                monitor=WATCHED,
+                mode="max",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
             )
             trainer = _trainer(config, folder, console, keep, logger)
             try:
                 trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=False)
             except (KeyboardInterrupt, SystemExit):
-                sys.exit(INTERRUPTED)
-            if trainer.interrupted:
                 console.print(f"\nstopped; the same command with hydra.run.dir={shown(folder)} goes on")
                 sys.exit(INTERRUPTED)
             objective = _conclude(config, module, keep, folder, console, loaded) if is_rank_zero else None
@@ -164,7 +176,10 @@ def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoi
     recipe, hardware = config.finetune, config.hardware
     callbacks: list[pl.Callback] = [
         keep,
-        EarlyStopping(WATCHED, mode="max", patience=recipe.patience),
+        # Whatever the best one is. All is checked and saved behind the validation, where what is watched is known: a
+        # training that is resumed at the end of an epoch would look for it in vain.
+        ModelCheckpoint(folder / CHECKPOINTS, "last", save_on_train_epoch_end=False, enable_version_counter=False),
+        Patience(WATCHED, mode="max", patience=recipe.patience, check_on_train_epoch_end=False),
         TrainingProgress(console, recipe.steps),
     ]
     if recipe.minutes is not None:

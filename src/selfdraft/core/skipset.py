@@ -23,8 +23,8 @@ class SkipSet:
     mlp: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(layers: int, attention: Iterable[int], mlp: Iterable[int]) -> SkipSet:
-        """Checked against a model of `layers` layers.
+    def of(layers: int, attention: Iterable[int], mlp: Iterable[int], group: str = "drafter") -> SkipSet:
+        """Checked against a model of `layers` layers; `group`: of the options that named it, for messages.
 
         Raises:
             UserError: where a layer does not exist.
@@ -33,7 +33,7 @@ class SkipSet:
         for name, ids in (("skip_attention", chosen.attention), ("skip_mlp", chosen.mlp)):
             wrong = sorted(i for i in ids if not 0 <= i < layers)
             if wrong:
-                raise UserError(f"drafter.{name}={wrong}: this model's layers are 0 to {layers - 1}")
+                raise UserError(f"{group}.{name}={wrong}: this model's layers are 0 to {layers - 1}")
         return chosen
 
     @staticmethod

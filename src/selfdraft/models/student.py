@@ -48,9 +48,11 @@ class Lesson:
 
 
 class LessonBook:
-    """Lessons of rows that will come again: the target is run over every text once, not once an epoch.
+    """Lessons of rows that will come again: the target is run over every row once, not once an epoch.
 
-    Kept in bfloat16 in the host's memory, which is as much as a target in that dtype would have had to say.
+    Kept in bfloat16 in the host's memory, which is as much as a target in that dtype would have had to say. A row is
+    taught alone and given as it is kept from the first time on: what is learnt of it depends neither on the rows beside
+    it nor on when a training was resumed.
     """
 
     def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], Lesson]) -> None:
@@ -58,38 +60,45 @@ class LessonBook:
         self.teach, self._rows = teach, {}
 
     def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
-        """The lesson of a batch, looked up where all of its rows are known."""
-        keys = [tokens[b][texts[b] >= 0].cpu().numpy().tobytes() for b in range(len(tokens))]
-        if not all(key in self._rows for key in keys):
-            lesson = self.teach(tokens, positions, texts)
-            for b, key in enumerate(keys):
-                self._rows[key] = [part[b].to("cpu", torch.bfloat16, copy=True) for part in _parts(lesson)]
-            self._kinds = list(lesson.states), list(lesson.keys), lesson.final.dtype
-            return lesson
-        before, layers, dtype = self._kinds
-        width, found = tokens.shape[1], [self._rows[key] for key in keys]
-        final, *rest = (
-            torch.stack([_as_wide(part, width) for part in parts]).to(tokens.device, dtype)
-            for parts in zip(*found, strict=True)
-        )
-        states, rest = rest[: len(before)], rest[len(before) :]
+        """The lesson of a batch."""
+        rows = [self._row(*row) for row in zip(tokens, positions, texts, strict=True)]
+
+        def together(parts: list[Tensor]) -> Tensor:
+            return torch.stack([_as_wide(part, tokens.shape[1]) for part in parts]).to(tokens.device, self._dtype)
+
         return Lesson(
             positions,
             texts,
-            final,
-            dict(zip(before, states, strict=True)),
-            dict(zip(layers, rest[: len(layers)], strict=True)),
-            dict(zip(layers, rest[len(layers) :], strict=True)),
+            together([row.final for row in rows]),
+            {layer: together([row.states[layer] for row in rows]) for layer in rows[0].states},
+            {layer: together([row.keys[layer] for row in rows]) for layer in rows[0].keys},
+            {layer: together([row.values[layer] for row in rows]) for layer in rows[0].values},
         )
 
+    def _row(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+        """Of a row, without the padding behind it."""
+        real = texts >= 0
+        tokens, positions, texts = tokens[real], positions[real], texts[real]
+        # Its tokens and where its texts begin: neither alone says what sees what.
+        key = torch.stack([tokens, texts]).cpu().numpy().tobytes()
+        if key not in self._rows:
+            lesson = self.teach(tokens[None], positions[None], texts[None])
+            self._dtype = lesson.final.dtype
+            states, keys, values = (
+                {layer: _kept(part) for layer, part in parts.items()}
+                for parts in (lesson.states, lesson.keys, lesson.values)
+            )
+            self._rows[key] = Lesson(positions, texts, _kept(lesson.final), states, keys, values)
+        return self._rows[key]
 
-def _parts(lesson: Lesson) -> list[Tensor]:
-    return [lesson.final, *lesson.states.values(), *lesson.keys.values(), *lesson.values.values()]
+
+def _kept(part: Tensor) -> Tensor:
+    return part[0].to("cpu", torch.bfloat16, copy=True)
 
 
 def _as_wide(part: Tensor, width: int) -> Tensor:
-    """(…, N, D) of a row cut or padded to `width` places: what lies behind a row's texts is seen by nobody."""
-    return functional.pad(part[..., :width, :], (0, 0, 0, max(width - part.shape[-2], 0)))
+    """(…, N, D) of a row, padded to `width` places."""
+    return functional.pad(part, (0, 0, 0, width - part.shape[-2]))
 
 
 class _Recorder:

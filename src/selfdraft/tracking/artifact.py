@@ -38,8 +38,8 @@ class Artifact:
         write_text_atomic(path, yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None, width=120))
 
     @staticmethod
-    def read(path: Path) -> Artifact:
-        """Take a file, or the folder of the calibration that wrote one.
+    def read(path: Path, option: str = "drafter.from") -> Artifact:
+        """Take a file, or the folder of the task that wrote one. `option`: that named it, for messages.
 
         Raises:
             UserError: there is none, or it is no artifact.
@@ -51,12 +51,12 @@ class Artifact:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or "it is no YAML"
             raise UserError(
-                f"drafter.from={path}: {reason}; give the {FILE} that task=calibrate or task=finetune wrote"
+                f"{option}={path}: {reason}; give the {FILE} that task=calibrate or task=finetune wrote"
             ) from None
         try:
             found = Artifact(**plain)
         except TypeError:
-            raise UserError(f"drafter.from={path} is no {FILE} of task=calibrate or task=finetune") from None
+            raise UserError(f"{option}={path} is no {FILE} of task=calibrate or task=finetune") from None
         if ADAPTER not in found.options:
             return found
         return replace(found, options={**found.options, ADAPTER: str(path.parent / found.options[ADAPTER])})

@@ -64,14 +64,19 @@ class SparseDistillConfig(RecipeConfig):
             UserError: a layer that is not there, or an artifact without a skip set.
         """
         if self.skip_from is not None:
-            found = Artifact.read(FilePath(self.skip_from)).options
+            found = Artifact.read(FilePath(self.skip_from), "finetune.skip_from").options
             if "skip_attention" not in found:
                 raise UserError(f"finetune.skip_from={self.skip_from} names no skip set: give one of task=calibrate")
             return SkipSet.of(layers, found["skip_attention"], found["skip_mlp"])
         if self.exit_layer is not None:
-            return SkipSet.from_layer(layers, min(self.exit_layer, layers))
+            if self.exit_layer >= layers:
+                raise UserError(
+                    f"finetune.exit_layer={self.exit_layer}: this model has {layers} layers; leave before the last, "
+                    f"at 1 to {layers - 1}"
+                )
+            return SkipSet.from_layer(layers, self.exit_layer)
         if self.skip_attention is not None or self.skip_mlp is not None:
-            return SkipSet.of(layers, self.skip_attention or (), self.skip_mlp or ())
+            return SkipSet.of(layers, self.skip_attention or (), self.skip_mlp or (), self.group)
         kept = set(range(0, layers, 2)) | {layers - 1} if self.keep_layers is None else set(self.keep_layers)
         if wrong := sorted(kept - set(range(layers))):
             raise UserError(f"finetune.keep_layers={wrong}: this model's layers are 0 to {layers - 1}")

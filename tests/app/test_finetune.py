@@ -1,0 +1,233 @@
+"""task=finetune: from the model's own texts to a drafter, what is refused, and how an interrupted training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
+from test_resume import start, wait_until
+
+from selfdraft.app.command_line import with_artifact
+from selfdraft.core.errors import UserError
+from selfdraft.data.distilled import load_texts
+from selfdraft.models.adapter import FILE, Adapter
+from selfdraft.modules.recipes import RECIPES
+
+TASK = (*SMOKE, "task=finetune")
+SMALL = ("finetune.length=160", "finetune.batch_size=2", "finetune.rank=4", "finetune.validation=0.3")
+SHORT = (*SMALL, "finetune.steps=20", "finetune.validate_every=10", "finetune.learning_rate=0.01")
+OF_FOUR_LAYERS = {"exit_adapter": ("finetune.exit_layer=2", "finetune.vocabulary=64")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished task=distill_data, with trajectories."""
+    folder = tmp_path_factory.mktemp("texts")
+    distill = ("task=distill_data", "drafter=none", "decoding.batch_size=4", "distill.trajectories=8")
+    run_here(folder, *SMOKE, *distill, "dataset.per_category=2", "decoding.max_new_tokens=32")
+    return folder
+
+
+def training(data: Path, recipe: str, *more: str) -> tuple[str, ...]:
+    """The arguments of a short training."""
+    return (
+        *TASK,
+        f"finetune={recipe}",
+        f"finetune.data=[{data}]",
+        *SHORT,
+        *OF_FOUR_LAYERS.get(recipe, ()),
+        *more,
+    )
+
+
+def artifact(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "drafter.yaml").read_text())
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Of an adapter, by name."""
+    return {name: tensor.numpy().tobytes() for name, tensor in Adapter.read(folder).tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished training's folder, and what it said."""
+    folder = tmp_path_factory.mktemp("tuned")
+    return folder, " ".join(said_by(folder, *training(data, "sparse_distill")).split())
+
+
+def test_the_artifact_holds_the_best_weights_and_the_whole_curve(made: tuple[Path, str], data: Path) -> None:
+    folder, said = made
+    written, result = artifact(folder), read_result(folder)
+    assert written["drafter"] == "layer_skip"
+    assert written["options"] == {"adapter": ".", "draft_length": 4}
+    assert [line["step"] for line in written["history"]] == [10, 20]
+    best = max(written["history"], key=lambda line: line["expected_accepted"])
+    assert result["objective"] == best["expected_accepted"] == written["objective"]["value"]
+    assert (result["step"], result["acceptance_by_depth"]) == (best["step"], best["acceptance_by_depth"])
+    assert result["data"] == [str(data)]
+    assert f"drafter.from={folder}" in said
+    assert f"{result['trained_parameters']:,} trained parameters, the best of them of step {best['step']}" in said
+    adapter = Adapter.read(folder)
+    assert sum(t.numel() for t in adapter.tensors.values()) == result["trained_parameters"]
+    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=False)
+    assert saved["global_step"] == best["step"]
+    ours = {tensor.double().sum().item() for tensor in adapter.tensors.values()}
+    assert ours == {tensor.double().sum().item() for tensor in saved["state_dict"].values()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_any_run_drafts_with_what_was_made_and_writes_the_same_text(
+    recipe: str, made: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    folder = made[0]
+    if recipe != "sparse_distill":
+        folder = tmp_path / "tuned"
+        run_here(folder, *training(data, recipe))
+    run_here(tmp_path / "run", *with_artifact([*SMOKE, "dataset.limit=3", f"drafter.from={folder}"]))
+    config, lines = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()), read_lines(tmp_path / "run")
+    assert config["drafter"]["name"] == artifact(folder)["drafter"]
+    assert Path(config["drafter"]["adapter"]).resolve() == folder.resolve()
+    assert read_result(tmp_path / "run")["lossless"]["mismatch"] == 0
+    assert sum(line["new_tokens"] for line in lines) >= 3 * 16
+
+
+def test_the_adapter_is_what_drafts(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    """Of a text that it has learnt, more is accepted than without it; and a folder without it is refused."""
+    # One conversation is held out and all others are learnt by heart.
+    held_out, known = "finetune.validation=0.01", "finetune.steps=150"
+    folder = tmp_path / "tuned"
+    run_here(folder, *training(data, "sparse_distill", held_out, known, "finetune.rank=16", "finetune.patience=99"))
+    skip = Adapter.read(folder).settings
+    plain = [f"drafter.{name}={json.dumps(skip[name])}" for name in ("skip_attention", "skip_mlp")]
+    rates = []
+    for name, drafter in (("with", [f"drafter.from={folder}"]), ("without", ["drafter=layer_skip", *plain])):
+        run_here(tmp_path / name, *with_artifact([*SMOKE, "decoding.max_new_tokens=32", *drafter]))
+        rates.append(read_result(tmp_path / name)["tokens_per_forward"])
+    assert rates[0] > rates[1] + 0.1
+    (folder / FILE).unlink()
+    with pytest.raises(UserError, match="there is no such file; give the folder that task=finetune wrote"):
+        run_here(tmp_path / "no", *with_artifact([*SMOKE, f"drafter.from={folder}"]))
+
+
+def test_another_model_is_refused_in_a_line(made: tuple[Path, str], tmp_path: Path) -> None:
+    arguments = with_artifact([*SMOKE, "model.seed=1", f"drafter.from={made[0]}"])
+    with pytest.raises(UserError, match=r"was made for tiny llama \(\w{16}\), but this model is tiny llama"):
+        run_here(tmp_path, *arguments)
+
+
+def test_the_same_seed_trains_the_same_and_a_finished_training_is_not_repeated(
+    made: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    run_here(tmp_path, *training(data, "sparse_distill"))
+    assert artifact(tmp_path)["history"] == artifact(made[0])["history"]
+    assert weights(tmp_path) == weights(made[0])
+    said = said_by(tmp_path, *training(data, "sparse_distill"))
+    assert "resuming" in said
+    assert artifact(tmp_path)["history"] == artifact(made[0])["history"]
+    assert weights(tmp_path) == weights(made[0])
+    with pytest.raises(UserError, match=r"finetune\.rank 4 there but 3 now"):
+        run_here(tmp_path, *training(data, "sparse_distill", "finetune.rank=3"))
+
+
+def test_a_training_without_gains_stops_and_does_so_again_when_it_is_resumed(data: Path, tmp_path: Path) -> None:
+    still = training(data, "sparse_distill", "finetune.steps=100", "finetune.learning_rate=0", "finetune.patience=2")
+    for _ in range(2):
+        run_here(tmp_path, *still)
+        assert [line["step"] for line in artifact(tmp_path)["history"]] == [10, 20, 30]
+
+
+LONG = ("finetune.steps=100", "finetune.validate_every=10", "finetune.patience=99", "finetune.accumulate=2")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("sparse_distill", signal.SIGKILL), pytest.param("consistency", signal.SIGINT, marks=pytest.mark.slow)],
+)
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
+    recipe: str, kind: signal.Signals, data: Path, tmp_path: Path
+) -> None:
+    long = training(data, recipe, *LONG)
+    run_here(tmp_path / "whole", *long)
+    folder = tmp_path / "run"
+    running = start(folder, *long)
+    try:
+        wait_until(running, (folder / "checkpoints" / "last.ckpt").exists)
+    finally:
+        os.killpg(running.pid, kind)
+    out, err = running.communicate(timeout=60)
+    assert not (folder / "drafter.yaml").exists()
+    if kind == signal.SIGINT:
+        assert running.returncode == 130
+        assert f"the same command with hydra.run.dir={folder} goes on" in " ".join(out.split())
+        assert "Traceback" not in out + err
+    assert "resuming" in said_by(folder, *long)
+    assert [line["step"] for line in artifact(folder)["history"]] == list(range(10, 101, 10))
+    assert artifact(folder)["history"] == artifact(tmp_path / "whole")["history"]
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "reason"),
+    [
+        ("sparse_distill", ["finetune.data=[]"], r"^finetune\.data must be given: the folder of a task=distill_data"),
+        ("sparse_distill", ["finetune.data=[/no/where]"], r"^no texts could be loaded from /no/where \("),
+        (
+            "sparse_distill",
+            ["finetune.keep_layers=[0,7]"],
+            r"^finetune\.keep_layers=\[7\]: this model's layers are 0 to",
+        ),
+        ("sparse_distill", ["finetune.skip_mlp=[1]", "finetune.exit_layer=2"], r"^finetune: give one of keep_layers, "),
+        ("sparse_distill", ["finetune.skip_mlp=[9]"], r"^finetune\.skip_mlp=\[9\]: this model's layers are 0 to 3$"),
+        ("sparse_distill", ["finetune.skip_from=/no/where"], r"^finetune\.skip_from=/no/where: No such file"),
+        (
+            "sparse_distill",
+            ["finetune.exit_layer=4"],
+            r"^finetune\.exit_layer=4: this model has 4 layers; leave before",
+        ),
+        ("exit_adapter", ["finetune.twins=[1]"], r"^finetune\.exit_layer=2 with twins=\[1\]: this model has 4 layers"),
+        (
+            "exit_adapter",
+            ["finetune.exit_layer=4"],
+            r"^finetune\.exit_layer=4 with twins=\[3\]: this model has 4 layers",
+        ),
+        ("consistency", ["finetune.keep_layers=[0]", "finetune.skip_from=a"], r"^finetune: give one of keep_layers, "),
+        ("sparse_distill", ["finetune.longest_prompt=160"], r"^longest_prompt=160: must be .* below length=160$"),
+        ("sparse_distill", ["finetune.learning_rate=-1"], r"^finetune\.learning_rate=-1.*: must be at least 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line(
+    recipe: str, overrides: list[str], reason: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason) as refused:
+        run_here(tmp_path, *training(data, recipe, *overrides))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "drafter.yaml").exists()
+
+
+def test_a_data_folder_that_is_not_finished_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "texts.jsonl").write_bytes((data / "texts.jsonl").read_bytes())
+    with pytest.raises(UserError, match="holds a run of task=distill_data that is not finished"):
+        run_here(tmp_path / "run", *training(tmp_path / "half", "sparse_distill"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_write_one_artifact(data: Path, tmp_path: Path) -> None:
+    options = training(data, "sparse_distill", "hardware=cpu_ddp", "hardware.devices=2", "finetune.layer_dropout=0.5")
+    done = run(*options, f"hydra.run.dir={tmp_path}/two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.parent for path in tmp_path.rglob("drafter.yaml")] == [tmp_path / "two"]
+    assert [path.parent for path in tmp_path.rglob(FILE)] == [tmp_path / "two"]
+    assert done.stdout.count("draft with it: ") == 1
+    assert [line["step"] for line in artifact(tmp_path / "two")["history"]] == [10, 20]
+    assert len(load_texts(data)) > 0
+    run_here(tmp_path / "run", *with_artifact([*SMOKE, "dataset.limit=2", f"drafter.from={tmp_path}/two"]))
+    assert read_result(tmp_path / "run")["lossless"]["mismatch"] == 0

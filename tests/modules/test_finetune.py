@@ -1,0 +1,271 @@
+"""Every recipe learns what it says it learns, changes nothing of the target, and what it wrote drafts as it did.
+
+The models are random and their texts are all there is to learn: trained and counted on the same few, which a recipe
+has to know by heart in the end. A recipe that trains nothing stays where it began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from numpy.random import default_rng
+from torch import Tensor
+
+from selfdraft.app.session import quiet
+from selfdraft.core.lessons import blocks_of, wanted_positions
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
+from selfdraft.data.distilled import Text
+from selfdraft.data.packing import PackedBatch, collate, pack
+from selfdraft.data.textmodule import TextDataModule
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.decoding.trajectories import Trajectories
+from selfdraft.drafters import DRAFTERS
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.student import Lesson, LessonBook, teach
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+from selfdraft.modules.finetune import WATCHED, FinetuneModule
+from selfdraft.modules.recipes import RECIPES
+
+TEXTS, PROMPT, ANSWER = 4, 4, 32
+ROW = 2 * (PROMPT + ANSWER)
+MARGIN = 0.5  # tokens of a draft: what a recipe gains here is more than that, and what none gains is less
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and options with which it learns a few texts by heart in seconds."""
+
+    recipe: str
+    options: dict[str, Any]
+
+
+CASES = {
+    "sparse_distill": Case("sparse_distill", {"steps": 100, "rank": 8, "alpha": 8.0}),
+    "sparse_distill with all it has": Case(
+        "sparse_distill",
+        {"steps": 100, "rank": 8, "alpha": 8.0, "hidden_weight": 0.1, "layer_dropout": 0.1, "curriculum": "gradual"},
+    ),
+    "exit_adapter": Case("exit_adapter", {"steps": 100, "exit_layer": 2, "rank": 0}),
+    "pseudo_tokens": Case("pseudo_tokens", {"steps": 100, "rank": 8, "alpha": 8.0}),
+    "consistency": Case("consistency", {"steps": 300, "block": 4}),
+    "consistency of a path": Case("consistency", {"steps": 100, "block": 4, "keep_layers": [0, 2, 3], "norm": True}),
+}
+
+
+def fresh_target() -> Target:
+    """Larger embeddings make sublayers a modest addition, as they are in trained models: drafts begin half right."""
+    model = tiny_model("llama", seed=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100.0)
+    return Target(model, packed=False)
+
+
+@cache
+def texts() -> tuple[Text, ...]:
+    """What the model itself writes, greedily, and how Jacobi iteration would have got there."""
+    target = fresh_target()
+    generator, found = torch.Generator().manual_seed(5), []
+    for number in range(TEXTS):
+        prompt = torch.randint(target.vocab_size, (1, PROMPT), generator=generator)
+        written = target.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER, do_sample=False
+        )
+        found.append(Text(str(number), prompt[0].tolist(), written[0, PROMPT:].tolist()))
+    target.allocate(1, PROMPT + ANSWER)
+    recorder = Trajectories(target, NextToken(), width=4, passes=6, row=0)
+    return tuple(replace(t, trajectory=recorder.record(t.prompt, t.answer, seed=i)) for i, t in enumerate(found))
+
+
+def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
+    """Trained, with the counts of before and after as its history."""
+    quiet()
+    recipe = RECIPES[case.recipe]
+    config = recipe.Config(batch_size=2, length=ROW, learning_rate=learning_rate, **case.options)
+    module = recipe(config, lambda _: fresh_target(), words=None, seed=0)
+    data = TextDataModule(
+        texts(), texts(), length=ROW, longest_prompt=PROMPT, batch_size=config.batch_size, steps=config.steps
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=config.steps,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with torch.random.fork_rng(devices=[]):  # LoRA begins at random
+        torch.manual_seed(0)
+        trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data)
+    assert [line["step"] for line in module.history] == [0, config.steps]
+    return module
+
+
+@cache
+def trained(name: str) -> FinetuneModule:
+    """Trained once, since many tests ask."""
+    return fitted(CASES[name])
+
+
+def gain(module: FinetuneModule) -> float:
+    """Tokens of a draft that more would be accepted than before."""
+    before, after = (line[WATCHED] for line in module.history)
+    return after - before
+
+
+def test_every_recipe_is_among_those_that_are_tried() -> None:
+    assert {case.recipe for case in CASES.values()} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_raises_what_would_be_accepted(name: str) -> None:
+    assert gain(trained(name)) > MARGIN
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_that_trains_nothing_fails_that_margin(name: str) -> None:
+    case = CASES[name]
+    short = replace(case, options={**case.options, "steps": 10})
+    assert abs(gain(fitted(short, learning_rate=0.0))) < MARGIN / 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> None:
+    module, text, untouched = trained(name), [*texts()[0].prompt, *texts()[0].answer], fresh_target()
+    plain = untouched.teacher_forced(text, PROMPT, 3)
+    weights = dict(untouched.model.named_parameters())
+    assert all(torch.equal(p, weights[n]) for n, p in module.target.model.named_parameters())
+    assert torch.equal(module.target.teacher_forced(text, PROMPT, 3), plain)
+    module.adapter().write(tmp_path)
+    drafter = drafter_of(module, module.target, tmp_path)
+    answered(module.target, drafter, texts()[0])
+    assert torch.equal(module.target.teacher_forced(text, PROMPT, 3), plain)
+
+
+def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
+    """As the artifact of a training names it."""
+    kind = DRAFTERS[module.drafter]
+    free = {"costs": "flat"} if module.drafter == "pseudo_tokens" else {}
+    return kind(target, kind.Config(adapter=str(folder), **module.options(), **free))
+
+
+def answered(target: Target, drafter: Any, text: Text) -> Generation:
+    return Decoder(target, drafter, Stopping(frozenset(), ANSWER)).decode(text.prompt, seed=1)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "pseudo_tokens"])
+def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp_path: Path) -> None:
+    module, text = trained(name), texts()[1]
+    module.adapter().write(tmp_path)
+    target, start, size = fresh_target(), PROMPT + 5, module.config.block
+    batch = collate(pack([text], ROW, longest_prompt=PROMPT))
+    blocks = blocks_of(batch.texts, wanted_positions(batch.texts, batch.answers, answers_only=False), size, ROW, start)
+    lesson = teach(
+        module.target,
+        batch.tokens,
+        batch.positions,
+        batch.texts,
+        layers=module.student.indices,
+        before=module.states_before(),
+    )
+    with torch.no_grad():
+        given = module.inputs(batch, blocks, lesson, default_rng(0))
+        ours = module.student.logits(module.student(given, blocks, lesson))[0]
+
+    tokens = batch.tokens[0].tolist()
+    drafted = []
+    for adapter in (Adapter.read(tmp_path), module.adapter()):
+        path = target.adapted_path(adapter)
+        target.allocate(1, ROW)
+        target.prefill(0, tokens[:start])
+        chain = TokenTree.chain(tokens[start + 1 : start + size])
+        drafted.append(target.draft_forward(path, [0], 0, [tokens[start]], [chain])[0])
+    assert torch.equal(*drafted)
+    assert torch.allclose(drafted[0], ours, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_more_of_its_drafts_are_accepted_than_of_untrained_ones_and_no_text_changes(name: str, tmp_path: Path) -> None:
+    short = replace(CASES[name], options={**CASES[name].options, "steps": 1})
+    forwards = []
+    for module in (trained(name), fitted(short, learning_rate=0.0)):
+        folder = tmp_path / str(len(forwards))
+        module.adapter().write(folder)
+        target = fresh_target()
+        drafter = drafter_of(module, target, folder)
+        generations = [answered(target, drafter, text) for text in texts()]
+        assert [g.output for g in generations] == [text.answer for text in texts()]
+        forwards.append(sum(g.counts.target_forwards for g in generations))
+    if name != "consistency":  # by heart it knows the blocks of the data, and drafting begins with other random tokens
+        assert forwards[0] < 0.9 * forwards[1]
+
+
+class Teacher:
+    """Counts the rows that it teaches."""
+
+    def __init__(self) -> None:
+        self.target, self.rows = fresh_target(), 0
+
+    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+        self.rows += len(tokens)
+        return teach(self.target, tokens, positions, texts, layers=(1, 3), before=(2,))
+
+
+def rounded(part: Tensor) -> Tensor:
+    return part.to(torch.bfloat16).to(part.dtype)
+
+
+def taught(book: LessonBook, batch: PackedBatch) -> Lesson:
+    return book(batch.tokens, batch.positions, batch.texts)
+
+
+def test_a_book_gives_the_same_lesson_again_and_teaches_each_row_once() -> None:
+    rows = pack([replace(t, answer=t.answer[: ANSWER - 5 * i]) for i, t in enumerate(texts())], ROW, longest_prompt=4)
+    assert len({len(row) for row in rows}) == len(rows) == 2
+    teacher = Teacher()
+    book = LessonBook(teacher)
+    first = taught(book, collate(rows))
+    assert teacher.rows == 2
+    for order in ([0, 1], [1, 0], [1], [0], [0, 0, 1]):  # in other company, and so of another width
+        batch = collate([rows[i] for i in order])
+        again = taught(book, batch)
+        for b, i in enumerate(order):
+            n = len(rows[i])
+            assert torch.equal(again.final[b, :n], rounded(first.final[i, :n]))
+            assert torch.equal(again.states[2][b, :n], rounded(first.states[2][i, :n]))
+            for layer in (1, 3):
+                assert torch.equal(again.keys[layer][b, :, :n], rounded(first.keys[layer][i, :, :n]))
+                assert torch.equal(again.values[layer][b, :, :n], rounded(first.values[layer][i, :, :n]))
+        assert again.final.shape == (*batch.tokens.shape, first.final.shape[-1])
+        assert torch.equal(again.positions, batch.positions) and torch.equal(again.texts, batch.texts)
+    assert teacher.rows == 2
+
+
+def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
+    whole, parts = (
+        collate(pack([Text(str(i), ids[:1], ids[1:]) for i, ids in enumerate(split)], 8, longest_prompt=1))
+        for split in ([[5, 6, 7, 8]], [[5, 6], [7, 8]])
+    )
+    assert torch.equal(whole.tokens, parts.tokens)
+    teacher = Teacher()
+    book = LessonBook(teacher)
+    alone = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
+    assert not torch.equal(rounded(alone[0]), rounded(alone[1]))
+    for _ in range(2):
+        found = [taught(book, batch).final for batch in (whole, parts)]
+        assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, alone, strict=True))
+    assert teacher.rows == 4

@@ -1,0 +1,100 @@
+"""Adapters as no training would leave them: random weights of every kind, for tests that drafts change no text.
+
+Listed beside `lossless.LOSSLESS`, whose configs are made before there is a folder to write an adapter to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.early_exit import EarlyExitConfig
+from selfdraft.drafters.jacobi import JacobiConfig
+from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.target import Target
+
+RANK = 3
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A drafter with a random adapter, for a model of four layers.
+
+    Attributes:
+        drafter: its config, given the adapter's folder.
+        attention, mlp: what is skipped. first: layers before this one stay the target's. whole: layers replaced
+            altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted.
+    """
+
+    drafter: Callable[[str], DrafterConfig]
+    attention: Sequence[int] = ()
+    mlp: Sequence[int] = ()
+    first: int = 0
+    whole: Sequence[int] = ()
+    noise: float = 0.05
+    share: float | None = None
+
+    def written(self, target: Target, folder: Path) -> DrafterConfig:
+        """The config, its adapter made for `target` and written to a folder."""
+        self._adapter(target).write(folder)
+        return self.drafter(str(folder))
+
+    def _adapter(self, target: Target) -> Adapter:
+        random = torch.Generator().manual_seed(0)
+
+        def moved(weight: Tensor) -> Tensor:
+            # Norms begin as ones, which have no spread: their noise is as large as they are.
+            scale = self.noise * float(weight.detach().square().mean().sqrt())
+            return weight.detach() + scale * torch.randn(weight.shape, generator=random)
+
+        tensors = {f"norm.{name}": moved(p) for name, p in target.anatomy.norm.named_parameters()}
+        skipped = set(self.attention) & set(self.mlp)
+        for index, layer in enumerate(target.anatomy.layers):
+            if index in self.whole:
+                tensors |= {f"layer.{index}.{name}": moved(p) for name, p in layer.named_parameters()}
+            elif index >= self.first and index not in skipped:
+                for name, module in layer.named_modules():
+                    if isinstance(module, nn.Linear):
+                        out, width = module.weight.shape
+                        size = self.noise * float(module.weight.detach().std())
+                        tensors[f"lora.{index}.{name}.A"] = torch.randn(RANK, width, generator=random)
+                        tensors[f"lora.{index}.{name}.B"] = size * torch.randn(out, RANK, generator=random)
+        if self.share is not None:
+            size = target.vocab_size
+            tensors["vocabulary"] = torch.randperm(size, generator=random)[: int(self.share * size)].sort().values
+        settings = {"scale": 0.5, "skip_attention": list(self.attention), "skip_mlp": list(self.mlp)}
+        return Adapter("random", settings, tensors)
+
+
+ADAPTED: dict[str, Adapted] = {
+    "layer_skip": Adapted(lambda a: LayerSkipConfig(adapter=a), attention=[1, 2], mlp=[2]),
+    "layer_skip by a vocabulary": Adapted(
+        lambda a: LayerSkipConfig(adapter=a, siblings=True, min_confidence=0.2, draft_length=10),
+        mlp=[1],
+        whole=[3],
+        share=0.7,
+    ),
+    "layer_skip and reuse": Adapted(
+        lambda a: LayerSkipConfig(adapter=a, reuse=True, bonus="keep"), attention=[2], mlp=[2], first=2
+    ),
+    "early_exit": Adapted(
+        lambda a: EarlyExitConfig(adapter=a, bonus="keep", draft_length=3), attention=[2], mlp=[2], first=3, whole=[3]
+    ),
+    "early_exit by a vocabulary": Adapted(
+        lambda a: EarlyExitConfig(adapter=a, bonus="forgo", min_confidence=0.2),
+        attention=[1, 2],
+        mlp=[1, 2],
+        first=3,
+        whole=[3],
+        share=0.7,
+    ),
+    "jacobi": Adapted(lambda a: JacobiConfig(adapter=a, mode="literal", window=4)),
+    "sparse_jacobi": Adapted(lambda a: SparseJacobiConfig(adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),
+}
