@@ -275,7 +275,8 @@ def test_whether_a_draw_is_kept_may_not_depend_on_it(
 ) -> None:
     """With costs at which the last token is kept now and left out then."""
     monkeypatch.setitem(KNOWN, "early_exit", drafter)
-    monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.2, 1.3)))
-    monkeypatch.setattr(target(), "costs_of", lambda path: CostCurve((1, 64), (0.1, 0.2)))
+    monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.25, 1.25)))
+    drafting, late = CostCurve((1, 64), (0.5, 0.5)), CostCurve((1, 64), (1.0, 1.0))
+    monkeypatch.setattr(target(), "costs_of", lambda path: drafting if len(path.skip) else late)
     config = EarlyExitConfig(draft_length=2, bonus="auto")
     assert (p_value(config, "top_k=3", seed=1) > SIGNIFICANCE) == exact
