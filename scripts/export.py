@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
 from selfdraft.core.errors import UserError
 from selfdraft.models.adapter import FILE as WEIGHTS
@@ -217,7 +218,8 @@ def push(folder: Path, repository: str) -> None:
         raise UserError(f"--push-to-hub {repository}: {reason}; the folder itself is complete") from None
 
 
-def main(arguments: list[str]) -> int:
+@one_line_script("export")
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
@@ -226,14 +228,9 @@ def main(arguments: list[str]) -> int:
         "--push-to-hub", metavar="OWNER/NAME", help="upload the folder there afterwards; a new repository is private"
     )
     given = parser.parse_args(arguments)
-    try:
-        export(given.run, given.out, given.model)
-        if given.push_to_hub:
-            push(given.out, given.push_to_hub)
-    except UserError as error:
-        print(f"export: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    export(given.run, given.out, given.model)
+    if given.push_to_hub:
+        push(given.out, given.push_to_hub)
 
 
 if __name__ == "__main__":

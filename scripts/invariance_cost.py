@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.data.prompts import Prompt
@@ -121,29 +122,25 @@ def chosen(path: Path | None, count: int) -> list[Prompt]:
     return [prompts[i * len(prompts) // count] for i in range(count)] if count < len(prompts) else prompts
 
 
-def main(arguments: list[str]) -> int:
+@one_line_script("invariance_cost")
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--prompts", type=int, default=12, help="how many of them (default: 12)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, at most (default: 64)")
     given = parser.parse_args(arguments)
-    try:
-        if min(given.prompts, given.tokens) < 1:
-            raise UserError("--prompts and --tokens: at least 1")
-        prompts = chosen(given.file, given.prompts)
-        loaded = load_embedded("bfloat16", torch.device("cpu"))
-        chat, by_drafter = Chat(loaded.tokenizer), decoders(loaded, given.tokens)
-        ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
-        table = [row(name, measure(both, ids, name)) for name, both in by_drafter.items()]
-    except UserError as error:
-        print(f"invariance_cost: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if min(given.prompts, given.tokens) < 1:
+        raise UserError("--prompts and --tokens: at least 1")
+    prompts = chosen(given.file, given.prompts)
+    loaded = load_embedded("bfloat16", torch.device("cpu"))
+    chat, by_drafter = Chat(loaded.tokenizer), decoders(loaded, given.tokens)
+    ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
+    table = [row(name, measure(both, ids, name)) for name, both in by_drafter.items()]
     print(f"{len(ids)} prompts, up to {given.tokens} tokens each, bfloat16, {torch.get_num_threads()} threads\n")
     print("| drafter | same text | plain: ms a token / forward | invariant: ms a token / forward ", end="")
     print("| ratio a token: median [95 % CI] | over all | ratio a forward: median [95 % CI] | over all |")
     print("|---" * 8 + "|")
     print("\n".join(table))
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
@@ -84,30 +85,26 @@ def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
         raise UserError(f"{folder} is no finished run of task=evaluate: {error.strerror} ({error.filename})") from None
 
 
-def main(arguments: list[str]) -> int:
+@one_line_script("predict")
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--hardware", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--layers", type=int, default=30, help="of the model that the run decoded with (default: 30)")
     given = parser.parse_args(arguments)
-    try:
-        lines, config, result = read_run(given.run)
-        print(f"{result['drafter']} on {result['model']} in {result['dtype']}, {len(lines)} turns")
-        print(f"measured there: {result['speedup_total']:.2f} over all tokens\n")
-        print("| model | device | plain ms/token | drafted ms/token | predicted speedup |\n|---|---|---|---|---|")
-        for path in given.hardware:
-            try:
-                costs = CostModel.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-            except (OSError, ValueError) as error:
-                raise UserError(f"--hardware {path} cannot be read: {error}") from None
-            drafted, plain = predict(lines, config, given.layers, costs)
-            kind = " (roofline)" if costs.source.startswith("roofline") else ""
-            cells = f"{costs.model} | {costs.device}{kind} | {1e3 * plain:.2f} | {1e3 * drafted:.2f}"
-            print(f"| {cells} | {plain / drafted:.2f} |")
-    except UserError as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    return 0
+    lines, config, result = read_run(given.run)
+    print(f"{result['drafter']} on {result['model']} in {result['dtype']}, {len(lines)} turns")
+    print(f"measured there: {result['speedup_total']:.2f} over all tokens\n")
+    print("| model | device | plain ms/token | drafted ms/token | predicted speedup |\n|---|---|---|---|---|")
+    for path in given.hardware:
+        try:
+            costs = CostModel.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"--hardware {path} cannot be read: {error}") from None
+        drafted, plain = predict(lines, config, given.layers, costs)
+        kind = " (roofline)" if costs.source.startswith("roofline") else ""
+        cells = f"{costs.model} | {costs.device}{kind} | {1e3 * plain:.2f} | {1e3 * drafted:.2f}"
+        print(f"| {cells} | {plain / drafted:.2f} |")
 
 
 if __name__ == "__main__":

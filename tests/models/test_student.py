@@ -11,8 +11,9 @@ from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.student import Student, teach
+from selfdraft.models.student import Student
 from selfdraft.models.target import Target
+from selfdraft.models.teacher import teach
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
 VOCABULARY, LENGTH = 97, 24

@@ -30,8 +30,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.student import Lesson, LessonBook, teach
 from selfdraft.models.target import Target
+from selfdraft.models.teacher import Lesson, LessonBook, teach
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES

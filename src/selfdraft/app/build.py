@@ -96,7 +96,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
     if config.artifact is not None:
         found = Artifact.read(Path(config.artifact))
-        found.refuse_other_model(config.artifact, config.model.label, fingerprint(loaded.model))
+        found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, fingerprint(loaded.model))
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     if decoding.shape_invariant:
         make_shape_invariant(target)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import wraps
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -41,6 +42,24 @@ def one_line_errors() -> Iterator[None]:
         if line is None or not is_terse():
             raise
         fail(line)
+
+
+def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:
+    """Decorate the `main` of scripts/<name>.py: it returns the exit status, 2 behind one line for a user's mistake."""
+
+    def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
+        @wraps(main)
+        def run(arguments: list[str]) -> int:
+            try:
+                main(arguments)
+            except UserError as error:
+                print(f"{name}: {explain(error)}", file=sys.stderr)
+                return 2
+            return 0
+
+        return run
+
+    return decorate
 
 
 def is_terse() -> bool:

@@ -1,8 +1,9 @@
 """Fine-tuning of draft-only weights under a Lightning Trainer: what all recipes share.
 
-A recipe says which layers have trainable twins, what goes into them, and what more there is to the loss. The target is
-run over every batch once, frozen; the twins then learn its next-token distributions (see `models.student`). What is
-watched, and what training stops by, is not the loss but how many drafted tokens would be accepted.
+A recipe says which layers have trainable twins, what goes into them, and what more there is to the loss. The target,
+frozen, is run over every text (see `models.teacher`); the twins then learn its next-token distributions (see
+`models.student`). What is watched, and what training stops by, is not the loss but how many drafted tokens would be
+accepted.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from selfdraft.core.options import Options, option
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.sparse import Path
-from selfdraft.models.student import Lesson, LessonBook, Student, teach
+from selfdraft.models.student import Student
 from selfdraft.models.target import Target
+from selfdraft.models.teacher import Lesson, LessonBook, teach
 
 WATCHED = "expected_accepted"
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -61,14 +61,14 @@ class Artifact:
             return found
         return replace(found, options={**found.options, ADAPTER: str(path.parent / found.options[ADAPTER])})
 
-    def refuse_other_model(self, path: str, label: str, fingerprint: str) -> None:
-        """The options of one model mean nothing on another.
+    def refuse_other_model(self, name: str, label: str, fingerprint: str) -> None:
+        """The options of one model mean nothing on another. `name`: of this artifact, as the user gave it.
 
         Raises:
             UserError: it is another model.
         """
         if self.model["fingerprint"] != fingerprint:
             raise UserError(
-                f"drafter.from={path} was made for {self.model['label']} ({self.model['fingerprint']}), but this "
+                f"{name} was made for {self.model['label']} ({self.model['fingerprint']}), but this "
                 f"model is {label} ({fingerprint}): make one for it with task=calibrate or task=finetune"
             )

@@ -17,7 +17,7 @@ from selfdraft.core.lessons import Blocks, divergence, weighted_mean
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.student import Lesson
+from selfdraft.models.teacher import Lesson
 from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistillConfig
 
 

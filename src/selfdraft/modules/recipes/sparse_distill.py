@@ -19,8 +19,9 @@ from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.sparse import Path
-from selfdraft.models.student import Lesson, Student
+from selfdraft.models.student import Student
 from selfdraft.models.target import Target
+from selfdraft.models.teacher import Lesson
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 from selfdraft.tracking.artifact import Artifact
 
