@@ -144,6 +144,18 @@ def test_a_training_without_gains_stops_and_does_so_again_when_it_is_resumed(dat
         assert [line["step"] for line in artifact(tmp_path)["history"]] == [10, 20, 30]
 
 
+def test_a_damaged_checkpoint_is_told_in_a_line_and_costs_nothing(data: Path, tmp_path: Path) -> None:
+    run_here(tmp_path, *training(data, "sparse_distill"))
+    before, last = weights(tmp_path), tmp_path / "checkpoints" / "last.ckpt"
+    for damaged in (b"", b"no checkpoint", last.read_bytes()[:200]):
+        last.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged: put best\.ckpt, which lies beside it"):
+            run_here(tmp_path, *training(data, "sparse_distill"))
+        assert weights(tmp_path) == before
+    last.write_bytes((tmp_path / "checkpoints" / "best.ckpt").read_bytes())
+    assert "resuming" in said_by(tmp_path, *training(data, "sparse_distill"))
+
+
 LONG = ("finetune.steps=100", "finetune.validate_every=10", "finetune.patience=99", "finetune.accumulate=2")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -97,8 +98,11 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
                 f"fine-tuning by [bold]{recipe.name}[/] for {config.model.label}: {_amount(train)} to learn from, "
                 f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
             )
-            _tell_memory(console, recipe, loaded, device)
+            rows = len(data.train_rows) + len(data.validation_rows)
+            _tell_memory(console, recipe, loaded, device, rows)
         begun = last.exists()
+        if begun:
+            _refuse_damaged(last)
         if is_rank_zero and begun:
             console.print(f"resuming {shown(folder)} at its last checkpoint")
         logger = make_logger(
@@ -137,6 +141,21 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
     return objective
 
 
+def _refuse_damaged(checkpoint: Path) -> None:
+    """Lightning would fail on it later, with a traceback.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=False)
+    except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError):
+        raise UserError(
+            f"{checkpoint} is damaged: put best.ckpt, which lies beside it, in its place to go on from there, or "
+            "remove both to begin anew"
+        ) from None
+
+
 def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """All texts of all sources; prompts of the same name in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
@@ -157,17 +176,23 @@ def _amount(texts: Sequence[Text]) -> str:
     return f"{len(texts)} texts ({sum(len(t.prompt) + len(t.answer) for t in texts):,} tokens)"
 
 
-def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, device: torch.device) -> None:
-    """One line before it starts: the weights, and what a step keeps for the way back, roughly."""
+def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, rows: int) -> None:
+    """One line before it starts: the weights, what a step keeps for the way back, and the lessons kept, roughly."""
     config = loaded.model.config
     weights = 4 * sum(p.numel() for p in loaded.model.parameters())
     tokens = recipe.batch_size * recipe.length
     wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     steps = 4 * tokens * config.num_hidden_layers * wide
     logits = 3 * 4 * tokens * (recipe.vocabulary or config.vocab_size)
+    # Of every token two hidden states, and keys and values of at most all layers, in bfloat16 (see LessonBook).
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * (2 * config.hidden_size + 2 * config.num_hidden_layers * heads * size)
+    lessons = rows * recipe.length * token if recipe.remember else 0
+    total = weights + steps + logits + lessons
     console.print(
-        f"memory: at most about {(weights + steps + logits) / 1e6:,.0f} MB (weights {weights / 1e6:,.0f}, layers "
-        f"{steps / 1e6:,.0f}, logits {logits / 1e6:,.0f}); {available(device) / 1e6:,.0f} MB are free"
+        f"memory: at most about {total / 1e6:,.0f} MB (weights {weights / 1e6:,.0f}, layers {steps / 1e6:,.0f}, "
+        f"logits {logits / 1e6:,.0f}, lessons {lessons / 1e6:,.0f}); {available(device) / 1e6:,.0f} MB are free"
     )
 
 
