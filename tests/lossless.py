@@ -95,7 +95,7 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
     "prompt_lookup": [
         PromptLookupConfig(),
         PromptLookupConfig(ngram_max=1, draft_length=3),
-        PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, adaptive=False),
+        PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, costs="flat"),
     ],
     "cascade": [
         CascadeConfig(),  # may find that nothing pays

@@ -16,6 +16,7 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
@@ -94,6 +95,10 @@ ADAPTED: dict[str, Adapted] = {
         first=3,
         whole=[3],
         share=0.7,
+    ),
+    "pool": Adapted(lambda a: PoolConfig(adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
+    "pool by a vocabulary, at measured costs": Adapted(
+        lambda a: PoolConfig(adapter=a), attention=[1], mlp=[1], share=0.7
     ),
     "jacobi": Adapted(lambda a: JacobiConfig(adapter=a, mode="literal", window=4)),
     "sparse_jacobi": Adapted(lambda a: SparseJacobiConfig(adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),

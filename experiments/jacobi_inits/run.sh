@@ -18,7 +18,7 @@ for init in prompt_random repeat_last pad ngram; do
 done
 run carried-previous_tail drafter=jacobi drafter.init=previous_tail "$@"
 # What refinement adds to a good block: the block alone, the block or what was carried over, both side by side.
-run lookup drafter=prompt_lookup drafter.draft_length=8 drafter.adaptive=false "$@"
+run lookup drafter=prompt_lookup drafter.draft_length=8 drafter.costs=flat "$@"
 run both-ngram drafter=jacobi drafter.init=ngram drafter.refine_steps=16 drafter.candidates=2 "$@"
 # The literal figure, and its parts refined one after the other.
 run literal drafter=jacobi drafter.init=ngram drafter.mode=literal drafter.refine_steps=1 "$@"

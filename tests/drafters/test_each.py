@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from selfdraft.core.blocks import INITS
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import TokenTree
@@ -89,7 +90,7 @@ def lookup(text: Sequence[int], **options: int | bool) -> list[int]:
 def test_lookup_drafts_what_followed_the_last_tokens_up_to_its_length() -> None:
     text = [1, 2, 3, 4, 5, 6, 1, 2]
     assert lookup(text, draft_length=2) == [3, 4]
-    assert lookup(text, draft_length=30, adaptive=False) == [
+    assert lookup(text, draft_length=30, costs="flat") == [
         3,
         4,
         5,
@@ -122,22 +123,39 @@ def test_lookup_searches_what_was_emitted_as_well() -> None:
     assert drafted(drafter, context) == [3, 7]  # and the prompt
 
 
-def test_lookup_adapts_its_length_to_what_drafts_were_worth() -> None:
-    """Three first; twice as many after a draft that stood whole, up to the limit; else one more than stood."""
+def lengths(accepted: Callable[[int], int], dearest: float, steps: int = 30) -> list[int]:
+    """How much is drafted, the same question every time, where so many tokens of a draft are right, and 65 cost that."""
     text = [*range(1, 31), 1]
-    drafter, context = begin(PromptLookupConfig(draft_length=8), text)
-    lengths = []
-    for accepted in (3, 6, 8, 8, 2, 0, 1, 1, 4):
-        del context.tokens[len(text) :]  # the same question every time; only the length is of interest
+    target = StubTarget(successor)
+    target.costs = CostCurve((1, 65), (1.0, dearest))
+    drafter, context = begin(PromptLookupConfig(draft_length=8), text, target=target)
+    found = []
+    for _ in range(steps):
         block = drafted(drafter, context)
-        lengths.append(len(block))
-        observe(drafter, context, block, [*block[:accepted], *([63] * (len(block) + 1 - accepted))])
-    assert lengths == [3, 6, 8, 8, 8, 3, 1, 2, 2]
+        found.append(len(block))
+        right = min(accepted(len(block)), len(block))
+        observe(drafter, context, block, [*block[:right], *([63] * (len(block) + 1 - right))])
+        del context.tokens[len(text) :]
+        context.room = ROOMY
+    return found
 
 
-def test_lookup_that_does_not_adapt_drafts_as_long_as_it_may() -> None:
+def test_lookup_drafts_more_where_drafts_were_right_and_nothing_where_they_never_were() -> None:
+    right, wrong, two = (lengths(accepted, 8.0, 150) for accepted in (lambda n: n, lambda n: 0, lambda n: 2))
+    assert right == sorted(right) and right[-1] == 8 > right[0] > 0
+    assert wrong.index(0) < 25 and sum(wrong) < sum(right) / 10
+    assert any(wrong[wrong.index(0) :])  # tried again one day
+    assert set(two[-10:]) <= {2, 3, 4}
+
+
+def test_lookup_drafts_less_where_tokens_cost_more() -> None:
+    first = [lengths(lambda n: n, dearest, steps=1)[0] for dearest in (1.01, 2.0, 8.0, 60.0)]
+    assert first == sorted(first, reverse=True) and first[0] == 8 and first[-1] == 0
+
+
+def test_lookup_that_asks_no_costs_drafts_as_long_as_it_may() -> None:
     text = [*range(1, 31), 1]
-    drafter, context = begin(PromptLookupConfig(draft_length=8, adaptive=False), text)
+    drafter, context = begin(PromptLookupConfig(draft_length=8, costs="flat"), text)
     for _ in range(2):
         block = drafted(drafter, context)
         assert block == [2, 3, 4, 5, 6, 7, 8, 9]

@@ -121,6 +121,18 @@ def test_a_sampler_is_asked_where_there_is_one(repeating: Target, tmp_path: Path
     assert misled.output == right.output and misled.counts.target_forwards == 25
 
 
+@pytest.mark.parametrize(("known", "forwards"), [(True, 7), (False, 25)])
+def test_a_sampler_says_only_words_of_its_vocabulary(
+    repeating: Target, tmp_path: Path, known: bool, forwards: int
+) -> None:
+    words = [3, 9, PROMPT[-1], 40, 41, 44] if known else [t for t in range(60) if t != PROMPT[-1]]
+    sampler = {f"sampler.{name}": t for name, t in SamplerHead(32).state_dict().items()}
+    folder = oracle(repeating, tmp_path, vocabulary=torch.tensor(words), **sampler)
+    generation = decode(repeating, PseudoTokensConfig(adapter=folder, costs="flat"), PROMPT, 25)
+    assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25).output
+    assert generation.counts.target_forwards == forwards
+
+
 def test_where_only_chains_are_verified_the_last_candidates_probes_stay(repeating: Target, tmp_path: Path) -> None:
     make_shape_invariant(repeating)
     config = PseudoTokensConfig(adapter=oracle(repeating, tmp_path), costs="flat")

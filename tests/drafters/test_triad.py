@@ -107,7 +107,7 @@ class Case:
     pad: int = 0
 
 
-LOOKUP = PromptLookupConfig(ngram_max=1, ngram_min=1, draft_length=3, adaptive=False)
+LOOKUP = PromptLookupConfig(ngram_max=1, ngram_min=1, draft_length=3, costs="flat")
 SKIP = LayerSkipConfig(draft_length=3)
 
 CASES = [
@@ -125,7 +125,7 @@ CASES = [
     ),
     Case(
         "lookup-always",
-        PromptLookupConfig(ngram_max=3, draft_length=4, adaptive=False),
+        PromptLookupConfig(ngram_max=3, draft_length=4, costs="flat"),
         cycle(5),
         [1, 2, 3, 4, 5] * 2,
         [1, 2, 3, 4, 5] * 3,
@@ -135,22 +135,22 @@ CASES = [
     # Drafts 2 3|4 5 at the first 1, 2 3|9 1 at the second, 5|1 2 3 at the 4; where the text is new, none.
     Case(
         "lookup-sometimes",
-        PromptLookupConfig(ngram_max=1, draft_length=4, adaptive=False),
+        PromptLookupConfig(ngram_max=1, draft_length=4, costs="flat"),
         script([1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
         [1, 2, 3, 4, 5, 1],
         [2, 3, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9],
         7,
         [(3, 3), (3, 2), (3, 0), (3, 0)],
     ),
-    # Adaptive: drafts of 3 and 6, accepted whole, then of 10, the longest it may be, which the end cuts to 3.
+    # By costs: matches of three tokens promise enough for all that may be drafted. The last step has room for none.
     Case(
-        "lookup-adaptive-always",
-        PromptLookupConfig(draft_length=10),
+        "lookup-costs-always",
+        PromptLookupConfig(draft_length=6),
         cycle(12),
         list(range(1, 13)) * 2,
         [*range(1, 13), 1, 2, 3],
         3,
-        [(3, 3)] * 3 + [(1, 1)] * 3,
+        [(2, 2)] * 6,
     ),
     # Three drafted each step, but for the last three steps: two, one and none could still be emitted.
     Case(

@@ -1,5 +1,7 @@
 """One tree from all that is remembered, as large as it pays: suffix matches, Jacobi trajectories and recycled tokens.
 
+A trained path (`trained_source`) may be one source more, asked for the next token where that is expected to pay.
+
 Every source names tokens that may follow a node, with a chance of its own. Tokens that several name are one node. How
 often guesses of a kind (which sources agree, how sure each is, how deep) were right is learned while decoding; every
 step drafts the tree with the most expected tokens per measured cost of its size, or nothing.
@@ -12,12 +14,13 @@ from dataclasses import dataclass, field
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
-from selfdraft.core.growth import best_size, grow
+from selfdraft.core.growth import Growth, best_size, grow
 from selfdraft.core.options import option
 from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.core.tree import ROOT
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.trained_source import Answer, TrainedSource
 from selfdraft.models.target import Target
 
 SOURCES = ("suffix", "trajectory", "recycling")
@@ -29,6 +32,7 @@ SUPERSEDED = 0.1
 LEFT_OVER = 0.05
 DEEP = 2  # depths below this one share their estimates
 NEVER = (0, 0, False)  # no prediction
+UNASKED = -1  # of a trained path
 
 
 @dataclass
@@ -37,6 +41,7 @@ class PoolConfig(DrafterConfig):
 
     `costs`: by the measured cost of a forward, or `flat`: all of it. `edges`: predictions kept of every node.
     `branches`: continuations looked at of every match. `warm`: memory and estimates are kept between requests.
+    `adapter`: the folder of weights that task=finetune made, whose path is asked for the next token where that pays.
     """
 
     name: str = "pool"
@@ -47,6 +52,7 @@ class PoolConfig(DrafterConfig):
     min_probability: float = option(0.01, at_least=0.0, at_most=1.0)
     costs: str = option("measured", choices=COSTS)
     warm: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +60,9 @@ class PoolConfig(DrafterConfig):
             raise UserError(f"drafter.sources=[]: name at least one of {', '.join(SOURCES)}")
 
 
-Kind = tuple  # what a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth
+# What a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth; how sure a
+# trained path is.
+Kind = tuple
 
 
 @dataclass
@@ -84,6 +92,9 @@ class Pool(Drafter):
         super().__init__(target, config)
         self.costs = target.costs if config.costs == "measured" else None
         self.best = min(config.edges, target.vocab_size)
+        self.trained: TrainedSource | None = None
+        if config.adapter is not None:
+            self.trained = TrainedSource(target, config.adapter, self.best, self.costs)
         self.shared = self._empty()
 
     def start(self, context: Context) -> None:
@@ -95,13 +106,13 @@ class Pool(Drafter):
         """The best tree of `max_nodes`, cut where one node more would cost more than it is expected to gain."""
         memory: Memory = context.memory
         memory.text.read_on(context.tokens)
-        growing = _Growing(self.config, memory, context.tokens)
-        growth = grow(
-            growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
-        )
-        size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
+        growing, growth, size = self._grown(context, None)
+        answer = self._asked(context, growing, growth, size)
+        if answer is not None:
+            growing, growth, size = self._grown(context, answer)
         memory.growing = growing
-        return Draft(growth.tree(size), "pool", sources=tuple(growing.sources[:size]))
+        sources, reuse = tuple(growing.sources[:size]), answer.reuse if answer else None
+        return Draft(growth.tree(size), "pool", sources=sources, reuse=reuse)
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn which kinds of guesses were right wherever the text went, and what the model predicts at every node."""
@@ -109,6 +120,8 @@ class Pool(Drafter):
         for kinds, token in memory.growing.along(step.emitted) if memory.growing else ():  # none where it was not asked
             for guess, kind in kinds.items():
                 memory.estimates.observe(kind, guess == token)
+        if memory.growing and (answer := memory.growing.answer) is not None:
+            TrainedSource.learn(memory.estimates, answer, step.emitted[0])
         memory.growing = None
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
@@ -119,6 +132,28 @@ class Pool(Drafter):
         order = [*(i for i in range(len(predicted)) if i not in path), *path]
         memory.table.record([contexts[i] for i in order], [predicted[i] for i in order])
         memory.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
+
+    def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
+        """A tree of `max_nodes`, and how many of its nodes pay."""
+        growing = _Growing(self.config, context.memory, context.tokens, answer)
+        growth = grow(
+            growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
+        )
+        size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
+        return growing, growth, size
+
+    def _asked(self, context: Context, growing: _Growing, growth: Growth, size: int) -> Answer | None:
+        """What the trained path says, if there is one and asking promises more tokens per second than not to."""
+        if self.trained is None or not context.room:
+            return None
+        rival, best = (growth.tokens[0], growth.probabilities[0]) if growth.tokens else (None, 0.0)
+        if self.costs is not None:
+            expected, seconds = 1 + sum(growth.probabilities[:size]), self.costs(1 + size)
+            gain = self.trained.expected_gain(context.memory.estimates, best)
+            one_more = self.costs(2 + size) - seconds
+            if gain * seconds <= expected * (self.trained.seconds + one_more):
+                return None
+        return self.trained.ask(context, rival, best)
 
     def _empty(self) -> Memory:
         automaton = SuffixAutomaton()
@@ -131,8 +166,8 @@ class _Growing:
     Lists are by node + 1, the root's entry first.
     """
 
-    def __init__(self, config: PoolConfig, memory: Memory, text: list[int]) -> None:
-        self.config, self.memory = config, memory
+    def __init__(self, config: PoolConfig, memory: Memory, text: list[int], answer: Answer | None) -> None:
+        self.config, self.memory, self.answer = config, memory, answer
         self.contexts: list[tuple[int, ...]] = [tuple(text[-ORDER:])]
         self.matches, self.depths = [memory.text.match()], [0]
         self.children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
@@ -153,8 +188,11 @@ class _Growing:
         matched = self._name_continuations(node, priors, surest)
         predicted = self._name_predictions(node, priors, surest)
         left_over = self._name_left_over(node, priors, surest)
-        deep = min(self.depths[node + 1], DEEP)
-        kinds = {t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep) for t in priors}
+        told = self._name_told(node, priors, surest)
+        deep, unasked = min(self.depths[node + 1], DEEP), 0 if told else UNASKED
+        kinds = {
+            t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep, told.get(t, unasked)) for t in priors
+        }
         self.kinds.append(kinds)
         self.surest.append(surest)
         chance = self.memory.estimates.chance
@@ -206,3 +244,19 @@ class _Growing:
         if priors.get(token, 0.0) < LEFT_OVER:
             priors[token], surest[token] = LEFT_OVER, "trajectory"
         return token
+
+    def _name_told(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
+        """What a trained path says comes behind the root: by token, how sure that is, from 1.
+
+        It has seen the whole text, so what the others name beside it counts only for what chance it leaves them.
+        """
+        if node != ROOT or self.answer is None or not self.answer.guesses:
+            return {}
+        told, left = dict(self.answer.guesses), 1 - self.answer.guesses[0][1]
+        for token in priors:
+            if token not in told:
+                priors[token] *= left
+        for token, chance in told.items():
+            if chance > priors.get(token, 0.0):
+                priors[token], surest[token] = chance, "trained"
+        return {token: 1 + int(8 * chance) for token, chance in told.items()}

@@ -25,6 +25,7 @@ from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
 from selfdraft.models.lightcopy import Swap, light_copy
 from selfdraft.models.packing import PackedLinear
+from selfdraft.models.sparse import sliced_head
 
 if TYPE_CHECKING:
     from selfdraft.models.target import Target
@@ -111,7 +112,7 @@ class PseudoTokens:
 
     Attributes:
         embeddings: (k, C), as the first layer gets them. count: k.
-        sampler: where the adapter has one.
+        sampler: where the adapter has one. head, vocabulary: what it is read by, and the ids of its rows; None for all.
     """
 
     def __init__(self, target: Target, adapter: Adapter, name: str = "null") -> None:
@@ -137,6 +138,10 @@ class PseudoTokens:
         self.count = len(self.embeddings)
         self.path = replace(target.full, layers=self._layers(adapter))
         self.sampler = self._sampler(adapter.under("sampler."), size)
+        words = adapter.tensors.get("vocabulary")
+        self.head, self.vocabulary = target.head, None
+        if words is not None:
+            self.head, self.vocabulary = sliced_head(target.head, words.tolist(), packed=target.packed)
 
     def run(self, block: Block, trees: Sequence[TokenTree], states: list[Tensor] | None = None) -> Tensor:
         """(B, N, C) final hidden states of every row's root and tree, whose probes are pseudo tokens.
@@ -156,16 +161,23 @@ class PseudoTokens:
     def resampled(self, states: Tensor, previous: int, count: int) -> Tensor:
         """(2, j, count) best tokens (see `best_tokens`) of a chain of probes, each knowing the best of the one before.
 
+        They are drawn from the adapter's vocabulary where it has one: most of what a small model's sampler costs is its
+        head, once for every probe.
+
         Args:
             states: (j, C) behind the last layer. previous: the token before the first probe's.
         """
         assert self.sampler is not None
         anatomy, every = self.target.anatomy, []
         token = torch.tensor([previous], device=states.device)
-        for hidden in anatomy.norm(states):
-            every.append(anatomy.head(self.sampler(hidden[None], anatomy.embed(token))))
+        for hidden in self.target.norm(states):
+            every.append(self.head(self.sampler(hidden[None], anatomy.embed(token))))
             token = every[-1].argmax(-1)
-        return best_tokens(torch.cat(every), count)
+            token = token if self.vocabulary is None else self.vocabulary[token]
+        best = best_tokens(torch.cat(every), count)
+        if self.vocabulary is not None:
+            best[0] = self.vocabulary[best[0].long()].double()
+        return best
 
     def _layers(self, adapter: Adapter) -> tuple[nn.Module, ...]:
         """The full path's, with gated linears where the adapter has a LoRA."""

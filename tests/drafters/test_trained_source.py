@@ -1,0 +1,88 @@
+"""The pool with a trained path: asked where that pays, believed where it is right, spared what it has computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfdraft.core.costs import CostCurve
+from selfdraft.core.estimates import Estimates
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.base import Context, DrafterConfig
+from selfdraft.drafters.none import NoDrafter
+from selfdraft.drafters.pool import Pool, PoolConfig
+from selfdraft.drafters.trained_source import Answer, TrainedSource
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+PROMPT = [5, 17, 3, 60, 42]
+LENGTH = 24
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target(tiny_model("llama", seed=2))
+
+
+def adapter(folder: Path, *skipped: int) -> str:
+    """The target itself but for `skipped` layers: skipping none, it knows the next token."""
+    Adapter("test", {"scale": 1.0, "skip_attention": skipped, "skip_mlp": skipped}, {}).write(folder)
+    return str(folder)
+
+
+def decode(target: Target, drafter: Pool | NoDrafter) -> Generation:
+    return Decoder(target, drafter, Stopping(frozenset(), LENGTH)).decode(PROMPT)
+
+
+def test_a_path_that_knows_the_next_token_is_worth_one_a_step(target: Target, tmp_path: Path) -> None:
+    generation = decode(target, Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))))
+    assert generation.output == decode(target, NoDrafter(target, DrafterConfig())).output
+    assert generation.counts.target_forwards <= LENGTH / 2
+    offered, accepted = (generation.counts.acceptance_by_depth()[0][key] for key in ("offered", "accepted"))
+    assert offered == accepted
+
+
+@pytest.mark.parametrize(("draft", "asked"), [(0.0, True), (5.0, False)])
+def test_it_is_asked_where_that_is_expected_to_pay(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draft: float, asked: bool
+) -> None:
+    """Skipping the first layer, nothing of it can be reused: asking costs `draft` forwards."""
+    target.costs = CostCurve((1, 64), (1.0, 1.1))
+    monkeypatch.setattr(target, "costs_of", lambda path: CostCurve((1, 64), (draft, draft)))
+    pool = Pool(target, PoolConfig(adapter=adapter(tmp_path, 0)))
+    answers: list[Answer] = []
+    monkeypatch.setattr(pool.trained, "ask", _noting(pool.trained, answers))
+    decode(target, pool)
+    assert bool(answers) == asked
+
+
+def _noting(source: TrainedSource, answers: list[Answer]):
+    ask = source.ask
+
+    def noted(*args) -> Answer:
+        answers.append(ask(*args))
+        return answers[-1]
+
+    return noted
+
+
+def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) -> None:
+    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path, 2))).trained
+    target.allocate(1, 32)
+    target.prefill(0, PROMPT[:-1])
+    answer = source.ask(Context(0, list(PROMPT), len(PROMPT), 9, None), None, 0.0)
+    assert answer.reuse.layers == 2 and len(answer.reuse.states) == 1
+    assert sum(chance for _, chance in answer.guesses) <= 1 and len(answer.guesses) == source.count
+
+
+def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_path: Path) -> None:
+    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))).trained
+    for rival, rises in ((9, False), (4, True), (None, True)):
+        learned = Estimates()
+        before = source.expected_gain(learned, 0.3)
+        source.learn(learned, Answer([(9, 0.8)], None, doubt=5, rival=rival), 9)
+        assert (source.expected_gain(learned, 0.3) > before) == rises
