@@ -20,7 +20,7 @@ from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.core.tree import ROOT
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.trained_source import Answer, TrainedSource
+from selfdraft.drafters.trained_source import Answer, TrainedSource, best_guess
 from selfdraft.models.target import Target
 
 SOURCES = ("suffix", "trajectory", "recycling")
@@ -107,7 +107,7 @@ class Pool(Drafter):
         memory: Memory = context.memory
         memory.text.read_on(context.tokens)
         growing, growth, size = self._grown(context, None)
-        answer = self._asked(context, growing, growth, size)
+        answer = self._asked(context, growth, size)
         if answer is not None:
             growing, growth, size = self._grown(context, answer)
         memory.growing = growing
@@ -142,18 +142,11 @@ class Pool(Drafter):
         size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
         return growing, growth, size
 
-    def _asked(self, context: Context, growing: _Growing, growth: Growth, size: int) -> Answer | None:
-        """What the trained path says, if there is one and asking promises more tokens per second than not to."""
-        if self.trained is None or not context.room:
+    def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
+        """What the trained path says, if there is one and asking pays."""
+        if self.trained is None or not context.room or not self.trained.pays(context.memory.estimates, growth, size):
             return None
-        rival, best = (growth.tokens[0], growth.probabilities[0]) if growth.tokens else (None, 0.0)
-        if self.costs is not None:
-            expected, seconds = 1 + sum(growth.probabilities[:size]), self.costs(1 + size)
-            gain = self.trained.expected_gain(context.memory.estimates, best)
-            one_more = self.costs(2 + size) - seconds
-            if gain * seconds <= expected * (self.trained.seconds + one_more):
-                return None
-        return self.trained.ask(context, rival, best)
+        return self.trained.ask(context, *best_guess(growth))
 
     def _empty(self) -> Memory:
         automaton = SuffixAutomaton()

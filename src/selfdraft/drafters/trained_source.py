@@ -11,6 +11,7 @@ import torch
 
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.estimates import Estimates
+from selfdraft.core.growth import Growth
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context
 from selfdraft.models.adapter import Adapter
@@ -53,7 +54,7 @@ class TrainedSource:
         Raises:
             UserError: the folder holds no adapter of this model.
         """
-        self.target, self.count = target, count
+        self.target, self.count, self.costs = target, count, costs
         self.path = target.adapted_path(Adapter.read(folder))
         self.seconds = 0.0
         if costs is not None:
@@ -68,6 +69,18 @@ class TrainedSource:
             best: the chance of the other sources' best guess.
         """
         return learned.chance(("asked", doubt(best)), PRIOR * (1 - best))
+
+    def pays(self, learned: Estimates, growth: Growth, size: int) -> bool:
+        """Whether asking is expected to raise the tokens per second of a step.
+
+        Args:
+            growth: the tree that the other sources make, of which `size` nodes would be drafted.
+        """
+        if self.costs is None:
+            return True
+        expected, seconds = 1 + sum(growth.probabilities[:size]), self.costs(1 + size)
+        extra = self.seconds + self.costs(2 + size) - seconds
+        return self.expected_gain(learned, best_guess(growth)[1]) * seconds > expected * extra
 
     @torch.inference_mode()
     def ask(self, context: Context, rival: int | None, best: float) -> Answer:
@@ -87,6 +100,11 @@ class TrainedSource:
         """Whether the path knew the token that came, and the other sources' best guess was another."""
         known = bool(answer.guesses) and answer.guesses[0][0] == token
         learned.observe(("asked", answer.doubt), known and answer.rival != token)
+
+
+def best_guess(growth: Growth) -> tuple[int | None, float]:
+    """A tree's likeliest token behind the root, and its chance; None and 0 where there is none."""
+    return (growth.tokens[0], growth.probabilities[0]) if growth.tokens else (None, 0.0)
 
 
 def doubt(best: float) -> int:
