@@ -124,7 +124,7 @@ def test_lookup_searches_what_was_emitted_as_well() -> None:
 
 
 def lengths(accepted: Callable[[int], int], dearest: float, steps: int = 30) -> list[int]:
-    """How much is drafted of the same match, time after time, where so many of its tokens are right, and 65 cost that."""
+    """How much is drafted of one match, again and again, where so many of it are right and 65 tokens cost `dearest`."""
     text = [*range(1, 31), 1]
     target = StubTarget(successor)
     target.costs = CostCurve((1, 65), (1.0, dearest))

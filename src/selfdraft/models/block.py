@@ -20,6 +20,7 @@ class Block:
         rows, starts: cache rows, and the slot of each row's first token.
         tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
         cache: where their keys go. behind, held: see `visible_slots`.
+        key_block: what the number of keys that they attend to is rounded up to (see `invariance`).
     """
 
     rows: Sequence[int]
@@ -30,6 +31,7 @@ class Block:
     cache: KVCache
     behind: Sequence[int]
     held: Sequence[Tensor] | None = None
+    key_block: int = 1
 
     @staticmethod
     def of_trees(
@@ -39,6 +41,7 @@ class Block:
         trees: Sequence[TokenTree],
         cache: KVCache,
         row_block: int,
+        key_block: int,
     ) -> Block:
         """Every row's root and tree, padded to a common number of tokens, a multiple of `row_block`."""
         width = -(-(1 + max(len(tree) for tree in trees)) // row_block) * row_block
@@ -51,4 +54,4 @@ class Block:
             tokens[b, 0], tokens[b, 1:end], tokens[b, end:] = root, tree.tokens, root
             depths[b, 1:end] = tree.depths
             sees[b, 1:end, 1:end] = tree.sees
-        return Block(rows, starts, tokens, depths, sees, cache, starts)
+        return Block(rows, starts, tokens, depths, sees, cache, starts, key_block=key_block)

@@ -207,7 +207,8 @@ class Target:
         for first in range(0, len(tokens), PREFILL_CHUNK):
             chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
             start = [cache.lengths[row]]
-            self.run(path, Block([row], start, chunk, torch.arange(chunk.shape[1])[None], None, cache, start))
+            depths = torch.arange(chunk.shape[1])[None]
+            self.run(path, Block([row], start, chunk, depths, None, cache, start, key_block=self.key_block))
             cache.extend(row, chunk.shape[1])
 
     @torch.inference_mode()
@@ -273,12 +274,14 @@ class Target:
         if path is self.full:
             self.forwards += 1
         behind = [self.cache.lengths[row] + offset for row in rows]
+        padded = keep is not None  # only what verification takes over has to have the bits of verification
         if keys is None:
-            block = self._block(rows, behind, tokens, trees)
+            block = self._block(rows, behind, tokens, trees, padded=padded)
         else:
             starts = [keys.cache.lengths[row] + offset for row in rows]
             held = [keys.positions(row, offset) for row in rows]
-            block = replace(self._block(rows, starts, tokens, trees), cache=keys.cache, behind=behind, held=held)
+            block = self._block(rows, starts, tokens, trees, padded=padded)
+            block = replace(block, cache=keys.cache, behind=behind, held=held)
         if keep is None:
             return self._logits(path, self.run(path, block), trees)
         hidden = self.run(path.part(0, path.leading), block, normed=False)
@@ -310,9 +313,16 @@ class Target:
         self.cache.commit(row, path)
 
     def _block(
-        self, rows: Sequence[int], starts: Sequence[int], roots: Sequence[int], trees: Sequence[TokenTree]
+        self,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        padded: bool = True,
     ) -> Block:
-        return Block.of_trees(rows, starts, roots, trees, self.cache, self.row_block)
+        row_block, key_block = (self.row_block, self.key_block) if padded else (1, 1)
+        return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
 
     def _logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
         """Per row (n + 1, V), from (B, N, C) final hidden states."""
@@ -352,7 +362,7 @@ class Target:
         """
         anatomy, (_, width) = self.anatomy, block.tokens.shape
         starts = [start + since for start in block.starts]
-        view = block.cache.window(block.rows, starts, width - since, key_block=self.key_block)
+        view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
         positions = (torch.tensor(block.behind)[:, None] + block.depths[:, since:]).to(self.device)
         if hidden is None:
             hidden = anatomy.embed(block.tokens[:, since:].to(self.device))

@@ -1,0 +1,45 @@
+"""Which forwards are padded where a token's logits are to have the same bits in any of them: those that verify."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.block import Block
+from selfdraft.models.invariance import KEY_BLOCK, ROW_BLOCK
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+Shape = tuple[int, int]  # tokens of a row, and what the number of keys is rounded up to
+PADDED, PLAIN = (ROW_BLOCK, KEY_BLOCK), (1, 1)
+
+
+def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, seen = Target(tiny_model("llama")), []
+    target.row_block, target.key_block = ROW_BLOCK, KEY_BLOCK
+    run = target.run
+
+    def noting(path: object, block: Block, *args: object, **more: object):
+        seen.append((block.tokens.shape[1], block.key_block))
+        return run(path, block, *args, **more)
+
+    monkeypatch.setattr(target, "run", noting)
+    target.allocate(1, 64)
+    target.prefill(0, [5, 17, 3])
+
+    def shapes_of(*, keep: list | None) -> set[Shape]:
+        seen.clear()
+        target.draft_forward(target.sparse_path(SkipSet.from_layer(4, 2)), [0], 0, [9], [TokenTree.empty()], keep=keep)
+        return set(seen)
+
+    assert shapes_of(keep=None) == {PLAIN}
+    assert shapes_of(keep=[[]]) == {PADDED}
+    seen.clear()
+    target.forward([0], [9], [TokenTree.empty()])
+    assert set(seen) == {PADDED}
+    seen.clear()
+    target.prefill(0, [1, 2, 4])
+    assert {keys for _, keys in seen} == {KEY_BLOCK}
