@@ -3,7 +3,8 @@
 Every recorded step is priced at another machine's costs: its draft by the drafter's own forwards, its verification by
 the size of its tree. FILE is a profile.json of task=profile, or one of experiments/costs. What a drafter accepts hangs
 on model, text and drafter alone, so this says: were *these* acceptances had there, what would the speedup be?
-The host's own work (lookups, Python) is left out.
+The host's own work (lookups, Python) is left out, and so are a few small products of trained drafters (the LoRA of
+pseudo tokens and their sampler).
 """
 
 from __future__ import annotations
@@ -11,53 +12,92 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
-from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
+from selfdraft.models.adapter import Adapter
 
-NO_FORWARDS = ("none", "prompt_lookup")  # drafters whose drafts cost no forward
-IN_THE_STEP = ("jacobi",)  # those whose forwards of their own are full ones, counted as such
+# Drafters whose drafts cost no forward of their own, and those whose forwards are full ones, counted as such.
+NO_FORWARDS = ("none", "prompt_lookup", "suffix", "recycling", "lookahead", "pool", "pseudo_tokens")
+IN_THE_STEP = ("jacobi",)
+SPARSE = ("layer_skip", "early_exit")
 
 
-def draft_cost(drafter: dict, layers: int, costs: CostModel) -> CostCurve | None:
-    """Seconds of one of the drafter's own forwards there; None where it makes none.
+class Drafting(NamedTuple):
+    """What drafting costs there.
 
-    A skip set is carried over by its shares of attentions, MLPs and whole layers, since models differ in depth.
+    Attributes:
+        token_s: a drafted token. early: the leading layers, which verification need not run again on what was drafted
+            behind them; None where it takes nothing over.
+    """
+
+    token_s: float
+    early: Callable[[int], float] | None = None
+
+
+def drafting(drafter: dict, layers: int, vocabulary: int, costs: CostModel) -> Drafting | None:
+    """What the drafter's own forwards cost there; None where it makes none.
+
+    A skip set is carried over by its shares of attentions, MLPs and whole layers, since models differ in depth, and a
+    draft vocabulary by its share of the tokens.
 
     Raises:
         UserError: a drafter whose forwards this script cannot price.
     """
     name = drafter["name"]
-    if name in NO_FORWARDS + IN_THE_STEP:
+    if name in IN_THE_STEP or (name in NO_FORWARDS and (name == "pseudo_tokens" or not drafter.get("adapter"))):
         return None
-    if name != "layer_skip":
-        raise UserError(f"drafter={name}: this script prices layer_skip, jacobi, prompt_lookup and none")
+    if name not in SPARSE:
+        known = ", ".join((*SPARSE, *IN_THE_STEP, *NO_FORWARDS))
+        raise UserError(f"drafter={name}: this script prices {known} (pool without an adapter)")
+    skip, words = _path(drafter, layers, vocabulary)
+    kept = (layers - len(skip.whole_layers()), layers - len(skip.attention), layers - len(skip.mlp))
+    token_s = costs.kept(*(costs.layers * n / layers for n in kept))(1) - (1 - words / vocabulary) * costs.head(1)
+    if (drafter.get("min_confidence") or 0.0) > 0 or drafter.get("length", "threshold") != "threshold":
+        token_s += costs.confidence_s
+    if not drafter.get("reuse"):
+        return Drafting(token_s)
+    leading = costs.layers * min([*skip.attention, *skip.mlp], default=layers) / layers
+    run = costs.kept(leading, leading, leading)
+    return Drafting(token_s, lambda n: run(n) - costs.base(n) if n else 0.0)
+
+
+def _path(drafter: dict, layers: int, vocabulary: int) -> tuple[SkipSet, int]:
+    """What a draft skips, and how many tokens it may say."""
+    if drafter.get("adapter"):
+        adapter = Adapter.read(drafter["adapter"])
+        words = adapter.tensors.get("vocabulary")
+        skip = SkipSet.of(layers, adapter.settings["skip_attention"], adapter.settings["skip_mlp"])
+        return skip, vocabulary if words is None else len(words)
+    words = drafter.get("draft_vocabulary") or vocabulary
+    if drafter["name"] == "early_exit":
+        return SkipSet.from_layer(layers, drafter["exit_layer"] or max(1, layers // 2)), words
     if drafter["skip_attention"] is None and drafter["skip_mlp"] is None:
-        skip = SkipSet.spread(layers, drafter["sparsity"])
-    else:
-        skip = SkipSet.of(layers, drafter["skip_attention"] or (), drafter["skip_mlp"] or ())
-    kept = (len(skip.whole_layers()), len(skip.attention), len(skip.mlp))
-    return costs.kept(*(costs.layers * (1 - skipped / layers) for skipped in kept))
+        return SkipSet.spread(layers, drafter["sparsity"]), words
+    return SkipSet.of(layers, drafter["skip_attention"] or (), drafter["skip_mlp"] or ()), words
 
 
-def predict(lines: list[dict], config: dict, layers: int, costs: CostModel) -> tuple[float, float]:
+def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs: CostModel) -> tuple[float, float]:
     """Seconds a token with and without the drafter, over all lines."""
-    own = draft_cost(config["drafter"], layers, costs)
-    threshold = (config["drafter"].get("min_confidence") or 0.0) > 0
+    own = drafting(config["drafter"], layers, vocabulary, costs)
     tokens, seconds = 0, 0.0
     for line in lines:
         tokens += line["new_tokens"]
         for drafted, parents, *_ in line["steps"]:
-            seconds += costs.forward(len(drafted) + 1)
+            verified = len(drafted) + 1
+            seconds += costs.forward(verified)
             if own is not None:  # a forward for each token of the chain; siblings come along
                 depth = len(drafted) if parents is None else _depth(parents)
-                seconds += depth * (own(1) + (costs.confidence_s if threshold else 0.0))
+                seconds += depth * own.token_s
+                if own.early is not None and depth:
+                    seconds += own.early(verified - depth) - own.early(verified)
         refining = line["target_forwards"] - len(line["steps"])
         if refining:  # Jacobi's, each of a whole block
             seconds += refining * costs.forward(config["drafter"]["window"] + 1)
@@ -91,6 +131,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--hardware", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--layers", type=int, default=30, help="of the model that the run decoded with (default: 30)")
+    parser.add_argument("--vocabulary", type=int, default=49152, help="of that model (default: 49152)")
     given = parser.parse_args(arguments)
     lines, config, result = read_run(given.run)
     print(f"{result['drafter']} on {result['model']} in {result['dtype']}, {len(lines)} turns")
@@ -101,7 +142,7 @@ def main(arguments: list[str]) -> None:
             costs = CostModel.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
             raise UserError(f"--hardware {path} cannot be read: {error}") from None
-        drafted, plain = predict(lines, config, given.layers, costs)
+        drafted, plain = predict(lines, config, given.layers, given.vocabulary, costs)
         kind = " (roofline)" if costs.source.startswith("roofline") else ""
         cells = f"{costs.model} | {costs.device}{kind} | {1e3 * plain:.2f} | {1e3 * drafted:.2f}"
         print(f"| {cells} | {plain / drafted:.2f} |")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
+from selfdraft.models.adapter import Adapter
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "experiments" / "costs").glob("*.json"))
@@ -53,7 +56,7 @@ STEPS = [[[7, 8], None, [0, 1], 9, "x"], [[], None, [], 5, "x"], [[1, 2, 3], [-1
 
 
 def seconds_a_token(drafter: dict, **counts: int) -> float:
-    return script("predict").predict([line(STEPS, 6, **counts)], {"drafter": drafter}, 5, stub_costs())[0]
+    return script("predict").predict([line(STEPS, 6, **counts)], {"drafter": drafter}, 5, 100, stub_costs())[0]
 
 
 def test_lookups_cost_their_verification_alone() -> None:
@@ -66,6 +69,28 @@ def test_sparse_tokens_cost_their_share_of_the_model_each() -> None:
     drafted = 2 + 0 + 2  # the third draft is two levels deep
     assert seconds_a_token(options) == pytest.approx((38 + drafted * 8) / 6)
     assert seconds_a_token(options | {"min_confidence": 0.5}) == pytest.approx((38 + drafted * 8.25) / 6)
+
+
+def test_leading_layers_that_verification_takes_over_are_paid_once() -> None:
+    # Two of five layers, of ten four: a token drafts in 1 + 4 = 5 s. What the stub's layers cost hangs on no number of
+    # tokens, so that one token that has to be run through them costs what all do.
+    exit_ = {"name": "early_exit", "exit_layer": 2, "reuse": True}
+    assert seconds_a_token(exit_ | {"reuse": False}) == pytest.approx((38 + 4 * 5) / 6)
+    assert seconds_a_token(exit_) == pytest.approx((38 + 4 * 5) / 6)
+    costs = replace(stub_costs(), attention=CostCurve((1, 2), (0.5, 1.0)), mlp=CostCurve((1, 2), (0.5, 1.0)))
+    token = script("predict").predict([line(STEPS, 6)], {"drafter": exit_}, 5, 100, costs)[0]
+    # Now 4 s for each token: of three verified two are spared, and of four (two levels deep) two.
+    assert token == pytest.approx((38 + 4 * 5 - 8 - 8) / 6)
+
+
+def test_an_adapter_says_what_is_skipped_and_how_much_of_the_head_is_read(tmp_path: Path) -> None:
+    settings = {"scale": 1.0, "skip_attention": [1], "skip_mlp": [2, 3]}
+    Adapter("test", settings, {"vocabulary": torch.arange(20)}).write(tmp_path)
+    options = {"name": "layer_skip", "adapter": str(tmp_path)}
+    assert seconds_a_token(options) == pytest.approx((38 + 4 * (8 - 0.8 * 0.5)) / 6)
+    assert seconds_a_token({"name": "pseudo_tokens", "adapter": str(tmp_path)}) == pytest.approx(38 / 6)
+    with pytest.raises(UserError, match="pool without an adapter"):
+        seconds_a_token({"name": "pool", "adapter": str(tmp_path)})
 
 
 def test_refining_forwards_are_of_whole_blocks() -> None:
