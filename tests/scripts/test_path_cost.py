@@ -1,0 +1,56 @@
+"""scripts/path_cost.py: what it times of a path, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfdraft.core.skipset import SkipSet
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def module():
+    spec = importlib.util.spec_from_file_location("path_cost", ROOT / "scripts" / "path_cost.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("first", "through"), [(2, {1: 2, 2: 2}), (0, {2: 4})])
+def test_verification_takes_over_what_leading_layers_left(module, first: int, through: dict[int, int]) -> None:
+    """Of two tokens, the one that was drafted from has been through `first` of the four layers."""
+    target = Target(tiny_model("llama"))
+    target.allocate(1, 64)
+    target.prefill(0, [3, 4, 5])
+    with torch.inference_mode():
+        jobs = module.cases(target, target.sparse_path(SkipSet.of(4, [first], [first])))
+        assert list(jobs) == ["plain 1", "plain 2", "draft", "verify"]
+        run, seen = target.run, {}
+
+        def noting(path, block, hidden=None, *args, since: int = 0, **more):
+            tokens = block.tokens.shape[1] - since
+            seen[tokens] = seen.get(tokens, 0) + len(path.layers)
+            return run(path, block, hidden, *args, since=since, **more)
+
+        target.run = noting
+        jobs["verify"]()
+    assert seen == through
+
+
+def test_it_says_what_it_wants(module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Adapter("pseudo_tokens", {}, {"pseudo": torch.zeros(2, 8)}).write(tmp_path)
+    for folders, said in (
+        ([], "give the folders"),
+        (["nowhere"], "there is no such file"),
+        ([str(tmp_path)], "no path"),
+    ):
+        assert module.main(folders) == 2
+        assert said in capsys.readouterr().err
