@@ -104,7 +104,7 @@ def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
 def test_the_gate_is_shut_again_whatever_happens() -> None:
     target = begun()
     pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
-    with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1])):
+    with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1]), torch.device("cpu")):
         raise KeyError
     assert pseudo.gate.rows is None
 

@@ -76,6 +76,14 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Ten
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
+def product_by(weight: Tensor, *, packed: bool) -> Callable[[Tensor], Tensor]:
+    """(…, in) to (…, out), by a weight (out, in) that belongs to no module."""
+    if not packed:
+        return lambda x: functional.linear(x, weight)
+    kept = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return lambda x: packed_product(x, kept)
+
+
 @lru_cache(maxsize=1)
 @torch.inference_mode()
 def plain_pays(out: int = 3072, inner: int = 576, copies: int = 6, rounds: int = 12) -> bool:
