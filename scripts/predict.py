@@ -99,6 +99,9 @@ def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs
                 if own.early is not None and depth:
                     seconds += own.early(verified - depth) - own.early(verified)
         refining = line["target_forwards"] - len(line["steps"])
+        if config["drafter"]["name"] in IN_THE_STEP and config["drafter"].get("adapter"):
+            # Those of an adapter are no forwards of the target, and a block may come to rest before the last of them.
+            refining = config["drafter"]["refine_steps"] * sum(len(drafted) > 0 for drafted, *_ in line["steps"])
         if refining:  # Jacobi's, each of a whole block
             seconds += refining * costs.forward(config["drafter"]["window"] + 1)
     return seconds / tokens, costs.forward(1)

@@ -97,6 +97,11 @@ def test_refining_forwards_are_of_whole_blocks() -> None:
     assert seconds_a_token({"name": "jacobi", "window": 4}, target_forwards=5) == pytest.approx((38 + 2 * 15) / 6)
 
 
+def test_refining_forwards_of_an_adapter_are_paid_for_too() -> None:
+    options = {"name": "jacobi", "window": 4, "refine_steps": 2, "adapter": "somewhere"}
+    assert seconds_a_token(options) == pytest.approx((38 + 2 * 2 * 15) / 6)  # two steps drafted something
+
+
 def test_what_it_cannot_price_it_says() -> None:
     with pytest.raises(UserError, match="drafter=cascade: this script prices"):
         seconds_a_token({"name": "cascade"})
