@@ -1,17 +1,15 @@
 """What drafting through trained paths costs on this machine, and what pays:  python scripts/path_cost.py RUN [RUN ...]
 
 RUN is the folder of a task=finetune run. The default model in bfloat16, 256 tokens in the cache; timed interleaved:
-a drafting forward, a verification of two tokens with what drafting left of it, and plain forwards of one and two
-tokens. Median milliseconds, shares of a plain forward of one token, and the acceptance from which on drafting a single
+a drafting forward, a verification of two tokens with what drafting left of it, and a plain forward of one
+token. Median milliseconds, shares of a plain forward of one token, and the acceptance from which on drafting a single
 token pays: draft + verification, in those forwards, less one.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
@@ -20,6 +18,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.loading import load_embedded
+from selfdraft.models.profiling import interleaved_medians
 from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
@@ -40,22 +39,10 @@ def cases(target: Target, path: Path) -> dict[str, Callable[[], object]]:
     draft()
     reuse = [Reuse(path.leading, states[0])] if states else None
     return {
-        "plain 1": lambda: target.forward([0], [TOKEN], one),
-        "plain 2": lambda: target.forward([0], [TOKEN], two),
+        "plain": lambda: target.forward([0], [TOKEN], one),
         "draft": draft,
         "verify": lambda: target.forward([0], [TOKEN], two, reuse=reuse),
     }
-
-
-def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The median of each, one after the other in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(ROUNDS):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            taken[name].append(time.perf_counter() - begin)
-    return {name: 1e3 * median(times[1:]) for name, times in taken.items()}
 
 
 @one_line_script("path_cost")
@@ -64,8 +51,6 @@ def main(folders: list[str]) -> None:
     if not folders:
         raise UserError("give the folders of task=finetune runs")
     adapters = [Adapter.read(folder) for folder in folders]
-    if unfit := [f for f, a in zip(folders, adapters, strict=True) if "pseudo" in a.tensors]:
-        raise UserError(f"{unfit[0]} has no path of its own")
     target = Target(load_embedded("bfloat16", torch.device("cpu")).model)
     target.allocate(1, 2 * CONTEXT)
     text = torch.randint(target.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0))
@@ -73,8 +58,8 @@ def main(folders: list[str]) -> None:
     print("| path | plain forward of 1 | draft | of 1 | verification of 2 | of 1 | break-even acceptance |")
     print("|---|---|---|---|---|---|---|")
     for folder, adapter in zip(folders, adapters, strict=True):
-        ms = milliseconds(cases(target, target.adapted_path(adapter)))
-        one, draft, verify = ms["plain 1"], ms["draft"], ms["verify"]
+        seconds = interleaved_medians(cases(target, target.adapted_path(adapter)), ROUNDS)
+        one, draft, verify = (1e3 * seconds[name] for name in ("plain", "draft", "verify"))
         cells = f"{one:.1f} ms | {draft:.1f} ms | {draft / one:.2f} | {verify:.1f} ms | {verify / one:.2f}"
         print(f"| {adapter.recipe}: {folder} | {cells} | {(draft + verify) / one - 1:.2f} |")
 

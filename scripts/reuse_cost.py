@@ -8,13 +8,12 @@ Random weights are enough: time does not depend on them.
 from __future__ import annotations
 
 import sys
-import time
-from statistics import median
 
 import torch
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.profiling import interleaved_medians
 from selfdraft.models.sparse import Reuse
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -52,16 +51,10 @@ def main(layers: int = 16, hidden: int = 2048) -> None:
         "reusing, bonus kept": lambda: target.forward([0], [root], whole, reuse=reuse),
         "a drafting forward": lambda: target.draft_forward(exit_path, [0], 0, [root], [TokenTree.empty()]),
     }
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(ROUNDS + 1):
-        for name, run in cases.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
+    seconds = interleaved_medians(cases, ROUNDS)
     print(f"{target.parameters / 1e9:.2f} billion parameters, bfloat16, {torch.get_num_threads()} threads")
-    full = median(times["full verification"][1:])
-    for name, taken in times.items():
-        print(f"{name:20s} {1e3 * median(taken[1:]):7.1f} ms  {median(taken[1:]) / full:5.2f}")
+    for name, taken in seconds.items():
+        print(f"{name:20s} {1e3 * taken:7.1f} ms  {taken / seconds['full verification']:5.2f}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfdraft.core.costs import CostCurve
+from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
@@ -86,3 +88,11 @@ def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_pa
         before = source.expected_gain(learned, 0.3)
         source.learn(learned, Answer([(9, 0.8)], None, doubt=5, rival=rival), 9)
         assert (source.expected_gain(learned, 0.3) > before) == rises
+
+
+def test_an_adapter_without_a_path_and_one_of_a_deeper_model_are_refused(target: Target, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"skips layer 5, and this one's layers are 0 to 3$"):
+        Pool(target, PoolConfig(adapter=adapter(tmp_path, 5)))
+    Adapter("pseudo_tokens", {"skip_attention": [], "skip_mlp": []}, {"pseudo": torch.zeros(2, 32)}).write(tmp_path)
+    with pytest.raises(UserError, match="trained pseudo tokens, and no path to draft through: use drafter=pseudo_toke"):
+        Pool(target, PoolConfig(adapter=str(tmp_path)))

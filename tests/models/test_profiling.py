@@ -1,3 +1,6 @@
+import pytest
+
+from selfdraft.models import profiling
 from selfdraft.models.profiling import measure_costs
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -15,3 +18,11 @@ def test_a_model_of_few_positions_is_measured_within_them() -> None:
     target = Target(tiny_model("llama"))
     target.max_positions = 24
     assert max(measure_costs(target, context=20, rounds=1).sizes) <= 24
+
+
+def test_medians_are_of_runs_that_take_turns_behind_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ran = iter([0, 9, 0, 9, 0, 1, 0, 5, 0, 2, 0, 4, 0, 3, 0, 7]), []
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
+    jobs = {name: lambda name=name: ran.append(name) for name in ("a", "b")}
+    assert profiling.interleaved_medians(jobs, 3) == {"a": 2, "b": 5}
+    assert ran == ["a", "b"] * 4

@@ -8,6 +8,16 @@ import numpy as np
 
 from selfdraft.core.costs import CostCurve
 
+# How often looked-up tokens are right before anything is known, by the length of the n-gram that matched; the last
+# number holds for longer ones too.
+LOOKUP_PRIORS = (0.4, 0.6, 0.75)
+FADING = 0.98  # what a trial still counts a step later
+
+
+def lookup_prior(matched: int) -> float:
+    """Of `LOOKUP_PRIORS`, that of a match of so many tokens."""
+    return LOOKUP_PRIORS[min(matched, len(LOOKUP_PRIORS)) - 1]
+
 
 @dataclass
 class Rate:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfdraft.core.gains import Plan, Planner, Rate
+from selfdraft.core.gains import FADING, Plan, Planner, Rate, lookup_prior
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
@@ -21,9 +21,7 @@ from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
 _EMPTY = TokenTree.empty()
-LOOKUP_PRIORS = {1: 0.4, 2: 0.6}  # by the length of the n-gram that matched; longer ones LONG_PRIOR
-LONG_PRIOR, SPARSE_PRIOR = 0.75, 0.7
-FADING = 0.98  # of what is known, with every step
+SPARSE_PRIOR = 0.7  # that a sparse token is right, before anything is known
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Cascade(Drafter):
         sizes = range(self.config.ngram_min, self.config.ngram_max + 1)
         context.memory = Memory(
             NgramIndex(self.config.ngram_min, self.config.ngram_max),
-            {n: Rate(LOOKUP_PRIORS.get(n, LONG_PRIOR)) for n in sizes},
+            {n: Rate(lookup_prior(n)) for n in sizes},
         )
 
     def propose(self, context: Context) -> Draft:

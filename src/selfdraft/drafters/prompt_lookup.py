@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from selfdraft.core.gains import Rate
+from selfdraft.core.gains import FADING, Rate, lookup_prior
 from selfdraft.core.growth import best_size
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
@@ -15,10 +15,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
-# How often looked-up tokens are right before anything is learned, by the length of the n-gram that matched (longer ones
-# the last), how many trials that counts for, and what a trial still counts a step later.
-PRIORS = (0.4, 0.6, 0.75)
-WEIGHT, FADING = 6.0, 0.98
+WEIGHT = 6.0  # trials that a prior counts for
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Chances:
     """How often what followed matches of one length is right: its first token, and each after one that was."""
 
     def __init__(self, matched: int) -> None:
-        prior = PRIORS[min(matched, len(PRIORS)) - 1]
+        prior = lookup_prior(matched)
         self.first, self.later = Rate(prior, WEIGHT), Rate(prior, WEIGHT)
 
     def reached(self, length: int) -> list[float]:

@@ -24,9 +24,19 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
     """The path that the adapter was trained for.
 
     Raises:
-        UserError: its weights do not fit this model.
+        UserError: it has no path, or its weights do not fit this model.
     """
     settings, stock = adapter.settings, target.anatomy.layers
+    if "pseudo" in adapter.tensors:
+        raise UserError(
+            f"drafter.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
+            "drafter=pseudo_tokens"
+        )
+    if (last := max([*settings["skip_attention"], *settings["skip_mlp"]], default=0)) >= len(stock):
+        raise UserError(
+            f"drafter.adapter: it was trained for another model: it skips layer {last}, and this one's layers are 0 to "
+            f"{len(stock) - 1}"
+        )
     skip = SkipSet.of(len(stock), settings["skip_attention"], settings["skip_mlp"])
     trained = {}
     for index, layer in enumerate(stock):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,6 +98,17 @@ def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
             part,
             {name: rows if name == "rows" else context, "sizes": list(seconds), "seconds": list(seconds.values())},
         )
+
+
+def interleaved_medians(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of every job, the median of `rounds` runs that take turns, behind one that warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            begin = time.perf_counter()
+            job()
+            taken[name].append(time.perf_counter() - begin)
+    return {name: median(times[1:]) for name, times in taken.items()}
 
 
 def _prepare(target: Target, rows: int, context: int, longest: int) -> int:
