@@ -127,7 +127,7 @@ class StubTarget:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.forwards = 0
         self.costs = CostCurve((1, 64), (1.0, 2.0))  # seconds: any curve will do
-        self.longest_draft, self.chains_only = 10_000, False
+        self.chains_only = False
         self.cache = StubCache(1)
         self.seen: list[tuple[list[int], list[TokenTree]]] = []
         self.drafted: list[tuple[StubPath, list[int], int]] = []
@@ -136,6 +136,9 @@ class StubTarget:
 
     def allocate(self, rows: int, slots: int) -> None:
         self.cache = StubCache(rows)
+
+    def longest_draft(self, row: int) -> int:
+        return 10_000
 
     def costs_of(self, path: StubPath) -> CostCurve:
         return CostCurve((1, 64), (0.5, 1.0))

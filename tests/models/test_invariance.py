@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
@@ -43,3 +44,28 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
     seen.clear()
     target.prefill(0, [1, 2, 4])
     assert {keys for _, keys in seen} == {KEY_BLOCK}
+
+
+def test_no_draft_reaches_from_one_block_of_keys_into_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token of a verification is given as many keys as it would be given alone."""
+    target, spans = Target(tiny_model("llama")), []
+    target.row_block, target.key_block, target.widest_draft = ROW_BLOCK, KEY_BLOCK, 9
+    window = target.cache.window
+
+    def noting(*args: object, **more: object):
+        view = window(*args, **more)
+        spans.append(view.span)
+        return view
+
+    target.allocate(1, 2 * KEY_BLOCK)
+    text = torch.randint(60, (KEY_BLOCK + 20,), generator=torch.Generator().manual_seed(1)).tolist()
+    monkeypatch.setattr(target.cache, "window", noting)
+    for length in range(KEY_BLOCK - 14, KEY_BLOCK + 4):
+        target.cache.clear(0)
+        target.prefill(0, text[:length])
+        drafted = target.longest_draft(0)
+        assert drafted == (9 if length + ROW_BLOCK > KEY_BLOCK else min(9, KEY_BLOCK - ROW_BLOCK - length))
+        alone = -(-(length + drafted + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK  # the keys of the last token by itself
+        spans.clear()
+        target.forward([0], [text[length]], [TokenTree.chain(text[length + 1 : length + 1 + drafted])])
+        assert spans == [alone] and alone == -(-(length + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK

@@ -171,7 +171,7 @@ class Decoder:
 
     def _usable(self, draft: Draft, context: Context) -> Draft:
         """What of a draft can still be emitted, and can be verified in the target's present mode."""
-        draft = draft.up_to_depth(min(context.room, self.target.longest_draft))
+        draft = draft.up_to_depth(min(context.room, self.target.longest_draft(context.row)))
         if self.target.chains_only and not draft.tree.is_chain:
             draft = draft.restricted_to(draft.tree.first_branch())
         return draft

@@ -5,8 +5,9 @@ Measured on oneDNN's packed CPU kernels, in float32 and bfloat16:
 * A row of a packed product has the same bits for any number of rows but one: rows are padded to an even number.
 * Attention gives a query the same bits for any number of queries, unless one or two alone are left over from its blocks
   of 32: with the even number, that first happens at 22 rows where three query heads share a key, in float32.
-* Keys are summed up in blocks of 512, and a block that is masked as a whole adds nothing, to the bit: keys are padded
-  to whole blocks.
+* The number of keys decides how they are summed up, whether they are masked or not. So it must hang on nothing but the
+  token's position: keys are padded to whole blocks, and no draft reaches from one block into the next. The smaller the
+  block, the fewer masked keys are paid for and the more drafts are cut short: 128 costs least (invariance_cost.py).
 
 A tree puts keys into other slots than a chain, to be summed up in another order: only chains are verified in this mode.
 None of this is promised by anybody, so it is tried on the loaded model before it is relied on, width by width: drafts
@@ -18,11 +19,13 @@ from __future__ import annotations
 import torch
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.target import Target
 
-KEY_BLOCK, ROW_BLOCK = 512, 2
+KEY_BLOCK, ROW_BLOCK = 128, 2
 WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # rows of a padded forward, tried against single tokens
+TRIED_BLOCKS = (1, 4, 5)  # of keys: few, and the most that are summed up at once, and then more than those
 LEAST = 8  # rows below which drafting is not worth while
 
 
@@ -43,21 +46,26 @@ def make_shape_invariant(target: Target) -> None:
             "have the bits of tokens computed one by one; use decoding.shape_invariant=false "
             "(and model.packed=true on a CPU)"
         )
-    target.longest_draft, target.chains_only = width - 1, True
+    target.widest_draft, target.chains_only = width - 1, True
 
 
 def widest_alike(target: Target) -> int:
     """The largest of `WIDTHS` for which it and all smaller ones round as single tokens do; 0 if the first does not.
 
-    On a random text that begins within one block of keys and ends within the next.
+    On random texts that end where blocks of keys end.
     """
-    count = 40
-    prefix = max(1, min(KEY_BLOCK - count // 2, target.max_positions - count))
-    text = torch.randint(target.vocab_size, (prefix + count,), generator=torch.Generator().manual_seed(0)).tolist()
-    single, *blocks = target.teacher_forced_in(text, prefix, (1, *WIDTHS))
-    passed = 0
-    for width, block in zip(WIDTHS, blocks, strict=True):
-        if not torch.equal(single, block):
-            break
-        passed = width
+    passed, count = max(WIDTHS), max(WIDTHS) + ROW_BLOCK
+    forwards, generator = target.forwards, torch.Generator().manual_seed(0)
+    for keys in (KEY_BLOCK * blocks for blocks in TRIED_BLOCKS):
+        length = min(keys, target.max_positions) - ROW_BLOCK
+        text = torch.randint(target.vocab_size, (length,), generator=generator).tolist()
+        root, *after = text[length - count :]
+        single = target.teacher_forced(text, length - count, 1)
+        for width in range(ROW_BLOCK, passed + 1, ROW_BLOCK):
+            target.cache.rewind(0, length - count)
+            (together,) = target.forward([0], [root], [TokenTree.chain(after[: width - 1])])
+            if not torch.equal(single[:width], together):
+                passed = width - ROW_BLOCK
+                break
+    target.forwards = forwards
     return passed

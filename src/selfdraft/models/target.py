@@ -62,7 +62,7 @@ class Target:
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
         # What the shapes of a forward are rounded up to, and what decoding may ask of it (see invariance.py).
         self.key_block, self.row_block = 1, 1
-        self.longest_draft, self.chains_only = LONGEST_DRAFT, False
+        self.widest_draft, self.chains_only = LONGEST_DRAFT, False
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
         weights = sum(p.numel() for p in model.parameters())
         self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
@@ -307,6 +307,11 @@ class Target:
         whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
         whole = replace(whole, behind=[position + i for i in firsts])
         return torch.cat(self._logits(path, self.run(path, whole), chains))
+
+    def longest_draft(self, row: int) -> int:
+        """The deepest nodes that a row's next forward may verify: where its padding ends, so does its block of keys."""
+        slots = self.cache.lengths[row] + self.row_block
+        return min(self.widest_draft, -slots % self.key_block) if self.key_block > 1 else self.widest_draft
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""
