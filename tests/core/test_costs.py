@@ -22,3 +22,9 @@ def test_noise_that_makes_more_tokens_cheaper_is_levelled() -> None:
 def test_what_is_no_curve_is_refused(sizes: tuple[int, ...], seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="cost curve"):
         CostCurve(sizes, seconds)
+
+
+def test_a_row_of_a_batch_pays_its_share_of_all_tokens() -> None:
+    curve = CostCurve((1, 8, 16), (1.0, 2.0, 4.0))
+    assert curve.shared_by(1) is curve
+    assert [curve.shared_by(4)(size) for size in (1, 2, 4, 5)] == [curve(4 * size) / 4 for size in (1, 2, 4, 5)]

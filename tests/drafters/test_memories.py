@@ -12,11 +12,12 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.suffix import SuffixConfig
 from stub_target import StubTarget, cycle, successor
@@ -241,3 +242,21 @@ def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfi
             step(drafter, context, tree, best)
     for i, context in enumerate(contexts):
         assert context.tokens == [(i + at) % 7 + 1 for at in range(len(context.tokens))]
+
+
+# batches
+
+
+@pytest.mark.parametrize("config", [SuffixConfig(), PoolConfig(), PromptLookupConfig()], ids=lambda config: config.name)
+def test_who_shares_a_forward_with_others_drafts_as_much_as_its_share_can_pay(config: DrafterConfig) -> None:
+    """8 tokens cost what one does, every further one as much again: two rows leave each other 3 guesses."""
+    target, size = StubTarget(cycle(12)), {}
+    target.costs = CostCurve((1, 8, 16), (1.0, 1.0, 9.0))
+    drafter = DRAFTERS[config.name](target, config)
+    for rows in (1, 2, 8):
+        decoder = Decoder(target, drafter, Stopping(frozenset(), 30), batch_size=rows)
+        target.seen.clear()
+        done = decoder.answer([Request([*range(1, 13)] * 3)] * rows)
+        assert all(generation.ended for generation in done)
+        size[rows] = max(len(tree) for rows_of, trees in target.seen if len(rows_of) == rows for tree in trees)
+    assert size == {1: 7, 2: 3, 8: 0}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 class CostCurve:
     """Seconds of one forward of ``sizes[i]`` tokens in one row, the root included. Sizes ascend, seconds never fall."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[float, ...]
     seconds: tuple[float, ...]
 
     @staticmethod
@@ -38,6 +38,13 @@ class CostCurve:
         right = min(max(bisect_right(self.sizes, size), 1), len(self.sizes) - 1)
         (x0, x1), (y0, y1) = self.sizes[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
         return max(y0 + (y1 - y0) * (size - x0) / (x1 - x0), 0.0)
+
+    def shared_by(self, rows: int) -> CostCurve:
+        """Of a forward in which each of `rows` rows has so many tokens, one row's share of the seconds.
+
+        What a forward costs is taken to hang on how many tokens it has in all: a batch leaves less room for guesses.
+        """
+        return self if rows == 1 else CostCurve(*(tuple(x / rows for x in xs) for xs in (self.sizes, self.seconds)))
 
     def relative(self, size: float) -> float:
         """In forwards of one token."""

@@ -133,6 +133,8 @@ class Decoder:
     @torch.inference_mode()
     def _step(self, active: list[_Active], clock: PhaseClock) -> None:
         contexts = [a.context for a in active]
+        for context in contexts:
+            context.rows = len(active)
         with clock("draft"):
             proposed = self.drafter.propose_batch(contexts)
             drafts = [self._usable(d, c) for d, c in zip(proposed, contexts, strict=True)]

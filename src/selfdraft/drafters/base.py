@@ -34,6 +34,7 @@ class Context:
         room: the deepest node that could still be emitted before the length limit; drafting deeper is wasted.
         rng: the request's own generator, so that its draft does not depend on what else runs.
         rule: how the next token is chosen; a drafter that samples draws by the same rule.
+        rows: how many requests the present step decodes together.
         memory: the drafter's own.
     """
 
@@ -43,6 +44,7 @@ class Context:
     room: int
     rng: np.random.Generator
     rule: NextToken = NextToken()
+    rows: int = 1
     memory: Any = None
 
     def distributions(self, logits: Tensor, drafted: Sequence[int] = (), tree: TokenTree | None = None) -> Tensor:

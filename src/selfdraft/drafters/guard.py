@@ -7,7 +7,7 @@ is paid into it. So a drafter that never pays costs that share and the first few
 
 Prices: verification is `Target.costs` of the draft's size, measured when the guard is made and free of the noise of
 other work on the machine; the time that the drafter itself takes, its forwards included, is clocked. In a batch a row
-is charged as if it were alone.
+is charged its share, as though the others' drafts were as long.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class Guard(Drafter):
         super().__init__(inner.target, inner.config)
         self.inner, self.clock = inner, clock
         self.costs, self.best = inner.target.costs, inner.best
-        self.plain_s = self.costs(1)
-        self.balance = CREDIT * self.plain_s
+        self.balance = CREDIT * self.costs(1)
 
     def start(self, context: Context) -> None:
         """A request of which nothing is known."""
@@ -72,7 +71,7 @@ class Guard(Drafter):
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
         """The inner drafter is asked for all requests that may draft at once."""
-        going = [c for c in contexts if self.balance >= 0 or c.memory.pays(self.plain_s)]
+        going = [c for c in contexts if self.balance >= 0 or c.memory.pays(self._plain_s(c))]
         drafts = {}
         if going:
             begin = self.clock()
@@ -95,13 +94,17 @@ class Guard(Drafter):
         begin = self.clock()
         self.inner.observe(view, step)
         watch.inner = view.memory
-        tokens, size = len(step.emitted), len(step.draft.tree)
-        earned = BUDGET * tokens * self.plain_s
+        tokens, size, plain_s = len(step.emitted), len(step.draft.tree), self._plain_s(context)
+        earned = BUDGET * tokens * plain_s
         if watch.spent is not None:
-            seconds = watch.spent + self.clock() - begin + self.costs(size + 1)
-            earned += tokens * self.plain_s - seconds
+            seconds = watch.spent + self.clock() - begin + self.costs.shared_by(context.rows)(size + 1)
+            earned += tokens * plain_s - seconds
             if size or step.draft.target_forwards:  # that a lookup found nothing says nothing of what it finds
                 watch.tokens = MEMORY * watch.tokens + tokens
                 watch.seconds = MEMORY * watch.seconds + seconds
         watch.spent = None
-        self.balance = min(self.balance + earned, CREDIT * self.plain_s)
+        self.balance = min(self.balance + earned, CREDIT * plain_s)
+
+    def _plain_s(self, context: Context) -> float:
+        """What a step of a request costs without a draft."""
+        return self.costs.shared_by(context.rows)(1)

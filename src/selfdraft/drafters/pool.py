@@ -139,12 +139,16 @@ class Pool(Drafter):
         growth = grow(
             growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
         )
-        size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
+        size = len(growth.tokens)
+        if self.costs is not None:
+            size = best_size(growth.probabilities, self.costs.shared_by(context.rows))
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
         """What the trained path says, if there is one and asking pays."""
-        if self.trained is None or not context.room or not self.trained.pays(context.memory.estimates, growth, size):
+        if self.trained is None or not context.room:
+            return None
+        if not self.trained.pays(context.memory.estimates, growth, size, context.rows):
             return None
         return self.trained.ask(context, *best_guess(growth))
 

@@ -90,7 +90,7 @@ class PromptLookup(Drafter):
         memory.matched, found = memory.index.match(min(self.config.draft_length, context.room))
         if found and self.costs is not None:
             chances = memory.chances.setdefault(memory.matched, Chances(memory.matched))
-            found = found[: best_size(chances.reached(len(found)), self.costs)]
+            found = found[: best_size(chances.reached(len(found)), self.costs.shared_by(context.rows))]
         return Draft(TokenTree.chain(found), source="lookup")
 
     def observe(self, context: Context, step: Step) -> None:

@@ -80,7 +80,8 @@ class PseudoTokensDrafter(Drafter):
 
         growth = grow(expand, nodes=self.config.nodes, depth=context.room)
         size, each = len(growth.tokens), 1 + self.pseudo.count
-        if (costs := self.costs) is not None:
+        if self.costs is not None:
+            costs = self.costs.shared_by(context.rows)
             size = best_size(growth.probabilities, lambda tokens: costs(tokens * each))
         tree = growth.tree(size).probed(self.pseudo.count, self.target.pad_id).up_to_depth(context.room)
         return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, pseudo=self.pseudo)

@@ -57,7 +57,9 @@ class Suffix(Drafter):
             depth=context.room,
             least=self.config.min_probability,
         )
-        size = len(growth.tokens) if self.costs is None else best_size(growth.probabilities, self.costs)
+        size = len(growth.tokens)
+        if self.costs is not None:
+            size = best_size(growth.probabilities, self.costs.shared_by(context.rows))
         return Draft(growth.tree(size), source="suffix")
 
     def _expand(

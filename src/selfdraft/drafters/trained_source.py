@@ -70,16 +70,17 @@ class TrainedSource:
         """
         return learned.chance(("asked", doubt(best)), PRIOR * (1 - best))
 
-    def pays(self, learned: Estimates, growth: Growth, size: int) -> bool:
+    def pays(self, learned: Estimates, growth: Growth, size: int, rows: int = 1) -> bool:
         """Whether asking is expected to raise the tokens per second of a step.
 
         Args:
-            growth: the tree that the other sources make, of which `size` nodes would be drafted.
+            growth: the tree that the other sources make, of which `size` nodes would be drafted. rows: of the step.
         """
         if self.costs is None:
             return True
-        expected, seconds = 1 + sum(growth.probabilities[:size]), self.costs(1 + size)
-        extra = self.seconds + self.costs(2 + size) - seconds
+        costs = self.costs.shared_by(rows)
+        expected, seconds = 1 + sum(growth.probabilities[:size]), costs(1 + size)
+        extra = self.seconds + costs(2 + size) - seconds
         return self.expected_gain(learned, best_guess(growth)[1]) * seconds > expected * extra
 
     @torch.inference_mode()
