@@ -1,11 +1,10 @@
-"""The target: one stock model, driven layer by layer over token trees, full or sparse.
+"""The target: one stock model over the token trees of many requests, full or sparse.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with the root), V vocabulary, C hidden size.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,29 +18,25 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.anatomy import SLIDING, dissect, refuse
-from selfdraft.models.attention import FLEX, additive, visible_slots
-from selfdraft.models.attention import NAME as GROUPED_SDPA
+from selfdraft.models.anatomy import refuse
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
+from selfdraft.models.driver import Driver, refusing
 from selfdraft.models.dynamic import most_similar_skips
-from selfdraft.models.fusing import fast_module
-from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.neurons import most_used_mlps
-from selfdraft.models.packing import PackedLinear
 from selfdraft.models.profiling import measure_costs
 from selfdraft.models.pseudo import PseudoTokens, untrained
 from selfdraft.models.selection import Scores, Selection, scoring
-from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path, spread_out
+from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path
 
 LONGEST_DRAFT = 10_000  # no limit
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
 
 
-class Target:
-    """A stock causal LM behind the interface that decoding and drafters need.
+class Target(Driver):
+    """A stock causal LM behind the interface that decoding and drafters need, over a cache of requests.
 
-    The model itself is left as it is: packed matrices and the attention function live in light copies of its layers.
+    `Driver` runs them; here stands what is run, in which row and slots, and what is kept of it.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> None:
@@ -55,41 +50,20 @@ class Target:
         Raises:
             UserError: where the family cannot be driven, by name.
         """
-        self.model = model
-        self.anatomy = dissect(model)
-        self.device, self.dtype = model.device, model.dtype
+        super().__init__(model, packed=packed, attention=attention)
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
         # What the shapes of a forward are rounded up to, and what decoding may ask of it (see invariance.py).
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = LONGEST_DRAFT, False
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
-        weights = sum(p.numel() for p in model.parameters())
-        self.parameters, self.vocab_size = weights, int(model.config.vocab_size)
-
-        self.packed = packed
-        self.cache = KVCache(len(self.anatomy.layers), rows=1, slots=0)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
         self._costs_of: dict[object, CostCurve] = {}
-        self.attention = attention
-        try:
-            layers = [self.driven(layer) for layer in self.anatomy.layers]
-            self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
-            self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
+        with refusing(model):
             error = self._distance_from_stock_forward()
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
-            raise refuse(model, f"its layers cannot be driven one by one ({type(broken).__name__})") from broken
         if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
             raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
-
-    def driven(self, layer: nn.Module) -> nn.Module:
-        """A stock layer as forwards run it: a light copy with our attention, fused and packed where possible."""
-        layer = light_copy(layer, _stock)
-        self._set_attention(layer)
-        return self.fastest(layer)
-
-    def fastest(self, module: nn.Module) -> nn.Module:
-        """A light copy of a module, fused and packed where possible."""
-        return light_copy(module, fast_module if self.packed else _stock)
 
     def allocate(self, rows: int, slots: int) -> None:
         """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do.
@@ -135,11 +109,6 @@ class Target:
         Overwrites the cache: drafters ask when they are made, never in the middle of a request.
         """
         return measure_costs(self)
-
-    def linears(self) -> list[nn.Module]:
-        """Every matrix of the full path and the head, packed or not."""
-        modules = (part for module in (*self.full.layers, self.head) for part in module.modules())
-        return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
     def costs_of(self, path: Path) -> CostCurve:
         """As `costs`, of a path, for small blocks. Measured once for all paths alike; overwrites the cache."""
@@ -246,7 +215,7 @@ class Target:
             hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
         for b, row_keep in enumerate(keep or ()):
             row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
-        return self._logits(self.full, hidden, trees)
+        return self.logits(self.full, hidden, trees)
 
     @torch.inference_mode()
     def draft_forward(
@@ -283,11 +252,11 @@ class Target:
             block = self._block(rows, starts, tokens, trees, padded=padded)
             block = replace(block, cache=keys.cache, behind=behind, held=held)
         if keep is None:
-            return self._logits(path, self.run(path, block), trees)
+            return self.logits(path, self.run(path, block), trees)
         hidden = self.run(path.part(0, path.leading), block, normed=False)
         for b, row_keep in enumerate(keep):
             row_keep.append(hidden[b, : 1 + len(trees[b])])
-        return self._logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
+        return self.logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
 
     @torch.inference_mode()
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
@@ -306,7 +275,7 @@ class Target:
         chains = [TokenTree.chain(tokens[i + 1 : i + size]) for i in firsts]
         whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
         whole = replace(whole, behind=[position + i for i in firsts])
-        return torch.cat(self._logits(path, self.run(path, whole), chains))
+        return torch.cat(self.logits(path, self.run(path, whole), chains))
 
     def longest_draft(self, row: int) -> int:
         """The deepest nodes that a row's next forward may verify: where its padding ends, so does its block of keys."""
@@ -329,16 +298,6 @@ class Target:
         row_block, key_block = (self.row_block, self.key_block) if padded else (1, 1)
         return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
 
-    def _logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
-        """Per row (n + 1, V), from (B, N, C) final hidden states."""
-        # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
-        real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
-        logits = (path.head or self.head)(real)
-        if self.anatomy.softcap is not None:
-            logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
-        logits = spread_out(logits, path.vocabulary, self.vocab_size)
-        return list(logits.split([1 + len(tree) for tree in trees]))
-
     def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
         """The full model's (B, N, C) final hidden states, where leading layers have seen the `ready` first tokens."""
         layers = reuse[0].layers
@@ -347,67 +306,6 @@ class Target:
             missing = self.run(self.full.part(0, layers), block, since=ready, normed=False)
             hidden = torch.cat([hidden, missing], dim=1)
         return self.run(self.full.part(layers, len(self.full.layers)), block, hidden)
-
-    def run(
-        self,
-        path: Path,
-        block: Block,
-        hidden: Tensor | None = None,
-        *,
-        since: int = 0,
-        normed: bool = True,
-        states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """(B, N, C) hidden states behind the layers of `path`, and behind the final norm.
-
-        Args:
-            hidden: (B, N, C) what the first layer gets; None for the tokens' embeddings.
-            since: compute only the tokens from this one on: the keys of those before are in the cache.
-            states: gets the hidden states before and behind every layer.
-        """
-        anatomy, (_, width) = self.anatomy, block.tokens.shape
-        starts = [start + since for start in block.starts]
-        view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
-        positions = (torch.tensor(block.behind)[:, None] + block.depths[:, since:]).to(self.device)
-        if hidden is None:
-            hidden = anatomy.embed(block.tokens[:, since:].to(self.device))
-        masks, rotations = {}, {}
-        for kind in set(path.types):
-            window = anatomy.window if kind == SLIDING else None
-            visible = visible_slots(
-                block.starts,
-                block.depths,
-                block.sees,
-                view.span,
-                window,
-                self.device,
-                behind=block.behind,
-                held=block.held,
-            )
-            masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self.share)
-            rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
-        if states is not None:
-            states.append(hidden)
-        for layer, kind in zip(path.layers, path.types, strict=True):
-            hidden = layer(
-                hidden,
-                attention_mask=masks[kind],
-                position_ids=positions,
-                position_embeddings=rotations[kind],
-                **{anatomy.cache_argument: view},
-            )
-            if states is not None:
-                states.append(hidden)
-        return (path.norm or self.norm)(hidden) if normed else hidden
-
-    def _set_attention(self, layer: nn.Module) -> None:
-        """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
-        attention, name = getattr(layer, self.anatomy.attention_name), self.attention
-        attention.config = copy.copy(attention.config)
-        if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
-            name = "eager"
-        attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
-        self.share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self) -> float:
@@ -418,10 +316,6 @@ class Target:
         ours = self.forward([0], [int(tokens[0])], [TokenTree.chain(tokens[1:])])[0].float()
         self.forwards = 0
         return float((stock - ours).abs().mean() / stock.std(dim=-1).mean())
-
-
-def _stock(_: str, __: nn.Module) -> None:
-    """No module is swapped for another."""
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:
