@@ -1,4 +1,4 @@
-"""Sparse paths beyond skipped sublayers: reuse of what drafting computed, width, vocabulary, selected keys, replays."""
+"""Sparse paths beyond skipped sublayers: reuse of what drafting computed, vocabulary, replays, chosen layers."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from begun import CLOSE, LONG, SHORT, begin
 from random_trees import random_tree
-from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.block import Block
-from selfdraft.models.neurons import most_active, neuron_statistics, require_gated_mlps, sliced_mlps
-from selfdraft.models.selection import Selection, scoring
 from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
-
-LONG = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85]  # well past the window of 8
-SHORT = [5, 17, 3, 60]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-GATED = [family for family in FAMILIES if family != "gpt_neox"]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return tiny_model(request.param)
-
-
-@pytest.fixture
-def target(model: PreTrainedModel) -> Target:
-    return Target(model)
-
-
-def begin(target: Target, *prompts: list[int]) -> None:
-    target.allocate(len(prompts), 0)
-    for row, prompt in enumerate(prompts):
-        target.prefill(row, prompt[:-1])
+from selfdraft.models.tiny import WINDOW, tiny_model
 
 
 def draft(target: Target, path: Path, prompts: list[list[int]], lengths: list[int]) -> tuple[list[list[int]], list]:
@@ -186,161 +163,6 @@ def test_a_replay_is_what_was_drafted_there(target: Target, position: int) -> No
     torch.testing.assert_close(target.replay(path, 0, position, tokens), then, **CLOSE)
     for mine, theirs in zip(target.cache._keys, before, strict=True):  # what is committed was left alone
         assert torch.equal(mine[:, :, : len(LONG) - 1], theirs[:, :, : len(LONG) - 1])
-
-
-# Width.
-
-
-def activations(model: PreTrainedModel, target: Target, text: list[int]) -> list[Tensor]:
-    """Per layer (S, F): what the stock model's down projections get."""
-    seen: list[Tensor] = []
-    downs = [getattr(layer, target.anatomy.mlp_name).down_proj for layer in target.anatomy.layers]
-    hooks = [down.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0][0])) for down in downs]
-    with torch.inference_mode():
-        model(torch.tensor([text]), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-@pytest.mark.parametrize("family", GATED)
-def test_neurons_are_chosen_by_their_share_in_the_prompt_s_activations(family: str) -> None:
-    model = tiny_model(family)
-    target = Target(model)
-    begin(target, SHORT)
-    require_gated_mlps(target)
-    ours = neuron_statistics(target, LONG)
-    for mine, z in zip(ours, activations(model, target, LONG), strict=True):
-        share = z.abs() / z.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(mine, share.norm(dim=0), rtol=1e-3, atol=1e-3)
-        (kept,) = most_active([mine], 0.25)
-        assert len(kept) == 16 and set(kept.tolist()) == set(mine.argsort()[-16:].tolist())
-    assert target.cache.lengths == [len(SHORT) - 1]  # and the request's cache was left alone
-
-
-@pytest.mark.parametrize("family", GATED)
-def test_a_sliced_mlp_is_the_stock_one_with_all_other_neurons_at_zero(family: str) -> None:
-    model = tiny_model(family)
-    target = Target(model)
-    kept = most_active(neuron_statistics(target, LONG), 0.5)
-    skip = SkipSet.of(4, [1], [2])
-    path = target.sparse_path(skip, mlps=sliced_mlps(target, kept, skip))
-    assert path.leading == 0
-    begin(target, LONG)
-    ours = target.draft_forward(path, [0], 0, [1], [TokenTree.chain([2, 3])])[0]
-    with torch.inference_mode():
-        past = model(torch.tensor([LONG[:-1]]), use_cache=True).past_key_values  # the prefix has seen whole MLPs
-        anatomy = target.anatomy
-        for layer, neurons in zip(anatomy.layers, kept, strict=True):
-            only = torch.zeros(64).index_fill_(0, neurons, 1.0)
-            getattr(layer, anatomy.mlp_name).down_proj.register_forward_pre_hook(lambda m, x, only=only: (x[0] * only,))
-        attention, mlp = (
-            getattr(anatomy.layers[1], anatomy.attention_name),
-            getattr(anatomy.layers[2], anatomy.mlp_name),
-        )
-        attention.register_forward_hook(lambda m, x, out: (torch.zeros_like(out[0]), *out[1:]))
-        mlp.register_forward_hook(lambda m, x, out: torch.zeros_like(out))
-        expected = model(torch.tensor([[1, 2, 3]]), past_key_values=past).logits[0]
-    torch.testing.assert_close(ours, expected, **CLOSE)
-    whole = target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])[0]
-    assert (ours - whole).abs().max() > 0.01
-
-
-def test_a_family_without_gated_mlps_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"^drafter=width_skip: model family 'gpt_neox' has no gated MLPs"):
-        require_gated_mlps(Target(tiny_model("gpt_neox")))
-
-
-def test_a_slice_holds_so_much_less() -> None:
-    target = Target(tiny_model("llama"))
-    sliced = sliced_mlps(target, [torch.tensor([1, 5, 6])] * 4, SkipSet.of(4, [], [3]))
-    assert set(sliced) == {0, 1, 2}
-    shapes = {
-        name: tuple(m.weight.shape)
-        for name, m in sliced[0].named_children()
-        if isinstance(m, nn.Module) and hasattr(m, "weight")
-    }
-    assert shapes == {"gate_up": (6, 32), "down_proj": (32, 3)}
-
-
-# Keys.
-
-
-@pytest.mark.parametrize("prompt", [LONG, SHORT], ids=len)
-def test_selecting_all_keys_changes_nothing(target: Target, prompt: list[int]) -> None:
-    begin(target, prompt)
-    keys = Selection(4, 1)
-    keys.choose(0, target.cache, torch.arange(len(prompt) - 1))
-    for path in (target.sparse_path(SkipSet()), target.sparse_path(SkipSet.of(4, [1], [2]))):
-        for offset, token in enumerate([prompt[-1], 4, 9]):
-            ours = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])], keys=keys)[0]
-            plain = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])])[0]
-            torch.testing.assert_close(ours, plain, **CLOSE)
-
-
-def test_selected_keys_are_all_that_is_seen_and_stand_where_they_stood(model: PreTrainedModel, target: Target) -> None:
-    """Against the stock model with a mask over the whole prefix."""
-    chosen = torch.tensor([0, 1, 9, 14, 15, 16, 17, 18])
-    begin(target, LONG)
-    keys = Selection(4, 1)
-    keys.choose(0, target.cache, chosen)
-    path, tokens = target.sparse_path(SkipSet()), [LONG[-1], 4, 9, 30]
-    ours = [
-        target.draft_forward(path, [0], offset, [token], [TokenTree.empty()], keys=keys)[0][0]
-        for offset, token in enumerate(tokens)
-    ]
-    length, whole = len(LONG) - 1, len(LONG) - 1 + len(tokens)
-    seen = torch.ones(whole, whole, dtype=torch.bool).tril()
-    others = torch.ones(length, dtype=torch.bool).index_fill_(0, chosen, False)
-    seen[length:, :length] &= ~others
-    near = torch.arange(whole)[:, None] - torch.arange(whole) < (target.anatomy.window or whole)
-    kinds = {"full_attention": _additive(seen), "sliding_attention": _additive(seen & near)}
-    mask = kinds if model.config.model_type.startswith("gemma") else kinds[target.anatomy.layer_types[0]]
-    with torch.inference_mode():
-        positions = torch.arange(whole)[None]
-        text = torch.tensor([[*LONG[:-1], *tokens]])
-        expected = model(text, attention_mask=mask, position_ids=positions, use_cache=False).logits[0, length:]
-    torch.testing.assert_close(torch.stack(ours), expected, **CLOSE)
-
-
-def _additive(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)[None, None]
-
-
-def test_selections_of_a_batch_are_each_row_s_own(target: Target) -> None:
-    prompts = [LONG, SHORT, LONG[:9]]
-    begin(target, *prompts)
-    keys, alone = Selection(4, 3), Selection(4, 3)
-    choices = [torch.tensor([0, 1, 15, 16, 17, 18]), torch.arange(3), torch.tensor([0, 5, 6, 7])]
-    for row, choice in enumerate(choices):
-        keys.choose(row, target.cache, choice)
-    path = target.sparse_path(SkipSet.of(4, [1], []))
-    roots = [prompt[-1] for prompt in prompts]
-    together = target.draft_forward(path, [0, 1, 2], 0, roots, [TokenTree.empty()] * 3, keys=keys)
-    for row, choice in enumerate(choices):
-        alone.choose(row, target.cache, choice)
-        by_itself = target.draft_forward(path, [row], 0, [roots[row]], [TokenTree.empty()], keys=alone)[0]
-        torch.testing.assert_close(together[row], by_itself, **CLOSE)
-
-
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3"])
-def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
-    model = tiny_model(family, attn_implementation="eager")
-    target = Target(model)
-    begin(target, LONG)
-    path, scores = scoring(target, target.sparse_path(SkipSet()))
-    target.draft_forward(path, [0], 0, [LONG[-1]], [TokenTree.empty()])
-    with torch.inference_mode():
-        weights = model(torch.tensor([LONG]), output_attentions=True, use_cache=False).attentions
-    expected = sum(w[0, :, -1].sum(0) for w in weights)
-    torch.testing.assert_close(scores.sums[0], expected, rtol=1e-3, atol=1e-3)
-    assert scores.best(5, 2, 19).tolist() == sorted((2 + expected[2:19].topk(5).indices).tolist())
-
-
-def test_scores_of_a_family_with_attention_of_its_own_are_refused_by_name() -> None:
-    target = Target(tiny_model("gemma2"))
-    with pytest.raises(UserError, match=r"^drafter\.top_k: .*'gemma2'"):
-        scoring(target, target.sparse_path(SkipSet()))
 
 
 # Layers chosen by hidden states.

@@ -1,0 +1,15 @@
+"""Requests that have begun, on tiny models: a prompt past the window of the sliding ones, and one within it."""
+
+from __future__ import annotations
+
+from selfdraft.models.target import Target
+
+LONG = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85]  # well past the window of 8
+SHORT = [5, 17, 3, 60]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def begin(target: Target, *prompts: list[int]) -> None:
+    target.allocate(len(prompts), 0)
+    for row, prompt in enumerate(prompts):
+        target.prefill(row, prompt[:-1])

@@ -1,0 +1,19 @@
+"""Tiny models of every family, for tests that hold for all of them."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedModel
+
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, tiny_model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def target(model: PreTrainedModel) -> Target:
+    return Target(model)
