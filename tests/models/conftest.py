@@ -16,4 +16,5 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture
 def target(model: PreTrainedModel) -> Target:
+    """Fresh for every test, so that none finds another's cache."""
     return Target(model)

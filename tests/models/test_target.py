@@ -13,27 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 
+from begun import CLOSE, LONG, SHORT, begin
 from random_trees import branch, random_tree
 from selfdraft.core.acceptance import accept_greedy
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.target import PREFILL_CHUNK, Path, Target
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
-
-SHORT = [5, 17, 3, 60]
-LONG = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85]  # well past the window of 8
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # rounding, where the logits' spread is about 1 to 10
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return tiny_model(request.param)
-
-
-@pytest.fixture
-def target(model: PreTrainedModel) -> Target:
-    """Fresh for every test, so that none finds another's cache."""
-    return Target(model)
 
 
 @torch.inference_mode()
@@ -47,13 +33,6 @@ def assert_tree_is_right(model: PreTrainedModel, prefix: list[int], tree: TokenT
     for node in range(ROOT, len(tree)):
         text = prefix + (branch(tree, node) if node != ROOT else [])
         torch.testing.assert_close(logits[node + 1], stock_logits(model, text), **CLOSE)
-
-
-def begin(target: Target, *prompts: list[int]) -> None:
-    """Prefill a row a prompt, but for each one's last token, which is the root of the first tree."""
-    target.allocate(len(prompts), 0)
-    for row, prompt in enumerate(prompts):
-        target.prefill(row, prompt[:-1])
 
 
 @pytest.mark.parametrize("prompt", [SHORT[:1], SHORT, LONG], ids=len)
