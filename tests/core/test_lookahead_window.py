@@ -32,6 +32,18 @@ def test_the_pool_takes_every_ngram_of_a_text() -> None:
 
 
 @pytest.mark.parametrize(("width", "depth"), [(1, 1), (1, 4), (2, 1), (5, 0), (5, 1), (7, 3), (20, 5)])
+def test_what_earlier_texts_have_left_comes_behind_what_this_one_knows() -> None:
+    earlier = NgramPool(2)
+    earlier.add([1, 2, 3])
+    pool, other = NgramPool(2, earlier), NgramPool(2, earlier)
+    assert pool.after(1) == [(2, 3)]
+    pool.add([1, 4, 5])
+    other.add([1, 6, 7])
+    assert pool.after(1) == [(4, 5), (6, 7)] and other.after(1) == [(6, 7), (4, 5)]
+    assert earlier.after(1) == [(6, 7), (4, 5)]
+
+
+@pytest.mark.parametrize(("width", "depth"), [(1, 1), (1, 4), (2, 1), (5, 0), (5, 1), (7, 3), (20, 5)])
 def test_positions_and_mask_are_the_papers(width: int, depth: int) -> None:
     """Row 0's column j at +j; row l's column j at +j + l, seeing row 0 up to column j and its own column above."""
     parents = window_parents(width, depth)

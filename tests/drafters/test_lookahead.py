@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.lookahead import NgramPool
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context
@@ -28,15 +29,17 @@ def decode(target: StubTarget, drafter: Lookahead, prompt: list[int], length: in
 
 
 @pytest.mark.parametrize(("window", "ngram"), [(1, 2), (5, 2), (1, 4), (4, 3), (7, 5)])
-def test_every_ngram_that_the_window_finds_is_what_the_target_writes_there(window: int, ngram: int) -> None:
+def test_every_ngram_that_the_window_finds_is_what_the_target_writes_there(
+    window: int, ngram: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text is decided by position alone: an n-gram that is no part of it was predicted at a wrong position."""
     text = np.random.default_rng(1).permutation(np.arange(2, 200)).tolist()
     target = StubTarget(script(text), vocab_size=256)
     config = LookaheadConfig(window=window, ngram=ngram, guesses=1000, seed_from_prompt=False)
     drafter = Lookahead(target, config)
     found: list[list[int]] = []
-    drafter.shared.add = found.append  # instead of keeping them, so that nothing is ever accepted
-    drafter.config.warm = True
+    # Instead of keeping them, so that nothing is ever accepted.
+    monkeypatch.setattr(NgramPool, "add", lambda _, each: found.append(each))
     assert decode(target, drafter, text[:1], 60).output == text[1:61]
     parts = {tuple(text[i : i + ngram]) for i in range(len(text))}
     # Row 0 began as the prompt's only token, and leaves with the first full window, all but its column 0.

@@ -244,6 +244,22 @@ def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfi
         assert context.tokens == [(i + at) % 7 + 1 for at in range(len(context.tokens))]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [RecyclingConfig(warm=True), PoolConfig(warm=True, sources=["recycling"], costs="flat", min_probability=0.0)],
+    ids=lambda config: config.name,
+)
+def test_what_a_request_has_found_is_not_undone_by_another(config: DrafterConfig) -> None:
+    drafter, mine = begin(config, [5])
+    _, other = begin(config, [5], drafter)
+    step(drafter, mine, TokenTree.empty(), [[20, 21]])
+    step(drafter, other, TokenTree.empty(), [[30, 31]])
+    _, later = begin(config, [5], drafter)
+    for context, following in ((mine, 20), (other, 30), (later, 30)):
+        context.tokens.append(5)
+        assert int(drafter.propose(context).tree.tokens[0]) == following
+
+
 # batches
 
 

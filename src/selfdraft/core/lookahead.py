@@ -18,8 +18,13 @@ from torch import Tensor
 class NgramPool:
     """Per first token, the latest n-grams that began with it: at most `limit`, the least recently seen leaves first."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, earlier: NgramPool | None = None) -> None:
+        """Empty.
+
+        Args:
+            earlier: what other texts have left, behind what this one knows; it takes in all that this one does.
+        """
+        self.limit, self.earlier = limit, earlier
         self._tails: dict[int, dict[tuple[int, ...], None]] = {}  # a dict is an ordered set: oldest first
 
     def add(self, ngram: Sequence[int]) -> None:
@@ -30,6 +35,8 @@ class NgramPool:
         tails[tail] = None
         if len(tails) > self.limit:
             del tails[next(iter(tails))]
+        if self.earlier is not None:
+            self.earlier.add(ngram)
 
     def add_text(self, text: Sequence[int], n: int) -> None:
         """Take in every n-gram of a text, the last one as the latest."""
@@ -38,7 +45,10 @@ class NgramPool:
 
     def after(self, first: int) -> list[tuple[int, ...]]:
         """What followed a token, the latest first."""
-        return list(reversed(self._tails.get(first, {})))
+        found = dict.fromkeys(reversed(self._tails.get(first, {})))
+        if self.earlier is not None:
+            found |= dict.fromkeys(self.earlier.after(first))
+        return list(found)[: self.limit]
 
     def __len__(self) -> int:
         return sum(map(len, self._tails.values()))

@@ -20,7 +20,13 @@ BLOCK = 256
 class PredictionTable:
     """Contexts of a few tokens, each with what the model predicted when it last read them."""
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: PredictionTable | None = None) -> None:
+        """Empty.
+
+        Args:
+            earlier: what other texts have left, for contexts that this one has not had; it learns all that is recorded.
+        """
+        self.earlier = earlier
         self._table: dict[Context, Weighted] = {}
 
     def record(self, contexts: Sequence[Context], predictions: Sequence[Weighted]) -> None:
@@ -28,11 +34,17 @@ class PredictionTable:
         for context, following in zip(contexts, predictions, strict=True):
             for first in range(len(context)):
                 self._table[context[first:]] = following
+        if self.earlier is not None:
+            self.earlier.record(contexts, predictions)
 
     def after(self, context: Context) -> list[tuple[int, Weighted]]:
         """What is known of a context's suffixes: how long each is and what was predicted, the longest first."""
-        suffixes = [context[first:] for first in range(len(context))]
-        return [(len(suffix), self._table[suffix]) for suffix in suffixes if suffix in self._table]
+        suffixes = (context[first:] for first in range(len(context)))
+        return [(len(suffix), found) for suffix in suffixes if (found := self._known(suffix)) is not None]
+
+    def _known(self, context: Context) -> Weighted | None:
+        found = self._table.get(context)
+        return self.earlier._known(context) if found is None and self.earlier is not None else found
 
     def __len__(self) -> int:
         return len(self._table)

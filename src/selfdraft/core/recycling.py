@@ -23,6 +23,12 @@ class Adjacency:
     def __init__(self, vocabulary: int, edges: int) -> None:
         self.edges: NDArray[np.int32] = np.full((vocabulary, edges), NOTHING, dtype=np.int32)
 
+    def copy(self) -> Adjacency:
+        """The same edges, to go on from."""
+        twin = Adjacency(0, 0)
+        twin.edges = self.edges.copy()
+        return twin
+
     def seed(self, text: Sequence[int]) -> None:
         """Put what followed each token in a text to the front of its edges: of several, the last to follow."""
         for token, following in pairwise(text):

@@ -23,7 +23,7 @@ from selfdraft.models.target import Target
 class LookaheadConfig(DrafterConfig):
     """A window of `window` columns (W), n-grams of `ngram` tokens (N), and up to `guesses` of them a step (G).
 
-    `seed_from_prompt`: the pool begins with the prompt's n-grams. `warm`: one pool for all requests, kept between them.
+    `seed_from_prompt`: the pool begins with the prompt's n-grams. `warm`: behind it, one of all requests so far.
     """
 
     name: str = "lookahead"
@@ -56,7 +56,7 @@ class Lookahead(Drafter):
 
     def start(self, context: Context) -> None:
         """Row 0 of the window from random prompt tokens; the pool, which may know something already."""
-        pool = self.shared if self.config.warm else NgramPool(self.config.guesses)
+        pool = NgramPool(self.config.guesses, earlier=self.shared if self.config.warm else None)
         prompt = context.tokens[: context.prompt_length]
         if self.config.seed_from_prompt:
             pool.add_text(prompt, self.config.ngram)

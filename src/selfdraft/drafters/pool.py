@@ -67,7 +67,7 @@ Kind = tuple
 
 @dataclass
 class Memory:
-    """What is remembered of a request; a warm drafter's requests share the first three.
+    """What is remembered of a request. A warm drafter's requests share the first three, its own predictions first.
 
     Attributes:
         left_over: the last pass's predictions behind what was accepted, by the depth at which they stand now.
@@ -99,8 +99,9 @@ class Pool(Drafter):
 
     def start(self, context: Context) -> None:
         """Nothing is known but the prompt, or what all requests so far have left."""
-        shared = self.shared if self.config.warm else self._empty()
-        context.memory = Memory(shared.automaton, shared.table, shared.estimates, SuffixText(shared.automaton))
+        warm, shared = self.config.warm, self.shared if self.config.warm else self._empty()
+        table = PredictionTable(earlier=shared.table) if warm else shared.table
+        context.memory = Memory(shared.automaton, table, shared.estimates, SuffixText(shared.automaton))
 
     def propose(self, context: Context) -> Draft:
         """The best tree of `max_nodes`, cut where one node more would cost more than it is expected to gain."""

@@ -28,7 +28,8 @@ class RecyclingConfig(DrafterConfig):
 
     `template`: the tree's shape instead, as the number of children of the root and of each node, breadth-first, e.g.
     [3,2,1] for three tokens of which the first has two and the second has one behind it. `seed_from_prompt`: pairs of
-    the prompt are edges too, until a forward knows better. `warm`: edges are kept between requests.
+    the prompt are edges too, until a forward knows better. `warm`: a request begins with the edges that all before it
+    have left, and overwrites them for itself: of requests decoded together, none undoes what another has just found.
     """
 
     name: str = "recycling"
@@ -72,9 +73,10 @@ class Recycling(Drafter):
 
     def start(self, context: Context) -> None:
         """No edges but the prompt's, or those of all requests so far."""
-        context.memory = self._empty() if self.shared is None else self.shared
+        context.memory = self._empty() if self.shared is None else self.shared.copy()
         if self.config.seed_from_prompt:
-            context.memory.seed(context.tokens)
+            for adjacency in self._learning(context):
+                adjacency.seed(context.tokens)
 
     def propose(self, context: Context) -> Draft:
         """The template, filled below the last token as far as edges are known."""
@@ -88,8 +90,13 @@ class Recycling(Drafter):
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
         following = step.best[0].long().numpy()
         accepted = [0, *(node + 1 for node in step.path)]
-        context.memory.update(tokens, following)
-        context.memory.update(tokens[accepted], following[accepted])
+        for adjacency in self._learning(context):
+            adjacency.update(tokens, following)
+            adjacency.update(tokens[accepted], following[accepted])
+
+    def _learning(self, context: Context) -> list[Adjacency]:
+        """A request's own edges, and those that it leaves to later ones."""
+        return [context.memory] if self.shared is None else [context.memory, self.shared]
 
     def _empty(self) -> Adjacency:
         return Adjacency(self.target.vocab_size, self.best)
