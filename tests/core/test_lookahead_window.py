@@ -31,7 +31,6 @@ def test_the_pool_takes_every_ngram_of_a_text() -> None:
     assert len(pool) == 4
 
 
-@pytest.mark.parametrize(("width", "depth"), [(1, 1), (1, 4), (2, 1), (5, 0), (5, 1), (7, 3), (20, 5)])
 def test_what_earlier_texts_have_left_comes_behind_what_this_one_knows() -> None:
     earlier = NgramPool(2)
     earlier.add([1, 2, 3])
