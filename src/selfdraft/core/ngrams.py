@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from selfdraft.core.errors import UserError
 
 
 class NgramIndex:
-    """Where each n-gram of one growing text was last continued.
+    """Where each n-gram of one growing text was continued.
 
     Filled as tokens are committed, so that a lookup costs one dictionary access per n and no scan of the text
     (n-grams of all sizes between `smallest` and `largest`).
@@ -19,14 +19,14 @@ class NgramIndex:
     def __init__(self, smallest: int, largest: int) -> None:
         self.smallest, self.largest = smallest, largest
         self._text: list[int] = []
-        self._latest: dict[tuple[int, ...], int] = {}
+        self._starts: dict[tuple[int, ...], list[int]] = {}  # ascending
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens to the text. The n-grams that *end* with the text stay out until something follows them."""
         for token in tokens:
             end = len(self._text)
             for n in range(self.smallest, min(self.largest, end) + 1):
-                self._latest[tuple(self._text[end - n :])] = end  # continued at `end` by this token
+                self._starts.setdefault(tuple(self._text[end - n :]), []).append(end)  # continued there by this token
             self._text.append(int(token))
 
     def continuation(self, length: int) -> list[int]:
@@ -35,17 +35,31 @@ class NgramIndex:
 
     def match(self, length: int) -> tuple[int, list[int]]:
         """The n of that longest n-gram, and its continuation; 0 and nothing where none was said before."""
-        for n in range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1):
-            start = self._latest.get(tuple(self._text[-n:]))
-            if start is not None:
-                return n, self._text[start : start + length]
+        for n, starts in self._matching():
+            return n, self._text[starts[-1] : starts[-1] + length]
         return 0, []
 
+    def matches(self, length: int, most: int) -> list[tuple[int, list[int]]]:
+        """Up to `most` of these that begin with different tokens: after the longest n-gram first, the latest first."""
+        found: dict[int, tuple[int, list[int]]] = {}  # by first token
+        for n, starts in self._matching():
+            for start in reversed(starts):
+                if len(found) == most:
+                    return list(found.values())
+                if self._text[start] not in found:
+                    found[self._text[start]] = n, self._text[start : start + length]
+        return list(found.values())
+
     def continuations(self, length: int) -> list[list[int]]:
-        """The same for every n that matches, the longest first."""
-        sizes = range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1)
-        starts = [self._latest.get(tuple(self._text[-n:])) for n in sizes]
-        return [self._text[start : start + length] for start in dict.fromkeys(starts) if start is not None]
+        """The latest continuation for every n that matches, the longest first."""
+        latest = dict.fromkeys(starts[-1] for _, starts in self._matching())
+        return [self._text[start : start + length] for start in latest]
+
+    def _matching(self) -> Iterator[tuple[int, list[int]]]:
+        """From the largest n on, where the text's last n tokens were continued, if they were."""
+        for n in range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1):
+            if (starts := self._starts.get(tuple(self._text[-n:]))) is not None:
+                yield n, starts
 
     def __len__(self) -> int:
         return len(self._text)

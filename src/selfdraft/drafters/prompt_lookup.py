@@ -5,8 +5,11 @@ How much of that is drafted is ours: as many tokens as pay at this machine's cos
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.gains import FADING, Rate, lookup_prior
 from selfdraft.core.growth import best_size
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
@@ -16,12 +19,14 @@ from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfi
 from selfdraft.models.target import Target
 
 WEIGHT = 6.0  # trials that a prior counts for
+RIVAL = 0.2  # how often a candidate is right, for each one before it, before anything is known
 
 
 @dataclass
 class PromptLookupConfig(DrafterConfig):
     """Match n-grams of `ngram_max` down to `ngram_min` tokens; draft up to `draft_length`.
 
+    `candidates`: so many continuations side by side, each with another first token, instead of the first match alone.
     `costs`: as many of them as pay by the measured cost of a forward and by chances learned in this text; or `flat`:
     all of them.
     """
@@ -30,6 +35,7 @@ class PromptLookupConfig(DrafterConfig):
     ngram_max: int = option(3, at_least=1)
     ngram_min: int = option(1, at_least=1)
     draft_length: int = option(10, at_least=1)
+    candidates: int = option(1, at_least=1)
     costs: str = option("measured", choices=COSTS)
 
     def __post_init__(self) -> None:
@@ -38,11 +44,12 @@ class PromptLookupConfig(DrafterConfig):
 
 
 class Chances:
-    """How often what followed matches of one length is right: its first token, and each after one that was."""
+    """How often what followed matches of one kind is right: its first token, and each after one that was."""
 
-    def __init__(self, matched: int) -> None:
-        prior = lookup_prior(matched)
-        self.first, self.later = Rate(prior, WEIGHT), Rate(prior, WEIGHT)
+    def __init__(self, matched: int, rank: int) -> None:
+        """A kind: how many tokens matched, and how many candidates come before it."""
+        prior = lookup_prior(matched) * RIVAL**rank
+        self.first, self.later = Rate(prior, WEIGHT), Rate(lookup_prior(matched), WEIGHT)
 
     def reached(self, length: int) -> list[float]:
         """By token, the chance that it and all before it are right."""
@@ -55,18 +62,21 @@ class Chances:
             self.later.learn(accepted - 1, drafted - 1)
 
     def fade(self) -> None:
-        """Forget a little: what was wrong too often is tried again one day."""
+        """Forget a little, so that estimates follow the text."""
         self.first.fade(FADING)
         self.later.fade(FADING)
 
 
+Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many candidates come before it
+
+
 @dataclass
 class Memory:
-    """The text so far, indexed; what its lookups were worth, by length of the match; and that of the last draft."""
+    """The text so far, indexed; what lookups of a kind were worth in it; and what was found last, by kind."""
 
     index: NgramIndex
-    chances: dict[int, Chances] = field(default_factory=dict)
-    matched: int = 0
+    chances: dict[Kind, Chances] = field(default_factory=dict)
+    found: dict[Kind, list[int]] = field(default_factory=dict)
 
 
 class PromptLookup(Drafter):
@@ -84,19 +94,32 @@ class PromptLookup(Drafter):
         context.memory = Memory(NgramIndex(self.config.ngram_min, self.config.ngram_max))
 
     def propose(self, context: Context) -> Draft:
-        """One chain, or nothing where no n-gram matches or nothing pays."""
+        """One chain a candidate, or nothing where no n-gram matches or nothing pays."""
         memory: Memory = context.memory
         memory.index.extend(context.tokens[len(memory.index) :])
-        memory.matched, found = memory.index.match(min(self.config.draft_length, context.room))
-        if found and self.costs is not None:
-            chances = memory.chances.setdefault(memory.matched, Chances(memory.matched))
-            found = found[: best_size(chances.reached(len(found)), self.costs.shared_by(context.rows))]
-        return Draft(TokenTree.chain(found), source="lookup")
+        found = memory.index.matches(min(self.config.draft_length, context.room), self.config.candidates)
+        memory.found = {(matched, rank): tokens for rank, (matched, tokens) in enumerate(found)}
+        branches = list(memory.found.values())
+        if self.costs is not None:
+            branches = self._paying(memory, self.costs.shared_by(context.rows))
+        return Draft(TokenTree.merged(branches), source="lookup")
 
     def observe(self, context: Context, step: Step) -> None:
-        """Learn what the draft was worth."""
+        """Learn how much of what was found is right, drafted or not."""
         memory: Memory = context.memory
         for chances in memory.chances.values():
             chances.fade()
-        if self.costs is not None and len(step.draft.tree):
-            memory.chances[memory.matched].learn(len(step.path), len(step.draft.tree))
+        for kind, chances in memory.chances.items():
+            told = list(zip(memory.found.get(kind, ()), step.emitted, strict=False))  # what comes behind, nobody knows
+            if told:
+                chances.learn(len(list(takewhile(lambda pair: pair[0] == pair[1], told))), len(told))
+
+    def _paying(self, memory: Memory, costs: CostCurve) -> list[list[int]]:
+        """Of every candidate, what pays."""
+        nodes: list[tuple[float, Kind]] = []
+        for kind, tokens in memory.found.items():
+            chances = memory.chances.setdefault(kind, Chances(*kind))
+            nodes += [(chance, kind) for chance in chances.reached(len(tokens))]
+        nodes.sort(key=lambda node: -node[0])  # stable: a candidate's tokens stay in order
+        paying = Counter(kind for _, kind in nodes[: best_size([chance for chance, _ in nodes], costs)])
+        return [tokens[: paying[kind]] for kind, tokens in memory.found.items()]
