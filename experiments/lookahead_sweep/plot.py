@@ -41,7 +41,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
                 ax.plot(line[G], line[column], label=f"N={n} W={w}", **style)
         ax.set(xlabel="G: guesses a step", ylabel=label)
         ax.axhline(1.0, color="grey", linewidth=0.8)
-    axes[1].legend(fontsize="small", ncols=2)
+    axes[1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
