@@ -52,8 +52,10 @@ def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callab
         def run(arguments: list[str]) -> int:
             try:
                 main(arguments)
-            except UserError as error:
-                print(f"{name}: {explain(error)}", file=sys.stderr)
+            except Exception as error:
+                if (line := explain(error)) is None:
+                    raise
+                print(f"{name}: {line}", file=sys.stderr)
                 return 2
             return 0
 

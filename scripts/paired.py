@@ -1,0 +1,106 @@
+"""Drafters against each other:  python scripts/paired.py FILE "pool" "pool sources=[suffix]" none [--per-family N]
+
+Every drafter, given as its name and options, decodes each prompt in turn in one process, on one model and by one
+measured cost curve; who begins changes from prompt to prompt. So a machine whose speed drifts treats them alike, which
+separate runs against plain decoding do not promise where drafters differ by a few percent.
+
+FILE holds prompts as dataset=jsonl takes them; first turns are decoded, greedily. Printed is, for every drafter, how
+many times the tokens per second of the first one it has: the median over prompts, and over all tokens together, with
+95 % bootstrap intervals over prompts. Texts part at near ties in bfloat16: that is part of what is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
+from selfdraft.core.statistics import paired_bootstrap
+from selfdraft.data.prompts import select
+from selfdraft.data.sources import load_jsonl
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.chat import Chat
+from selfdraft.models.loading import load_embedded
+from selfdraft.models.target import Target
+
+HEADER = "| drafter | tokens per forward | tokens/s | times the first: median [95 % CI] | over all tokens [95 % CI] |"
+
+
+def config_of(spec: str) -> DrafterConfig:
+    """The options of ``"name option=value …"``.
+
+    Raises:
+        UserError: there is no such drafter.
+    """
+    name, *options = spec.split()
+    if name not in DRAFTERS:
+        raise UserError(f"{name}: no such drafter; choose one of {', '.join(DRAFTERS)}")
+    known = OmegaConf.structured(DRAFTERS[name].Config)
+    return OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(options)))  # type: ignore[return-value]
+
+
+def measure(decoders: list[Decoder], prompts: list[list[int]]) -> list[list[Generation]]:
+    """By drafter, every prompt decoded. The first prompt is decoded once more beforehand, and that is not counted."""
+    runs: list[list[Generation]] = [[] for _ in decoders]
+    for decoder in decoders:
+        decoder.decode(prompts[0])
+    for number, prompt in enumerate(prompts):
+        for place in range(len(decoders)):
+            which = (place + number) % len(decoders)
+            runs[which].append(decoders[which].decode(prompt))
+        print(f"{number + 1} of {len(prompts)}", file=sys.stderr)
+    return runs
+
+
+def rate(runs: list[Generation]) -> float:
+    """Tokens per second of all together: summed first, divided last."""
+    return sum(run.counts.new_tokens for run in runs) / sum(run.clock.decode_s for run in runs)
+
+
+def row(spec: str, runs: list[Generation], first: list[Generation]) -> str:
+    """A line of the table."""
+
+    def overall(drawn: np.ndarray) -> float:
+        return rate([runs[int(i)] for i in drawn]) / rate([first[int(i)] for i in drawn])
+
+    ratios = [rate([mine]) / rate([theirs]) for mine, theirs in zip(runs, first, strict=True)]
+    median, total = paired_bootstrap(ratios, seed=0), paired_bootstrap(range(len(runs)), seed=0, statistic=overall)
+    forwards = sum(run.counts.target_forwards for run in runs)
+    per_forward = sum(run.counts.new_tokens for run in runs) / forwards
+    told = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval) for interval in (median, total)]
+    return f"| {spec} | {per_forward:.2f} | {rate(runs):.1f} | {' | '.join(told)} |"
+
+
+@one_line_script("paired")
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("drafters", nargs="+", metavar="DRAFTER", help='a name, or "name option=value …"')
+    parser.add_argument("--per-family", type=int, default=8, help="prompts of each task family (default: 8)")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")
+    given = parser.parse_args(arguments)
+    if min(given.per_family, given.tokens) < 1:
+        raise UserError("--per-family and --tokens: at least 1")
+    configs = [config_of(spec) for spec in given.drafters]
+    prompts = select(load_jsonl(given.file), per_category=given.per_family)
+    loaded = load_embedded("bfloat16", torch.device("cpu"))
+    target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
+    decoders = [Decoder(target, DRAFTERS[config.name](target, config), stopping) for config in configs]
+    runs = measure(decoders, [chat.encode([("user", prompt.turns[0])]) for prompt in prompts])
+    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, bfloat16, {torch.get_num_threads()} threads\n")
+    print(HEADER + "\n" + "|---" * 5 + "|")
+    print("\n".join(row(spec, mine, runs[0]) for spec, mine in zip(given.drafters, runs, strict=True)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
