@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, EVERY_NAME
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding import loop, record
@@ -187,6 +188,13 @@ def test_a_drafter_is_told_each_step_but_the_last() -> None:
 PROMPTS = [[1, 2, 3, 4], [5], [2, 2, 9, 1, 4, 4, 2, 2], [3, 1], [7, 8, 7, 8, 7, 8], [10] * 5, [6, 0]]
 
 
+def indifferent() -> StubTarget:
+    """Forwards cost the same whatever they hold: how much pays does not hang on how many rows share one."""
+    target = StubTarget(mixed, wrong_at_times)
+    target.costs = CostCurve((1, 64), (1.0, 1.0))
+    return target
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
 def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, batch_size: int) -> None:
@@ -195,7 +203,7 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
     requests = [Request(prompt, seed=i, key=f"q{i}") for i, prompt in enumerate(PROMPTS)]
 
     def run(batch_size: int) -> tuple[dict[object, Generation], StubTarget]:
-        target = StubTarget(mixed, wrong_at_times)
+        target = indifferent()
         drafter = DRAFTERS[config.name](target, config)
         finished, grown = {}, {}
         for request, generation in Decoder(target, drafter, stopping, batch_size=batch_size).run(iter(requests)):
@@ -215,7 +223,7 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
         assert together[request.key].prompt == request.prompt
         if getattr(config, "warm", False):
             continue  # which remembers other requests: their drafts differ, and no more
-        # What a request's drafts are does not depend on what else runs.
+        # What a request's drafts are does not depend on what else runs, but for what they cost in a batch.
         assert together[request.key].steps == alone[request.key].steps
         assert together[request.key].counts.acceptance_by_depth() == alone[request.key].counts.acceptance_by_depth()
     # The used rows are always the first ones, and full as long as requests are waiting.
@@ -228,7 +236,7 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
 def test_forwards_that_a_request_is_charged_do_not_depend_on_what_else_runs(config: DrafterConfig) -> None:
     def forwards(batch_size: int) -> list[int]:
-        target = StubTarget(mixed, wrong_at_times)
+        target = indifferent()
         requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
         run = decoder(target, config, 12, batch_size=batch_size).run(requests)
         counted = {request.key: generation.counts.target_forwards for request, generation in run if generation.ended}
