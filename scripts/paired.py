@@ -6,13 +6,15 @@ separate runs against plain decoding do not promise where drafters differ by a f
 
 FILE holds prompts as dataset=jsonl takes them; first turns are decoded, greedily. Printed is, for every drafter, how
 many times the tokens per second of the first one it has: the median over prompts, and over all tokens together, with
-95 % bootstrap intervals over prompts. Texts part at near ties in bfloat16: that is part of what is compared.
+95 % bootstrap intervals over prompts; and the certificates of its texts against plain decoding, which is not timed.
+Where one is a mismatch, the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.data.prompts import select
 from selfdraft.data.sources import load_jsonl
+from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
@@ -33,7 +36,10 @@ from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
 
-HEADER = "| drafter | tokens per forward | tokens/s | times the first: median [95 % CI] | over all tokens [95 % CI] |"
+HEADER = (
+    "| drafter | tokens per forward | tokens/s | times the first: median [95 % CI] | over all tokens [95 % CI] "
+    "| exact / tie / mismatch |"
+)
 
 
 def config_of(spec: str) -> DrafterConfig:
@@ -42,9 +48,9 @@ def config_of(spec: str) -> DrafterConfig:
     Raises:
         UserError: there is no such drafter.
     """
-    name, *options = spec.split()
+    name, *options = spec.split() or [""]
     if name not in DRAFTERS:
-        raise UserError(f"{name}: no such drafter; choose one of {', '.join(DRAFTERS)}")
+        raise UserError(f"{name!r}: no such drafter; choose one of {', '.join(DRAFTERS)}")
     known = OmegaConf.structured(DRAFTERS[name].Config)
     return OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(options)))  # type: ignore[return-value]
 
@@ -67,7 +73,13 @@ def rate(runs: list[Generation]) -> float:
     return sum(run.counts.new_tokens for run in runs) / sum(run.clock.decode_s for run in runs)
 
 
-def row(spec: str, runs: list[Generation], first: list[Generation]) -> str:
+def verdicts(certifier: Certifier, runs: list[Generation], plain: list[Generation]) -> Counter[str]:
+    """How many texts are what plain decoding writes, to the last token or up to a near tie."""
+    pairs = zip(runs, plain, strict=True)
+    return Counter(certifier.certify(run.prompt, run.output, alone.output).verdict for run, alone in pairs)
+
+
+def row(spec: str, runs: list[Generation], first: list[Generation], found: Counter[str]) -> str:
     """A line of the table."""
 
     def overall(drawn: np.ndarray) -> float:
@@ -78,6 +90,7 @@ def row(spec: str, runs: list[Generation], first: list[Generation]) -> str:
     forwards = sum(run.counts.target_forwards for run in runs)
     per_forward = sum(run.counts.new_tokens for run in runs) / forwards
     told = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval) for interval in (median, total)]
+    told.append(" / ".join(str(found[verdict]) for verdict in ("exact", "tie", "mismatch")))
     return f"| {spec} | {per_forward:.2f} | {rate(runs):.1f} | {' | '.join(told)} |"
 
 
@@ -96,10 +109,17 @@ def main(arguments: list[str]) -> None:
     loaded = load_embedded("bfloat16", torch.device("cpu"))
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
     decoders = [Decoder(target, DRAFTERS[config.name](target, config), stopping) for config in configs]
-    runs = measure(decoders, [chat.encode([("user", prompt.turns[0])]) for prompt in prompts])
+    ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
+    runs = measure(decoders, ids)
+    plain = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), stopping)
+    alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
+    found = [verdicts(certifier, mine, alone) for mine in runs]
     print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, bfloat16, {torch.get_num_threads()} threads\n")
-    print(HEADER + "\n" + "|---" * 5 + "|")
-    print("\n".join(row(spec, mine, runs[0]) for spec, mine in zip(given.drafters, runs, strict=True)))
+    print(HEADER + "\n" + "|---" * 6 + "|")
+    for spec, mine, counted in zip(given.drafters, runs, found, strict=True):
+        print(row(spec, mine, runs[0], counted))
+    if any(counted["mismatch"] for counted in found):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,58 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
+from by_hand import ROOMY, begin, drafted, observe
 from selfdraft.core.blocks import INITS
-from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
-from selfdraft.core.predictions import best_tokens
-from selfdraft.core.tree import TokenTree
 from selfdraft.drafters import DRAFTERS
-from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.base import Context, DrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
-from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from stub_target import Rule, StubTarget, successor
-
-ROOMY = 100
-
-
-def begin(
-    config: DrafterConfig, prompt: Sequence[int], target: StubTarget | None = None, room: int = ROOMY, seed: int = 0
-) -> tuple[Drafter, Context]:
-    """A drafter with one request in row 0, prefilled."""
-    target = target or StubTarget(successor)
-    drafter = DRAFTERS[config.name](target, config)
-    context = Context(0, list(prompt), len(prompt), room, np.random.default_rng(seed))
-    target.allocate(1, 0)
-    target.cache.reserve(1000)
-    target.prefill(0, list(prompt)[:-1])
-    drafter.start(context)
-    return drafter, context
-
-
-def drafted(drafter: Drafter, context: Context) -> list[int]:
-    """The next draft of a drafter that proposes chains of candidates."""
-    tree = drafter.propose(context).tree
-    assert tree.is_chain and bool(tree.is_candidate.all())
-    return tree.tokens.tolist()
-
-
-def observe(drafter: Drafter, context: Context, block: Sequence[int], predictions: Sequence[int]) -> None:
-    """One step as the loop makes it, with predictions given by hand; the matching prefix is accepted."""
-    accepted = 0
-    while accepted < len(block) and block[accepted] == predictions[accepted]:
-        accepted += 1
-    emitted = tuple(predictions[: accepted + 1])
-    context.tokens += emitted
-    context.room -= len(emitted)
-    tensor = torch.tensor(predictions)
-    logits = torch.nn.functional.one_hot(tensor, 64).float()
-    best = best_tokens(logits, drafter.best) if drafter.best else None
-    drafter.observe(
-        context, Step(Draft(TokenTree.chain(block)), logits, tensor, tuple(range(accepted)), emitted, best=best)
-    )
 
 
 def test_none_never_drafts() -> None:
@@ -78,125 +35,6 @@ def test_no_draft_is_deeper_than_what_can_still_be_emitted(name: str, room: int)
     assert max(tree.depths.tolist(), default=0) <= room
     if name in ("jacobi", "layer_skip", "prompt_lookup"):  # which draft deeper than three where they may
         assert len(tree) == room
-
-
-# prompt_lookup
-
-
-def lookup(text: Sequence[int], **options: int | bool) -> list[int]:
-    return drafted(*begin(PromptLookupConfig(**options), text))
-
-
-def test_lookup_drafts_what_followed_the_last_tokens_up_to_its_length() -> None:
-    text = [1, 2, 3, 4, 5, 6, 1, 2]
-    assert lookup(text, draft_length=2) == [3, 4]
-    assert lookup(text, draft_length=30, costs="flat") == [
-        3,
-        4,
-        5,
-        6,
-        1,
-        2,
-    ]  # up to the end of the text: nothing follows there yet
-
-
-def test_lookup_prefers_the_longest_match_and_then_the_latest() -> None:
-    text = [1, 2, 10, 5, 2, 11, 6, 2, 12, 1, 2]
-    assert lookup(text, draft_length=1) == [10]
-    assert lookup(text, draft_length=1, ngram_max=1) == [12]
-
-
-def test_lookup_drafts_candidates_that_begin_differently_side_by_side() -> None:
-    text = [1, 2, 10, 5, 2, 11, 6, 2, 12, 2, 11, 8, 1, 2]
-    for candidates, firsts in ((1, [10]), (2, [10, 11]), (3, [10, 11, 12]), (9, [10, 11, 12])):
-        drafter, context = begin(PromptLookupConfig(candidates=candidates, draft_length=2, costs="flat"), text)
-        tree = drafter.propose(context).tree
-        assert tree.tokens[tree.parents < 0].tolist() == firsts  # the longest match, then the latest of shorter ones
-    assert tree.tokens.tolist() == [10, 5, 11, 8, 12, 2]
-
-
-def test_lookup_learns_which_candidate_is_right() -> None:
-    """The second one always is: after a while it alone is drafted, and one that is never right is not."""
-    text = [1, 2, 10, 11, 2, 20, 21, 1, 2]
-    target = StubTarget(successor)
-    target.costs = CostCurve((1, 65), (1.0, 12.0))
-    drafter, context = begin(PromptLookupConfig(candidates=2, draft_length=2), text, target=target)
-    sizes = []
-    for _ in range(60):
-        tree = drafter.propose(context).tree
-        sizes.append([int((tree.sees[:, tree.tokens == first]).sum()) for first in (10, 20)])
-        observe(drafter, context, [20, 21], [20, 21, 63])
-        del context.tokens[len(text) :]
-        context.room = ROOMY
-    assert sizes[0][0] > sizes[0][1] and sizes[-1] == [0, 2]
-
-
-def test_lookup_drafts_nothing_where_no_match_is_long_enough() -> None:
-    text = [1, 2, 3, 9, 2]
-    assert lookup(text) == [3, 9, 2]
-    assert lookup(text, ngram_min=2) == []
-    assert lookup([1, 2, 3]) == []
-    assert lookup([1]) == []
-
-
-def test_lookup_searches_what_was_emitted_as_well() -> None:
-    drafter, context = begin(PromptLookupConfig(draft_length=2), [1, 2, 3])
-    assert drafted(drafter, context) == []
-    context.tokens += [7, 8, 7]
-    assert drafted(drafter, context) == [8, 7]
-    context.tokens += [2]
-    assert drafted(drafter, context) == [3, 7]  # and the prompt
-
-
-def lengths(right: int, dearest: float, steps: int = 30) -> list[int]:
-    """How much is drafted of one match, again and again, where so much of it is right and 65 tokens cost `dearest`."""
-    text = [*range(1, 31), 1]
-    target = StubTarget(successor)
-    target.costs = CostCurve((1, 65), (1.0, dearest))
-    drafter, context = begin(PromptLookupConfig(draft_length=8), text, target=target)
-    found = []
-    for _ in range(steps):
-        block = drafted(drafter, context)
-        found.append(len(block))
-        observe(drafter, context, block, [*text[1 : 1 + right], *([63] * 9)][: len(block) + 1])
-        del context.tokens[len(text) :]
-        context.room = ROOMY
-    return found
-
-
-def test_lookup_drafts_more_where_drafts_were_right_and_nothing_where_they_never_were() -> None:
-    right, wrong, two = (lengths(so_much, 8.0, 150) for so_much in (9, 0, 2))
-    assert right == sorted(right) and right[-1] == 8 > right[0] > 0
-    assert wrong.index(0) < 25 and sum(wrong) < sum(right) / 10
-    assert not any(wrong[wrong.index(0) + 25 :])  # nor need it be tried: the text tells
-    assert set(two[-10:]) <= {2, 3, 4}
-
-
-def test_lookup_drafts_less_where_tokens_cost_more() -> None:
-    first = [lengths(9, dearest, steps=1)[0] for dearest in (1.01, 2.0, 8.0, 60.0)]
-    assert first == sorted(first, reverse=True) and first[0] == 8 and first[-1] == 0
-
-
-def test_lookup_that_asks_no_costs_drafts_as_long_as_it_may() -> None:
-    text = [*range(1, 31), 1]
-    drafter, context = begin(PromptLookupConfig(draft_length=8, costs="flat"), text)
-    for _ in range(2):
-        block = drafted(drafter, context)
-        assert block == [2, 3, 4, 5, 6, 7, 8, 9]
-        observe(drafter, context, block, [63] * 9)
-        del context.tokens[len(text) :]
-
-
-def test_lookup_refuses_a_shortest_match_above_the_longest() -> None:
-    with pytest.raises(UserError, match=r"^drafter\.ngram_min=4: must be at most drafter\.ngram_max=3$"):
-        PromptLookupConfig(ngram_min=4)
-
-
-def test_lookup_keeps_the_texts_of_two_requests_apart() -> None:
-    drafter, first = begin(PromptLookupConfig(), [1, 2, 1])
-    second = Context(1, [5, 6, 5], 3, ROOMY, np.random.default_rng(0))
-    drafter.start(second)
-    assert [d.tree.tokens.tolist() for d in drafter.propose_batch([first, second])] == [[2, 1], [6, 5]]
 
 
 # jacobi

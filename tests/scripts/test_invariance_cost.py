@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from selfdraft.core.counts import Counts
-from selfdraft.decoding.record import Generation
+from made_up import made_up
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,19 +22,13 @@ def script() -> ModuleType:
     return module
 
 
-def run(seconds: float, tokens: int, forwards: int) -> Generation:
-    generation = Generation([1], output=list(range(tokens)), counts=Counts(new_tokens=tokens, target_forwards=forwards))
-    generation.clock.seconds |= {"verify": seconds, "prefill": 100.0}  # which is no decoding
-    return generation
-
-
 def test_a_row_holds_ratios_by_token_and_by_forward() -> None:
     module = script()
     # By token 2/10 over 1/10, 3/10 over 2/10, 4/5 over 1/10; by forward 2/10 over 1/5, 3/10 over 2/10, 4/5 over 1/10.
     pairs = [
-        module.Pair(run(1.0, 10, 5), run(2.0, 10, 10)),
-        module.Pair(run(2.0, 10, 10), run(3.0, 10, 10)),
-        module.Pair(run(1.0, 10, 10), run(4.0, 5, 5)),
+        module.Pair(made_up(1.0, 10, 5), made_up(2.0, 10, 10)),
+        module.Pair(made_up(2.0, 10, 10), made_up(3.0, 10, 10)),
+        module.Pair(made_up(1.0, 10, 10), made_up(4.0, 5, 5)),
     ]
     name, same, plain, invariant, token, tokens, forward, forwards = module.row("x", pairs).strip("| ").split(" | ")
     assert (name, same) == ("x", "2 of 3")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from selfdraft.core.counts import Counts
+from made_up import made_up
+from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
-from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, cycle
 
 ROOT = Path(__file__).parents[2]
@@ -27,17 +31,12 @@ def paired() -> ModuleType:
     return module
 
 
-def run(seconds: float, tokens: int, forwards: int) -> Generation:
-    generation = Generation([1], output=list(range(tokens)), counts=Counts(new_tokens=tokens, target_forwards=forwards))
-    generation.clock.seconds |= {"verify": seconds, "prefill": 100.0}  # which is no decoding
-    return generation
-
-
 def test_a_row_compares_with_the_first_prompt_by_prompt_and_over_all(paired: ModuleType) -> None:
-    first = [run(1.0, 10, 10), run(1.0, 10, 10), run(1.0, 40, 40)]
-    mine = [run(1.0, 20, 5), run(2.0, 10, 5), run(1.0, 30, 10)]
-    spec, forward, tokens, median, total = paired.row("pool", mine, first).strip("| ").split(" | ")
-    assert (spec, forward, tokens) == ("pool", "3.00", "15.0")
+    first = [made_up(1.0, 10, 10), made_up(1.0, 10, 10), made_up(1.0, 40, 40)]
+    mine = [made_up(1.0, 20, 5), made_up(2.0, 10, 5), made_up(1.0, 30, 10)]
+    cells = paired.row("pool", mine, first, Counter(exact=2, tie=1)).strip("| ").split(" | ")
+    spec, forward, tokens, median, total, certificates = cells
+    assert (spec, forward, tokens, certificates) == ("pool", "3.00", "15.0", "2 / 1 / 0")
     assert median.startswith("0.750 [0.500, 2.000]") and total.startswith(f"{15 / 20:.3f} [")
 
 
@@ -52,6 +51,14 @@ def test_everyone_decodes_every_prompt(paired: ModuleType) -> None:
     assert sum(run.counts.target_forwards for run in runs[0]) == 27
 
 
+def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: ModuleType) -> None:
+    target = Target(tiny_model("llama"))
+    decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), 6))
+    plain = [decoder.decode([5, 17, 3]), decoder.decode([9, 4])]
+    wrong = replace(plain[1], output=[(plain[1].output[0] + 1) % target.vocab_size, *plain[1].output[1:]])
+    assert paired.verdicts(Certifier(target), [plain[0], wrong], plain) == {"exact": 1, "mismatch": 1}
+
+
 def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
     assert paired.config_of("pool sources=[suffix] edges=2") == PoolConfig(sources=["suffix"], edges=2)
 
@@ -60,7 +67,9 @@ def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
     ("given", "said"),
     [
         (["nowhere.jsonl", "pool"], "There is no file nowhere.jsonl"),
-        (["nowhere.jsonl", "polo"], "polo: no such drafter; choose one of none, "),
+        (["nowhere.jsonl", "polo"], "'polo': no such drafter; choose one of none, "),
+        (["nowhere.jsonl", ""], "'': no such drafter"),
+        (["nowhere.jsonl", "pool sources=suffix"], "sources: must be a list: give it as sources=["),
         (["nowhere.jsonl", "pool edgs=3"], "edgs: no such option (did you mean edges?)"),
         (["nowhere.jsonl", "pool edges=0"], "drafter.edges=0: must be at least 1"),
         (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family and --tokens: at least 1"),

@@ -113,8 +113,8 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
             known = [f.name for f in fields(error.object_type) if f.name not in ("name", "defaults")]
         there = f"; there are {', '.join(known)}" if known else ""
         return f"{key}: no such option{_near(str(error.key), known)}{there}"
-    if isinstance(error, ValidationError):
-        return f"{key}: {_first_line(error)}"
+    if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
+        return f"{key}: must be a list: give it as {key}=[<value>,<value>]"
     return f"{key}: {_first_line(error)}"
 
 
