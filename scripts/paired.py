@@ -33,7 +33,7 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_embedded
+from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
 
 HEADER = (
@@ -101,12 +101,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("drafters", nargs="+", metavar="DRAFTER", help='a name, or "name option=value …"')
     parser.add_argument("--per-family", type=int, default=8, help="prompts of each task family (default: 8)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the model (default: bfloat16)")
     given = parser.parse_args(arguments)
     if min(given.per_family, given.tokens) < 1:
         raise UserError("--per-family and --tokens: at least 1")
     configs = [config_of(spec) for spec in given.drafters]
     prompts = select(load_jsonl(given.file), per_category=given.per_family)
-    loaded = load_embedded("bfloat16", torch.device("cpu"))
+    if given.device not in ("cpu", "cuda"):
+        raise UserError(f"--device {given.device}: cpu or cuda")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible here; use --device cpu")
+    loaded = load_embedded(given.dtype, torch.device(given.device))
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
     decoders = [Decoder(target, DRAFTERS[config.name](target, config), stopping) for config in configs]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
@@ -114,7 +120,8 @@ def main(arguments: list[str]) -> None:
     plain = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), stopping)
     alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
-    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, bfloat16, {torch.get_num_threads()} threads\n")
+    where = f"{torch.get_num_threads()} threads" if given.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, {given.dtype}, {where}\n")
     print(HEADER + "\n" + "|---" * 6 + "|")
     for spec, mine, counted in zip(given.drafters, runs, found, strict=True):
         print(row(spec, mine, runs[0], counted))

@@ -53,7 +53,7 @@ class Adapted:
         def moved(weight: Tensor) -> Tensor:
             # Norms begin as ones, which have no spread: their noise is as large as they are.
             scale = self.noise * float(weight.detach().square().mean().sqrt())
-            return weight.detach() + scale * torch.randn(weight.shape, generator=random)
+            return weight.detach().cpu() + scale * torch.randn(weight.shape, generator=random)
 
         tensors = {f"norm.{name}": moved(p) for name, p in target.anatomy.norm.named_parameters()}
         skipped = set(self.attention) & set(self.mlp)

@@ -20,6 +20,7 @@ from selfdraft.drafters import DRAFTERS
 
 MANDATORY = {  # what a choice leaves to the user
     "model/hf": ["model.path=somewhere"],
+    "model/random": ["model.path=somewhere"],
     "dataset/jsonl": ["dataset.path=prompts.jsonl"],
     "dataset/hub": ["dataset.name=owner/name"],
 }

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
 from test_resume import start, wait_until
 
+from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
+from selfdraft.models.chat import Chat
+from selfdraft.models.tiny import tiny_tokenizer
 
 TASK = (*SMOKE, "task=distill_data", "drafter=prompt_lookup", "decoding.batch_size=4")
 
 
+def read_texts(folder: Path) -> list[dict[str, Any]]:
+    """texts.jsonl."""
+    return [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def texts_of(folder: Path) -> list[dict[str, Any]]:
-    """texts.jsonl, in the order of prompts and turns."""
-    lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
-    return sorted(lines, key=lambda line: (int(line["id"]), line["turn"]))
+    """The same, in the order of prompts and turns."""
+    return sorted(read_texts(folder), key=lambda line: (int(line["id"]), line["turn"]))
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +171,36 @@ def test_two_processes_share_the_prompts(written: tuple[Path, str], tmp_path: Pa
     assert {line["rank"] for line in texts_of(tmp_path / "two")} == {0, 1}
     assert load_texts(tmp_path / "two") == load_texts(written[0])
     assert done.stdout.count("written: ") == 1
+
+
+def test_prompts_of_its_own_are_asked_as_others_are(tmp_path: Path) -> None:
+    """Invented once and for all: another batch size, or going on after a kill, invents the same ones."""
+    options = (*TASK, "decoding=sample", "distill.invented=5", "dataset.limit=2", "decoding.max_new_tokens=12")
+    said = " ".join(said_by(tmp_path / "one", *options).split())
+    assert "7 prompts, 5 of its own making and the others of bundled" in said
+    lines = {line["id"]: line for line in read_texts(tmp_path / "one")}
+    invented = [line for line in lines.values() if line["category"] == "invented"]
+    assert sorted(line["id"] for line in invented) == [f"invented 0.{i}" for i in range(5)]
+    assert len({tuple(line["prompt_ids"]) for line in invented}) == 5
+    chat = Chat(tiny_tokenizer())
+    for line in invented:
+        opening = chat.opening()
+        assert line["prompt_ids"][: len(opening)] == opening
+        assert len(line["prompt_ids"]) > len(opening) + 5  # the question and the template's end
+        assert line["invented_s"] > 0
+    # What was finished is kept, and the rest invented anew is the same.
+    kept = [json.dumps(lines[name]) + "\n" for name in ("invented 0.1", "invented 0.3")]
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "dataset")
+    (tmp_path / "two" / "result.json").unlink()
+    (tmp_path / "two" / "texts.jsonl").write_text("".join(kept), encoding="utf-8")
+    run_here(tmp_path / "two", *options)
+    again = {line["id"]: line for line in read_texts(tmp_path / "two")}
+    assert {name: (line["prompt_ids"], line["output_ids"]) for name, line in again.items()} == {
+        name: (line["prompt_ids"], line["output_ids"]) for name, line in lines.items()
+    }
+
+
+def test_greedy_decoding_invents_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use decoding=sample"):
+        run_here(tmp_path, *TASK, "distill.invented=5")

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.loading import DTYPES, load_pretrained, load_tiny
+from selfdraft.models.loading import DTYPES, load_pretrained, load_random, load_tiny
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -133,3 +133,21 @@ def test_the_tiny_model_speaks_its_tokenizer_and_stops_at_the_end_of_a_turn() ->
     assert (loaded.model.config.model_type, loaded.model.dtype) == ("qwen3", torch.bfloat16)
     assert loaded.eos == {loaded.tokenizer.eos_token_id}
     assert not torch.equal(logits(loaded.model), logits(load_tiny("qwen3", 4, "bfloat16", CPU).model))
+
+
+def test_a_shape_becomes_a_model_of_random_weights(tmp_path: Path) -> None:
+    save(tmp_path, layers=3)
+    (tmp_path / "model.safetensors").unlink()
+    state = torch.random.get_rng_state()
+    one, same, other = (load_random(str(tmp_path), seed, "bfloat16", CPU) for seed in (5, 5, 6))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (one.model.config.num_hidden_layers, one.model.dtype, one.eos) == (3, torch.bfloat16, frozenset())
+    assert not one.model.training and one.model.config.vocab_size == len(one.tokenizer)
+    assert torch.equal(logits(one.model), logits(same.model))
+    assert not torch.equal(logits(one.model), logits(other.model))
+
+
+def test_a_shape_whose_vocabulary_holds_no_bytes_is_refused(tmp_path: Path) -> None:
+    tiny_model(vocab_size=64).config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="vocab_size=64, but bytes need 259"):
+        load_random(str(tmp_path), 0, "float32", CPU)

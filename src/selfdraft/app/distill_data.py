@@ -19,7 +19,7 @@ from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
 from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import write_dataset
-from selfdraft.data.prompts import Prompt
+from selfdraft.data.prompts import Prompt, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.tracking.atomic import write_json_atomic
@@ -41,7 +41,7 @@ def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | 
     _refuse(config)
     options, is_rank_zero = config.distill, rank_zero_only.rank in (None, 0)
     console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
-    prompts = config.dataset.load()
+    prompts = [*config.dataset.load(), *to_invent(options.invented, config.seed)]
     if is_rank_zero:  # the others start later, and share what there is
         refuse_a_run_that_cannot_fit(config, certify=False)
     use_threads(config.hardware)
@@ -77,6 +77,13 @@ def _refuse(config: Config) -> None:
         raise UserError("task=distill_data deals prompts to processes: use hardware.tree_parallel=false")
     if config.distill.trajectories is not None and isinstance(config.decoding, SampleConfig):
         raise UserError("distill.trajectories end at the answers of greedy decoding only: use decoding=greedy")
+    if config.distill.invented and not isinstance(config.decoding, SampleConfig):
+        raise UserError("distill.invented: greedy decoding invents one prompt again and again; use decoding=sample")
+
+
+def _sources(config: Config) -> str:
+    invented = config.distill.invented
+    return f", {invented} of its own making and the others" * bool(invented) + f" of {config.dataset.name}"
 
 
 def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: Console) -> float:
@@ -106,7 +113,7 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
     result["objective"] = result["tokens_per_s"]
     write_json_atomic(folder / "result.json", result)
     if left_out:
-        console.print(f"{left_out} turns were left out: the model has no positions left for them")
+        console.print(f"{left_out} turns were left out: the model has no positions left for them, or invented nothing")
     console.print(
         f"{result['texts']} texts, {result['tokens']} tokens in {result['seconds']:.0f} s: "
         f"{result['tokens_per_s']:.1f} tokens/s, {result['tokens_per_forward']:.2f} a forward"
@@ -118,12 +125,13 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
 def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of all texts, those of earlier runs in this folder included. Processes work at the same time: the slowest counts.
 
-    `tokens_per_s` is that of decoding; `seconds` are prefills and trajectories too.
+    `tokens_per_s` is that of decoding the answers; `seconds` are prefills, invention and trajectories too.
     """
     decode_s, seconds = defaultdict[int, float](float), defaultdict[int, float](float)
     for line in lines:
         decode_s[line["rank"]] += line["decode_s"]
-        seconds[line["rank"]] += line["prefill_s"] + line["decode_s"] + line.get("trajectories_s", 0.0)
+        more = line.get("trajectories_s", 0.0) + line.get("invented_s", 0.0)
+        seconds[line["rank"]] += line["prefill_s"] + line["decode_s"] + more
     tokens = sum(len(line["output_ids"]) for line in lines)
     return {
         "texts": len(lines),
@@ -140,7 +148,7 @@ def _announce(
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
     console.print(
-        f"writing answers with [bold]{config.drafter.name}[/]: {len(prompts)} prompts of {config.dataset.name}, "
+        f"writing answers with [bold]{config.drafter.name}[/]: {len(prompts)} prompts{_sources(config)}, "
         f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
     )
     if finished:

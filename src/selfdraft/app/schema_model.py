@@ -17,6 +17,7 @@ from selfdraft.models.loading import (
     LoadedModel,
     load_embedded,
     load_pretrained,
+    load_random,
     load_tiny,
     outline_embedded,
     outline_pretrained,
@@ -83,6 +84,28 @@ class PretrainedModelConfig(ModelConfig):
     def outline(self) -> nn.Module:
         """From its config.json."""
         return outline_pretrained(self.path, self.revision)
+
+
+@dataclass
+class RandomModelConfig(ModelConfig):
+    """Random weights in the shape of the config.json of `path`, a folder or a hub id: for seconds and memory alone."""
+
+    name: str = "random"
+    path: str = MISSING
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The shape's name."""
+        return f"random {self.path.rstrip('/').rpartition('/')[2]}"
+
+    def load(self, device: torch.device) -> LoadedModel:
+        """Drawn on the spot."""
+        return load_random(self.path, self.seed, self.dtype, device)
+
+    def outline(self) -> nn.Module:
+        """From its config.json."""
+        return outline_pretrained(self.path)
 
 
 @dataclass

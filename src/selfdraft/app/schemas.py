@@ -14,7 +14,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from selfdraft.app.schema_dataset import BundledConfig, DatasetConfig, HubConfig, HumanEvalConfig, JsonlConfig
-from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
+from selfdraft.app.schema_model import (
+    EmbeddedModelConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    RandomModelConfig,
+    TinyModelConfig,
+)
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
 from selfdraft.drafters import DRAFTERS
@@ -116,13 +122,15 @@ class DistillConfig(Options):
     """What task=distill_data records besides the answers.
 
     `trajectories`: how answers, in blocks of so many tokens, come about by Jacobi iteration, refined up to `passes`
-    times (see `decoding.trajectories`); null: only the answers.
+    times (see `decoding.trajectories`); null: only the answers. `invented`: besides those of the dataset, so many
+    prompts that the model writes itself, by sampling.
     """
 
     group: ClassVar[str] = "distill"
     name: str = "texts"
     trajectories: int | None = option(None, at_least=2)
     passes: int = option(6, at_least=1)
+    invented: int = option(0, at_least=0)
 
 
 @dataclass
@@ -238,7 +246,7 @@ class Config(Options):
 
 SCHEMAS: dict[str, list[type[Options]]] = {
     "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, DistillTask, FinetuneTask],
-    "model": [EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig],
+    "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in DRAFTERS.values()],
     "decoding": [DecodingConfig, SampleConfig],
     "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],

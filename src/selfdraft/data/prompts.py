@@ -8,6 +8,7 @@ from selfdraft.core.errors import UserError
 
 UNCATEGORIZED = "uncategorized"
 MT_BENCH = "mt_bench"
+INVENTED = "invented"
 # Spec-Bench files list MT-bench under these eight names, yet report it as one of six equal tasks.
 MT_BENCH_CATEGORIES = frozenset(
     {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
@@ -18,7 +19,8 @@ MT_BENCH_CATEGORIES = frozenset(
 class Prompt:
     """One conversation to answer.
 
-    `turns` holds the user's messages in order, at least one, none of them empty; the answers go in between.
+    `turns` holds the user's messages in order, at least one; the answers go in between. None of them is empty, but
+    where the model is to invent it.
     `id` is unique among the prompts of one source.
     """
 
@@ -30,6 +32,11 @@ class Prompt:
     def family(self) -> str:
         """The task this prompt is counted under: `mt_bench` for its eight categories, otherwise the category."""
         return MT_BENCH if self.category in MT_BENCH_CATEGORIES else self.category
+
+
+def to_invent(count: int, seed: int) -> list[Prompt]:
+    """Prompts of one turn which the model writes itself."""
+    return [Prompt(f"{INVENTED} {seed}.{number}", INVENTED, ("",)) for number in range(count)]
 
 
 def select(

@@ -49,6 +49,25 @@ def load_tiny(family: str, seed: int, dtype: str, device: torch.device) -> Loade
     return LoadedModel(model.to(device), tokenizer, _ids(tokenizer.eos_token_id))
 
 
+def load_random(path: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
+    """A model of the shape that a folder's (or hub id's) config.json gives, its weights drawn on the device.
+
+    Its text means nothing, and its seconds are those of any weights. The tokenizer is the tiny models' one.
+
+    Raises:
+        UserError: there is no such configuration, or its vocabulary holds no bytes.
+    """
+    tokenizer = tiny_tokenizer()
+    with _quiet_transformers(), _told_in_one_line(path):
+        config = _decoder_only_config(_source(path), None)
+        if config.vocab_size < len(tokenizer):
+            raise UserError(f"model.path={path}: vocab_size={config.vocab_size}, but bytes need {len(tokenizer)}")
+        with torch.random.fork_rng(), device:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    return LoadedModel(model.eval(), tokenizer, frozenset())
+
+
 def load_pretrained(path: str, dtype: str, device: torch.device, revision: str | None = None) -> LoadedModel:
     """Any causal LM from a folder or a hub id.
 

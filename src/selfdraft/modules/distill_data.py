@@ -6,7 +6,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ History = list[tuple[str, str]]  # (role, text) of a conversation so far
 
 @dataclass
 class Conversation:
-    """A prompt and what was said so far."""
+    """A prompt and what was said so far; `invented_s`: seconds that it took to invent its turn."""
 
     prompt: Prompt
     history: History = field(default_factory=list)
+    invented_s: float = 0.0
 
     @property
     def turn(self) -> int:
@@ -47,6 +48,15 @@ class Conversation:
     def answered(self, text: str) -> None:
         """Go on to the next turn."""
         self.history += [("user", self.prompt.turns[self.turn]), ("assistant", text)]
+
+    @property
+    def unasked(self) -> bool:
+        """Whether the model is still to write the next turn."""
+        return self.left() and not self.prompt.turns[self.turn]
+
+    def invented(self, text: str, seconds: float) -> None:
+        """It has, or says that there is none."""
+        self.prompt, self.invented_s = replace(self.prompt, turns=(text,) if text.strip() else ()), seconds
 
     def left(self) -> bool:
         """Whether there is one."""
@@ -82,14 +92,19 @@ class Requests:
                 talk.answered(answer)
             if not talk.left():
                 continue
-            ids = self.chat.encode([*talk.history, ("user", talk.prompt.turns[talk.turn])])
+            asked = [*talk.history, ("user", talk.prompt.turns[talk.turn])]
+            ids = self.chat.opening() if talk.unasked else self.chat.encode(asked)
             if len(ids) < self.positions:
-                return Request(ids, zlib.crc32(f"{self.seed}/{talk.name}".encode()), talk)
+                return Request(ids, zlib.crc32(f"{self.seed}/{talk.name}{'?' * talk.unasked}".encode()), talk)
         raise StopIteration
 
-    def answer(self, request: Request, text: str) -> None:
-        """The conversation of a request goes on."""
-        request.key.answered(text)
+    def answer(self, request: Request, text: str, seconds: float = 0.0) -> None:
+        """The conversation of a request goes on, with a turn that was invented in so many seconds or with an answer."""
+        talk = request.key
+        if talk.unasked:
+            talk.invented(text, seconds)
+        else:
+            talk.answered(text)
         self.waiting.appendleft(request.key)
 
 
@@ -142,7 +157,10 @@ class DistillModule(pl.LightningModule):
         positions = self.decoder.target.max_positions
         requests = Requests(prompts, self.finished, self.chat, positions, self.seed)
         for request, generation in self.decoder.run(requests):
-            if generation.ended:
+            if generation.ended and request.key.unasked:
+                seconds = generation.clock.seconds["prefill"] + generation.clock.decode_s
+                requests.answer(request, self.chat.decode(generation.output), seconds)
+            elif generation.ended:
                 line = self._line(request, generation)
                 self.record.append(line)
                 self.tell(line)
@@ -163,6 +181,8 @@ class DistillModule(pl.LightningModule):
             "decode_s": clock.decode_s,
             "rank": self.global_rank,
         }
+        if talk.invented_s:
+            line["invented_s"] = talk.invented_s
         if self.trajectories is not None:
             begin = time.perf_counter()
             line["trajectories"] = self.trajectories.record(generation.prompt, generation.output, request.seed)

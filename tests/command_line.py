@@ -23,7 +23,7 @@ from selfdraft.app.run import run_task
 from selfdraft.app.schemas import register_schemas
 from selfdraft.drafters.base import Context, Drafter, Step
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 # Two threads that share a busy core wait for each other: a tiny model is then twenty times as slow.
 SMOKE = ("experiment=smoke", "hardware.threads=1")
