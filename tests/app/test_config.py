@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import CONF, composed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from command_line import CONF, composed
 from selfdraft.app.build import measured_config, to_config
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError

@@ -1,19 +1,23 @@
 """Loggers: W&B (offline unless asked), CSV or none; what is logged of a result, and how to look at it."""
 
+from __future__ import annotations
+
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.records import Line
 from selfdraft.tracking.summary import speedup_of
+
+if TYPE_CHECKING:
+    import wandb
 
 _LABELS = ("task", "model", "drafter", "dataset", "seed")
 _DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
@@ -51,6 +55,8 @@ def make_logger(
         raise UserError(f"logger {kind!r} is unknown: choose wandb, csv or none")
     if rank_zero_only.rank not in (None, 0):
         return WandbLogger(save_dir=save_dir, project=project, name=name)
+    import wandb  # takes a second, which runs without it need not pay
+
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     try:
         # Started here rather than by WandbLogger, which would set WANDB_MODE for the whole process and its children.
@@ -88,6 +94,8 @@ def log_result(
         logger.log_metrics(numbers)
         logger.save()
         return
+    import wandb
+
     run = logger.experiment
     run.summary.update(numbers)
     for depth, counts in enumerate(result["acceptance_by_depth"], start=1):
@@ -104,6 +112,8 @@ def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
     if logger is None:
         return
     if isinstance(logger, WandbLogger):
+        import wandb
+
         if wandb.run is not None:
             wandb.finish(exit_code=int(failed))
     else:
@@ -142,6 +152,8 @@ def _define_axes(run: wandb.Run) -> None:
 
 
 def _prompt_table(lines: Sequence[Line]) -> wandb.Table:
+    import wandb
+
     columns = ["id", "category", "turn", "prompt", "output", "new tokens", "tokens per forward", "speedup", "lossless"]
     rows = [
         [
