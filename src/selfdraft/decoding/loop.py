@@ -213,6 +213,8 @@ class Decoder:
                 self.target.cache.clear(row)
                 self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)
                 self.target.prefill(row, prompt[:-1])
+                if self.target.device.type == "cuda":  # or the first step would be charged for what is still under way
+                    torch.cuda.synchronize(self.target.device)
             with generation.clock("draft"):
                 self.drafter.start(context)
             active.append(_Active(request, context, generation, stopping, noise, arrived))
