@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
 IMPLEMENTATIONS = ("sdpa", "eager", "flex")
+SMALLEST_FLEX = 16  # numbers of a head, at least, for the kernels that flex attention is compiled to
 _compiled_flex = torch.compile(flex_attention, dynamic=True)  # compiles nothing before it is called
 
 
@@ -120,7 +121,7 @@ def flex(
 ) -> tuple[Tensor, None]:
     """torch's flex attention with the mask added to the scores, behind the family's capping of scores, if any.
 
-    On a CPU it runs uncompiled: with a mask read inside, torch 2.13's compiled CPU kernel corrupts memory.
+    On a CPU, and with small heads, it runs uncompiled: with a mask read inside, torch 2.13's compiled CPU kernel corrupts memory.
 
     Args:
         query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) of `additive`, or None.
@@ -134,7 +135,8 @@ def flex(
             score = softcap * torch.tanh(score / softcap)
         return score if attention_mask is None else score + attention_mask[row, 0, q, k]
 
-    run = flex_attention if query.device.type == "cpu" else _compiled_flex
+    compiled = query.device.type != "cpu" and query.shape[-1] >= SMALLEST_FLEX
+    run = _compiled_flex if compiled else flex_attention
     out = run(query, key, value, score_mod=scores, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
 

@@ -24,7 +24,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
 from selfdraft.models.lightcopy import Swap, light_copy
-from selfdraft.models.packing import PackedLinear, product_by
+from selfdraft.models.packing import PackedLinear, can_pack, product_by
 from selfdraft.models.sparse import sliced_head
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class PseudoTokens:
             head.load_state_dict(dict(tensors))
         except RuntimeError:
             raise self._other_model("its sampler is of another size", f"a width of {size}") from None
-        if self.target.packed:
+        if self.target.packed and can_pack(head.inner) and can_pack(head.outer):
             head.inner, head.outer = PackedLinear(head.inner), PackedLinear(head.outer)
         return head
 
