@@ -133,6 +133,18 @@ def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys) == len(load_texts(folder)) >= 24
 
 
+def test_a_termination_is_heeded_before_the_last_text(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    running = start(folder, *TASK, "dataset.per_category=4", "decoding.max_new_tokens=64")
+    wait_until(running, lambda: (folder / "texts.jsonl").exists() and (folder / "texts.jsonl").stat().st_size > 0)
+    os.killpg(running.pid, signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert f"finished texts are kept: the same command with hydra.run.dir={folder} goes on" in " ".join(out.split())
+    assert "Traceback" not in out + err
+    assert 1 <= len(read_texts(folder)) < 24
+
+
 def test_sampled_answers_are_those_of_an_evaluation_and_differ_by_seed(tmp_path: Path) -> None:
     sampled = (*TASK, "decoding=sample", "decoding.batch_size=4", "dataset.limit=3")
     for name, more in (("a", []), ("b", []), ("c", ["seed=1"])):

@@ -35,7 +35,19 @@ def test_every_prefix_is_the_best_tree_of_its_size() -> None:
     assert growth.probabilities == pytest.approx(sorted(worth.values(), reverse=True)[:30])
     assert len(set(paths(growth))) == 30
     assert [worth[path] for path in paths(growth)] == pytest.approx(growth.probabilities)
-    assert growth.tree(12).depths.tolist() == [len(path) for path in paths(growth)[:12]]
+    tree = growth.tree(12)
+    placed = paths(Growth(tree.tokens.tolist(), tree.parents.tolist()))
+    assert sorted(placed) == sorted(paths(growth)[:12])
+
+
+def test_the_likeliest_branch_begins_the_block_and_every_branch_is_in_one_piece() -> None:
+    growth = Growth([1, 2, 3, 4, 5, 6, 7], [ROOT, ROOT, 0, 1, 2, 0, 2], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    assert growth.order(7) == [0, 2, 4, 6, 5, 1, 3]
+    assert growth.order(4) == [0, 2, 1, 3]
+    tree = growth.tree(7)
+    assert tree.tokens.tolist() == [1, 3, 5, 7, 6, 2, 4]
+    assert tree.parents.tolist() == [ROOT, 0, 1, 1, 0, ROOT, 5]
+    assert growth.order(0) == []
 
 
 def test_its_limits() -> None:

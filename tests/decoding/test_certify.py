@@ -262,6 +262,25 @@ def test_a_tie_costs_a_window_and_only_a_mismatch_the_whole_answer(monkeypatch: 
     assert widths.count(1) >= WINDOW + len(baseline)
 
 
+def test_before_a_mismatch_a_short_answers_prompt_is_measured_too(
+    target: Target, baseline: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here rounding moves a margin on one token in twenty, and far: an answer of four tokens does not show it."""
+    prompt, short, looked = [*PROMPT, *baseline], [3, 4, 5, 6], []
+
+    def control(single: torch.Tensor, block: torch.Tensor) -> float:
+        looked.append(len(single))
+        return 1e6 if len(single) > 20 else 0.0
+
+    monkeypatch.setattr("selfdraft.decoding.certify.margin_control", control)
+    assert Certifier(target).certify(prompt, [3, 4, 5, 7], short).verdict == "tie"
+    assert sorted(set(looked)) == [4, len(prompt) - 1 + len(short)]
+    looked.clear()
+    monkeypatch.setattr("selfdraft.decoding.certify.WIDEST", 9)
+    assert Certifier(target).certify(prompt, [3, 4, 5, 7], short).verdict == "mismatch"
+    assert sorted(set(looked)) == [4, 9]
+
+
 def test_the_two_measures_agree_on_the_margin(target: Target, baseline: list[int]) -> None:
     """Prefilled up to the window, or token by token from the prompt on: the margin is that of the same place."""
     index = LENGTH - 1

@@ -29,10 +29,28 @@ class Growth:
     parents: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 
+    def order(self, size: int) -> list[int]:
+        """The first `size` nodes, every branch down to its end before the next, the most probable one first.
+
+        The path that is likeliest to stand is then the beginning of the block, and what was computed of it lies where
+        it is to stay: other paths have to be moved, layer by layer, when they are committed.
+        """
+        below: list[list[int]] = [[] for _ in range(size + 1)]
+        for node in reversed(range(size)):
+            below[self.parents[node] + 1].append(node)
+        order, waiting = [], below[0]
+        while waiting:
+            order.append(waiting.pop())
+            waiting += below[order[-1] + 1]
+        return order
+
     def tree(self, size: int) -> TokenTree:
-        """The first `size` nodes, all candidates."""
-        tokens, parents = torch.tensor(self.tokens[:size]), torch.tensor(self.parents[:size])
-        return TokenTree(tokens.long(), parents.long(), torch.ones(len(tokens), dtype=torch.bool))
+        """The first `size` nodes in that order, all candidates."""
+        order = self.order(size)
+        place = {ROOT: ROOT, **{node: at for at, node in enumerate(order)}}
+        tokens = torch.tensor([self.tokens[node] for node in order], dtype=torch.long)
+        parents = torch.tensor([place[self.parents[node]] for node in order], dtype=torch.long)
+        return TokenTree(tokens, parents, torch.ones(size, dtype=torch.bool))
 
 
 def grow(expand: Expand, *, nodes: int, depth: int, least: float = 0.0) -> Growth:

@@ -14,6 +14,7 @@ from selfdraft.models.target import Target
 
 CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": what drafts are usually long
 WINDOW = 16  # tokens up to the divergence that the control looks at first
+WIDEST = 256  # and at last: of a short answer, those of its prompt as well
 
 
 class Certifier:
@@ -44,7 +45,8 @@ class Certifier:
         Where the two part, the baseline's text is forwarded again up to there, token by token and in blocks of k: the
         margin comes from the former, the control is the largest change in the latter. The last `WINDOW` tokens tell
         mostly: the rest is prefilled alike for all. Nothing is called a mismatch before the whole answer was measured
-        so, which is some ten times as dear. In a dtype narrower than float32 a float32 copy of the model then decides
+        so, which is some ten times as dear, and where that is short the end of its prompt too: what rounding can do at
+        most is not seen on a dozen tokens. In a dtype narrower than float32 a float32 copy of the model then decides
         each tie anew. In a batch the baseline rounds as well, so that its token, too, may lose to the best one by no
         more than the control.
         """
@@ -56,11 +58,12 @@ class Certifier:
         if index >= min(len(output), len(baseline)):  # one goes on where the other ended: no rounding does that
             return Certificate("mismatch", index)
         begin, parting = len(prompt) - 1, len(prompt) - 1 + index  # the logits after these tokens choose the answer's
-        first = max(begin, parting - WINDOW + 1)
-        certificate = self._judge(prompt, output, baseline, index, first, parting)
         end = begin + len(baseline) - 1
-        if certificate.verdict == "mismatch" and (first, parting) != (begin, end):
-            certificate = self._judge(prompt, output, baseline, index, begin, end)
+        spans = [(max(begin, parting - WINDOW + 1), parting), (begin, end), (max(min(begin, end - WIDEST + 1), 0), end)]
+        for first, last in dict.fromkeys(spans):
+            certificate = self._judge(prompt, output, baseline, index, first, last)
+            if certificate.verdict != "mismatch":
+                break
         return certificate
 
     def _judge(

@@ -112,7 +112,7 @@ class Pool(Drafter):
         if answer is not None:
             growing, growth, size = self._grown(context, answer)
         memory.growing = growing
-        sources, reuse = tuple(growing.sources[:size]), answer.reuse if answer else None
+        sources, reuse = tuple(growing.sources[n] for n in growth.order(size)), answer.reuse if answer else None
         return Draft(growth.tree(size), "pool", sources=sources, reuse=reuse)
 
     def observe(self, context: Context, step: Step) -> None:
@@ -158,6 +158,18 @@ class Pool(Drafter):
         return Memory(automaton, PredictionTable(), Estimates(), SuffixText(automaton))
 
 
+def exclusive(guesses: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Only one token can come: each guess has at most the chance that the surer ones leave it.
+
+    Sources that disagree are each right as often as was learned, but not at once.
+    """
+    left, out = 1.0, []
+    for token, chance in sorted(guesses, key=lambda guess: -guess[1]):
+        out.append((token, min(chance, left)))
+        left -= out[-1][1]
+    return out
+
+
 class _Growing:
     """Names, node by node, what may follow: the sources merged, each token with its chance.
 
@@ -194,7 +206,7 @@ class _Growing:
         self.kinds.append(kinds)
         self.surest.append(surest)
         chance = self.memory.estimates.chance
-        return [(token, chance(kinds[token], prior)) for token, prior in priors.items()]
+        return exclusive([(token, chance(kinds[token], prior)) for token, prior in priors.items()])
 
     def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
         """Down the tree as it grew: what was named at each node of the path of `tokens`, and which token came."""
