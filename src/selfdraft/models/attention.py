@@ -121,7 +121,7 @@ def flex(
 ) -> tuple[Tensor, None]:
     """torch's flex attention with the mask added to the scores, behind the family's capping of scores, if any.
 
-    Uncompiled with small heads, and on a CPU: with a mask read inside, torch 2.13's compiled CPU kernel corrupts memory.
+    Uncompiled with small heads, and on a CPU: torch 2.13's compiled CPU kernel reads a mask and corrupts memory.
 
     Args:
         query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) of `additive`, or None.
