@@ -6,8 +6,9 @@ separate runs against plain decoding do not promise where drafters differ by a f
 
 FILE holds prompts as dataset=jsonl takes them; first turns are decoded, greedily. Printed is, for every drafter, how
 many times the tokens per second of the first one it has: the median over prompts, and over all tokens together, with
-95 % bootstrap intervals over prompts; and the certificates of its texts against plain decoding, which is not timed.
-Where one is a mismatch, the exit status is 1.
+95 % bootstrap intervals over prompts, and the median of each family; and the certificates of its texts against plain
+decoding, which is not timed. Where one is a mismatch, the exit status is 1. ``guarded`` before a name puts the guard
+around it, which drafts only where that pays: "guarded layer_skip sparsity=0.3".
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
-from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.base import Drafter, DrafterConfig
+from selfdraft.drafters.guard import Guard
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
@@ -42,28 +44,42 @@ HEADER = (
 )
 
 
+GUARDED = "guarded"
+
+
+def drafter_of(spec: str, target: Target) -> Drafter:
+    """The drafter that a spec names, its costs measured."""
+    config = config_of(spec)
+    drafter = DRAFTERS[config.name](target, config)
+    return Guard(drafter) if spec.split()[0] == GUARDED else drafter
+
+
 def config_of(spec: str) -> DrafterConfig:
-    """The options of ``"name option=value …"``.
+    """The options of ``"[guarded] name option=value …"``.
 
     Raises:
         UserError: there is no such drafter.
     """
-    name, *options = spec.split() or [""]
+    words = spec.split()
+    name, *options = words[words[:1] == [GUARDED] :] or [""]
     if name not in DRAFTERS:
         raise UserError(f"{name!r}: no such drafter; choose one of {', '.join(DRAFTERS)}")
     known = OmegaConf.structured(DRAFTERS[name].Config)
     return OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(options)))  # type: ignore[return-value]
 
 
-def measure(decoders: list[Decoder], prompts: list[list[int]]) -> list[list[Generation]]:
-    """By drafter, every prompt decoded. The first prompt is decoded once more beforehand, and that is not counted."""
+def measure(decoders: list[Decoder], prompts: list[list[int]], repeats: int = 1) -> list[list[Generation]]:
+    """By drafter, every prompt decoded, of `repeats` times the fastest; before them the first prompt, not counted."""
     runs: list[list[Generation]] = [[] for _ in decoders]
     for decoder in decoders:
         decoder.decode(prompts[0])
     for number, prompt in enumerate(prompts):
-        for place in range(len(decoders)):
+        tries: list[list[Generation]] = [[] for _ in decoders]
+        for place in range(len(decoders) * repeats):
             which = (place + number) % len(decoders)
-            runs[which].append(decoders[which].decode(prompt))
+            tries[which].append(decoders[which].decode(prompt))
+        for mine, found in zip(runs, tries, strict=True):
+            mine.append(max(found, key=lambda run: rate([run])))
         print(f"{number + 1} of {len(prompts)}", file=sys.stderr)
     return runs
 
@@ -71,6 +87,18 @@ def measure(decoders: list[Decoder], prompts: list[list[int]]) -> list[list[Gene
 def rate(runs: list[Generation]) -> float:
     """Tokens per second of all together: summed first, divided last."""
     return sum(run.counts.new_tokens for run in runs) / sum(run.clock.decode_s for run in runs)
+
+
+def ratios(runs: list[Generation], first: list[Generation]) -> list[float]:
+    """Prompt by prompt, how many times the tokens per second of the first."""
+    return [rate([mine]) / rate([theirs]) for mine, theirs in zip(runs, first, strict=True)]
+
+
+def by_family(spec: str, runs: list[Generation], first: list[Generation], families: list[str]) -> str:
+    """A line of the table of medians; `families` names that of every prompt."""
+    found = np.array(ratios(runs, first))
+    medians = [np.median(found[np.array(families) == family]) for family in dict.fromkeys(families)]
+    return f"| {spec} | " + " | ".join(f"{median:.3f}" for median in medians) + " |"
 
 
 def verdicts(certifier: Certifier, runs: list[Generation], plain: list[Generation]) -> Counter[str]:
@@ -85,8 +113,10 @@ def row(spec: str, runs: list[Generation], first: list[Generation], found: Count
     def overall(drawn: np.ndarray) -> float:
         return rate([runs[int(i)] for i in drawn]) / rate([first[int(i)] for i in drawn])
 
-    ratios = [rate([mine]) / rate([theirs]) for mine, theirs in zip(runs, first, strict=True)]
-    median, total = paired_bootstrap(ratios, seed=0), paired_bootstrap(range(len(runs)), seed=0, statistic=overall)
+    median, total = (
+        paired_bootstrap(ratios(runs, first), seed=0),
+        paired_bootstrap(range(len(runs)), seed=0, statistic=overall),
+    )
     forwards = sum(run.counts.target_forwards for run in runs)
     per_forward = sum(run.counts.new_tokens for run in runs) / forwards
     told = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval) for interval in (median, total)]
@@ -101,12 +131,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("drafters", nargs="+", metavar="DRAFTER", help='a name, or "name option=value …"')
     parser.add_argument("--per-family", type=int, default=8, help="prompts of each task family (default: 8)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")
+    parser.add_argument("--repeats", type=int, default=1, help="decode everything so often; the fastest counts (1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the model (default: bfloat16)")
     given = parser.parse_args(arguments)
-    if min(given.per_family, given.tokens) < 1:
-        raise UserError("--per-family and --tokens: at least 1")
-    configs = [config_of(spec) for spec in given.drafters]
+    if min(given.per_family, given.tokens, given.repeats) < 1:
+        raise UserError("--per-family, --tokens and --repeats: at least 1")
+    for spec in given.drafters:  # before anything takes time
+        config_of(spec)
     prompts = select(load_jsonl(given.file), per_category=given.per_family)
     if given.device not in ("cpu", "cuda"):
         raise UserError(f"--device {given.device}: cpu or cuda")
@@ -114,9 +146,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("--device cuda: no GPU is visible here; use --device cpu")
     loaded = load_embedded(given.dtype, torch.device(given.device))
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
-    decoders = [Decoder(target, DRAFTERS[config.name](target, config), stopping) for config in configs]
+    decoders = [Decoder(target, drafter_of(spec, target), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
-    runs = measure(decoders, ids)
+    runs = measure(decoders, ids, given.repeats)
     plain = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), stopping)
     alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
@@ -125,6 +157,11 @@ def main(arguments: list[str]) -> None:
     print(HEADER + "\n" + "|---" * 6 + "|")
     for spec, mine, counted in zip(given.drafters, runs, found, strict=True):
         print(row(spec, mine, runs[0], counted))
+    families = [prompt.family for prompt in prompts]
+    names = list(dict.fromkeys(families))
+    print("\n| median by family | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
+    for spec, mine in zip(given.drafters, runs, strict=True):
+        print(by_family(spec, mine, runs[0], families))
     if any(counted["mismatch"] for counted in found):
         sys.exit(1)
 

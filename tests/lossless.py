@@ -98,10 +98,10 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, costs="flat"),
     ],
     "cascade": [
-        CascadeConfig(),  # may find that nothing pays
-        CascadeConfig(min_gain=0.0, sparsity=0.5),
-        CascadeConfig(min_gain=0.0, skip_attention=[1], skip_mlp=[2], lookup_length=3, sparse_length=9),
-        CascadeConfig(min_gain=0.0, ngram_max=1, sparse_length=0),
+        CascadeConfig(),  # may find that the sparse model never pays
+        CascadeConfig(costs="flat", sparsity=0.5, max_nodes=12),
+        CascadeConfig(costs="flat", skip_attention=[1], skip_mlp=[2], sparse_length=9, warm=True),
+        CascadeConfig(costs="flat", sources=["recycling"], edges=1, branches=1, sparse_length=1),
     ],
     "pool": [
         PoolConfig(),

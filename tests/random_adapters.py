@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.cascade import CascadeConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
@@ -99,6 +100,14 @@ ADAPTED: dict[str, Adapted] = {
     "pool": Adapted(lambda a: PoolConfig(adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
     "pool by a vocabulary, at measured costs": Adapted(
         lambda a: PoolConfig(adapter=a), attention=[1], mlp=[1], share=0.7
+    ),
+    "cascade": Adapted(
+        lambda a: CascadeConfig(adapter=a, costs="flat", sparse_length=3),
+        attention=[2],
+        mlp=[2],
+        first=2,
+        whole=[3],
+        share=0.7,
     ),
     "jacobi": Adapted(lambda a: JacobiConfig(adapter=a, mode="literal", window=4)),
     "sparse_jacobi": Adapted(lambda a: SparseJacobiConfig(adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),

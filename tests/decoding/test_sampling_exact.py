@@ -100,7 +100,7 @@ DISTINCT: list[DrafterConfig] = [
     WidthSkipConfig(ratio=0.5, draft_length=2),
     SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
     SparseJacobiConfig(window=2, sparsity=0.5),
-    CascadeConfig(min_gain=0.0, sparsity=0.5, lookup_length=2, sparse_length=2),
+    CascadeConfig(costs="flat", sparsity=0.5, max_nodes=6, sparse_length=2),
     SuffixConfig(costs="flat", max_nodes=6),
     RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
     PseudoTokensConfig(count=2, branches=3, nodes=8, costs="flat", noise=1.0),

@@ -1,4 +1,4 @@
-"""The cascade: who drafts when, where the branch hangs, and what is learned from what became of it."""
+"""The cascade: where and when the sparse model is asked, what becomes of its answer, and what is learned from it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import torch
 
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
-from selfdraft.core.ngrams import NgramIndex
-from selfdraft.drafters.base import Context, Draft, Step
+from selfdraft.core.growth import Growth
+from selfdraft.core.tree import ROOT
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.drafters.cascade import Cascade, CascadeConfig
-from stub_target import Rule, StubTarget, cycle, repeats, successor
+from selfdraft.drafters.pool import Pool, PoolConfig
+from stub_target import Rule, StubTarget, cycle, repeats, script, successor
+
+OPTIONS = {"sources": ["suffix"], "branches": 1, "max_nodes": 6, "min_probability": 0.05}
+LETTERS = np.random.default_rng(0).integers(1, 60, 400).tolist()
 
 
-def begin(
-    text: Sequence[int], sparse: Rule = successor, verify: float = 0.0, drafting: float = 0.01, **options: float
-) -> tuple[Cascade, Context]:
-    """A drafter on a stub whose verification costs `verify` more a token, and whose sparse forward costs `drafting`."""
-    target = StubTarget(successor, sparse)
+def priced(rule: Rule, sparse: Rule, drafting: float, verify: float = 0.0) -> StubTarget:
+    """Verification costs `verify` more a token, a sparse forward `drafting`, both in forwards of one token."""
+    target = StubTarget(rule, sparse)
     target.costs = CostCurve((1, 2), (1.0, 1.0 + verify))
     target.costs_of = lambda path: CostCurve((1, 2), (drafting, drafting))
-    drafter = Cascade(target, CascadeConfig(**options))
+    return target
+
+
+def begin(text: Sequence[int], sparse: Rule, drafting: float = 0.01, **options: object) -> tuple[Cascade, Context]:
+    target = priced(successor, sparse, drafting)
+    drafter = Cascade(target, CascadeConfig(**{**OPTIONS, **options}))
     context = Context(0, list(text), len(text), 100, np.random.default_rng(0))
     target.allocate(1, 0)
     target.prefill(0, list(text)[:-1])
@@ -31,89 +42,120 @@ def begin(
     return drafter, context
 
 
-def observe(drafter: Cascade, context: Context, draft: Draft, path: tuple[int, ...]) -> None:
-    emitted = (*draft.tree.tokens[list(path)].tolist(), 60)
-    context.tokens += emitted
-    empty = torch.zeros(0)
-    drafter.observe(context, Step(draft, empty, empty, path, emitted))
+def decode(target: StubTarget, drafter: Drafter, prompt: Sequence[int], length: int) -> Generation:
+    return Decoder(target, drafter, Stopping(frozenset(), length)).decode(list(prompt))
 
 
 def test_where_lookups_are_silent_the_sparse_model_drafts_a_chain() -> None:
-    drafter, context = begin([1, 2, 3], sparse_length=3)
-    tree = drafter.propose(context).tree
-    assert tree.is_chain
-    assert tree.tokens.tolist() == [4, 5, 6]
+    drafter, context = begin([1, 2, 3], successor, sparse_length=3)
+    draft = drafter.propose(context)
+    assert draft.tree.is_chain and draft.tree.tokens.tolist() == [4, 5, 6]
+    assert draft.sources == ("sparse",) * 3
 
 
-def test_what_is_looked_up_is_gone_on_with_where_the_sparse_model_agrees() -> None:
-    drafter, context = begin([1, 2, 3, 1, 2, 3], cycle(3), lookup_length=2, sparse_length=2)
-    tree = drafter.propose(context).tree
-    assert tree.is_chain
-    assert tree.tokens.tolist() == [1, 2, 3, 1]
-    assert drafter.target.drafted[0][2] == 0  # both tokens looked up are read in one forward, at the root
-    assert [offset for _, _, offset in drafter.target.drafted] == [0, 3]
+def test_it_goes_on_at_the_end_of_the_most_promising_branch() -> None:
+    """Four tokens looked up are all but certain; what stands behind them is not known."""
+    drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
+    draft = drafter.propose(context)
+    asked = context.memory.growing.answer.question
+    assert asked.branch == (1, 2, 3, 4) and asked.count == 2
+    assert [offset for _, _, offset in drafter.target.drafted] == [0, 5]  # one forward reads the branch
+    assert draft.tree.tokens.tolist()[:4] == [1, 2, 3, 4]
+
+
+def test_where_lookups_are_doubtful_it_branches_off_at_the_root() -> None:
+    doubtful = [9, 1, 9, 2, 9, 3, 9, 4, 9]  # four things have followed 9, and none of them is the sparse model's
+    drafter, context = begin(doubtful, successor, branches=4, sparse_length=1)
+    draft = drafter.propose(context)
+    assert context.memory.growing.answer.question.branch == ()
+    at_root = draft.tree.tokens[draft.tree.parents == ROOT].tolist()
+    assert at_root[0] == 10 and set(at_root[1:]) <= {1, 2, 3, 4}
+
+
+class Watched(Cascade):
+    """Notes at every step whether the sparse model was asked."""
+
+    def __init__(self, target: StubTarget, **options: object) -> None:
+        super().__init__(target, CascadeConfig(**{**OPTIONS, **options}))
+        self.asked: list[bool] = []
+
+    def propose(self, context: Context) -> Draft:
+        draft = super().propose(context)
+        self.asked.append(context.memory.growing.answer is not None)
+        return draft
+
+
+@pytest.mark.parametrize("drafting", [0.9, 5.0])
+def test_where_asking_does_not_pay_the_tree_is_the_pool_s(drafting: float) -> None:
+    text = LETTERS[:30] + LETTERS[10:30]
+    target = priced(script(LETTERS), script(LETTERS), drafting)
+    cascade, pool = Watched(target), Pool(target, PoolConfig(**OPTIONS))
+    ours, theirs = (decode(target, drafter, text, 40) for drafter in (cascade, pool))
+    assert not any(cascade.asked)
+    assert [step[:3] for step in ours.steps] == [step[:3] for step in theirs.steps]
+
+
+def test_a_sparse_model_that_is_right_and_cheap_saves_forwards() -> None:
+    target = priced(script(LETTERS), script(LETTERS), drafting=0.1)
+    generation = decode(target, Cascade(target, CascadeConfig(**OPTIONS)), LETTERS[:2], 80)
+    assert generation.output == LETTERS[2:82]
+    assert generation.counts.target_forwards <= 80 / 3
+
+
+def test_one_that_is_wrong_is_given_up_and_tried_again_one_day() -> None:
+    target = priced(script(LETTERS), repeats, drafting=0.35)
+    drafter = Watched(target, sparse_length=2)
+    decode(target, drafter, LETTERS[:2], 380)
+    asked = drafter.asked
+    assert asked[0] and sum(asked) < len(asked) / 6
+    assert any(asked[-100:])
+
+
+def test_no_branch_is_longer_than_there_is_room() -> None:
+    drafter, context = begin([1, 2, 3], successor, sparse_length=8)
+    context.room = 2
+    assert drafter.propose(context).tree.tokens.tolist() == [4, 5]
 
 
 @pytest.mark.parametrize(
-    ("sparse", "split", "parents"),
-    [
-        (lambda text: 1 if text[-1] == 3 else text[-1] + 10, 1, [-1, 0, 0, 2]),  # agrees with 1, not with 2
-        (lambda text: text[-1] + 10, 0, [-1, 0, -1, 2]),
-    ],
+    ("emitted", "knows", "goes_on"), [((4, 5, 6, 60), 1, 2), ((4, 5, 60), 1, 1), ((4, 60), 1, 0), ((60,), 0, None)]
 )
-def test_it_branches_off_where_the_sparse_model_says_something_else(
-    sparse: Rule, split: int, parents: list[int]
+def test_it_learns_how_often_the_model_knows_and_goes_on_knowing(
+    emitted: tuple[int, ...], knows: int, goes_on: int | None
 ) -> None:
-    drafter, context = begin([1, 2, 3, 1, 2, 3], sparse, lookup_length=2, sparse_length=2)
-    tree = drafter.propose(context).tree
-    assert tree.tokens[:2].tolist() == [1, 2]
-    assert tree.parents.tolist() == parents
-    root = [3, 1][split]
-    assert tree.tokens[2:].tolist() == [sparse([root]), sparse([sparse([root])])]
-
-
-def test_nothing_is_drafted_where_no_plan_pays() -> None:
-    dear = {"verify": 5.0, "drafting": 5.0}
-    drafter, context = begin([1, 2, 1, 2], **dear)
-    assert len(drafter.propose(context).tree) == 0
-    drafter, context = begin([1, 2, 1, 2], **dear, min_gain=0.0)
-    assert len(drafter.propose(context).tree) == 1
-
-
-def test_a_source_that_is_wrong_is_given_up_and_tried_again_one_day() -> None:
-    drafter, context = begin([1, 2, 3], repeats, drafting=0.3, sparse_length=2, ngram_min=3)
-    drafted = []
-    for _ in range(120):
-        draft = drafter.propose(context)
-        drafted.append(len(draft.tree) > 0)
-        observe(drafter, context, draft, ())
-        context.tokens[-1] = len(context.tokens) % 53  # no three of them stood there before
-        context.memory.index = NgramIndex(3, 3)
-    assert drafted[0]
-    assert not all(drafted)
-    assert any(drafted[drafted.index(False) :])
-
-
-def test_each_source_learns_from_its_own_part_of_the_path() -> None:
-    drafter, context = begin([1, 2, 3, 1, 2, 3], cycle(3), lookup_length=2, sparse_length=2)
+    drafter, context = begin([1, 2, 3], successor, sparse_length=3)
     draft = drafter.propose(context)
-    observe(drafter, context, draft, (0, 1, 2))  # both looked up are right, and one of the two behind
-    memory = context.memory
-    assert (memory.looked_up[3].right, memory.looked_up[3].trials) == (2, 2)
-    assert (memory.sparse.right, memory.sparse.trials) == (1, 2)
+    _observe(drafter, context, draft, emitted)
+    counts = context.memory.estimates._counts
+    assert counts["asked", 8] == (1, knows)
+    if goes_on is None:
+        assert "goes on" not in counts
+    else:
+        trials, hits = counts["goes on"]
+        assert (round(trials), round(hits)) == (min(goes_on + 1, 2), goes_on)
 
 
-def test_a_branch_that_was_not_reached_teaches_nothing_about_the_sparse_model() -> None:
-    drafter, context = begin([1, 2, 3, 1, 2, 3], cycle(3), lookup_length=2, sparse_length=2)
-    draft = drafter.propose(context)
-    observe(drafter, context, draft, (0,))
-    memory = context.memory
-    assert (memory.looked_up[3].right, memory.looked_up[3].trials) == (1, 2)
-    assert memory.sparse.trials == 0
+def _observe(drafter: Cascade, context: Context, draft: Draft, emitted: tuple[int, ...]) -> None:
+    context.tokens += emitted
+    n = len(draft.tree) + 1
+    best = torch.stack([torch.arange(1.0, drafter.best + 1).expand(n, -1), torch.full((n, drafter.best), 0.1)])
+    path = tuple(range(len(emitted) - 1))
+    drafter.observe(context, Step(draft, torch.zeros(0), torch.zeros(n, dtype=torch.long), path, emitted, best=best))
 
 
-def test_layers_that_there_are_not_are_refused() -> None:
+def test_a_branch_that_the_text_does_not_take_teaches_nothing() -> None:
+    drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
+    _observe(drafter, context, drafter.propose(context), (1, 2, 60))
+    assert not any(kind == "goes on" or kind[0] == "asked" for kind in context.memory.estimates._counts)
+
+
+def test_a_branch_is_the_tokens_down_to_a_node() -> None:
+    growth = Growth([7, 8, 9], [ROOT, 0, ROOT], [0.9, 0.5, 0.1])
+    assert [growth.branch(node) for node in (ROOT, 0, 1, 2)] == [(), (7,), (7, 8), (9,)]
+
+
+def test_layers_that_there_are_not_and_two_ways_to_name_a_path_are_refused() -> None:
     with pytest.raises(UserError, match=r"skip_mlp=\[9\]"):
-        begin([1, 2], skip_mlp=[9])
-    with pytest.raises(UserError, match="ngram_min=4"):
-        CascadeConfig(ngram_min=4)
+        begin([1, 2], successor, skip_mlp=[9])
+    with pytest.raises(UserError, match="leave out skip_attention, skip_mlp"):
+        CascadeConfig(adapter="somewhere", skip_mlp=[1])

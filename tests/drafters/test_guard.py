@@ -99,6 +99,32 @@ def test_what_one_request_gained_is_no_licence_for_the_next_to_lose() -> None:
     assert sum(step[4] != STOOD_DOWN for step in generation.steps) < 5
 
 
+class Searching(Costly):
+    """Drafts for nothing, and searches for the price of three plain steps."""
+
+    def __init__(self, target: StubTarget, clock: Clock) -> None:
+        super().__init__(target, clock)
+        self.searched = 0
+
+    def propose(self, context: Context) -> Draft:
+        return Draft(TokenTree.empty(), "searching")
+
+    def explore(self, context: Context) -> None:
+        self.searched += 1
+        self.clock.now += PRICE
+
+
+def test_a_search_is_paid_from_the_same_account() -> None:
+    target, clock = ObligingTarget(0), Clock()
+    inner = Searching(target, clock)
+    alone = Decoder(target, inner, Stopping(frozenset(), 400)).decode([1, 2])
+    assert inner.searched == len(alone.steps) - 1
+    inner.searched, clock.now = 0, 0.0
+    generation = Decoder(target, Guard(inner, clock), Stopping(frozenset(), 400)).decode([1, 2])
+    assert 0 < inner.searched <= (CREDIT + 400 * BUDGET) / PRICE + 1
+    assert len(generation.steps) == 400
+
+
 class Moody(Guard):
     """Stands down at steps that follow no pattern of text or drafter."""
 

@@ -13,8 +13,10 @@ import pytest
 from made_up import made_up
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -51,6 +53,20 @@ def test_everyone_decodes_every_prompt(paired: ModuleType) -> None:
     assert sum(run.counts.target_forwards for run in runs[0]) == 27
 
 
+def test_of_several_tries_the_fastest_counts(paired: ModuleType) -> None:
+    class Slower:
+        tries = 0
+
+        def decode(self, prompt: list[int]) -> Generation:
+            self.tries += 1
+            return made_up(float(self.tries), 10, 10)
+
+    decoder = Slower()
+    ((first, second),) = paired.measure([decoder], [[1], [2]], repeats=3)
+    assert decoder.tries == 1 + 2 * 3
+    assert (first.clock.decode_s, second.clock.decode_s) == (2.0, 5.0)
+
+
 def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: ModuleType) -> None:
     target = Target(tiny_model("llama"))
     decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), 6))
@@ -61,6 +77,19 @@ def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: Module
 
 def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
     assert paired.config_of("pool sources=[suffix] edges=2") == PoolConfig(sources=["suffix"], edges=2)
+    assert paired.config_of("guarded pool edges=2") == PoolConfig(edges=2)
+
+
+def test_a_guard_is_put_around_who_is_said_to_be_guarded(paired: ModuleType) -> None:
+    target = StubTarget(cycle(5))
+    guarded, free = (paired.drafter_of(spec, target) for spec in ("guarded suffix", "suffix"))
+    assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is DRAFTERS["suffix"]
+
+
+def test_families_have_medians_of_their_own(paired: ModuleType) -> None:
+    first = [made_up(1.0, 10, 10)] * 4
+    mine = [made_up(1.0, 20, 5), made_up(2.0, 10, 5), made_up(1.0, 30, 10), made_up(1.0, 10, 10)]
+    assert paired.by_family("pool", mine, first, ["qa", "rag", "qa", "rag"]) == "| pool | 2.500 | 0.750 |"
 
 
 @pytest.mark.parametrize(
@@ -69,10 +98,11 @@ def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
         (["nowhere.jsonl", "pool"], "There is no file nowhere.jsonl"),
         (["nowhere.jsonl", "polo"], "'polo': no such drafter; choose one of none, "),
         (["nowhere.jsonl", ""], "'': no such drafter"),
+        (["nowhere.jsonl", "guarded"], "'': no such drafter"),
         (["nowhere.jsonl", "pool sources=suffix"], "sources: must be a list: give it as sources=["),
         (["nowhere.jsonl", "pool edgs=3"], "edgs: no such option (did you mean edges?)"),
         (["nowhere.jsonl", "pool edges=0"], "drafter.edges=0: must be at least 1"),
-        (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family and --tokens: at least 1"),
+        (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family, --tokens and --repeats: at least 1"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(

@@ -24,3 +24,9 @@ class Estimates:
         """A guess of this kind was right, or was not."""
         trials, hits = self._counts.get(kind, (0.0, 0.0))
         self._counts[kind] = self.fading * trials + 1.0, self.fading * hits + hit
+
+    def fade(self, kind: Hashable, share: float) -> None:
+        """Let what is known of a kind count less: left alone, its chance returns to the prior."""
+        if kind in self._counts:
+            trials, hits = self._counts[kind]
+            self._counts[kind] = share * trials, share * hits

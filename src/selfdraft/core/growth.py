@@ -29,6 +29,14 @@ class Growth:
     parents: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 
+    def branch(self, node: int) -> tuple[int, ...]:
+        """The tokens from the root's child down to `node`; none for the root."""
+        tokens: list[int] = []
+        while node != ROOT:
+            tokens.append(self.tokens[node])
+            node = self.parents[node]
+        return tuple(reversed(tokens))
+
     def order(self, size: int) -> list[int]:
         """The first `size` nodes, every branch down to its end before the next, the most probable one first.
 

@@ -170,6 +170,7 @@ class Decoder:
             if not a.generation.ended:
                 with clock("draft"):
                     self.drafter.observe(a.context, step)
+                    self.drafter.explore(a.context)
 
     def _usable(self, draft: Draft, context: Context) -> Draft:
         """What of a draft can still be emitted, and can be verified in the target's present mode."""

@@ -174,6 +174,9 @@ class Drafter(ABC):
     def observe(self, context: Context, step: Step) -> None:  # noqa: B027  (optional)
         """The step is done, and ``context.tokens`` holds what it emitted."""
 
+    def explore(self, context: Context) -> None:  # noqa: B027  (optional)
+        """Behind `observe`: work that only later drafts gain by, such as a search. A guard leaves it out at a loss."""
+
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """When a request has ended: what is worth knowing about its drafting, as named histograms.
 

@@ -3,7 +3,8 @@
 Two rules. *Prediction*: a request drafts on while its own recent drafts gave more tokens per second than plain
 decoding. *Balance*: what drafts gain and lose, in seconds, is kept in an account with little room for gains; a request
 whose drafts do not pay may try again only while the account is not overdrawn, and a share `BUDGET` of the time decoded
-is paid into it. So a drafter that never pays costs that share and the first few tries, and no more.
+is paid into it. So a drafter that never pays costs that share and the first few tries, and no more. What a drafter does
+for later drafts alone, such as a search, is paid from the same account.
 
 Prices: verification is `Target.costs` of the draft's size, measured when the guard is made and free of the noise of
 other work on the machine; the time that the drafter itself takes, its forwards included, is clocked. In a batch a row
@@ -104,6 +105,16 @@ class Guard(Drafter):
                 watch.seconds = MEMORY * watch.seconds + seconds
         watch.spent = None
         self.balance = min(self.balance + earned, CREDIT * plain_s)
+
+    def explore(self, context: Context) -> None:
+        """The inner drafter explores while the account is not overdrawn."""
+        if self.balance < 0:
+            return
+        view = replace(context, memory=context.memory.inner)
+        begin = self.clock()
+        self.inner.explore(view)
+        context.memory.inner = view.memory
+        self.balance -= self.clock() - begin
 
     def _plain_s(self, context: Context) -> float:
         """What a step of a request costs without a draft."""

@@ -1,6 +1,6 @@
 """One tree from all that is remembered, as large as it pays: suffix matches, Jacobi trajectories and recycled tokens.
 
-A trained path (`trained_source`) may be one source more, asked for the next token where that is expected to pay.
+A trained path (`sparse_source`) may be one source more, asked for the next token where that is expected to pay.
 
 Every source names tokens that may follow a node, with a chance of its own. Tokens that several name are one node. How
 often guesses of a kind (which sources agree, how sure each is, how deep) were right is learned while decoding; every
@@ -20,7 +20,8 @@ from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.core.tree import ROOT
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.trained_source import Answer, TrainedSource, best_guess
+from selfdraft.drafters.sparse_source import Answer, SparseSource
+from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 
 SOURCES = ("suffix", "trajectory", "recycling")
@@ -32,7 +33,8 @@ SUPERSEDED = 0.1
 LEFT_OVER = 0.05
 DEEP = 2  # depths below this one share their estimates
 NEVER = (0, 0, False)  # no prediction
-UNASKED = -1  # of a trained path
+UNASKED = -1  # of a sparse path
+TRAINED = 0.4  # how often a trained path knows the next token where the others have no idea, before anything is learned
 
 
 @dataclass
@@ -61,7 +63,7 @@ class PoolConfig(DrafterConfig):
 
 
 # What a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth; how sure a
-# trained path is.
+# sparse path is.
 Kind = tuple
 
 
@@ -92,9 +94,7 @@ class Pool(Drafter):
         super().__init__(target, config)
         self.costs = target.costs if config.costs == "measured" else None
         self.best = min(config.edges, target.vocab_size)
-        self.trained: TrainedSource | None = None
-        if config.adapter is not None:
-            self.trained = TrainedSource(target, config.adapter, self.best, self.costs)
+        self.sparse = self._sparse_source()
         self.shared = self._empty()
 
     def start(self, context: Context) -> None:
@@ -122,7 +122,7 @@ class Pool(Drafter):
             for guess, kind in kinds.items():
                 memory.estimates.observe(kind, guess == token)
         if memory.growing and (answer := memory.growing.answer) is not None:
-            TrainedSource.learn(memory.estimates, answer, step.emitted[0])
+            SparseSource.learn(memory.estimates, answer, step.emitted)
         memory.growing = None
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
@@ -146,12 +146,18 @@ class Pool(Drafter):
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
-        """What the trained path says, if there is one and asking pays."""
-        if self.trained is None or not context.room:
+        """What the sparse path says, if there is one and asking pays."""
+        if self.sparse is None or not context.room:
             return None
-        if not self.trained.pays(context.memory.estimates, growth, size, context.rows):
+        question = self.sparse.question(context.memory.estimates, growth, size, context.room, context.rows)
+        return None if question is None else self.sparse.ask(context, question)
+
+    def _sparse_source(self) -> SparseSource | None:
+        """The adapter's path, if one is given."""
+        if self.config.adapter is None:
             return None
-        return self.trained.ask(context, *best_guess(growth))
+        path = self.target.adapted_path(Adapter.read(self.config.adapter))
+        return SparseSource(self.target, path, self.costs, guesses=self.best, prior=TRAINED)
 
     def _empty(self) -> Memory:
         automaton = SuffixAutomaton()
@@ -179,7 +185,8 @@ class _Growing:
     def __init__(self, config: PoolConfig, memory: Memory, text: list[int], answer: Answer | None) -> None:
         self.config, self.memory, self.answer = config, memory, answer
         self.contexts: list[tuple[int, ...]] = [tuple(text[-ORDER:])]
-        self.matches, self.depths = [memory.text.match()], [0]
+        self.matches = [memory.text.match()]
+        self.branches: list[tuple[int, ...]] = [()]  # the tokens that lead to it
         self.children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
         self.kinds: list[dict[int, Kind]] = []  # of every token named at a node
         self.surest: list[dict[int, str]] = []  # likewise, the source that gives it the highest chance
@@ -190,7 +197,7 @@ class _Growing:
         if node != ROOT:
             self.contexts.append((*self.contexts[parent + 1][1 - ORDER :], token))
             self.matches.append(self.memory.automaton.advance(*self.matches[parent + 1], token))
-            self.depths.append(self.depths[parent + 1] + 1)
+            self.branches.append((*self.branches[parent + 1], token))
             self.sources.append(self.surest[parent + 1][token])
             self.children[parent, token] = node
         priors: dict[int, float] = {}
@@ -199,7 +206,7 @@ class _Growing:
         predicted = self._name_predictions(node, priors, surest)
         left_over = self._name_left_over(node, priors, surest)
         told = self._name_told(node, priors, surest)
-        deep, unasked = min(self.depths[node + 1], DEEP), 0 if told else UNASKED
+        deep, unasked = min(len(self.branches[node + 1]), DEEP), 0 if told else UNASKED
         kinds = {
             t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep, told.get(t, unasked)) for t in priors
         }
@@ -247,7 +254,7 @@ class _Growing:
 
     def _name_left_over(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> int | None:
         """What the last pass predicted for this place, if it did."""
-        depth, left_over = self.depths[node + 1], self.memory.left_over
+        depth, left_over = len(self.branches[node + 1]), self.memory.left_over
         if "trajectory" not in self.config.sources or depth >= len(left_over):
             return None
         token = left_over[depth]
@@ -256,17 +263,18 @@ class _Growing:
         return token
 
     def _name_told(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
-        """What a trained path says comes behind the root: by token, how sure that is, from 1.
+        """What a sparse path says comes next, where it was asked: by token, how sure that is, from 1.
 
         It has seen the whole text, so what the others name beside it counts only for what chance it leaves them.
         """
-        if node != ROOT or self.answer is None or not self.answer.guesses:
+        guesses = self.answer.guesses.get(self.branches[node + 1]) if self.answer else None
+        if not guesses:
             return {}
-        told, left = dict(self.answer.guesses), 1 - self.answer.guesses[0][1]
+        told, left = dict(guesses), 1 - guesses[0][1]
         for token in priors:
             if token not in told:
                 priors[token] *= left
         for token, chance in told.items():
             if chance > priors.get(token, 0.0):
-                priors[token], surest[token] = chance, "trained"
+                priors[token], surest[token] = chance, "sparse"
         return {token: 1 + int(8 * chance) for token, chance in told.items()}

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from selfdraft.core.costs import CostCurve
-from selfdraft.core.gains import FADING, Rate, lookup_prior
 from selfdraft.core.growth import best_size
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
+from selfdraft.core.rates import FADING, Rate, lookup_prior
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target

@@ -14,7 +14,7 @@ from selfdraft.core.lengths import best_speedup
 from selfdraft.core.options import option
 from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters.base import Context, Draft, Step
+from selfdraft.drafters.base import Context, Draft
 from selfdraft.drafters.sparse import Memory, SparseConfig, SparseDrafter
 from selfdraft.models.sparse import Path
 from selfdraft.models.target import Target
@@ -105,9 +105,8 @@ class Swift(SparseDrafter):
             self._follow(context.memory)
         return super().propose_batch(contexts)
 
-    def observe(self, context: Context, step: Step) -> None:
+    def explore(self, context: Context) -> None:
         """Score a candidate."""
-        super().observe(context, step)
         state: State = context.memory.own
         state.steps += 1
         if state.done or len(context.tokens) - context.prompt_length < self.config.context_window:

@@ -5,12 +5,13 @@ The prompt runs once through layers that write down their activations; then the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters.base import Context
+from selfdraft.drafters.base import Context, Draft
 from selfdraft.drafters.sparse import SparseConfig, SparseDrafter
 from selfdraft.models.sparse import Path
 from selfdraft.models.target import Target
@@ -40,14 +41,22 @@ class WidthSkip(SparseDrafter):
         """
         super().__init__(target, config)
         self.skip = SkipSet.spread(len(target.full.layers), config.sparsity)
+        self._unsliced = target.sparse_path(self.skip)
         path = self._sliced([0, 1], None)
         if self._costs is not None:
             self._path_costs = target.costs_of(path)
 
     def path_for(self, context: Context) -> Path:
-        """The request's own slices."""
-        ids = None if self.config.draft_vocabulary is None else self.vocabulary(context)
-        return self._sliced(context.tokens, ids)
+        """None of its own before the first draft: slicing costs what a dozen drafts do, and a guard may want none."""
+        return self._unsliced
+
+    def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
+        """Through each request's own slices."""
+        for context in contexts:
+            if context.memory.path is self._unsliced:
+                ids = None if self.config.draft_vocabulary is None else self.vocabulary(context)
+                context.memory.path = self._sliced(context.tokens, ids)
+        return super().propose_batch(contexts)
 
     def _sliced(self, tokens: list[int], vocabulary: list[int] | None) -> Path:
         mlps = self.target.most_used_mlps(tokens, self.config.ratio, self.skip)

@@ -16,7 +16,7 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, DrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.pool import Pool, PoolConfig
-from selfdraft.drafters.trained_source import Answer, TrainedSource
+from selfdraft.drafters.sparse_source import Answer, Question, SparseSource
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -57,12 +57,12 @@ def test_it_is_asked_where_that_is_expected_to_pay(
     monkeypatch.setattr(target, "costs_of", lambda path: CostCurve((1, 64), (draft, draft)))
     pool = Pool(target, PoolConfig(adapter=adapter(tmp_path, 0)))
     answers: list[Answer] = []
-    monkeypatch.setattr(pool.trained, "ask", _noting(pool.trained, answers))
+    monkeypatch.setattr(pool.sparse, "ask", _noting(pool.sparse, answers))
     decode(target, pool)
     assert bool(answers) == asked
 
 
-def _noting(source: TrainedSource, answers: list[Answer]):
+def _noting(source: SparseSource, answers: list[Answer]):
     ask = source.ask
 
     def noted(*args) -> Answer:
@@ -73,20 +73,23 @@ def _noting(source: TrainedSource, answers: list[Answer]):
 
 
 def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) -> None:
-    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path, 2))).trained
+    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path, 2))).sparse
     target.allocate(1, 32)
     target.prefill(0, PROMPT[:-1])
-    answer = source.ask(Context(0, list(PROMPT), len(PROMPT), 9, None), None, 0.0)
+    question = Question(node=-1, branch=(), count=1, doubt=8, rival=None)
+    answer = source.ask(Context(0, list(PROMPT), len(PROMPT), 9, None), question)
     assert answer.reuse.layers == 2 and len(answer.reuse.states) == 1
-    assert sum(chance for _, chance in answer.guesses) <= 1 and len(answer.guesses) == source.count
+    (guesses,) = answer.guesses.values()
+    assert sum(chance for _, chance in guesses) <= 1 and len(guesses) == source.guesses
 
 
 def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_path: Path) -> None:
-    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))).trained
+    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))).sparse
     for rival, rises in ((9, False), (4, True), (None, True)):
         learned = Estimates()
         before = source.expected_gain(learned, 0.3)
-        source.learn(learned, Answer([(9, 0.8)], None, doubt=5, rival=rival), 9)
+        asked = Question(node=-1, branch=(), count=1, doubt=5, rival=rival)
+        source.learn(learned, Answer(asked, {(): [(9, 0.8)]}), (9,))
         assert (source.expected_gain(learned, 0.3) > before) == rises
 
 
