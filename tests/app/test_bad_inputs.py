@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CONF, SMOKE, run, run_here, write_prompts
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from command_line import CONF, SMOKE, run, run_here, write_prompts
 from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 
+from command_line import ROOT, SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 from selfdraft.core.errors import UserError
 from selfdraft.modules.bench import Bench
 from selfdraft.tracking.records import RecordFile

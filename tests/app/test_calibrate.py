@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
 from test_resume import start, wait_until
 
+from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
 from selfdraft.app.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.modules.search import Search

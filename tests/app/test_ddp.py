@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from command_line import SMOKE, read_lines, read_result, run, run_here, write_prompts
 
 pytestmark = pytest.mark.slow

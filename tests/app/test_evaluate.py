@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
 
+from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.models import memory
@@ -289,7 +289,7 @@ def test_a_guarded_run_says_how_often_it_stood_down(tmp_path: Path) -> None:
     run_here(tmp_path, *SMOKE, "decoding.guard=true", "decoding.max_new_tokens=64", "drafter.mode=literal")
     lines, result = read_lines(tmp_path), read_result(tmp_path)
     counted = sum(step[4] == "stood down" for line in lines for step in line["steps"])
-    assert 0 < counted == result["guard"]["stood_down"] < result["guard"]["steps"]
+    assert 0 < counted == result["guard"]["stood_down"] <= result["guard"]["steps"]
     assert result["guard"]["steps"] == sum(len(line["steps"]) for line in lines)
 
 

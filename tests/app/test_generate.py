@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import SMOKE, composed, run, run_here, said_by, tamper
 
+from command_line import SMOKE, composed, run, run_here, said_by, tamper
 from selfdraft.app.build import build_bench, to_config
 from selfdraft.drafters.jacobi import Jacobi
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from command_line import CONF, composed, run
 
+from command_line import CONF, composed, run
 from selfdraft.app.build import to_config
 from selfdraft.app.help import EXAMPLES
 

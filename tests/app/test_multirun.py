@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from command_line import SMOKE, read_result, run
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from command_line import SMOKE, said_by
-
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.skipset import SkipSet
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import SMOKE, command, environment, read_lines, read_result, run_here, said_by
 
+from command_line import SMOKE, command, environment, read_lines, read_result, run_here, said_by
 from selfdraft.core.errors import UserError
 
 LONG = (*SMOKE, "dataset.per_category=4", "decoding.max_new_tokens=64")  # 24 prompts, some seconds

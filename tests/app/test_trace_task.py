@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import SMOKE, said_by
 
+from command_line import SMOKE, said_by
 from selfdraft.data.sources import load_bundled
 from selfdraft.drafters import DRAFTERS
 

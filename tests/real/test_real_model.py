@@ -42,7 +42,25 @@ class Real:
         return decoder.decode(self.prompts[family]).output
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+DTYPES = ("float32", "bfloat16")
+# Each kind in one dtype, and where that is tried otherwise, in the other one.
+KIND_BY_TURNS, OTHER_TURNS = (
+    [
+        pytest.param(dtype, kind, id=f"{kind}-{dtype}")
+        for turn, dtype in enumerate(DTYPES)
+        for kind in KINDS[(turn + first) % 2 :: 2]
+    ]
+    for first in (0, 1)
+)
+# Every drafter on one text in float32, and on the other one in bfloat16.
+DRAFTER_BY_TURNS = [
+    pytest.param(dtype, drafter, FAMILIES[(number + turn) % 2], id=f"{drafter}-{dtype}")
+    for turn, dtype in enumerate(DTYPES)
+    for number, drafter in enumerate(DRAFTERS)
+]
+
+
+@pytest.fixture(scope="module", params=DTYPES)
 def real(request: pytest.FixtureRequest) -> Real:
     loaded = load_embedded(request.param, torch.device("cpu"))
     chat, bundled = Chat(loaded.tokenizer), load_bundled()
@@ -68,8 +86,7 @@ def real(request: pytest.FixtureRequest) -> Real:
     return Real(loaded, Target(loaded.model), prompts, stock)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize(("real", "drafter", "family"), DRAFTER_BY_TURNS, indirect=["real"])
 def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, family: str) -> None:
     """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
     output = real.decode(drafter, family)
@@ -79,7 +96,7 @@ def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, f
     assert certificate.verdict != "mismatch", certificate
 
 
-@pytest.mark.parametrize("drafter", KINDS)
+@pytest.mark.parametrize(("real", "drafter"), KIND_BY_TURNS, indirect=["real"])
 def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
     real: Real, drafter: str
 ) -> None:
@@ -122,7 +139,7 @@ def test_the_trial_notices_blocks_that_round_differently(real: Real) -> None:
     assert widest_alike(Target(real.loaded.model)) < LEAST
 
 
-@pytest.mark.parametrize("drafter", KINDS)
+@pytest.mark.parametrize(("real", "drafter"), OTHER_TURNS, indirect=["real"])
 def test_one_line_in_transformers_generate_writes_its_greedy_text(real: Real, drafter: str) -> None:
     """Two prompts, padded on the left, through `generate` itself."""
     pair = [real.prompts[family] for family in FAMILIES[:2]]
