@@ -1,0 +1,76 @@
+"""What a guard let its drafter cost, by family:  python scripts/guard_cost.py RUN [RUN ...] --hardware FILE
+
+On a machine whose speed drifts by more than a guard may lose, runs against plain decoding beside them cannot tell. So
+this adds up what guarded steps (decoding.guard=true) did otherwise than plain ones: the time that the drafter itself
+took, as a share of the same run's forwards, and verifications of more than one token, priced by FILE, a profile.json of
+task=profile or one of experiments/costs. The rest of a step is the same with and without a drafter, and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.costmodel import CostModel
+from selfdraft.core.errors import UserError
+
+
+def speed(lines: list[dict], costs: CostModel) -> float:
+    """Of plain decoding, over all `lines` (of prompts.jsonl) together."""
+    tokens, seconds = 0, 0.0
+    for line in lines:
+        verifying = sum(costs.forward(len(drafted) + 1) for drafted, *_ in line["steps"])
+        seconds += verifying * (1 + line["phases_s"]["draft"] / line["phases_s"]["verify"])
+        tokens += line["new_tokens"]
+    return tokens * costs.forward(1) / seconds
+
+
+def read_lines(folder: Path) -> list[dict]:
+    """The turns of a guarded run.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{folder} is no run of task=evaluate: {error.strerror} ({error.filename})") from None
+    if not any(line["stood_down"] for line in lines):
+        raise UserError(f"{folder}: nobody stood down in this run; decode with decoding.guard=true")
+    return lines
+
+
+def row(name: str, lines: list[dict], costs: CostModel) -> str:
+    """A line of the table."""
+    stood_down, steps = sum(line["stood_down"] for line in lines), sum(len(line["steps"]) for line in lines)
+    families = dict.fromkeys(line["family"] for line in lines)
+    by_family = [speed([line for line in lines if line["family"] == family], costs) for family in families]
+    told = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
+    return f"| {name} | {stood_down:,} of {steps:,} | {told} |"
+
+
+@one_line_script("guard_cost")
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--hardware", type=Path, required=True, metavar="FILE")
+    given = parser.parse_args(arguments)
+    try:
+        costs = CostModel.from_dict(json.loads(given.hardware.read_text(encoding="utf-8")), str(given.hardware))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--hardware {given.hardware} cannot be read: {error}") from None
+    found = [(folder.name, read_lines(folder)) for folder in given.runs]
+    families = list(dict.fromkeys(line["family"] for line in found[0][1]))
+    for name, lines in found:
+        if list(dict.fromkeys(line["family"] for line in lines)) != families:
+            raise UserError(f"{name}: not the families of {found[0][0]}; give runs over the same prompts")
+    print("| run | stood down | " + " | ".join(families) + " | all |\n" + "|---" * (len(families) + 3) + "|")
+    for name, lines in found:
+        print(row(name, lines, costs))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

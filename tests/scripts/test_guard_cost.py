@@ -1,0 +1,76 @@
+"""scripts/guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COSTS = ROOT / "experiments" / "costs" / "smollm2_135m_xeon_2core_bf16.json"
+
+
+@pytest.fixture
+def guard_cost() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("guard_cost", ROOT / "scripts" / "guard_cost.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Doubling:
+    """A forward of n tokens costs n."""
+
+    @staticmethod
+    def forward(tokens: int) -> float:
+        return float(tokens)
+
+
+def line(family: str, sizes: list[int], tokens: int, draft: float, stood_down: int = 1) -> dict:
+    steps = [[[7] * size, None, [], 1, "", None] for size in sizes]
+    phases = {"draft": draft, "verify": 2.0}
+    return {"family": family, "steps": steps, "new_tokens": tokens, "phases_s": phases, "stood_down": stood_down}
+
+
+def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: ModuleType) -> None:
+    plain = line("qa", [0, 0, 0], 3, draft=0.0)
+    assert guard_cost.speed([plain], Doubling) == 1.0
+    tried = line("rag", [0, 0, 3], 5, draft=0.5)  # 6 forwards' worth, and a quarter of them on top
+    assert guard_cost.speed([tried], Doubling) == pytest.approx(5 / (6 * 1.25))
+    assert guard_cost.speed([plain, tried], Doubling) == pytest.approx(8 / (3 + 7.5))
+    assert guard_cost.row("run", [plain, tried], Doubling) == "| run | 2 of 6 | 1.000 | 0.667 | 0.762 |"
+
+
+def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "prompts.jsonl").write_text(json.dumps(line("qa", [0, 0], 2, 0.02)) + "\n")
+    assert not guard_cost.main([str(tmp_path / "a"), str(tmp_path / "b"), "--hardware", str(COSTS)])
+    head, _, first, second = capsys.readouterr().out.splitlines()
+    assert head == "| run | stood down | qa | all |"
+    assert first == "| a | 1 of 2 | 0.990 | 0.990 |" and second.startswith("| b |")
+
+
+@pytest.mark.parametrize(
+    ("lines", "hardware", "said"),
+    [
+        (None, COSTS, "is no run of task=evaluate: No such file or directory"),
+        (
+            [line("qa", [1], 1, 0.1, stood_down=0)],
+            COSTS,
+            "nobody stood down in this run; decode with decoding.guard=tr",
+        ),
+        ([line("qa", [1], 1, 0.1)], "nowhere.json", "--hardware nowhere.json cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(
+    guard_cost: ModuleType, lines: list[dict] | None, hardware: Path, said: str, tmp_path: Path, capsys
+) -> None:
+    if lines is not None:
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert guard_cost.main([str(tmp_path), "--hardware", str(hardware)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("guard_cost: ") and said in told
