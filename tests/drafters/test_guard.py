@@ -125,6 +125,25 @@ def test_a_search_is_paid_from_the_same_account() -> None:
     assert len(generation.steps) == 400
 
 
+class Pondering(Costly):
+    """A free draft of right tokens now and then; between them it thinks for half a plain step, and drafts nothing."""
+
+    def propose(self, context: Context) -> Draft:
+        self.asked += 1
+        if self.asked % 50 == 1:
+            return Draft(TokenTree.chain([1, 2][: context.room]), "pondering")
+        self.clock.now += self.target.costs(1) / 2
+        return Draft(TokenTree.empty(), "pondering")
+
+
+def test_drafting_nothing_has_its_price_too() -> None:
+    target, clock = ObligingTarget(ALWAYS), Clock()
+    inner = Pondering(target, clock)
+    generation = Decoder(target, Guard(inner, clock), Stopping(frozenset(), 400)).decode([1, 2])
+    assert sum(source != STOOD_DOWN for *_, source, _ in generation.steps) < 30
+    assert clock.now <= target.costs(1) * (400 * BUDGET + CREDIT + 2 + 1)  # the budget, the credit, the gain, a try
+
+
 class Moody(Guard):
     """Stands down at steps that follow no pattern of text or drafter."""
 

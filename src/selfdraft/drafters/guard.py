@@ -100,9 +100,11 @@ class Guard(Drafter):
         if watch.spent is not None:
             seconds = watch.spent + self.clock() - begin + self.costs.shared_by(context.rows)(size + 1)
             earned += tokens * plain_s - seconds
-            if size or step.draft.target_forwards:  # that a lookup found nothing says nothing of what it finds
+            if size or step.draft.target_forwards:
                 watch.tokens = MEMORY * watch.tokens + tokens
                 watch.seconds = MEMORY * watch.seconds + seconds
+            else:  # that a lookup found nothing says nothing of what it finds, but looking has its price
+                watch.seconds += max(seconds - tokens * plain_s, 0.0)
         watch.spent = None
         self.balance = min(self.balance + earned, CREDIT * plain_s)
 
