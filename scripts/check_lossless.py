@@ -7,7 +7,6 @@ model's own logits there tell by how much: in float32 every prompt should agree;
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from selfdraft.app.schemas import SCHEMAS, ModelConfig
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
 from selfdraft.models.stock import StockGenerate
+from selfdraft.tracking.records import RecordFile
 
 
 def model_of(run: dict) -> ModelConfig:
@@ -56,9 +56,11 @@ def check(folder: Path) -> int:
         or decoding.get("repetition_penalty")
     ):
         raise UserError("only plain greedy runs can be compared with transformers.generate")
+    lines = RecordFile(folder / "prompts.jsonl").read()
+    if not lines:
+        raise UserError(f"{folder} holds no finished prompts: its prompts.jsonl has no complete line")
     loaded = model_of(run).load(torch.device("cpu"))
     stock = StockGenerate(loaded, "transformers_greedy", decoding["max_new_tokens"])
-    lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     verdicts: Counter[str] = Counter()
     for line in track(lines, description="transformers.generate"):
         reference = stock.decode(line["prompt_ids"]).output

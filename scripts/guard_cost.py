@@ -16,6 +16,7 @@ from pathlib import Path
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
+from selfdraft.tracking.records import RecordFile
 
 
 def speed(lines: list[dict], costs: CostModel) -> float:
@@ -32,14 +33,11 @@ def read_lines(folder: Path) -> list[dict]:
     """The turns of a guarded run.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or its lines are damaged.
     """
-    try:
-        lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{folder} is no run of task=evaluate: {error.strerror} ({error.filename})") from None
+    lines = RecordFile(folder / "prompts.jsonl").read()
     if not any(line["stood_down"] for line in lines):
-        raise UserError(f"{folder}: nobody stood down in this run; decode with decoding.guard=true")
+        raise UserError(f"{folder}: nobody stood down here; give the folder of a run with decoding.guard=true")
     return lines
 
 

@@ -23,6 +23,7 @@ from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import Adapter
+from selfdraft.tracking.records import RecordFile
 
 # Drafters whose drafts cost no forward of their own, and those whose forwards are full ones, counted as such.
 NO_FORWARDS = ("none", "prompt_lookup", "suffix", "recycling", "lookahead", "pool", "pseudo_tokens")
@@ -121,11 +122,14 @@ def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
         UserError: it is no finished run.
     """
     try:
-        lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return lines, config, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder} is no finished run of task=evaluate: {error.strerror} ({error.filename})") from None
+    lines = RecordFile(folder / "prompts.jsonl").read()
+    if not lines:
+        raise UserError(f"{folder} is no finished run of task=evaluate: there is no complete line in its prompts.jsonl")
+    return lines, config, result
 
 
 @one_line_script("predict")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from script_module import script_module
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import load_tiny
@@ -25,10 +25,7 @@ TINY = ("llama", 0, "float32", torch.device("cpu"))
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("export", ROOT / "scripts" / "export.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("export")
 
 
 def noise(*shape: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from script_module import script_module
 
 ROOT = Path(__file__).parents[2]
 COSTS = ROOT / "experiments" / "costs" / "smollm2_135m_xeon_2core_bf16.json"
@@ -15,10 +16,7 @@ COSTS = ROOT / "experiments" / "costs" / "smollm2_135m_xeon_2core_bf16.json"
 
 @pytest.fixture
 def guard_cost() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("guard_cost", ROOT / "scripts" / "guard_cost.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("guard_cost")
 
 
 class Doubling:
@@ -32,7 +30,15 @@ class Doubling:
 def line(family: str, sizes: list[int], tokens: int, draft: float, stood_down: int = 1) -> dict:
     steps = [[[7] * size, None, [], 1, "", None] for size in sizes]
     phases = {"draft": draft, "verify": 2.0}
-    return {"family": family, "steps": steps, "new_tokens": tokens, "phases_s": phases, "stood_down": stood_down}
+    return {
+        "id": family,
+        "turn": 0,
+        "family": family,
+        "steps": steps,
+        "new_tokens": tokens,
+        "phases_s": phases,
+        "stood_down": stood_down,
+    }
 
 
 def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: ModuleType) -> None:
@@ -57,11 +63,11 @@ def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("lines", "hardware", "said"),
     [
-        (None, COSTS, "is no run of task=evaluate: No such file or directory"),
+        (None, COSTS, "nobody stood down here; give the folder of a run"),
         (
             [line("qa", [1], 1, 0.1, stood_down=0)],
             COSTS,
-            "nobody stood down in this run; decode with decoding.guard=tr",
+            "nobody stood down here; give the folder of a run",
         ),
         ([line("qa", [1], 1, 0.1)], "nowhere.json", "--hardware nowhere.json cannot be read"),
     ],
@@ -72,5 +78,17 @@ def test_what_is_wrong_is_told_in_a_line(
     if lines is not None:
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     assert guard_cost.main([str(tmp_path), "--hardware", str(hardware)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("guard_cost: ") and said in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"id": "a", "tu', "nobody stood down here"), ("{}\n{}\n", "prompts.jsonl")]
+)
+def test_torn_and_damaged_lines_are_told_in_a_line(
+    guard_cost: ModuleType, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(text)
+    assert guard_cost.main([str(tmp_path), "--hardware", str(COSTS)]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("guard_cost: ") and said in told

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from made_up import made_up
+from script_module import script_module
 
 ROOT = Path(__file__).parents[2]
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("invariance_cost", ROOT / "scripts" / "invariance_cost.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return script_module("invariance_cost")
 
 
 def test_a_row_holds_ratios_by_token_and_by_forward() -> None:

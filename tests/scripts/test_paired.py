@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from made_up import made_up
+from script_module import script_module
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
@@ -27,10 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def paired() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paired", ROOT / "scripts" / "paired.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("paired")
 
 
 def test_a_row_compares_with_the_first_prompt_by_prompt_and_over_all(paired: ModuleType) -> None:

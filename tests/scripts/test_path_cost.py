@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
+from script_module import script_module
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -17,10 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("path_cost", ROOT / "scripts" / "path_cost.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("path_cost")
 
 
 @pytest.mark.parametrize(("first", "through"), [(2, {1: 2, 2: 2}), (0, {2: 4})])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from script_module import script_module
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
@@ -22,10 +22,7 @@ SHIPPED = sorted((ROOT / "experiments" / "costs").glob("*.json"))
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module(name)
 
 
 def stub_costs() -> CostModel:
@@ -108,7 +105,7 @@ def test_what_it_cannot_price_it_says() -> None:
 
 
 def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(line(STEPS, 6)) + "\n")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"id": "a", "turn": 0, **line(STEPS, 6)}) + "\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"drafter": {"name": "prompt_lookup"}}))
     result = {"drafter": "prompt_lookup", "model": "m", "dtype": "float32", "speedup_total": 1.5}
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -128,6 +125,14 @@ def test_what_is_not_there_is_told_in_a_line(
     assert script("predict").main([str(tmp_path / run), "--hardware", str(tmp_path / file)]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("predict: ")
+
+
+def test_a_run_of_torn_lines_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("prompts.jsonl", '{"id": "a", "tu'), ("config.yaml", "{}"), ("result.json", "{}")):
+        (tmp_path / name).write_text(text)
+    assert script("predict").main([str(tmp_path), "--hardware", str(SHIPPED[0])]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("there is no complete line in its prompts.jsonl")
 
 
 def test_the_shipped_files_are_cost_models_that_name_their_source() -> None:
