@@ -29,7 +29,7 @@ from selfdraft.app.errors import one_line_script
 from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
 from selfdraft.core.errors import UserError
 from selfdraft.models.adapter import FILE as WEIGHTS
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.anatomy import dissect
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.tiny import FAMILIES
@@ -165,6 +165,8 @@ def readme(artifact: Artifact, adapter: Adapter, model: ModelConfig) -> str:
         notes.append("- The pseudo tokens' sampler (`sampler.*`).")
     if "vocabulary" in adapter.tensors:
         notes.append(f"- Drafts say only {len(adapter.tensors['vocabulary'])} of the model's ids (`vocabulary`).")
+    if FEATURE in adapter.tensors:
+        notes.append(f"- The matrix for the last committed token's final hidden state (`{FEATURE}`).")
     if not notes[2:]:
         notes = ["All that was trained is in the peft adapter."]
     notes += ["", f"`{BESIDE}` holds every trained tensor and what is skipped, `{FILE}` the drafter's options."]

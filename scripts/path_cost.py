@@ -1,6 +1,6 @@
 """What drafting through trained paths costs on this machine, and what pays:  python scripts/path_cost.py RUN [RUN ...]
 
-RUN is the folder of a task=finetune run. The default model in bfloat16, 256 tokens in the cache; timed interleaved:
+RUN is the folder of a task=finetune run. The default model (--dtype), 256 tokens in the cache; timed interleaved:
 a drafting forward, a verification of two tokens with what drafting left of it, and a plain forward of one
 token. Median milliseconds, shares of a plain forward of one token, and the acceptance from which on drafting a single
 token pays: draft + verification, in those forwards, less one.
@@ -8,6 +8,7 @@ token pays: draft + verification, in those forwards, less one.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from selfdraft.app.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.loading import load_embedded
+from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.profiling import interleaved_medians
 from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
@@ -47,17 +48,21 @@ def cases(target: Target, path: Path) -> dict[str, Callable[[], object]]:
 
 @one_line_script("path_cost")
 @torch.inference_mode()
-def main(folders: list[str]) -> None:
-    if not folders:
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", metavar="RUN", help="folder of a task=finetune run")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the model (default: bfloat16)")
+    given = parser.parse_args(arguments)
+    if not given.folders:
         raise UserError("give the folders of task=finetune runs")
-    adapters = [Adapter.read(folder) for folder in folders]
-    target = Target(load_embedded("bfloat16", torch.device("cpu")).model)
+    adapters = [Adapter.read(folder) for folder in given.folders]
+    target = Target(load_embedded(given.dtype, torch.device("cpu")).model)
     target.allocate(1, 2 * CONTEXT)
     text = torch.randint(target.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0))
     target.prefill(0, text.tolist())
     print("| path | plain forward of 1 | draft | of 1 | verification of 2 | of 1 | break-even acceptance |")
     print("|---|---|---|---|---|---|---|")
-    for folder, adapter in zip(folders, adapters, strict=True):
+    for folder, adapter in zip(given.folders, adapters, strict=True):
         seconds = interleaved_medians(cases(target, target.adapted_path(adapter)), ROUNDS)
         one, draft, verify = (1e3 * seconds[name] for name in ("plain", "draft", "verify"))
         cells = f"{one:.1f} ms | {draft:.1f} ms | {draft / one:.2f} | {verify:.1f} ms | {verify / one:.2f}"

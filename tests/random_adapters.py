@@ -19,7 +19,7 @@ from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.target import Target
 
 RANK = 3
@@ -32,7 +32,8 @@ class Adapted:
     Attributes:
         drafter: its config, given the adapter's folder.
         attention, mlp: what is skipped. first: layers before this one stay the target's. whole: layers replaced
-            altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted.
+            altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted. feature: whether
+            the last final hidden state is made use of.
     """
 
     drafter: Callable[[str], DrafterConfig]
@@ -42,6 +43,7 @@ class Adapted:
     whole: Sequence[int] = ()
     noise: float = 0.05
     share: float | None = None
+    feature: bool = False
 
     def written(self, target: Target, folder: Path) -> DrafterConfig:
         """The config, its adapter made for `target` and written to a folder."""
@@ -71,6 +73,9 @@ class Adapted:
         if self.share is not None:
             size = target.vocab_size
             tensors["vocabulary"] = torch.randperm(size, generator=random)[: int(self.share * size)].sort().values
+        if self.feature:
+            width = target.model.config.hidden_size
+            tensors[FEATURE] = torch.randn(width, width, generator=random) / width**0.5
         settings = {"scale": 0.5, "skip_attention": list(self.attention), "skip_mlp": list(self.mlp)}
         return Adapter("random", settings, tensors)
 
@@ -97,7 +102,21 @@ ADAPTED: dict[str, Adapted] = {
         whole=[3],
         share=0.7,
     ),
+    "early_exit with the feature": Adapted(
+        lambda a: EarlyExitConfig(adapter=a, bonus="keep", draft_length=3),
+        attention=[1],
+        mlp=[1],
+        first=1,
+        whole=[2, 3],
+        feature=True,
+    ),
+    "layer_skip with the feature": Adapted(
+        lambda a: LayerSkipConfig(adapter=a), attention=[1], mlp=[1], first=1, whole=[2], feature=True
+    ),
     "pool": Adapted(lambda a: PoolConfig(adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
+    "pool with the feature": Adapted(
+        lambda a: PoolConfig(adapter=a, costs="flat"), attention=[1, 2], mlp=[1, 2], first=1, whole=[3], feature=True
+    ),
     "pool by a vocabulary, at measured costs": Adapted(
         lambda a: PoolConfig(adapter=a), attention=[1], mlp=[1], share=0.7
     ),

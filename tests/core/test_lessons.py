@@ -50,6 +50,16 @@ def test_gathered_values_are_those_of_the_places() -> None:
     assert torch.equal(blocks.gathered(values)[..., 0].view(2, -1, 2), blocks.index + torch.tensor([[[0]], [[10]]]))
 
 
+def test_what_lies_before_a_block_goes_to_its_first_position_and_never_over_a_text_s_beginning() -> None:
+    texts = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), size=2, stride=1, offset=0)
+    values = torch.arange(1.0, 7.0).view(1, 6, 1).expand(-1, -1, 3)
+    before = blocks.before(values, texts)[0].view(-1, 2, 3)
+    found = {int(index[0]): value[:, 0].tolist() for index, value in zip(blocks.index[0], before, strict=True)}
+    # Place 0 and place 3 begin a text; the value of place i is i + 1.
+    assert found == {0: [0.0, 0.0], 1: [1.0, 0.0], 3: [0.0, 0.0], 4: [4.0, 0.0]}
+
+
 def test_a_chain_is_accepted_up_to_its_first_wrong_token() -> None:
     right = torch.tensor([[[1, 1, 0], [0, 1, 1]], [[1, 0, 1], [1, 1, 1]]]).bool()
     valid = torch.tensor([[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [1, 1, 0]]]).bool()

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from selfdraft.models.packing import PACKABLE, PackedLinear, can_pack
+from selfdraft.models.packing import PackedLinear, can_pack, packable, product_by
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 HEIGHTS = range(1, 18)
+PACKABLE = [dtype for dtype in (torch.float32, torch.bfloat16) if packable(dtype)]
+needs_bfloat16 = pytest.mark.skipif(not packable(torch.bfloat16), reason="this processor has no bfloat16 kernels")
 
 
 def linear(dtype: torch.dtype, bias: bool, inside: int = 48, outside: int = 80) -> nn.Linear:
@@ -31,6 +35,7 @@ def test_in_full_precision_the_numbers_are_the_same(height: int, bias: bool) -> 
     torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", HEIGHTS)
 def test_in_half_precision_they_differ_by_rounding_alone(height: int, bias: bool) -> None:
@@ -81,9 +86,31 @@ def test_the_weight_is_shared_and_the_original_works_on() -> None:
     assert torch.equal(plain(x), before)
 
 
-@pytest.mark.parametrize(("dtype", "possible"), [(torch.float32, True), (torch.bfloat16, True), (torch.float64, False)])
-def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype, possible: bool) -> None:
-    assert can_pack(linear(dtype, bias=False)) == possible
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype) -> None:
+    """Whether bfloat16 has any is the processor's affair: what is called packable must pack, and nothing else may."""
+    plain = linear(dtype, bias=False)
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+        possible = True
+    except RuntimeError:
+        possible = False
+    assert possible == can_pack(plain)
+
+
+def test_without_kernels_a_model_runs_on_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor without AVX-512: nothing is packed, and the numbers are the unpacked target's."""
+    model = tiny_model(dtype=torch.bfloat16)
+    plain = Target(model, packed=False).teacher_forced(list(range(12)), 4, 4)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not packable(torch.bfloat16) and packable(torch.float32)
+    target = Target(model)
+    assert not any(isinstance(part, PackedLinear) for part in target.linears())
+    # Norms are still fused, which rounds otherwise.
+    torch.testing.assert_close(target.teacher_forced(list(range(12)), 4, 4), plain, rtol=0.05, atol=0.05)
+    weight = torch.randn(8, 4, dtype=torch.bfloat16)
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    assert torch.equal(product_by(weight, packed=True)(x), nn.functional.linear(x, weight))
 
 
 def test_what_is_off_the_cpu_or_no_linear_or_not_alike_is_not_packed() -> None:

@@ -56,6 +56,9 @@ CASES = {
         {"steps": 100, "rank": 8, "alpha": 8.0, "hidden_weight": 0.1, "layer_dropout": 0.1, "curriculum": "gradual"},
     ),
     "exit_adapter": Case("exit_adapter", {"steps": 100, "exit_layer": 2, "rank": 0}),
+    "exit_adapter with the feature": Case(
+        "exit_adapter", {"steps": 100, "exit_layer": 1, "twins": [1, 3], "feature": True, "rank": 0}
+    ),
     "pseudo_tokens": Case("pseudo_tokens", {"steps": 100, "rank": 8, "alpha": 8.0}),
     "consistency": Case("consistency", {"steps": 300, "block": 4}),
     "consistency of a path": Case("consistency", {"steps": 100, "block": 4, "keep_layers": [0, 2, 3], "norm": True}),

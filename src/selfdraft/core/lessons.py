@@ -30,6 +30,18 @@ class Blocks:
         flat = self.index.flatten(1)
         return values.gather(1, flat.view(*flat.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:]))
 
+    def before(self, values: Tensor, texts: Tensor) -> Tensor:
+        """(B, G * K, C) values of the place before each block, at its first position; zeros at the others, and where
+        a text begins.
+
+        Args:
+            values: (B, N, C) of every place. texts: (B, N) number of the text there.
+        """
+        known = torch.zeros_like(values)
+        known[:, 1:] = values[:, :-1] * (texts[:, 1:] == texts[:, :-1])[..., None]
+        first = torch.arange(self.index[0].numel(), device=values.device) % self.size == 0
+        return self.gathered(known) * first[:, None]
+
     @property
     def size(self) -> int:
         """K."""

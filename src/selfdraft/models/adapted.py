@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.sparse import Path, sliced_head, sparse_path
 
@@ -45,7 +45,7 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
             trained[index] = target.driven(_replaced(layer, own))
         elif lora:
             trained[index] = target.driven(_merged(layer, lora, float(settings["scale"])))
-    norm, words = adapter.under("norm."), adapter.tensors.get("vocabulary")
+    norm, words, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
     return sparse_path(
         target.full,
         target.anatomy,
@@ -54,7 +54,18 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
         None if words is None else sliced_head(target.head, words.tolist(), packed=target.packed),
         trained=trained,
         norm=target.fastest(_replaced(target.anatomy.norm, norm)) if norm else None,
+        feature=None if feature is None else target.fastest(_square(target, feature)),
     )
+
+
+def _square(target: Target, weight: Tensor) -> nn.Linear:
+    """A matrix from hidden states to hidden states."""
+    width = target.model.config.hidden_size
+    if weight.shape != (width, width):
+        raise _misfit(FEATURE)
+    linear = nn.Linear(width, width, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(target.device, target.dtype), requires_grad=False)
+    return linear
 
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

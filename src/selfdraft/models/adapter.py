@@ -5,6 +5,7 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 * ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, times ``settings["scale"]``;
 * ``layer.{layer}.{parameter}``: in the place of that layer's own;
 * ``norm.{parameter}``: in the place of the final norm's;
+* ``feature.weight`` (C, C): makes of the last committed token's final hidden state what is added behind the exit;
 * ``vocabulary`` (v,): the only ids that drafts say;
 * ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from selfdraft.core.errors import UserError
 
 FILE = "adapter.safetensors"
+FEATURE = "feature.weight"
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,16 @@ class KVCache:
 
     Layers are allocated when they are first written, in the shape that the layer itself produces: no family's head
     sizes need to be known here.
+
+    Attributes:
+        lengths: committed tokens of every row.
+        finals: (C,) the full model's final hidden state of each row's last committed token; None where it is not known.
     """
 
     def __init__(self, layers: int, rows: int, slots: int) -> None:
         self.rows, self.slots = rows, _in_blocks(slots)
         self.lengths = [0] * rows
+        self.finals: list[Tensor | None] = [None] * rows
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
@@ -81,6 +86,7 @@ class KVCache:
     def move(self, source: int, destination: int) -> None:
         """Copy a row's committed tokens into another row."""
         length = self.lengths[destination] = self.lengths[source]
+        self.finals[destination] = self.finals[source]
         for tensor in (*self._keys, *self._values):
             if tensor is not None:
                 tensor[destination, :, :length] = tensor[source, :, :length]
@@ -97,11 +103,12 @@ class KVCache:
 
     def clear(self, row: int) -> None:
         """Forget a row."""
-        self.lengths[row] = 0
+        self.lengths[row], self.finals[row] = 0, None
 
     def rewind(self, row: int, length: int) -> None:
         """Forget what is committed behind the first `length` tokens of a row."""
-        self.lengths[row] = min(length, self.lengths[row])
+        if length < self.lengths[row]:
+            self.lengths[row], self.finals[row] = length, None
 
     def megabytes(self) -> float:
         """Memory held, in MB (10^6 bytes)."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.models.cache import BLOCK
-from selfdraft.models.packing import PACKABLE
+from selfdraft.models.packing import packable
 
 PROMPT = 1024  # tokens of a long prompt: real ones are known only once the tokenizer is there
 TREE = 64  # tokens of a large tree
@@ -63,7 +63,7 @@ def needed(
     slots = -(-slots // BLOCK) * BLOCK
     return Needed(
         weights=weights * size,
-        packed=matrices * size if packed and device.type == "cpu" and dtype in PACKABLE else 0,
+        packed=matrices * size if packed and device.type == "cpu" and packable(dtype) else 0,
         cache=2 * config.num_hidden_layers * heads * head_size * slots * rows * size,
         logits=(TREE * rows + CONTROLS) * config.vocab_size * 4,
         float32=weights * 4 if certify and dtype != torch.float32 else 0,

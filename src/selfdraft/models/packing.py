@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PACKABLE = (torch.float32, torch.bfloat16)
+
+def packable(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for a dtype on this processor: for bfloat16, which takes AVX-512 or AVX-NE-CONVERT."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(nn.Module):
@@ -78,7 +83,7 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Ten
 
 def product_by(weight: Tensor, *, packed: bool) -> Callable[[Tensor], Tensor]:
     """(…, in) to (…, out), by a weight (out, in) that belongs to no module."""
-    if not packed:
+    if not (packed and packable(weight.dtype)):
         return lambda x: functional.linear(x, weight)
     kept = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return lambda x: packed_product(x, kept)
@@ -119,8 +124,7 @@ def can_pack(*linears: nn.Module) -> bool:
     return all(
         type(linear) is nn.Linear
         and linear.weight.device.type == "cpu"
-        and linear.weight.dtype in PACKABLE
-        and torch.backends.mkldnn.is_available()
+        and packable(linear.weight.dtype)
         and (linear.bias is None) == (linears[0].bias is None)
         for linear in linears
     )

@@ -31,6 +31,8 @@ class Path:
         head: the head's rows of `vocabulary`; None for the whole head.
         vocabulary: (v,) ids that this path may say; None for all.
         norm: in the place of the final norm; None for the model's own.
+        feature: (C, C) what is made of the full model's final hidden state of the last committed token, and added to
+            the next one's behind the leading layers. (EAGLE, Li et al. 2024, arXiv 2401.15077, calls it the feature.)
     """
 
     layers: tuple[nn.Module, ...]
@@ -40,6 +42,7 @@ class Path:
     head: nn.Module | None = None
     vocabulary: Tensor | None = None
     norm: nn.Module | None = None
+    feature: nn.Module | None = None
 
     def part(self, first: int, end: int) -> Path:
         """The layers from `first` up to `end`."""
@@ -77,13 +80,14 @@ def sparse_path(
     *,
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
+    feature: nn.Module | None = None,
 ) -> Path:
     """`full` without the sublayers of `skip`, with other MLPs in some layers, and with another head.
 
     Args:
         mlps: by layer, what stands in for its MLP, such as a slice of it.
         head: of a part of the vocabulary, and that part's ids.
-        trained: by layer, what stands in for it altogether. norm: in the place of the final one.
+        trained: by layer, what stands in for it altogether. norm: in the place of the final one. feature: see `Path`.
     """
     layers, types, trained = [], [], trained or {}
     whole = skip.whole_layers()
@@ -104,7 +108,7 @@ def sparse_path(
         layers.append(layer)
         types.append(kind)
     leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
-    return Path(tuple(layers), tuple(types), skip, leading, *(head or (None, None)), norm)
+    return Path(tuple(layers), tuple(types), skip, leading, *(head or (None, None)), norm, feature)
 
 
 def sliced_linear(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfdraft.core.lessons import Blocks
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.sparse import Path
 from selfdraft.models.target import Target
@@ -59,6 +59,7 @@ class Student(nn.Module):
         lora_from: int = 0,
         whole: Sequence[int] = (),
         norm: bool = False,
+        feature: bool = False,
         vocabulary: Tensor | None = None,
     ) -> None:
         """Twins of the layers of `path`, the target's weights frozen beneath.
@@ -68,6 +69,7 @@ class Student(nn.Module):
             rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the twins from layer `lora_from`
                 on; rank 0 for none.
             whole: layers that are trained altogether, without LoRA. norm: train a final norm for drafts.
+            feature: train the matrix of `Path.feature`, from zero.
         """
         super().__init__()
         target.model.requires_grad_(False)
@@ -90,6 +92,11 @@ class Student(nn.Module):
             if i in whole:
                 self.layers[at].requires_grad_(True)
         self.norm = copy.deepcopy(target.norm).requires_grad_(True) if norm else None
+        self.feature = None
+        if feature:
+            width = target.model.config.hidden_size
+            self.feature = nn.Linear(width, width, bias=False, device=target.device)
+            nn.init.zeros_(self.feature.weight)
         self._target = [target]  # in a list: not a part of what is trained, moved or saved
         self.register_buffer("vocabulary", vocabulary, persistent=False)
 
@@ -157,6 +164,8 @@ class Student(nn.Module):
                     found[f"lora.{index}.{name}.B"] = module.lora_B["default"].weight
         if self.norm is not None:
             found |= {f"norm.{name}": p for name, p in self.norm.named_parameters()}
+        if self.feature is not None:
+            found[FEATURE] = self.feature.weight
         if self.vocabulary is not None:
             found["vocabulary"] = self.vocabulary
         return found

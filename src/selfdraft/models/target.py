@@ -57,6 +57,7 @@ class Target(Driver):
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = LONGEST_DRAFT, False
         self.forwards = 0  # full forwards after prefill; read by the decoding loop
+        self._last: tuple[Sequence[int], Tensor] | None = None  # its rows, and (B, N, C) final hidden states
         self.parameters = sum(p.numel() for p in model.parameters())
         self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
         self._costs_of: dict[object, CostCurve] = {}
@@ -113,7 +114,7 @@ class Target(Driver):
     def costs_of(self, path: Path) -> CostCurve:
         """As `costs`, of a path, for small blocks. Measured once for all paths alike; overwrites the cache."""
         words = None if path.vocabulary is None else len(path.vocabulary)
-        kind = path.skip, path.leading, len(path.layers), words
+        kind = path.skip, path.leading, len(path.layers), words, path.feature is not None
         if kind not in self._costs_of:
             self._costs_of[kind] = measure_costs(self, path=path, sizes=(1, 2, 4, 8, 16))
         return self._costs_of[kind]
@@ -177,8 +178,9 @@ class Target(Driver):
             chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
             start = [cache.lengths[row]]
             depths = torch.arange(chunk.shape[1])[None]
-            self.run(path, Block([row], start, chunk, depths, None, cache, start, key_block=self.key_block))
+            hidden = self.run(path, Block([row], start, chunk, depths, None, cache, start, key_block=self.key_block))
             cache.extend(row, chunk.shape[1])
+            cache.finals[row] = hidden[0, -1] if path is self.full else None
 
     @torch.inference_mode()
     def forward(
@@ -213,6 +215,7 @@ class Target(Driver):
             hidden = pseudo.run(block, trees, states)
         else:
             hidden = self._rest(block, reuse, ready) if ready else self.run(self.full, block, states=states)
+        self._last = rows, hidden
         for b, row_keep in enumerate(keep or ()):
             row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
         return self.logits(self.full, hidden, trees)
@@ -251,11 +254,14 @@ class Target(Driver):
             held = [keys.positions(row, offset) for row in rows]
             block = self._block(rows, starts, tokens, trees, padded=padded)
             block = replace(block, cache=keys.cache, behind=behind, held=held)
-        if keep is None:
+        told = path.feature is not None and offset == 0
+        if keep is None and not told:
             return self.logits(path, self.run(path, block), trees)
         hidden = self.run(path.part(0, path.leading), block, normed=False)
-        for b, row_keep in enumerate(keep):
+        for b, row_keep in enumerate(keep or ()):
             row_keep.append(hidden[b, : 1 + len(trees[b])])
+        if told:
+            hidden = torch.cat([hidden[:, :1] + self._featured(path, rows), hidden[:, 1:]], dim=1)
         return self.logits(path, self.run(path.part(path.leading, len(path.layers)), block, hidden), trees)
 
     @torch.inference_mode()
@@ -284,7 +290,10 @@ class Target(Driver):
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""
+        assert self._last is not None, "nothing was forwarded yet"
+        rows, hidden = self._last
         self.cache.commit(row, path)
+        self.cache.finals[row] = hidden[rows.index(row), 1 + path[-1] if path else 0]
 
     def _block(
         self,
@@ -297,6 +306,12 @@ class Target(Driver):
     ) -> Block:
         row_block, key_block = (self.row_block, self.key_block) if padded else (1, 1)
         return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
+
+    def _featured(self, path: Path, rows: Sequence[int]) -> Tensor:
+        """(B, 1, C) what the path makes of the rows' last final hidden states; zeros where one is not known."""
+        finals = [self.cache.finals[row] for row in rows]
+        unknown = torch.zeros(path.feature.weight.shape[1], dtype=self.dtype, device=self.device)
+        return path.feature(torch.stack([unknown if final is None else final for final in finals])[:, None])
 
     def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
         """The full model's (B, N, C) final hidden states, where leading layers have seen the `ready` first tokens."""

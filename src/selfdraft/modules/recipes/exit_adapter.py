@@ -28,11 +28,16 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 @dataclass
 class ExitAdapterConfig(RecipeConfig):
-    """Leave behind `exit_layer` layers, and go on through trained twins of `twins` (null: of the last layer)."""
+    """Leave behind `exit_layer` layers, and go on through trained twins of `twins` (null: of the last layer).
+
+    `feature`: into the first twin goes, beside what leaves the exit, the final hidden state of the last token that the
+    full model has seen, through a trained matrix.
+    """
 
     name: str = "exit_adapter"
     exit_layer: int = option(8, at_least=1)
     twins: list[int] | None = option(None, at_least=0)
+    feature: bool = False
     block: int = option(2, at_least=1)
     vocabulary: int | None = option(8192, at_least=2)
     learning_rate: float = option(5e-4, at_least=0.0)
@@ -59,15 +64,26 @@ class ExitAdapter(FinetuneModule):
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
         """Copies of the twins' layers, trained altogether, and a norm."""
-        return Student(target, path, first=self.config.exit_layer, whole=self.twins, norm=True, vocabulary=words)
+        return Student(
+            target,
+            path,
+            first=self.config.exit_layer,
+            whole=self.twins,
+            norm=True,
+            feature=self.config.feature,
+            vocabulary=words,
+        )
 
     def states_before(self) -> tuple[int, ...]:
         """What leaves the early layers."""
         return (self.config.exit_layer,)
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
-        """The same."""
-        return blocks.gathered(lesson.states[self.config.exit_layer])
+        """The same, with what the feature adds to it."""
+        hidden = blocks.gathered(lesson.states[self.config.exit_layer])
+        if self.student.feature is not None:
+            hidden = hidden + self.student.feature(blocks.before(lesson.final, lesson.texts))
+        return hidden
 
     def options(self) -> dict[str, Any]:
         """One token more than pays is never verified: `bonus` is decided by cost."""
