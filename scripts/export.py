@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 from selfdraft.app.errors import one_line_script
 from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import FILE as WEIGHTS
 from selfdraft.models.adapter import FEATURE, Adapter
+from selfdraft.models.adapter import FILE as WEIGHTS
 from selfdraft.models.anatomy import dissect
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.tiny import FAMILIES

@@ -32,8 +32,8 @@ class Adapted:
     Attributes:
         drafter: its config, given the adapter's folder.
         attention, mlp: what is skipped. first: layers before this one stay the target's. whole: layers replaced
-            altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted. feature: whether
-            the last final hidden state is made use of.
+            altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted. feature:
+            whether the last final hidden state is made use of.
     """
 
     drafter: Callable[[str], DrafterConfig]

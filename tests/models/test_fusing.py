@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from selfdraft.models.fusing import FusedAttention, FusedMLP, FusedNorm, fused_attention, fused_mlp, fused_norm
+from selfdraft.models.packing import packable
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
@@ -75,7 +76,7 @@ def test_a_module_of_the_same_parts_that_computes_otherwise_stays_stock() -> Non
     assert fused_attention(odd_attention) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", filter(packable, [torch.float32, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("height", [1, 3, 4, 16])
 def test_a_fused_mlp_and_norm_are_the_stock_ones(height: int, dtype: torch.dtype) -> None:
     layer = layer_of("llama").to(dtype)
