@@ -204,6 +204,11 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
             ["finetune.exit_layer=4"],
             r"^finetune\.exit_layer=4: this model has 4 layers; leave before",
         ),
+        (
+            "pseudo_tokens",
+            ["finetune.matrices=[query]"],
+            r"^finetune\.matrices: no layer .* has 'query'; there are down_proj, gate_proj, k_proj",
+        ),
         ("exit_adapter", ["finetune.twins=[1]"], r"^finetune\.exit_layer=2 with twins=\[1\]: this model has 4 layers"),
         (
             "exit_adapter",

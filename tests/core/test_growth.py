@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from selfdraft.core.costs import CostCurve
-from selfdraft.core.growth import Growth, best_size, grow
+from selfdraft.core.growth import Growth, best_probed, best_size, grow
 from selfdraft.core.tree import ROOT
 
 CHANCES = {1: 0.6, 2: 0.3, 3: 0.1}
@@ -87,3 +87,26 @@ def test_expand_is_told_where_a_node_stands() -> None:
 )
 def test_a_tree_is_as_large_as_it_pays(probabilities: list[float], seconds: tuple[float, float], size: int) -> None:
     assert best_size(probabilities, CostCurve((1, 4), seconds)) == size
+
+
+@pytest.mark.parametrize("dear", [0.01, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("worth", [0.0, 0.4, 1.5])
+def test_of_all_trees_and_places_for_probes_the_best_are_chosen(dear: float, worth: float) -> None:
+    """Against every size with every set of ends, where the text ends by drawing a path down the tree."""
+    growth = grow(alike, nodes=6, depth=3)
+    curve = CostCurve((1, 100), (1.0, 1.0 + 99 * dear))
+
+    def rate(size: int, ends: tuple[int, ...]) -> float:
+        reached = {ROOT: 1.0} | dict(enumerate(growth.probabilities[:size]))
+        left = {n: p - sum(reached[c] for c in range(size) if growth.parents[c] == n) for n, p in reached.items()}
+        expected = sum(reached.values()) + worth * sum(left[node] for node in ends)
+        return expected / curve(1 + size + 2 * len(ends))
+
+    every = [
+        (size, ends)
+        for size in range(7)
+        for number in range(1, size + 2)
+        for ends in itertools.combinations(range(ROOT, size), number)
+    ]
+    size, ends = best_probed(growth, curve, 2, worth)
+    assert rate(size, tuple(ends)) == pytest.approx(max(rate(*choice) for choice in every))

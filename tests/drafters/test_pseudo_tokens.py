@@ -61,9 +61,22 @@ def test_what_does_not_pay_is_drafted_no_longer() -> None:
     offered = []
     for costs in ("flat", "measured"):
         target = StubTarget(successor, vocab_size=300)
-        target.costs = CostCurve((1, 64), (1.0, 8.0))  # four tokens more cost a third of a forward more
+        target.costs = CostCurve((1, 64), (1.0, 32.0))  # one token more costs half a forward more
         offered.append(by_depth(decode(target, PseudoTokensConfig(costs=costs), [20], 200))[0][0])
     assert offered[0] > 190 and offered[1] < 60
+
+
+def test_probes_hang_where_the_text_is_likely_to_end_and_few_where_tokens_are_dear() -> None:
+    """The stub's probes are right and sure: the accepted tokens end at the last candidate, and nowhere else."""
+    seen = []
+    for dear in (1.5, 6.0):
+        target = StubTarget(script(list(range(1, 60))))
+        target.costs = CostCurve((1, 64), (1.0, dear))
+        assert decode(target, PseudoTokensConfig(), [1], 45).output == list(range(2, 47))
+        seen.append([trees[0] for _, trees in target.seen])
+    cheap, dear = ([int((~tree.is_candidate).sum()) for tree in trees[1:-3]] for trees in seen)
+    assert set(dear) == {3} and sum(cheap) >= sum(dear)
+    assert all(probes_under(tree, int(tree.is_candidate.sum()) - 1) for tree in seen[1][1:-3])
 
 
 def test_branches_are_tried_in_the_order_of_their_chances() -> None:

@@ -52,10 +52,13 @@ class Growth:
             waiting += below[order[-1] + 1]
         return order
 
+    def places(self, size: int) -> dict[int, int]:
+        """Where each of the first `size` nodes, and the root, stands in that order."""
+        return {ROOT: ROOT, **{node: at for at, node in enumerate(self.order(size))}}
+
     def tree(self, size: int) -> TokenTree:
         """The first `size` nodes in that order, all candidates."""
-        order = self.order(size)
-        place = {ROOT: ROOT, **{node: at for at, node in enumerate(order)}}
+        order, place = self.order(size), self.places(size)
         tokens = torch.tensor([self.tokens[node] for node in order], dtype=torch.long)
         parents = torch.tensor([place[self.parents[node]] for node in order], dtype=torch.long)
         return TokenTree(tokens, parents, torch.ones(size, dtype=torch.bool))
@@ -99,3 +102,31 @@ def best_size(probabilities: Sequence[float], costs: CostCurve | Callable[[int],
         if rate > best:
             best, size = rate, n
     return size
+
+
+def best_probed(growth: Growth, costs: Callable[[int], float], count: int, worth: float) -> tuple[int, list[int]]:
+    """How many of the first nodes to draft, and under which of them, or ``ROOT``, `count` probes are to hang.
+
+    The probes under the node where the accepted tokens end are the next step's draft, `worth` so many tokens; those
+    under all others are for nothing. So the likeliest ends come first, and how many of each is what makes the most
+    expected tokens per second. One end has probes always: without any, nothing would be drafted ever again.
+
+    Returns:
+        The size, and the nodes, the likeliest end first.
+    """
+    best, found = 0.0, (0, [ROOT])
+    chances, tokens = [1.0], 1.0  # by node + 1, of ending there
+    for size in range(len(growth.tokens) + 1):
+        if size:
+            stands = growth.probabilities[size - 1]
+            chances.append(stands)
+            chances[growth.parents[size - 1] + 1] -= stands
+            tokens += stands
+        ends = sorted(range(ROOT, size), key=lambda node: -chances[node + 1])
+        expected = tokens
+        for number, node in enumerate(ends, start=1):
+            expected += worth * chances[node + 1]
+            rate = expected / costs(1 + size + number * count)
+            if rate > best:
+                best, found = rate, (size, ends[:number])
+    return found

@@ -75,14 +75,18 @@ class TokenTree:
         flags = torch.cat([self.is_candidate, torch.zeros(len(tokens), dtype=torch.bool)])
         return TokenTree(torch.cat([self.tokens, tokens]), torch.cat([self.parents, shifted]), flags)
 
-    def probed(self, count: int, token: int) -> TokenTree:
+    def probed(self, count: int, token: int, under: Sequence[int] | None = None) -> TokenTree:
         """This tree with a chain of `count` probes, all holding `token`, under the root and under every node.
 
         They stand behind all nodes, so that a node's first child is no probe unless it has no other.
+
+        Args:
+            under: only under these, ``ROOT`` or nodes.
         """
         n = len(self)
-        parents = torch.arange(n - 1, n - 1 + (n + 1) * count).view(n + 1, count).clone()
-        parents[:, :1] = torch.arange(ROOT, n)[:, None]
+        heads = torch.arange(ROOT, n) if under is None else torch.tensor(sorted(under), dtype=torch.long)
+        parents = torch.arange(n - 1, n - 1 + len(heads) * count).view(len(heads), count).clone()
+        parents[:, :1] = heads[:, None]
         flags = torch.cat([self.is_candidate, torch.zeros(parents.numel(), dtype=torch.bool)])
         tokens = torch.cat([self.tokens, torch.full((parents.numel(),), token)])
         return TokenTree(tokens, torch.cat([self.parents, parents.flatten()]), flags)

@@ -1,7 +1,7 @@
 """Trained pseudo tokens: one forward verifies and drafts (PaSS, BiTA and gated LoRA: see `models.pseudo`).
 
-Behind the root and behind every candidate hang k pseudo tokens as probes. Wherever the accepted tokens end, the target
-itself says what comes next, and the probes there say what comes after that: the next step's candidates.
+Behind the root and the candidates hang k pseudo tokens as probes. Where the accepted tokens end, the target itself says
+what comes next, and the probes there say what comes after that: the next step's candidates.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from selfdraft.core.estimates import Estimates
-from selfdraft.core.growth import best_size, grow
+from selfdraft.core.growth import best_probed, grow
 from selfdraft.core.options import option
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
+WORTH, OLD = 0.5, 0.9  # what a draft adds before any was made; and how much of what is known stays at every step
 RIVALS = 4  # best tokens of a probe, at least, among which its chances are told
 
 
@@ -26,8 +27,8 @@ class PseudoTokensConfig(DrafterConfig):
 
     Without an adapter `count` untrained ones stand in, copies of the mean embedding: that runs, and drafts badly.
     `noise`: of untrained ones, random embeddings and a random LoRA of that size instead, which drafts worse still: for
-    trying that drafts change no text. `costs`: as many candidates, with the probes that each brings, as pay by the
-    measured cost of a forward and by chances learned while decoding; or `flat`: all of them.
+    trying that drafts change no text. `costs`: as many candidates as pay, and probes only where the accepted tokens are
+    likely to end, by the measured cost of a forward and by chances learned while decoding; or `flat`: all of them.
     """
 
     name: str = "pseudo_tokens"
@@ -44,10 +45,16 @@ Kind = tuple[int, int, int]  # of a guess: its probe, its rank there, how sure t
 
 @dataclass
 class Memory:
-    """Of one request. `levels`: by depth, what the last step's probes guess, each guess with its kind and chance."""
+    """Of one request.
+
+    Attributes:
+        levels: by depth, what the last step's probes guess, each guess with its kind and chance.
+        worth: how many tokens a draft was expected to add of late, where there were guesses.
+    """
 
     estimates: Estimates = field(default_factory=Estimates)
     levels: list[list[tuple[int, Kind, float]]] = field(default_factory=list)
+    worth: float = WORTH
 
 
 class PseudoTokensDrafter(Drafter):
@@ -79,11 +86,14 @@ class PseudoTokensDrafter(Drafter):
             return [(t, memory.estimates.chance(kind, prior)) for t, kind, prior in memory.levels[depths[node]]]
 
         growth = grow(expand, nodes=self.config.nodes, depth=context.room)
-        size, each = len(growth.tokens), 1 + self.pseudo.count
+        size, ends = len(growth.tokens), None
         if self.costs is not None:
-            costs = self.costs.shared_by(context.rows)
-            size = best_size(growth.probabilities, lambda tokens: costs(tokens * each))
-        tree = growth.tree(size).probed(self.pseudo.count, self.target.pad_id).up_to_depth(context.room)
+            if memory.levels:
+                memory.worth = OLD * memory.worth + (1 - OLD) * sum(growth.probabilities)
+            size, ends = best_probed(growth, self.costs.shared_by(context.rows), self.pseudo.count, memory.worth)
+            places = growth.places(size)
+            ends = [places[node] for node in ends]
+        tree = growth.tree(size).probed(self.pseudo.count, self.target.pad_id, ends).up_to_depth(context.room)
         return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, pseudo=self.pseudo)
 
     def observe(self, context: Context, step: Step) -> None:

@@ -280,7 +280,7 @@ def _with(out: Tensor, rows: Tensor | slice, added: Tensor) -> Tensor:
     """`out` (…, w), which is overwritten, with (m, w) added to these of its rows."""
     flat = out.flatten(0, -2)
     if isinstance(rows, slice):
-        flat[rows] += added
+        flat[rows].add_(added)  # += would copy the sum back onto itself
     else:
         flat.index_add_(0, rows, added)
     return flat.view(out.shape)

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import Blocks
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
@@ -57,6 +58,7 @@ class Student(nn.Module):
         rank: int = 0,
         alpha: float = 1.0,
         lora_from: int = 0,
+        lora_on: Collection[str] = (),
         whole: Sequence[int] = (),
         norm: bool = False,
         feature: bool = False,
@@ -67,7 +69,7 @@ class Student(nn.Module):
         Args:
             first: layers before this one are the target's own, and are not run.
             rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the twins from layer `lora_from`
-                on; rank 0 for none.
+                on; rank 0 for none. lora_on: the last part of the names of the matrices that get one; empty for all.
             whole: layers that are trained altogether, without LoRA. norm: train a final norm for drafts.
             feature: train the matrix of `Path.feature`, from zero.
         """
@@ -86,7 +88,13 @@ class Student(nn.Module):
                 for at, (i, twin) in enumerate(zip(self.indices, twins, strict=True))
                 for name, module in twin.named_modules()
                 if i >= lora_from and i not in whole and isinstance(module, nn.Linear)
+                if not lora_on or name.rpartition(".")[2] in lora_on
             ]
+            if unknown := set(lora_on) - {name.rpartition(".")[2] for name in names}:
+                raise UserError(
+                    f"finetune.matrices: no layer of this model that gets a LoRA has '{min(unknown)}'; "
+                    f"there are {', '.join(sorted(_linears(twins)))}"
+                )
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), self.layers)
         for at, i in enumerate(self.indices):
             if i in whole:
@@ -174,6 +182,11 @@ class Student(nn.Module):
         """What was trained, and where it belongs."""
         skip = {"skip_attention": sorted(path.skip.attention), "skip_mlp": sorted(path.skip.mlp)}
         return Adapter(recipe, {"scale": self.scale, "first": self.first, **skip, **more}, self.tensors())
+
+
+def _linears(layers: Sequence[nn.Module]) -> set[str]:
+    """What these layers' matrices are called."""
+    return {n.rpartition(".")[2] for layer in layers for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
 
 
 def _keep(_: str, module: nn.Module) -> nn.Module | None:

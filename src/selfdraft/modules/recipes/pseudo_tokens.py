@@ -29,6 +29,8 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 class PseudoTokensRecipeConfig(RecipeConfig):
     """`block` pseudo tokens behind an anchor every `anchors` places; LoRA in the layers from `first_layer` on.
 
+    `matrices`: only those of their matrices so called, such as q_proj: what a LoRA costs in decoding hangs on how many
+    products it adds, more than on its rank.
     `sampler`: a small head that tells every prediction which token was drafted before it.
     """
 
@@ -36,6 +38,7 @@ class PseudoTokensRecipeConfig(RecipeConfig):
     block: int = option(3, at_least=1)
     anchors: int = option(3, at_least=1)
     first_layer: int = option(0, at_least=0)
+    matrices: list[str] | None = None
     rank: int = option(32, at_least=1)
     alpha: float = option(32.0, at_least=0.001)
     sampler: bool = True
@@ -66,7 +69,13 @@ class PseudoTokensRecipe(FinetuneModule):
         self.pseudo = nn.Parameter(weight.detach().mean(0) + 0.5 * weight.detach().std(0) * noise)
         self.sampler = SamplerHead(weight.shape[1]).to(weight) if config.sampler else None
         return Student(
-            target, path, rank=config.rank, alpha=config.alpha, lora_from=config.first_layer, vocabulary=words
+            target,
+            path,
+            rank=config.rank,
+            alpha=config.alpha,
+            lora_from=config.first_layer,
+            lora_on=config.matrices or (),
+            vocabulary=words,
         )
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
