@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
+
 import pytest
 
 from selfdraft.core.costs import CostCurve
@@ -62,6 +65,20 @@ def test_expected_gain_drafts_on_exactly_while_tokens_per_second_rise() -> None:
             while n < 29 and rule.goes_on([confidence] * n):
                 n += 1
             assert n == best
+
+
+@pytest.mark.parametrize("dear", [0.01, 0.04, 0.2])
+@pytest.mark.parametrize("confidences", [[0.45], [0.95, 0.65]])
+def test_as_many_leaves_as_make_the_most_tokens_per_second(confidences: list[float], dear: float) -> None:
+    """Against the rate of every number of them; before anything is learned, a bin's middle is what it says."""
+    full, draft, size = CostCurve((1, 101), (1.0, 1.0 + 100 * dear)), 0.15, 1 + len(confidences)
+    rivals = [0.2, 0.1, 0.05, 0.02, 0.01]
+    above = confidences[0] if len(confidences) == 2 else 1.0
+    chain = 1 + sum(itertools.accumulate(confidences, operator.mul))
+    rates = [
+        (chain + above * sum(rivals[:n])) / (len(confidences) * draft + full(size + n)) for n in range(len(rivals) + 1)
+    ]
+    assert ExpectedGain(full, draft).leaves(confidences, rivals, size) == rates.index(max(rates))
 
 
 def test_the_best_speedup_is_that_of_the_best_length() -> None:

@@ -17,7 +17,7 @@ from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.dynamic_exit import DynamicExitConfig
 from selfdraft.drafters.early_exit import EarlyExitConfig
 from selfdraft.drafters.layer_skip import LayerSkipConfig
-from selfdraft.drafters.sparse import CHILDREN_GREEDY, CHILDREN_SAMPLED, _siblings
+from selfdraft.drafters.siblings import CHILDREN_GREEDY, CHILDREN_SAMPLED, MOST_CHILDREN, siblings_of
 from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
 from selfdraft.drafters.sparse_kv import SparseKVConfig
 from selfdraft.models.target import Target
@@ -53,13 +53,23 @@ def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure:
         assert len(set(mine)) == children and mine[0] == token
 
 
+@pytest.mark.parametrize(("dear", "children"), [(0.001, MOST_CHILDREN), (0.9, 1)])
+def test_with_expected_gain_there_are_as_many_siblings_as_pay(dear: float, children: int) -> None:
+    """Of a draft that is unsure of every token alike."""
+    target = StubTarget(successor, unsure=lambda text: True)
+    target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * dear))
+    drafter, context = begin(LayerSkipConfig(draft_length=1, siblings=True, length="gain"), [5, 6], target)
+    tree = drafter.propose(context).tree
+    assert len(tree) == children and set(tree.parents.tolist()) == {ROOT} and tree.tokens[0] == 7
+
+
 def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
     q = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0]])
     rule = NextToken(sample=True)
     firsts = np.zeros(5)
     for seed in range(2000):
         context = Context(0, [1], 1, ROOMY, np.random.default_rng(seed), rule)
-        tokens, left = _siblings(context, q, 1, 3)
+        tokens, left = siblings_of(context, q, 1, 3)
         firsts[tokens[0]] += 1
         assert len(set(tokens)) == 2 and 1 not in tokens and 4 not in tokens
         torch.testing.assert_close(left[0], torch.tensor([[0.4, 0, 0.2, 0.1, 0]]) / 0.7)
@@ -71,7 +81,7 @@ def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
 
 def test_siblings_end_where_nothing_is_left() -> None:
     context = Context(0, [1], 1, ROOMY, np.random.default_rng(0), NextToken(sample=True))
-    tokens, left = _siblings(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, CHILDREN_SAMPLED[3])
+    tokens, left = siblings_of(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, CHILDREN_SAMPLED[3])
     assert tokens == [1] and len(left) == 1
 
 

@@ -112,6 +112,23 @@ class ExpectedGain(Rule):
         seconds = n * self.draft_seconds + self.full(n + 1)
         return gain * seconds > (1 + sum(reached)) * extra
 
+    def leaves(self, confidences: Sequence[float], rivals: Sequence[float], size: int) -> int:
+        """How many leaves beside the last token of a chain pay, by the same account.
+
+        Args:
+            rivals: the draft's probabilities of them, falling; taken as they are. size: tokens of the verification
+                without them, the root included.
+        """
+        reached = self.calibration.reaches(confidences)
+        before = reached[-2] if len(reached) > 1 else 1.0
+        tokens, seconds = 1 + sum(reached), len(confidences) * self.draft_seconds + self.full(size)
+        for count, rival in enumerate(rivals):
+            extra = self.full(size + count + 1) - self.full(size + count)
+            if before * rival * seconds <= tokens * extra:
+                return count
+            tokens, seconds = tokens + before * rival, seconds + extra
+        return len(rivals)
+
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """See `Rule`."""
         self.calibration.learn(confidences, accepted)

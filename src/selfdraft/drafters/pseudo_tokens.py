@@ -68,7 +68,8 @@ class PseudoTokensDrafter(Drafter):
         super().__init__(target, config)
         self.pseudo = target.pseudo_tokens(config.adapter, config.count, config.noise)
         self.costs = target.costs if config.costs == "measured" else None
-        self.best = min(max(config.branches, RIVALS), target.vocab_size)
+        self.rivals = min(max(config.branches, RIVALS), target.vocab_size)
+        self.best = 0 if self.pseudo.sampler is not None else self.rivals  # a sampler's guesses stand in their place
 
     def start(self, context: Context) -> None:
         """Nothing is guessed yet: the first step has probes alone."""
@@ -110,9 +111,13 @@ class PseudoTokensDrafter(Drafter):
                 break  # what was guessed behind another token says nothing of what stands behind this one
         probes = probes_under(step.draft.tree, step.path[-1] if step.path else ROOT)
         at = [probe + 1 for probe in probes]
-        best, first = step.best[:, at], step.predictions[at]
-        if step.states is not None and at:  # once more to the host
-            best = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.best).cpu()
+        if not at:
+            memory.levels = []
+            return
+        if step.states is None:
+            best, first = step.best[:, at], step.predictions[at]
+        else:  # once more to the host
+            best = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals).cpu()
             first = best[0, :, 0]
         memory.levels = [self._level(i, *parts) for i, parts in enumerate(zip(best[0], best[1], first, strict=True))]
 

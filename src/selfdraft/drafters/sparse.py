@@ -20,6 +20,7 @@ from selfdraft.core.sampling import draw
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.siblings import children, siblings_of
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
@@ -27,9 +28,6 @@ from selfdraft.models.target import Target
 _EMPTY = TokenTree.empty()
 BONUS = ("auto", "keep", "forgo")
 LENGTHS = ("threshold", "adaptive", "gain")
-# SWIFT's numbers of children at a depth (the chain's own one included), where the drafted token's confidence is above:
-CONFIDENT = (0.95, 0.8, 0.5, -1.0)
-CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
 
 
 @dataclass
@@ -39,7 +37,8 @@ class SparseConfig(DrafterConfig):
     Up to `draft_length` tokens are drafted. `length`: with `threshold`, drafting ends behind the first token whose
     probability in the sparse model is below `min_confidence`; `adaptive` moves that threshold towards an acceptance of
     0.9, from 0.6 on; `gain` drafts on while that raises the expected tokens per second at this machine's costs.
-    `siblings`: the next best tokens at every depth as leaves, the more the less sure it is. `draft_vocabulary`: draft
+    `siblings`: the next best tokens at every depth as leaves, the more the less sure it is, and with `gain` as many as
+    pay. `draft_vocabulary`: draft
     only so many tokens, those of the prompt first (all prompts and answers so far, if `warm`).
     """
 
@@ -232,8 +231,9 @@ class SparseDrafter(Drafter):
         confidence = float(q[0, token])
         chain.confidences.append(confidence)
         if self.config.siblings:
-            level = next(i for i, least in enumerate(CONFIDENT) if confidence > least)
-            siblings, left = _siblings(context, q, token, (CHILDREN_SAMPLED if rule.sample else CHILDREN_GREEDY)[level])
+            size = 1 + len(chain.tokens) + len(chain.sibling_tokens)
+            count = children(context.memory.rule, chain.confidences, q, size, sample=rule.sample)
+            siblings, left = siblings_of(context, q, token, count)
             chain.sibling_tokens += siblings
             chain.sibling_parents += [parent if parent >= 0 else ROOT] * len(siblings)
             chain.sibling_q += left
@@ -291,26 +291,3 @@ class SparseDrafter(Drafter):
 
     def _count(self, tokens: Sequence[int]) -> None:
         np.add.at(self._counted, list(tokens), 1)
-
-
-def _siblings(context: Context, q: Tensor, token: int, children: int) -> tuple[list[int], list[Tensor]]:
-    """Up to ``children - 1`` tokens beside the drafted one, and the (1, V) distribution each was drawn from.
-
-    Greedy: the next best. Sampled: drawn without replacement, each from what those before it left of q, renormalised.
-    """
-    if not context.rule.sample:
-        best = q[0].topk(min(children, q.shape[-1])).indices.tolist()
-        return [t for t in best if t != token][: children - 1], []
-    tokens, left = [], []
-    rest, last = q.clone(), token
-    for _ in range(children - 1):
-        rest[0, last] = 0
-        total = rest.sum()
-        if not float(total) > 0:
-            break
-        rest = rest / total
-        last = int(draw(rest, context.uniforms(1, q.device)))
-        tokens.append(last)
-        left.append(rest)
-        rest = rest.clone()
-    return tokens, left

@@ -32,12 +32,14 @@ def measure_costs(
     """Time forwards of chains of every size behind `context` tokens, interleaved, through the full path or another.
 
     The fastest of `rounds` counts: neighbours on the machine only ever add time. What the cache holds is overwritten,
-    so call this between requests; the forwards are not counted as decoding.
+    so call this between requests; the forwards are not counted as decoding. A path is timed behind full forwards, as it
+    drafts behind them: one that a processor's caches hold would look cheaper than it is.
     """
     sizes = _fitting(target, context, sizes)
     context = _prepare(target, rows=1, context=context, longest=max(sizes))
     jobs = {size: _forward(target, path or target.full, rows=1, size=size) for size in sizes}
-    return CostCurve.measured(sizes, list(_fastest(target, jobs, rounds).values()))
+    before = None if path is None else _forward(target, target.full, rows=1, size=1)
+    return CostCurve.measured(sizes, list(_fastest(target, jobs, rounds, before).values()))
 
 
 @torch.inference_mode()
@@ -141,11 +143,17 @@ def _product(matrix: nn.Module, hidden: Tensor) -> object:
 
 
 @torch.inference_mode()
-def _fastest(target: Target, jobs: dict, rounds: int) -> dict:
-    """Seconds of every job, the fastest of `rounds` interleaved runs behind one that warms up."""
+def _fastest(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
+    """Seconds of every job, the fastest of `rounds` interleaved runs behind one that warms up.
+
+    Args:
+        before: done before every run, and not timed.
+    """
     forwards, fastest = target.forwards, dict.fromkeys(jobs, float("inf"))
     for _ in range(rounds + 1):
         for key, job in jobs.items():
+            if before is not None:
+                before()
             begin = time.perf_counter()
             job()
             fastest[key] = min(fastest[key], time.perf_counter() - begin)

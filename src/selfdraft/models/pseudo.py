@@ -79,14 +79,18 @@ class GatedLinear(nn.Module):
 
         Args:
             base: an `nn.Linear`, or a `PackedLinear` of as many linears as there are `loras`.
-            loras: of each, A (r, in) and B (out, r), or None.
+            loras: of each, A (r, in) and B (out, r), or None; one at least has some.
         """
         super().__init__()
         self.base, self.gate = base, gate
         like = base.weight
-        self.widths = [w.shape[0] for w in _weights(base)]
+        widths = [w.shape[0] for w in _weights(base)]
+        have = [i for i, lora in enumerate(loras) if lora is not None]
+        self.which = range(have[0], have[-1] + 1)  # from the first that has one to the last: their columns are joined
+        self.widths = widths[have[0] : have[-1] + 1]
+        self.columns = slice(sum(widths[: have[0]]), sum(widths[: have[-1] + 1]))
         parts = [(like.new_zeros(0, like.shape[1]), like.new_zeros(width, 0)) for width in self.widths]
-        parts = [empty if lora is None else lora for empty, lora in zip(parts, loras, strict=True)]
+        parts = [loras[i] or empty for i, empty in zip(self.which, parts, strict=True)]
         for (a, b), width in zip(parts, self.widths, strict=True):
             if (b.shape[0], b.shape[1], a.shape[1]) != (width, a.shape[0], like.shape[1]):
                 raise ValueError("a LoRA of another matrix")
@@ -98,18 +102,20 @@ class GatedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) to (B, N, sum of outs)."""
         out = self.base(x)
-        return out if self.gate.rows is None else _with(out, self.gate.rows, self._added(x))
+        if self.gate.rows is not None:
+            _add(out[..., self.columns], self.gate.rows, self._added(x))
+        return out
 
     def parts(self, x: Tensor) -> Sequence[Tensor]:
         """As `PackedLinear.parts`."""
         parts, rows = self.base.parts(x), self.gate.rows
-        if rows is None:
-            return parts
-        added = self._added(x).split(self.widths, dim=-1)
-        return [_with(part, rows, more) for part, more in zip(parts, added, strict=True)]
+        if rows is not None:
+            for i, more in zip(self.which, self._added(x).split(self.widths, dim=-1), strict=True):
+                _add(parts[i], rows, more)
+        return parts
 
     def _added(self, x: Tensor) -> Tensor:
-        """(m, sum of outs)"""
+        """(m, outs of `which`)"""
         probes = x.flatten(0, -2)[self.gate.rows]
         return self.up(self.down(probes))
 
@@ -276,11 +282,10 @@ def _weights(linear: nn.Module) -> list[Tensor]:
     return list(linear.weights) if isinstance(linear, PackedLinear) else [linear.weight]
 
 
-def _with(out: Tensor, rows: Tensor | slice, added: Tensor) -> Tensor:
-    """`out` (…, w), which is overwritten, with (m, w) added to these of its rows."""
-    flat = out.flatten(0, -2)
+def _add(out: Tensor, rows: Tensor | slice, added: Tensor) -> None:
+    """Add (m, w) to these of the rows of `out` (B, N, w), a part of a product whose rows lie evenly apart."""
+    flat = out.view(-1, out.shape[-1])
     if isinstance(rows, slice):
         flat[rows].add_(added)  # += would copy the sum back onto itself
     else:
         flat.index_add_(0, rows, added)
-    return flat.view(out.shape)

@@ -1,0 +1,53 @@
+"""Leaves beside the tokens of a drafted chain: how many, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from selfdraft.core.lengths import ExpectedGain, Rule
+from selfdraft.core.sampling import draw
+from selfdraft.drafters.base import Context
+
+# SWIFT's numbers of children at a depth (the chain's own one included), where the drafted token's confidence is above:
+CONFIDENT = (0.95, 0.8, 0.5, -1.0)
+CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
+MOST_CHILDREN = 16  # at a depth, where it is costs that decide
+
+
+def children(rule: Rule, confidences: Sequence[float], q: Tensor, size: int, *, sample: bool) -> int:
+    """How many children to draft where the last token of a chain stands, that one included.
+
+    Args:
+        rule: the chain's; by expected gain as many as pay, by another SWIFT's numbers. confidences: of the chain.
+        q: (1, V) what its last token was drawn from. size: tokens of the verification so far, the root included.
+    """
+    if isinstance(rule, ExpectedGain):
+        best = q[0].topk(min(MOST_CHILDREN, q.shape[-1])).values.tolist()
+        return 1 + rule.leaves(confidences, [p for p in best if p != confidences[-1]], size)
+    level = next(i for i, least in enumerate(CONFIDENT) if confidences[-1] > least)
+    return (CHILDREN_SAMPLED if sample else CHILDREN_GREEDY)[level]
+
+
+def siblings_of(context: Context, q: Tensor, token: int, count: int) -> tuple[list[int], list[Tensor]]:
+    """Up to ``count - 1`` tokens beside the drafted one, and the (1, V) distribution each was drawn from.
+
+    Greedy: the next best. Sampled: drawn without replacement, each from what those before it left of q, renormalised.
+    """
+    if not context.rule.sample:
+        best = q[0].topk(min(count, q.shape[-1])).indices.tolist()
+        return [t for t in best if t != token][: count - 1], []
+    tokens, left = [], []
+    rest, last = q.clone(), token
+    for _ in range(count - 1):
+        rest[0, last] = 0
+        total = rest.sum()
+        if not float(total) > 0:
+            break
+        rest = rest / total
+        last = int(draw(rest, context.uniforms(1, q.device)))
+        tokens.append(last)
+        left.append(rest)
+        rest = rest.clone()
+    return tokens, left
