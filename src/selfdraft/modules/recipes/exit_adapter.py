@@ -86,5 +86,5 @@ class ExitAdapter(FinetuneModule):
         return hidden
 
     def options(self) -> dict[str, Any]:
-        """One token more than pays is never verified: `bonus` is decided by cost."""
-        return {"draft_length": self.config.block}
+        """As many tokens, and leaves beside them, as pay by the costs of the machine that drafts."""
+        return {"draft_length": self.config.block, "siblings": True, "length": "gain"}
