@@ -147,9 +147,22 @@ def test_a_sampler_begins_as_the_identity_and_is_told_the_token_before() -> None
     sampler = {f"sampler.{name}": tensor for name, tensor in head.state_dict().items()}
     adapter = untrained(target, 3)
     pseudo = PseudoTokens(target, replace(adapter, tensors={**adapter.tensors, **sampler}))
-    tokens, before = pseudo.resampled(hidden, 17, 2)[0, :, 0].long().tolist(), 17
-    for state, token in zip(hidden, tokens, strict=True):
-        with torch.inference_mode():
-            told = head(target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([before])))
-            assert int(target.anatomy.head(told).argmax()) == token
-        before = token
+    levels = pseudo.resampled(hidden, 17, 4, branches=3)
+    assert [len(level) for level in levels] == [1, 3, 3]
+    likeliest = [(token,) for token, _ in levels[0][()][:3]]
+    assert list(levels[1]) == likeliest
+    assert {branch[:1] for branch in levels[2]} <= set(likeliest)
+    for state, level in zip(hidden, levels, strict=True):
+        for branch, best in level.items():
+            with torch.inference_mode():
+                told = head(target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([(17, *branch)[-1]])))
+                logits, tokens = target.anatomy.head(told)[0], [token for token, _ in best]
+            assert tokens == logits.topk(4).indices.tolist()
+            chances = torch.tensor([chance for _, chance in best])
+            torch.testing.assert_close(chances, logits[tokens].softmax(-1), rtol=1e-4, atol=1e-5)
+    reached = {
+        (*b, t): levels[0][()][[t for t, _ in levels[0][()]].index(b[0])][1] * c
+        for b, best in levels[1].items()
+        for t, c in best
+    }
+    assert list(levels[2]) == sorted(reached, key=lambda branch: -reached[branch])[:3]

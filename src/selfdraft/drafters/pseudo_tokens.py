@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import best_probed, grow
 from selfdraft.core.options import option
+from selfdraft.core.predictions import Weighted, weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.models.pseudo import Branch
 from selfdraft.models.target import Target
 
 WORTH, OLD = 0.5, 0.9  # what a draft adds before any was made; and how much of what is known stays at every step
@@ -40,6 +40,7 @@ class PseudoTokensConfig(DrafterConfig):
     noise: float = option(0.0, at_least=0.0)
 
 
+Guess = tuple[int, "Kind", float]
 Kind = tuple[int, int, int]  # of a guess: its probe, its rank there, how sure the probe is of it
 
 
@@ -48,13 +49,19 @@ class Memory:
     """Of one request.
 
     Attributes:
-        levels: by depth, what the last step's probes guess, each guess with its kind and chance.
+        levels: by depth, what the last step's probes guess behind a branch, or (None) behind any, each guess with its
+            kind and chance.
         worth: how many tokens a draft was expected to add of late, where there were guesses.
     """
 
     estimates: Estimates = field(default_factory=Estimates)
-    levels: list[list[tuple[int, Kind, float]]] = field(default_factory=list)
+    levels: list[dict[Branch | None, list[Guess]]] = field(default_factory=list)
     worth: float = WORTH
+
+    def guesses(self, branch: Branch) -> list[Guess]:
+        """What may follow these tokens, the first of them the one behind the root."""
+        level = self.levels[len(branch)] if len(branch) < len(self.levels) else {}
+        return level.get(branch, level.get(None, []))
 
 
 class PseudoTokensDrafter(Drafter):
@@ -78,13 +85,11 @@ class PseudoTokensDrafter(Drafter):
     def propose(self, context: Context) -> Draft:
         """The likeliest tree of what the probes guessed, each depth by itself, and the next probes under all of it."""
         memory: Memory = context.memory
-        depths = {ROOT: -1}
+        branches: dict[int, Branch] = {}
 
-        def expand(node: int, parent: int, _: int) -> list[tuple[int, float]]:
-            depths[node] = depths[parent] + 1
-            if depths[node] == len(memory.levels):
-                return []
-            return [(t, memory.estimates.chance(kind, prior)) for t, kind, prior in memory.levels[depths[node]]]
+        def expand(node: int, parent: int, token: int) -> list[tuple[int, float]]:
+            branches[node] = (*branches[parent], token) if node != ROOT else ()
+            return [(t, memory.estimates.chance(kind, prior)) for t, kind, prior in memory.guesses(branches[node])]
 
         growth = grow(expand, nodes=self.config.nodes, depth=context.room)
         size, ends = len(growth.tokens), None
@@ -104,28 +109,29 @@ class PseudoTokensDrafter(Drafter):
         near as it can get, and no harm to exactness, since those numbers alone decide the text.
         """
         memory: Memory = context.memory
-        for level, token in zip(memory.levels, step.emitted, strict=False):
-            for guess, kind, _ in level:
+        for depth, token in enumerate(step.emitted):
+            guesses = memory.guesses(step.emitted[:depth])
+            for guess, kind, _ in guesses:
                 memory.estimates.observe(kind, guess == token)
-            if token not in [guess for guess, *_ in level]:
+            if token not in [guess for guess, *_ in guesses]:
                 break  # what was guessed behind another token says nothing of what stands behind this one
         probes = probes_under(step.draft.tree, step.path[-1] if step.path else ROOT)
         at = [probe + 1 for probe in probes]
-        if not at:
-            memory.levels = []
-            return
-        if step.states is None:
-            best, first = step.best[:, at], step.predictions[at]
-        else:  # once more to the host
-            best = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals).cpu()
-            first = best[0, :, 0]
-        memory.levels = [self._level(i, *parts) for i, parts in enumerate(zip(best[0], best[1], first, strict=True))]
+        memory.levels = []
+        if at and step.states is not None:  # once more to the host
+            found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
+            memory.levels = [
+                {branch: self._guesses(number, best) for branch, best in level.items()}
+                for number, level in enumerate(found)
+            ]
+        elif at:
+            best, first = weighted(step.best[:, at]), step.predictions[at].tolist()
+            memory.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
 
-    def _level(self, number: int, tokens: Tensor, chances: Tensor, first: Tensor) -> list[tuple[int, Kind, float]]:
-        """A probe's guesses, the `first` one first, the others by their chances."""
-        known = dict(zip(tokens.long().tolist(), chances.tolist(), strict=True))
-        token = int(first)
-        ranked = {token: known.get(token, min(known.values())), **known}
+    def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
+        """Of a probe, its best tokens as guesses, the `first` one first if that is not the best, the others by chance."""
+        known = dict(best)
+        ranked = known if first is None else {first: known.get(first, min(known.values())), **known}
         ranked = list(ranked.items())[: self.config.branches]
         return [(token, (number, rank, int(6 * chance)), chance) for rank, (token, chance) in enumerate(ranked)]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.predictions import best_tokens
+from selfdraft.core.predictions import Weighted, best_tokens, weighted
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
@@ -30,6 +30,7 @@ from selfdraft.models.sparse import sliced_head
 if TYPE_CHECKING:
     from selfdraft.models.target import Target
 
+Branch = tuple[int, ...]  # the tokens of a way down a tree
 RANK = 2  # of the random LoRA of `untrained`
 IDS = 4096  # embedded at once for the mean: a large vocabulary's embeddings are not copied as a whole
 
@@ -171,26 +172,32 @@ class PseudoTokens:
             return self.target.run(self.path, block, hidden, states=states)
 
     @torch.inference_mode()
-    def resampled(self, states: Tensor, previous: int, count: int) -> Tensor:
-        """(2, j, count) best tokens (see `best_tokens`) of a chain of probes, each knowing the best of the one before.
+    def resampled(self, states: Tensor, previous: int, count: int, branches: int = 1) -> list[dict[Branch, Weighted]]:
+        """By depth, the best `count` tokens of a chain of probes behind each of the likeliest `branches` down to there.
 
-        They are drawn from the adapter's vocabulary where it has one: most of what a small model's sampler costs is its
-        head, once for every probe.
+        Each knows the token before it. What a sampler costs is reading its weights and its head's, however many
+        branches share that. They are drawn from the adapter's vocabulary where it has one.
 
         Args:
             states: (j, C) behind the last layer. previous: the token before the first probe's.
+
+        Returns:
+            For every probe, by the tokens from the first probe's on that lead to it, what `weighted` makes of them.
         """
         assert self.sampler is not None
-        anatomy, every = self.target.anatomy, []
-        token = torch.tensor([previous], device=states.device)
+        anatomy, device = self.target.anatomy, states.device
+        before, chances = torch.tensor([previous], device=device), torch.ones(1, dtype=torch.double, device=device)
+        found, followed = [], []
         for hidden in self.target.norm(states):
-            every.append(self.head(self.sampler(hidden[None], anatomy.embed(token))))
-            token = every[-1].argmax(-1)
-            token = token if self.vocabulary is None else self.vocabulary[token]
-        best = best_tokens(torch.cat(every), count)
-        if self.vocabulary is not None:
-            best[0] = self.vocabulary[best[0].long()].double()
-        return best
+            said = self.head(self.sampler(hidden.expand(len(before), -1), anatomy.embed(before)))
+            best = best_tokens(said, min(count, said.shape[-1]))
+            if self.vocabulary is not None:
+                best[0] = self.vocabulary[best[0].long()].double()
+            found.append(best)
+            chances, at = (chances[:, None] * best[1]).flatten().topk(min(branches, best[0].numel()))
+            before = best[0].flatten()[at].long()
+            followed.append(at)
+        return _by_branch([best.cpu() for best in found], [at.tolist() for at in followed])
 
     def _layers(self, adapter: Adapter) -> tuple[nn.Module, ...]:
         """The full path's, with gated linears where the adapter has a LoRA."""
@@ -226,6 +233,16 @@ class PseudoTokens:
             f"drafter.adapter={self._name} was trained for another model: {theirs}, and this one "
             f"('{self._family}') has {ours}"
         )
+
+
+def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[dict[Branch, Weighted]]:
+    """Each depth's (2, b, k) best tokens, by the branches that were followed: numbers of b * k at the depth above."""
+    levels, branches = [], [()]
+    for best, at in zip(found, followed, strict=True):
+        levels.append(dict(zip(branches, weighted(best), strict=True)))
+        tokens = best[0].flatten().long().tolist()
+        branches = [(*branches[i // best.shape[-1]], tokens[i]) for i in at]
+    return levels
 
 
 def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
