@@ -129,7 +129,7 @@ class PseudoTokensDrafter(Drafter):
             memory.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
-        """Of a probe, its best tokens as guesses, the `first` one first if that is not the best, the others by chance."""
+        """Its best tokens as guesses: the `first` one first where it is not the best, then by chance."""
         known = dict(best)
         ranked = known if first is None else {first: known.get(first, min(known.values())), **known}
         ranked = list(ranked.items())[: self.config.branches]

@@ -1,0 +1,116 @@
+"""LoRA that some rows of a forward feel and no other row does: gated LoRA (Samragh et al. 2025, arXiv 2507.11851).
+
+Shapes: B rows of N tokens, m of these B * N let through, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.models.lightcopy import Swap
+from selfdraft.models.packing import PackedLinear, product_by
+
+
+class Gate:
+    """Which of the B * N rows of the forward that is going on are probes: a slice or (m,) indices; None for none."""
+
+    def __init__(self) -> None:
+        self.rows: Tensor | slice | None = None
+
+    @contextmanager
+    def open(self, rows: Tensor, device: torch.device) -> Iterator[None]:
+        """For one forward, rows being on the host. Of one request the probes come last: a slice is faster there."""
+        if not len(rows):
+            self.rows = None
+        elif int(rows[-1] - rows[0]) == len(rows) - 1:
+            self.rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        else:
+            self.rows = rows.to(device)
+        try:
+            yield
+        finally:
+            self.rows = None
+
+
+class GatedLinear(nn.Module):
+    """One matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
+
+    def __init__(
+        self, base: nn.Module, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate
+    ) -> None:
+        """Wrap a linear.
+
+        Args:
+            base: an `nn.Linear`, or a `PackedLinear` of as many linears as there are `loras`.
+            loras: of each, A (r, in) and B (out, r), or None; one at least has some.
+        """
+        super().__init__()
+        self.base, self.gate = base, gate
+        like = base.weight
+        widths = [w.shape[0] for w in _weights(base)]
+        have = [i for i, lora in enumerate(loras) if lora is not None]
+        self.which = range(have[0], have[-1] + 1)  # from the first that has one to the last: their columns are joined
+        self.widths = widths[have[0] : have[-1] + 1]
+        self.columns = slice(sum(widths[: have[0]]), sum(widths[: have[-1] + 1]))
+        parts = [(like.new_zeros(0, like.shape[1]), like.new_zeros(width, 0)) for width in self.widths]
+        parts = [loras[i] or empty for i, empty in zip(self.which, parts, strict=True)]
+        for (a, b), width in zip(parts, self.widths, strict=True):
+            if (b.shape[0], b.shape[1], a.shape[1]) != (width, a.shape[0], like.shape[1]):
+                raise ValueError("a LoRA of another matrix")
+        down = torch.cat([a.to(like) for a, _ in parts]).detach()  # (sum r, in)
+        up = torch.block_diag(*(scale * b.to(like) for _, b in parts)).detach()  # (sum out, sum r)
+        # Two small products a matrix: unpacked, they took half as long as the whole forward.
+        self.down, self.up = (product_by(weight, packed=isinstance(base, PackedLinear)) for weight in (down, up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) to (B, N, sum of outs)."""
+        out = self.base(x)
+        if self.gate.rows is not None:
+            _add(out[..., self.columns], self.gate.rows, self._added(x))
+        return out
+
+    def parts(self, x: Tensor) -> Sequence[Tensor]:
+        """As `PackedLinear.parts`."""
+        parts, rows = self.base.parts(x), self.gate.rows
+        if rows is not None:
+            for i, more in zip(self.which, self._added(x).split(self.widths, dim=-1), strict=True):
+                _add(parts[i], rows, more)
+        return parts
+
+    def _added(self, x: Tensor) -> Tensor:
+        """(m, outs of `which`)"""
+        probes = x.flatten(0, -2)[self.gate.rows]
+        return self.up(self.down(probes))
+
+
+def gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float, gate: Gate) -> Swap:
+    """What `light_copy` swaps in: linears are known by their weights, whatever they were fused into."""
+
+    def lora(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        name = names.get(id(weight), "")
+        return (tensors[f"{name}.A"], tensors[f"{name}.B"]) if f"{name}.A" in tensors else None
+
+    def swap(_: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Linear | PackedLinear):
+            return None
+        loras = [lora(weight) for weight in _weights(module)]
+        return module if loras == [None] * len(loras) else GatedLinear(module, loras, scale, gate)
+
+    return swap
+
+
+def _weights(linear: nn.Module) -> list[Tensor]:
+    return list(linear.weights) if isinstance(linear, PackedLinear) else [linear.weight]
+
+
+def _add(out: Tensor, rows: Tensor | slice, added: Tensor) -> None:
+    """Add (m, w) to these of the rows of `out` (B, N, w), a part of a product whose rows lie evenly apart."""
+    flat = out.view(-1, out.shape[-1])
+    if isinstance(rows, slice):
+        flat[rows].add_(added)  # += would copy the sum back onto itself
+    else:
+        flat.index_add_(0, rows, added)
