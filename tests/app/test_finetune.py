@@ -204,6 +204,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
             ["finetune.exit_layer=4"],
             r"^finetune\.exit_layer=4: this model has 4 layers; leave before",
         ),
+        ("pseudo_tokens", ["finetune.first_layer=4"], r"^finetune\.first_layer=4: this model has 4 layers; .* 0 to 3$"),
         (
             "pseudo_tokens",
             ["finetune.matrices=[query]"],

@@ -13,6 +13,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor, nn
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import Blocks
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
@@ -58,7 +59,16 @@ class PseudoTokensRecipe(FinetuneModule):
         return self.config.anchors
 
     def path(self, target: Target) -> Path:
-        """The whole model."""
+        """The whole model.
+
+        Raises:
+            UserError: for a LoRA that begins behind its last layer.
+        """
+        layers, first = len(target.full.layers), self.config.first_layer
+        if first >= layers:
+            raise UserError(
+                f"finetune.first_layer={first}: this model has {layers} layers; begin at one of 0 to {layers - 1}"
+            )
         return target.sparse_path(SkipSet())
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
