@@ -38,8 +38,8 @@ class SparseConfig(DrafterConfig):
     probability in the sparse model is below `min_confidence`; `adaptive` moves that threshold towards an acceptance of
     0.9, from 0.6 on; `gain` drafts on while that raises the expected tokens per second at this machine's costs.
     `siblings`: the next best tokens at every depth as leaves, the more the less sure it is, and with `gain` as many as
-    pay. `draft_vocabulary`: draft
-    only so many tokens, those of the prompt first (all prompts and answers so far, if `warm`).
+    pay. `draft_vocabulary`: draft only so many tokens, those of the prompt first (all prompts and answers so far, if
+    `warm`).
     """
 
     draft_length: int = option(4, at_least=1)
