@@ -3,7 +3,9 @@ import stat
 
 import pytest
 
-from selfdraft.tracking.atomic import write_json_atomic, write_text_atomic
+from full_disk import limited_files
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.atomic import append_whole, write_json_atomic, write_text_atomic
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -26,7 +28,7 @@ def test_what_json_cannot_carry_leaves_the_old_file(tmp_path, value):
 def test_a_failed_write_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="folder cannot be written"):
         write_text_atomic(path, "text")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -36,3 +38,31 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     write_text_atomic(tmp_path / "atomic", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
+
+
+def test_a_disk_that_fills_leaves_the_old_file_and_is_told_in_a_line(tmp_path):
+    path = tmp_path / "result.json"
+    write_json_atomic(path, {"a": 1})
+    with limited_files(100), pytest.raises(UserError, match=r"result\.json cannot be written \(.*\): make room") as told:
+        write_json_atomic(path, {"a": "x" * 1000})
+    assert "\n" not in str(told.value)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_short_write_is_cut_off_again(tmp_path):
+    """The system takes what fits and says how much that was: that count has to be looked at."""
+    path = tmp_path / "lines"
+    append_whole(path, b"first\n")
+    with limited_files(100), pytest.raises(UserError, match="lines cannot be written"):
+        append_whole(path, b"x" * 1000 + b"\n")
+    assert path.read_bytes() == b"first\n"
+    append_whole(path, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+
+
+def test_half_a_character_is_written_as_an_escape_and_reads_back(tmp_path):
+    path = tmp_path / "result.json"
+    write_json_atomic(path, {"category \ud800": ["\udc80", "日本"]})
+    assert json.loads(path.read_bytes()) == {"category \ud800": ["\udc80", "日本"]}
+    assert "日本" in path.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from full_disk import limited_files
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.records import RecordFile, merge_rank_files, rank_files, record_path
 
@@ -46,7 +47,51 @@ def test_a_torn_last_line_is_dropped_and_gone_before_the_next(tmp_path, torn):
     assert [json.loads(raw) for raw in path.read_text().splitlines()] == [line("a"), line("c")]
 
 
-@pytest.mark.parametrize("bad", ["{torn", "[1]", '{"id": "x"}', ""])
+def test_a_disk_that_fills_within_a_line_and_is_freed_loses_that_line_alone(tmp_path):
+    file = RecordFile(tmp_path / "prompts.jsonl")
+    file.append(line("a"))
+    with limited_files(200), pytest.raises(UserError, match=r"prompts\.jsonl cannot be written"):
+        file.append(line("b", text="x" * 1000))
+    assert RecordFile(file.path).read() == [line("a")]
+    file.append(line("c"))
+    file.append(line("b", text="x" * 1000))
+    assert RecordFile(file.path).read() == [line("a"), line("c"), line("b", text="x" * 1000)]
+
+
+def test_a_line_torn_while_the_run_goes_on_is_cut_before_the_next(tmp_path):
+    """Whoever tore it: here another program, after this one has written already."""
+    file = RecordFile(tmp_path / "prompts.jsonl")
+    file.append(line("a"))
+    with file.path.open("ab") as other:
+        other.write(b'{"id": "b", "tu')
+    file.append(line("c"))
+    assert RecordFile(file.path).read() == [line("a"), line("c")]
+
+
+def test_a_file_that_was_removed_meanwhile_begins_anew(tmp_path):
+    file = RecordFile(tmp_path / "prompts.jsonl")
+    file.append(line("a"))
+    file.path.unlink()
+    file.append(line("b"))
+    assert file.read() == [line("b")]
+
+
+def test_half_a_character_comes_back(tmp_path):
+    file = RecordFile(tmp_path / "prompts.jsonl")
+    file.append(line("a\ud800", category="\udcff"))
+    RecordFile(record_path(tmp_path, 1)).append(line("b"))
+    assert merge_rank_files(tmp_path) == file.read() == [line("a\ud800", category="\udcff"), line("b")]
+
+
+def test_a_whole_last_line_of_another_kind_is_named_and_not_cut(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a", "turn": 0}\n{"id": 7, "turn": "x"}\n')
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2 "):
+        RecordFile(path).append(line("c"))
+    assert path.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("bad", ["{torn", "[1]", '{"id": "x"}', '{"id": [1], "turn": 0}', "[" * 100_000, ""])
 def test_a_malformed_earlier_line_is_named(tmp_path, bad):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"id": "a", "turn": 0}}\n{bad}\n{{"id": "c", "turn": 0}}\n')

@@ -1,13 +1,12 @@
 """prompts.jsonl and texts.jsonl: a line a finished (prompt, turn), kept through kill -9, merged from all processes."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.tracking.atomic import append_whole, as_json, write_bytes_atomic
 
 PROMPTS, TEXTS = "prompts", "texts"  # what evaluating and what generating data leave behind
 
@@ -20,22 +19,21 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._whole = False  # whether a torn last line has been looked for
+        self._whole = 0  # size of the file up to which it is known to hold whole lines, in bytes
 
     def append(self, line: Line) -> None:
         """Add one line and wait until it is on the disk.
 
         Raises:
             ValueError: the line holds NaN or infinity.
-            UserError: an earlier line of the file is malformed.
+            UserError: an earlier line of the file is malformed, or the disk does not take this one.
         """
-        text = _encode(line)
-        if not self._whole:
+        data = as_json(line)
+        # Looked at before every line: whatever tore the last one, a line added to its end would be lost with it.
+        if self._size() != self._whole:
             self._drop_torn_line()
-            self._whole = True
-        with self.path.open("ab", buffering=0) as file:
-            file.write(text.encode())
-            os.fsync(file.fileno())
+        append_whole(self.path, data)
+        self._whole = self._size()
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines, in file order; none when there is no file. A torn last line is left out.
@@ -57,15 +55,18 @@ class RecordFile:
         end = 0
         for number, raw in enumerate(raws, start=1):
             line = _decode(raw)
-            if line is None:
-                if number == len(raws):
-                    return
+            if line is None and number == len(raws):
+                return
+            if not _is_ours(line):
                 raise UserError(
                     f"{self.path}:{number} is not a finished prompt (a JSON object with id and turn): "
                     "remove that line, or choose another hydra.run.dir"
                 )
             end += len(raw)
             yield line, end
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def _drop_torn_line(self) -> None:
         if self.path.exists():
@@ -108,22 +109,21 @@ def merge_rank_files(folder: Path, *, name: str = PROMPTS) -> list[dict[str, Any
     for path in others:
         for line in RecordFile(path).read():
             merged.setdefault(key(line), line)
-    write_text_atomic(main.path, "".join(map(_encode, merged.values())))
+    write_bytes_atomic(main.path, b"".join(map(as_json, merged.values())))
     for path in others:
         path.unlink()
     return list(merged.values())
 
 
-def _encode(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _decode(raw: bytes) -> dict[str, Any] | None:
-    """The line, or None when it is torn: no newline yet, not JSON, or not one of ours."""
+def _decode(raw: bytes) -> Any:
+    """The line's value, or None when the line is torn: no newline yet, or not JSON."""
     if not raw.endswith(b"\n"):
         return None
     try:
-        line = json.loads(raw)
-    except ValueError:  # JSONDecodeError and UnicodeDecodeError alike
+        return json.loads(raw)
+    except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError alike; brackets without end
         return None
-    return line if isinstance(line, dict) and {"id", "turn"} <= line.keys() else None
+
+
+def _is_ours(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("id"), str) and type(line.get("turn")) is int

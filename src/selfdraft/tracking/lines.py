@@ -1,0 +1,117 @@
+"""What a finished line must hold before anything is computed from it: lines may have been edited, or be another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.records import PROMPTS, TEXTS, Line
+
+LEFT_OUT = "left_out"  # the reason why a turn was not decoded; such a line has no measures
+
+NUMBER, COUNT, ANY = "a number", "a whole number", "anything"
+VERDICT = ("exact", "sampled", "tie", "mismatch")
+OPTIONAL = "?"
+
+# A shape is one of the words above, a type, a tuple of choices, a list of one shape, or a mapping. In a mapping a key
+# that ends in `?` may be absent, and the key `*` stands for every key.
+_LEFT_OUT = {"category": str, "family": str, LEFT_OUT: str}
+_MEASURED = {
+    "category": str,
+    "family": str,
+    "prompt_text?": str,
+    "text": str,
+    "output_ids": [COUNT],
+    "baseline_output_ids?": [COUNT],
+    "new_tokens": COUNT,
+    "target_forwards": COUNT,
+    "decode_s": NUMBER,
+    "latency_s": NUMBER,
+    "baseline_new_tokens": COUNT,
+    "baseline_decode_s": NUMBER,
+    "baseline_latency_s": NUMBER,
+    "lossless": {"verdict": VERDICT},
+    "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
+    "phases_s": {"*": NUMBER},
+    "peak_memory_mb": NUMBER,
+    "peak_memory_by_phase_mb?": {"*": NUMBER},
+    "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER}},
+    "steps?": [ANY],
+    "stood_down?": COUNT,
+    "diagnostics?": {"*": [COUNT]},
+}
+_WRITTEN = {
+    "category": str,
+    "prompt_ids": [COUNT],
+    "output_ids": [COUNT],
+    "text": str,
+    "target_forwards": COUNT,
+    "prefill_s": NUMBER,
+    "decode_s": NUMBER,
+    "rank": COUNT,
+    "invented_s?": NUMBER,
+    "trajectories_s?": NUMBER,
+    "trajectories?": [[[COUNT]]],
+}
+
+
+def measured(lines: Iterable[Line]) -> list[Line]:
+    """The lines of turns that were decoded: those that were left out hold a reason instead of measures."""
+    return [line for line in lines if LEFT_OUT not in line]
+
+
+def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS) -> None:
+    """Check the fields of the lines in `folder`/`name`.jsonl that results are computed from.
+
+    Raises:
+        UserError: a line lacks a field, or has one of another type. The message names the line and the field.
+    """
+    for line in lines:
+        shape = _WRITTEN if name == TEXTS else _LEFT_OUT if LEFT_OUT in line else _MEASURED
+        if found := _fault(line, shape, ""):
+            raise UserError(
+                f"{Path(folder) / name}.jsonl: the line of id {line['id']!r}, turn {line['turn']}: {found}: remove that "
+                "line, and the same command decodes it again"
+            )
+
+
+def _fault(value: Any, shape: Any, where: str) -> str | None:
+    """What is wrong with `value`, or None."""
+    if isinstance(shape, Mapping):
+        if not isinstance(value, Mapping):
+            return f"`{where}` is no JSON object"
+        return _fault_of_fields(value, shape, f"{where}." if where else "")
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"`{where}` is no list"
+        return next((found for each in value if (found := _fault(each, shape[0], f"{where}[]"))), None)
+    if isinstance(shape, tuple):
+        return None if value in shape else f"`{where}` is none of {', '.join(shape)}"
+    if isinstance(shape, type):
+        return None if isinstance(value, shape) else f"`{where}` is no text"
+    if shape == ANY or (_is_number(value) and (shape == NUMBER or isinstance(value, int))):
+        return None
+    return f"`{where}` is not {shape} of 0 or more"
+
+
+def _fault_of_fields(value: Mapping[str, Any], shape: Mapping[str, Any], prefix: str) -> str | None:
+    if "*" in shape:
+        return next((found for name in value if (found := _fault(value[name], shape["*"], f"{prefix}{name}"))), None)
+    for key, inner in shape.items():
+        name = key.removesuffix(OPTIONAL)
+        if name not in value:
+            if key == name:
+                return f"`{prefix}{name}` is missing"
+        elif found := _fault(value[name], inner, f"{prefix}{name}"):
+            return found
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether arithmetic can be done with it: a finite number of 0 or more that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e300
+    except OverflowError:
+        return False

@@ -1,0 +1,71 @@
+"""Lines that were edited, or are another program's: one line says which field of which prompt is wrong."""
+
+import copy
+
+import pytest
+from example_lines import evaluation, line
+
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.lines import LEFT_OUT, measured, refuse_malformed
+from selfdraft.tracking.records import TEXTS
+from selfdraft.tracking.summary import summarize
+
+LABELS = {"task": "evaluate", "model": "m", "drafter": "d", "dataset": "x", "seed": 0}
+
+
+def test_whole_lines_pass(tmp_path):
+    refuse_malformed(evaluation(), tmp_path)
+    assert measured(evaluation()) == evaluation()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("family", None, "`family` is no text"),
+        ("decode_s", "1", "`decode_s` is not a number of 0 or more"),
+        ("decode_s", float("nan"), "`decode_s` is not a number of 0 or more"),
+        ("decode_s", 10**400, "`decode_s` is not a number of 0 or more"),
+        ("new_tokens", 1.5, "`new_tokens` is not a whole number of 0 or more"),
+        ("new_tokens", True, "`new_tokens` is not a whole number of 0 or more"),
+        ("lossless", [], "`lossless` is no JSON object"),
+        ("lossless", {}, "`lossless.verdict` is missing"),
+        ("lossless", {"verdict": "fine"}, "`lossless.verdict` is none of exact, sampled, tie, mismatch"),
+        ("acceptance_by_depth", [{"offered": 1}], "`acceptance_by_depth[].accepted` is missing"),
+        ("acceptance_by_depth", {}, "`acceptance_by_depth` is no list"),
+        ("phases_s", {"draft": None}, "`phases_s.draft` is not a number of 0 or more"),
+        ("references", {"x": {"new_tokens": 1}}, "`references.x.decode_s` is missing"),
+        ("output_ids", ["a"], "`output_ids[]` is not a whole number of 0 or more"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, field, value, said):
+    with pytest.raises(UserError) as told:
+        refuse_malformed([line("a"), line("b", 1, **{field: value})], tmp_path)
+    assert str(told.value).startswith(f"{tmp_path}/prompts.jsonl: the line of id 'b', turn 1: {said}: remove")
+
+
+def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):
+    """Whatever is taken out of a line, it is refused, or the result can be computed without it."""
+    whole = line("a")
+    for field in whole.keys() - {"id", "turn"}:
+        lines = [copy.deepcopy(whole) for _ in range(2)]
+        del lines[1][field]
+        try:
+            refuse_malformed(lines, tmp_path)
+        except UserError as error:
+            assert f"`{field}` is missing" in str(error)
+        else:
+            summarize(lines, **LABELS)
+
+
+def test_a_line_that_was_left_out_needs_no_measures(tmp_path):
+    left_out = {"id": "a", "turn": 1, "category": "c", "family": "c", LEFT_OUT: "too long"}
+    refuse_malformed([left_out], tmp_path)
+    assert measured([left_out, line("a")]) == [line("a")]
+
+
+def test_texts_have_fields_of_their_own(tmp_path):
+    text = {"id": "a", "turn": 0, "category": "c", "prompt_ids": [1], "output_ids": [2], "text": "t"}
+    text |= {"target_forwards": 1, "prefill_s": 0.1, "decode_s": 0.1, "rank": 0}
+    refuse_malformed([text], tmp_path, name=TEXTS)
+    with pytest.raises(UserError, match=r"texts\.jsonl: the line of id 'a', turn 0: `rank` is missing"):
+        refuse_malformed([{k: v for k, v in text.items() if k != "rank"}], tmp_path, name=TEXTS)
