@@ -140,6 +140,9 @@ class StubTarget:
     def longest_draft(self, row: int) -> int:
         return 10_000
 
+    def refresh(self, row: int, tokens: Sequence[int]) -> None:
+        assert self.cache.texts[row] == list(tokens[:-1])
+
     def costs_of(self, path: StubPath) -> CostCurve:
         return CostCurve((1, 64), (0.5, 1.0))
 

@@ -135,6 +135,9 @@ class Decoder:
         contexts = [a.context for a in active]
         for context in contexts:
             context.rows = len(active)
+        with clock("verify"):
+            for context in contexts:
+                self.target.refresh(context.row, context.tokens)
         with clock("draft"):
             proposed = self.drafter.propose_batch(contexts)
             drafts = [self._usable(d, c) for d, c in zip(proposed, contexts, strict=True)]
@@ -199,20 +202,21 @@ class Decoder:
         """Prefill waiting requests into the free rows. The last prompt token is left over: it is the first root."""
         while len(active) < self.batch_size and (request := next(waiting, None)) is not None:
             prompt, positions = list(request.prompt), self.target.max_positions
-            if not 0 < len(prompt) < positions:
+            stopping = request.stopping or self.stopping
+            if not prompt or (len(prompt) >= positions and not stopping.past_positions):
                 name = "" if request.key is None else f" {request.key}"
                 raise UserError(
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
-            stopping = (request.stopping or self.stopping).within(positions - len(prompt))
+            stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
             noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
-                self.target.cache.reserve(len(prompt) + stopping.max_new_tokens)
+                self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # grows, if need be
                 self.target.prefill(row, prompt[:-1])
                 if self.target.device.type == "cuda":  # or the first step would be charged for what is still under way
                     torch.cuda.synchronize(self.target.device)

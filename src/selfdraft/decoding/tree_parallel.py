@@ -86,6 +86,17 @@ class TreeParallelTarget:
         self.owed.clear()
         self.target.allocate(rows, slots)
 
+    def refresh(self, row: int, tokens: Sequence[int]) -> None:
+        """See `Target.refresh`: where keys are computed anew, none are owed."""
+        prefilled_at = self.target.cache.prefilled_at[row]
+        self.target.refresh(row, tokens)
+        if self.target.cache.prefilled_at[row] != prefilled_at:
+            self.owed.pop(row, None)
+
+    def longest_draft(self, row: int) -> int:
+        """See `Target.longest_draft`: what is owed is forwarded with a draft, before it."""
+        return max(self.target.longest_draft(row) - len(self.owed.get(row, [])), 0)
+
     @torch.inference_mode()
     def forward(
         self,

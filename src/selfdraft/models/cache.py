@@ -23,12 +23,14 @@ class KVCache:
 
     Attributes:
         lengths: committed tokens of every row.
+        prefilled_at: per row, how long its text was when it was prefilled, the first root included (see `rotary`).
         finals: (C,) the full model's final hidden state of each row's last committed token; None where it is not known.
     """
 
     def __init__(self, layers: int, rows: int, slots: int) -> None:
         self.rows, self.slots = rows, _in_blocks(slots)
         self.lengths = [0] * rows
+        self.prefilled_at = [0] * rows
         self.finals: list[Tensor | None] = [None] * rows
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
@@ -87,6 +89,7 @@ class KVCache:
         """Copy a row's committed tokens into another row."""
         length = self.lengths[destination] = self.lengths[source]
         self.finals[destination] = self.finals[source]
+        self.prefilled_at[destination] = self.prefilled_at[source]
         for tensor in (*self._keys, *self._values):
             if tensor is not None:
                 tensor[destination, :, :length] = tensor[source, :, :length]
@@ -103,7 +106,7 @@ class KVCache:
 
     def clear(self, row: int) -> None:
         """Forget a row."""
-        self.lengths[row], self.finals[row] = 0, None
+        self.lengths[row], self.prefilled_at[row], self.finals[row] = 0, 0, None
 
     def rewind(self, row: int, length: int) -> None:
         """Forget what is committed behind the first `length` tokens of a row."""

@@ -22,6 +22,7 @@ from selfdraft.models.block import Block
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear
+from selfdraft.models.rotary import Rotary
 from selfdraft.models.sparse import Path, spread_out
 
 
@@ -49,6 +50,7 @@ class Driver:
             layers = [self.driven(layer) for layer in self.anatomy.layers]
             self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
             self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
+            self.rotary = Rotary(model, self.anatomy)
 
     def driven(self, layer: nn.Module) -> nn.Module:
         """A stock layer as forwards run it: a light copy with our attention, fused and packed where possible."""
@@ -85,7 +87,12 @@ class Driver:
         anatomy, (_, width) = self.anatomy, block.tokens.shape
         starts = [start + since for start in block.starts]
         view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
-        positions = (torch.tensor(block.behind)[:, None] + block.depths[:, since:]).to(self.device)
+        positions = torch.tensor(block.behind)[:, None] + block.depths[:, since:]
+        lengths = None
+        if self.rotary.rules:
+            prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
+            lengths = torch.maximum(positions + 1, prefilled_at[:, None])
+        positions = positions.to(self.device)
         if hidden is None:
             hidden = anatomy.embed(block.tokens[:, since:].to(self.device))
         masks, rotations = {}, {}
@@ -102,7 +109,7 @@ class Driver:
                 held=block.held,
             )
             masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self.share)
-            rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
+            rotations[kind] = self.rotary(hidden, positions, kind, lengths)
         if states is not None:
             states.append(hidden)
         for layer, kind in zip(path.layers, path.types, strict=True):

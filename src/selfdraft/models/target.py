@@ -30,6 +30,7 @@ from selfdraft.models.selection import Scores, Selection, scoring
 from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path
 
 LONGEST_DRAFT = 10_000  # no limit
+TRIED = 12  # tokens by which our drive through the layers is compared with the model's own forward
 PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
 
 
@@ -62,7 +63,9 @@ class Target(Driver):
         self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
         self._costs_of: dict[object, CostCurve] = {}
         with refusing(model):
-            error = self._distance_from_stock_forward()
+            # Past the limits of a rope, other tables hold: they are compared as well.
+            starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
+            error = max(self._distance_from_stock_forward(max(start, 0)) for start in starts)
         if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
             raise refuse(model, f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)")
 
@@ -91,14 +94,19 @@ class Target(Driver):
         """The same for every size of block, with one prefill for all."""
         forwards, every = self.forwards, []
         self.allocate(1, len(text) + max(blocks))
-        self.prefill(0, text[:prefix])
         for block in blocks:
-            self.cache.rewind(0, prefix)
-            parts = []
-            for first in range(prefix, len(text), block):
-                root, *rest = text[first : first + block]
+            if self.cache.prefilled_at[0] == prefix + 1:
+                self.cache.rewind(0, prefix)
+            else:  # nothing is there yet, or it was computed anew past the limit of a rope
+                self.cache.clear(0)
+                self.prefill(0, text[:prefix])
+            parts, first = [], prefix
+            while first < len(text):
+                self.refresh(0, text[: first + 1])
+                root, *rest = text[first : first + min(block, 1 + self._before_recomputing(first))]
                 parts.append(self.forward([0], [root], [TokenTree.chain(rest)])[0])
                 self.commit(0, range(len(rest)))
+                first += 1 + len(rest)
             every.append(torch.cat(parts))
         self.forwards = forwards
         return every
@@ -171,9 +179,22 @@ class Target(Driver):
         """Commit `tokens` to a cache row, without logits. They follow what the row holds already."""
         self.fill(self.full, tokens, self.cache, row)
 
+    def refresh(self, row: int, tokens: Sequence[int]) -> None:
+        """Compute a row's keys anew where its family does so: when a text grows past the limit of its rope.
+
+        Args:
+            tokens: the row's committed tokens and the next root.
+        """
+        limit = self.rotary.recomputed_past
+        if limit is not None and self.cache.prefilled_at[row] <= limit < len(tokens):
+            self.cache.clear(row)
+            self.prefill(row, tokens[:-1])
+
     @torch.inference_mode()
     def fill(self, path: Path, tokens: Sequence[int], cache: KVCache, row: int = 0) -> None:
-        """Commit `tokens` to a row of any cache, through `path`, without logits."""
+        """Commit `tokens` to a row of any cache, through `path`, without logits. In an empty row they are a prompt."""
+        if not cache.lengths[row]:
+            cache.prefilled_at[row] = len(tokens) + 1  # the first root is a token of the prompt, too
         for first in range(0, len(tokens), PREFILL_CHUNK):
             chunk = torch.tensor([tokens[first : first + PREFILL_CHUNK]])
             start = [cache.lengths[row]]
@@ -286,7 +307,13 @@ class Target(Driver):
     def longest_draft(self, row: int) -> int:
         """The deepest nodes that a row's next forward may verify: where its padding ends, so does its block of keys."""
         slots = self.cache.lengths[row] + self.row_block
-        return min(self.widest_draft, -slots % self.key_block) if self.key_block > 1 else self.widest_draft
+        longest = min(self.widest_draft, self._before_recomputing(self.cache.lengths[row]))
+        return min(longest, -slots % self.key_block) if self.key_block > 1 else longest
+
+    def _before_recomputing(self, root: int) -> int:
+        """How many tokens after the one at position `root` still see keys of one table (see `rotary`)."""
+        limit = self.rotary.recomputed_past
+        return LONGEST_DRAFT if limit is None or root >= limit else limit - root - 1
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last full forward (see `KVCache.commit`)."""
@@ -323,14 +350,19 @@ class Target(Driver):
         return self.run(self.full.part(layers, len(self.full.layers)), block, hidden)
 
     @torch.inference_mode()
-    def _distance_from_stock_forward(self) -> float:
-        """How far our drive through the layers is from the model's own forward: in sigmas of a logit."""
-        count = 12
-        tokens = torch.randint(self.vocab_size, (count,), generator=torch.Generator().manual_seed(0))
-        stock = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0].float()
-        ours = self.forward([0], [int(tokens[0])], [TokenTree.chain(tokens[1:])])[0].float()
-        self.forwards = 0
-        return float((stock - ours).abs().mean() / stock.std(dim=-1).mean())
+    def _distance_from_stock_forward(self, first: int) -> float:
+        """How far our drive is from the model's own forward of a few tokens at positions from `first` on, in sigmas."""
+        tokens = torch.randint(self.vocab_size, (TRIED,), generator=torch.Generator().manual_seed(0))
+        positions = torch.arange(first, first + TRIED, device=self.device)[None]
+        told = {"position_ids": positions} if first else {}
+        stock = self.model(input_ids=tokens[None].to(self.device), use_cache=False, **told).logits[0].float()
+        tree = TokenTree.chain(tokens[1:])
+        self.cache.clear(0)
+        self.cache.prefilled_at[0] = first + TRIED  # the stock forward takes one length for all of them
+        block = replace(self._block([0], [0], [int(tokens[0])], [tree]), behind=[first])
+        (ours,) = self.logits(self.full, self.run(self.full, block), [tree])
+        self.cache.clear(0)
+        return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:

@@ -144,7 +144,7 @@ def surroundings(
         if kind == SLIDING and anatomy.window is not None:
             seen = seen & (positions[:, :, None] - key_positions[:, None, :] < anatomy.window)
         masks[kind] = additive(seen, hidden.dtype, target.share)
-        rotations[kind] = anatomy.rotary(hidden, positions, *([kind] if anatomy.rotary_per_type else []))
+        rotations[kind] = target.rotary(hidden, positions, kind)
     return masks, rotations
 
 

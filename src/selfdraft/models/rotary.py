@@ -1,0 +1,175 @@
+"""Rotary positions, also those that depend on how long the text is.
+
+Most rotary embeddings rotate a token by its position alone. Two kinds also look at the length of the whole text:
+`longrope` (Phi-3, Phi-4, PhiMoE) has two tables, one up to a limit and one past it, and `dynamic` NTK has another table
+for every length past its limit. transformers takes the table by the furthest position of a *forward*, so a token's key
+depends on the forward in which it was computed. With drafts, forwards are other ones than those of plain decoding.
+
+So here every token names the length of the text at which plain decoding computes it, and gets the table of that length:
+
+1. a token of the prompt: the prompt's length (plain decoding forwards the prompt at once);
+2. any other token: its own position + 1 (plain decoding forwards it when it is the last one).
+
+Some families (Phi-3, PhiMoE) throw their keys away when the text reaches the limit, and compute all of them again. There
+the whole text then counts as a prompt: `Target.refresh` does that, and no draft may reach across the limit.
+
+Shapes: B rows of one forward, N tokens a row, C hidden size, D head size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from selfdraft.models.anatomy import Anatomy, refuse
+
+Rotation = tuple[Tensor, Tensor]
+PROBE = 4  # positions by which a rotary embedding is tried
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """How the table of a rotary embedding depends on the length of the text.
+
+    Attributes:
+        limit: up to this length there is one table.
+        grows: past it, every length has its own table; otherwise there is one for all of them.
+    """
+
+    limit: int
+    grows: bool
+
+    def representative(self, lengths: Tensor) -> Tensor:
+        """For lengths of any shape, one length that stands for all with the same table."""
+        return lengths.clamp(self.limit, None if self.grows else self.limit + 1)
+
+
+class Rotary:
+    """The rotary embedding of one model.
+
+    Attributes:
+        rules: by layer type, how tables depend on the length of the text; without the types where they do not.
+        recomputed_past: the family computes all keys again when a text grows longer than this; None if it never does.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        """Find the rules of a model.
+
+        Raises:
+            UserError: the embedding depends on the length of the text in a way that is not known here.
+        """
+        self._stock, self._per_type = anatomy.rotary, anatomy.rotary_per_type
+        self.rules = _rules(model, anatomy)
+        self._own = self._fresh_copy() if self.rules else None
+        self.recomputed_past = _recomputed_past(model, self.rules)
+        for kind in set(anatomy.layer_types) - self.rules.keys():
+            if self._depends_on_length(model, kind):
+                raise refuse(model, "its rotary positions depend on the length of the text in a way of their own")
+
+    @property
+    def limits(self) -> set[int]:
+        """Lengths past which other tables are taken."""
+        return {rule.limit for rule in self.rules.values()}
+
+    def __call__(self, hidden: Tensor, positions: Tensor, kind: str, lengths: Tensor | None = None) -> Rotation:
+        """Return the (B, N, D) cosines and sines of a layer type.
+
+        Args:
+            hidden: (B, N, C), for its dtype and device. positions: (B, N).
+            lengths: (B, N) length of the text at which each token is computed; None: that of the furthest position.
+        """
+        rule = self.rules.get(kind)
+        if rule is None:
+            return self._stock(hidden, positions, *self._types(kind))
+        if lengths is None:
+            lengths = torch.full_like(positions, int(positions.max()) + 1)
+        lengths = rule.representative(lengths.to(positions.device))
+        rotation: Rotation | None = None
+        for length in lengths.unique().tolist():
+            mine = lengths == length
+            new = self._at_length(hidden, positions.where(mine, 0), kind, length, rule)
+            old = rotation or new
+            rotation = tuple(torch.where(mine[..., None], n, o) for n, o in zip(new, old, strict=True))
+        assert rotation is not None
+        return rotation
+
+    def _at_length(self, hidden: Tensor, positions: Tensor, kind: str, length: int, rule: LengthRule) -> Rotation:
+        """Rotate by the table of one length. The stock module takes it from the furthest position, so that is added."""
+        stock = self._own
+        if rule.grows:  # it keeps the table of the longest text that it has seen
+            stock = copy.deepcopy(stock, {id(stock.config): stock.config})
+        furthest = positions.new_full((len(positions), 1), length - 1)
+        cos, sin = stock(hidden, torch.cat([positions, furthest], dim=1), *self._types(kind))
+        return cos[:, :-1], sin[:, :-1]
+
+    def _fresh_copy(self) -> nn.Module:
+        """A copy for us alone, as the module was before it saw any long text."""
+        fresh = copy.deepcopy(self._stock, {id(self._stock.config): self._stock.config})
+        start = torch.zeros(1, 1, dtype=torch.long, device=_device(fresh))
+        for kind in self.rules:
+            fresh(start.float()[..., None], start, *self._types(kind))
+        return fresh
+
+    def _depends_on_length(self, model: PreTrainedModel, kind: str) -> bool:
+        """Whether a far position in the same forward changes how the others are rotated."""
+        stock = copy.deepcopy(self._stock, {id(model.config): model.config})
+        near = torch.arange(PROBE, device=_device(stock))[None]
+        far = torch.cat([near, near[:, -1:] + 2 * int(model.config.max_position_embeddings)], dim=1)
+        x = torch.zeros(1, 1, 1, dtype=model.dtype, device=near.device)
+        alone, beside = (stock(x, positions, *self._types(kind)) for positions in (near, far))
+        pairs = zip(*((r,) if isinstance(r, Tensor) else r for r in (alone, beside)), strict=True)
+        return not all(torch.equal(one, other[:, :PROBE]) for one, other in pairs)
+
+    def _types(self, kind: str) -> list[str]:
+        return [kind] if self._per_type else []
+
+
+def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
+    """By layer type, from the types of rope that the configuration names."""
+    parameters: Mapping[str, Any] = getattr(model.config, "rope_parameters", None) or {}
+    rules = {}
+    for kind in set(anatomy.layer_types):
+        own = parameters.get(kind, parameters) if anatomy.rotary_per_type else parameters
+        name = str((own or {}).get("rope_type", "default"))
+        if name == "longrope":
+            rules[kind] = LengthRule(int(own["original_max_position_embeddings"]), grows=False)
+        elif "dynamic" in name:
+            rules[kind] = LengthRule(int(model.config.max_position_embeddings), grows=True)
+    return rules
+
+
+def _recomputed_past(model: PreTrainedModel, rules: Mapping[str, LengthRule]) -> int | None:
+    """Ask the family itself: whether it prepares the next forward with or without the keys that it has."""
+    if not rules or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+        return None
+    named = getattr(model.config, "original_max_position_embeddings", None)
+    for limit in sorted({rule.limit for rule in rules.values()} | ({int(named)} if named else set())):
+        ids = torch.zeros(1, limit + 1, dtype=torch.long, device=model.device)
+        prepared = model.prepare_inputs_for_generation(
+            ids, past_key_values=_Held(limit), attention_mask=torch.ones_like(ids), next_sequence_length=1
+        )
+        if prepared.get("past_key_values") is None:
+            return limit
+    return None
+
+
+class _Held:
+    """A cache that says how many tokens it holds, and has none."""
+
+    is_compileable = False
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def get_seq_length(self, *_: object) -> int:
+        return self._length
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((t.device for t in module.buffers()), torch.device("cpu"))
