@@ -20,7 +20,7 @@ from selfdraft.app.schemas import SCHEMAS, ModelConfig
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
 from selfdraft.models.stock import StockGenerate
-from selfdraft.tracking.records import RecordFile
+from selfdraft.tracking.lines import read_measured
 
 
 def model_of(run: dict) -> ModelConfig:
@@ -56,7 +56,7 @@ def check(folder: Path) -> int:
         or decoding.get("repetition_penalty")
     ):
         raise UserError("only plain greedy runs can be compared with transformers.generate")
-    lines = RecordFile(folder / "prompts.jsonl").read()
+    lines = read_measured(folder)
     if not lines:
         raise UserError(f"{folder} holds no finished prompts: its prompts.jsonl has no complete line")
     loaded = model_of(run).load(torch.device("cpu"))

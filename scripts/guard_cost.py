@@ -16,7 +16,7 @@ from pathlib import Path
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import RecordFile
+from selfdraft.tracking.lines import read_measured
 
 
 def speed(lines: list[dict], costs: CostModel) -> float:
@@ -35,7 +35,7 @@ def read_lines(folder: Path) -> list[dict]:
     Raises:
         UserError: it is none, or its lines are damaged.
     """
-    lines = RecordFile(folder / "prompts.jsonl").read()
+    lines = read_measured(folder)
     if not any(line["stood_down"] for line in lines):
         raise UserError(f"{folder}: nobody stood down here; give the folder of a run with decoding.guard=true")
     return lines

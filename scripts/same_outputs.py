@@ -12,7 +12,8 @@ from pathlib import Path
 from selfdraft.app.errors import one_line_errors
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import RecordFile, key, record_path
+from selfdraft.tracking.lines import read_measured
+from selfdraft.tracking.records import key
 
 Outputs = dict[tuple[str, int], dict]
 
@@ -23,7 +24,7 @@ def outputs_of(folder: Path) -> Outputs:
     Raises:
         UserError: there are none.
     """
-    lines = {key(line): line for line in RecordFile(record_path(folder)).read()}
+    lines = {key(line): line for line in read_measured(folder)}
     if not lines:
         raise UserError(f"{folder} holds no finished prompts: give the folders of two runs (hydra.run.dir)")
     return lines

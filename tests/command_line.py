@@ -58,7 +58,7 @@ def composed(*overrides: str) -> DictConfig:
 def run_here(folder: Path, *overrides: str) -> float | None:
     """The same as `run` with `folder` as its hydra.run.dir, in this process; returns the objective."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = compose("config", [*overrides, f"hydra.run.dir={folder}"], return_hydra_config=True)
+        whole = compose("config", [*overrides, f"hydra.run.dir='{folder}'"], return_hydra_config=True)
     with read_write(whole), open_dict(whole):
         whole.hydra.runtime.output_dir = str(folder)
     task = copy.deepcopy(whole)

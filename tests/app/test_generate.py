@@ -9,6 +9,7 @@ import torch
 
 from command_line import SMOKE, composed, run, run_here, said_by, tamper
 from selfdraft.app.build import build_bench, to_config
+from selfdraft.core.messages import printable
 from selfdraft.drafters.jacobi import Jacobi
 
 ASK = (*SMOKE, "task=generate", "prompt='Why is the sky blue?'", "decoding.max_new_tokens=12")
@@ -22,14 +23,9 @@ def expected_answer() -> str:
     return bench.chat.decode(output)
 
 
-def printable(text: str) -> str:
-    """Without the control characters that a terminal is not sent."""
-    return "".join(char for char in text if char.isprintable() or char == "\n")
-
-
 def test_the_answer_is_printed_with_statistics_and_certificate(tmp_path: Path) -> None:
     said = said_by(tmp_path / "run", *ASK)
-    assert printable(said).startswith(printable(expected_answer()))
+    assert said.startswith(printable(expected_answer()))
     assert "12 tokens in " in said
     assert " tokens per forward (jacobi, float32; prefill " in said
     assert "autoregressive: " in said and "x; output: exact" in said

@@ -216,11 +216,11 @@ class HardwareConfig(Options):
 
 @dataclass
 class LoggerConfig(Options):
-    """Where results are logged besides the run's folder. `mode` is W&B's."""
+    """Where results are logged besides the run's folder. `mode` is W&B's; null: what WANDB_MODE says, else offline."""
 
     group: ClassVar[str] = "logger"
     name: str = option("wandb", choices=("wandb", "csv", "none"))
-    mode: str = option("offline", choices=("offline", "online", "disabled"))
+    mode: str | None = option(None, choices=("offline", "online", "disabled"))
     project: str = "selfdraft"
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.app.console import make_console
+from selfdraft.tracking.atomic import write_bytes_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,8 @@ class SweepTable:
     def finish(self, number: int, status: str, result: Mapping[str, Any] | None = None) -> None:
         """Enter how a job ended and what it measured, and save."""
         self.rows[number] |= {"status": status, **{column: dig(result, path) for column, path in METRICS.items()}}
-        write_text_atomic(self.csv, self.frame().to_csv(index=False))
+        # An override may hold half a character, which UTF-8 has no bytes for.
+        write_bytes_atomic(self.csv, self.frame().to_csv(index=False).encode("utf-8", "backslashreplace"))
 
     def frame(self) -> pd.DataFrame:
         """All jobs, best objective first (the objective is maximised), and those without a good end last."""
@@ -66,28 +68,27 @@ class SweepTable:
     def show(self) -> None:
         """Print the table to the terminal: the keys that vary as columns, the ones that do not in the title."""
         from rich import box
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         frame = self.frame()
         varying = [key for key in self.keys if frame[key].nunique(dropna=False) > 1]
         fixed = " ".join(f"{key}={frame[key].iloc[0]}" for key in self.keys if key not in varying)
         table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title_justify="left")
-        table.title = escape(f"Sweep of {len(frame)} jobs, best first: {fixed}".removesuffix(": "))
+        table.title = f"Sweep of {len(frame)} jobs, best first: {fixed}".removesuffix(": ")
         for heading in ("job", *varying):
-            table.add_column(escape(heading.replace(".", ".\n")), overflow="fold")  # one name a line: they are long
-        for heading in ("speedup \\[95 %]", "tok/fwd", "tok/s", "exact/tie/\nmismatch"):
+            table.add_column(heading.replace(".", ".\n"), overflow="fold")  # one name a line: they are long
+        for heading in ("speedup [95 %]", "tok/fwd", "tok/s", "exact/tie/\nmismatch"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("status", min_width=9)
         for row in frame.to_dict("records"):
             cells = [row["job"], *(row[key] for key in varying), speedup_cell(row)]
             cells += [number(row["tokens_per_forward"]), number(row["decode_tokens_per_s"], 1)]
             cells += ["/".join(number(row[column], 0) for column in COUNTS), row["status"]]
-            table.add_row(*(escape(str(cell)) for cell in cells))
-        console = Console()
+            table.add_row(*(str(cell) for cell in cells))
+        console = make_console()
         console.print(table)
-        console.print(f"[dim]{escape(str(self.csv))}[/]", soft_wrap=True)
+        console.print(Text(str(self.csv), "dim"), soft_wrap=True)
 
 
 def split_override(override: str) -> tuple[str, str]:

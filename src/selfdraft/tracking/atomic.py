@@ -7,25 +7,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from selfdraft.core.errors import UserError
-
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8): a reader, or a run killed at any moment, sees all of it or nothing of it.
 
     Raises:
-        UserError: the disk does not take it. The old file is still there.
+        OSError: the disk does not take it. The old file is still there. Its `filename` is `path`.
         UnicodeEncodeError: the text holds a lone surrogate, which UTF-8 has no bytes for.
     """
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, whole or not at all. Raises UserError where the disk does not take it."""
+    """Replace `path` by `data`, whole or not at all. Raises OSError where the disk does not take it."""
     path = Path(path)
     # In the same folder, since a rename is atomic only within a file system; by process, so that two never share it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path):
+    with _naming(path):
         try:
             with temporary.open("wb", buffering=0) as file:
                 _write_all(file, data)
@@ -42,7 +40,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
     Raises:
         ValueError: `value` holds NaN or infinity, which JSON cannot carry to other readers.
         TypeError: `value` holds something that JSON has no word for.
-        UserError: the disk does not take it.
+        OSError: the disk does not take it.
     """
     write_bytes_atomic(path, as_json(value, indent=2))
 
@@ -61,9 +59,9 @@ def append_whole(path: Path, data: bytes) -> None:
     """Add `data` at the end of `path`, all of it or nothing, and wait until it is on the disk.
 
     Raises:
-        UserError: the disk does not take it. What a short write has left is cut off again.
+        OSError: the disk does not take it. What a short write has left is cut off again.
     """
-    with _told(path), Path(path).open("ab", buffering=0) as file:
+    with _naming(path), Path(path).open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
             _write_all(file, data)
@@ -82,12 +80,9 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses in one line."""
+def _naming(path: Path) -> Iterator[None]:
+    """Name `path` in what the disk refuses: the system's own error of a write names no file, or the temporary one."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): make room or make its folder writable, then repeat "
-            "the command; what is finished is kept"
-        ) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

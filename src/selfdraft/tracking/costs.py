@@ -8,8 +8,11 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from selfdraft.core.costmodel import CostModel
+from selfdraft.core.messages import printable
+from selfdraft.tracking.picture import draw
 
 SHARES = ("attention", "mlp", "layer", "base")
 COLOURS = ("#3b6fb6", "#e08a2e", "#8a8a8a", "#5aa469")
@@ -23,7 +26,8 @@ def parts_of(costs: CostModel, tokens: int) -> dict[str, float]:
 
 def print_costs(costs: CostModel, console: Console) -> None:
     """Milliseconds of the forward, and of its parts, against tokens."""
-    console.print(f"\n[bold]{costs.model}[/] in {costs.dtype} on {costs.device}; milliseconds")
+    console.print()
+    console.print(Text.assemble((printable(costs.model), "bold"), f" in {costs.dtype} on {costs.device}; milliseconds"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = ("tokens", "forward", "in forwards of 1", "all attentions", "all MLPs", "rest of layers", "outside layers")
     for name in names:
@@ -46,7 +50,10 @@ def print_costs(costs: CostModel, console: Console) -> None:
 
 def plot_costs(costs: CostModel, path: Path) -> None:
     """What a forward costs against its tokens, and what one token's consists of, into a PNG file."""
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    draw(path, (11, 4.2), lambda figure: _paint(costs, figure))
+
+
+def _paint(costs: CostModel, figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(costs.forward.sizes, [1e3 * s for s in costs.forward.seconds], "o-", label="behind the usual prefix")
     for line in costs.by_context:
@@ -66,5 +73,4 @@ def plot_costs(costs: CostModel, path: Path) -> None:
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{costs.model} in {costs.dtype} on {costs.device}", fontsize=11)
-    figure.savefig(path)
+    figure.suptitle(printable(f"{costs.model} in {costs.dtype} on {costs.device}"), fontsize=11)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import PROMPTS, TEXTS, Line
+from selfdraft.tracking.records import PROMPTS, TEXTS, Line, RecordFile, record_path
 
 LEFT_OUT = "left_out"  # the reason why a turn was not decoded; such a line has no measures
 
@@ -23,6 +23,7 @@ _MEASURED = {
     "family": str,
     "prompt_text?": str,
     "text": str,
+    "prompt_ids": [COUNT],
     "output_ids": [COUNT],
     "baseline_output_ids?": [COUNT],
     "new_tokens": COUNT,
@@ -62,6 +63,13 @@ def measured(lines: Iterable[Line]) -> list[Line]:
     return [line for line in lines if LEFT_OUT not in line]
 
 
+def read_measured(folder: Path) -> list[Line]:
+    """The lines of the decoded turns in the folder of a run of task=evaluate. Raises what `refuse_malformed` raises."""
+    lines = RecordFile(record_path(folder)).read()
+    refuse_malformed(lines, folder)
+    return measured(lines)
+
+
 def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS) -> None:
     """Check the fields of the lines in `folder`/`name`.jsonl that results are computed from.
 
@@ -72,8 +80,8 @@ def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS
         shape = _WRITTEN if name == TEXTS else _LEFT_OUT if LEFT_OUT in line else _MEASURED
         if found := _fault(line, shape, ""):
             raise UserError(
-                f"{Path(folder) / name}.jsonl: the line of id {line['id']!r}, turn {line['turn']}: {found}: remove that "
-                "line, and the same command decodes it again"
+                f"{Path(folder) / name}.jsonl: the line of id {line['id']!r}, turn {line['turn']}: {found}: remove "
+                "that line, and the same command decodes it again"
             )
 
 

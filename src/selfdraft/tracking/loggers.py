@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +15,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.messages import harmless, one_line, warn
+from selfdraft.tracking.lines import measured
 from selfdraft.tracking.records import Line
 from selfdraft.tracking.summary import speedup_of
 
@@ -21,31 +25,48 @@ if TYPE_CHECKING:
 
 _LABELS = ("task", "model", "drafter", "dataset", "seed")
 _DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
+_MODES = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+_ANOTHER_NAME = {"run_tags": "WANDB_TAGS", "run_name": "WANDB_NAME"}  # setting -> variable, where they are unlike
+
+
+class _Wandb(WandbLogger):
+    """Lightning's logger for W&B, for which a service that is gone is no reason to end a training."""
+
+    _lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log; the first failure is a warning, and nothing is logged after it."""
+        if self._lost:
+            return
+        self._lost = True
+        with harmless("W&B does not log any more, the run goes on"):
+            super().log_metrics(metrics, step)
+            self._lost = False
 
 
 def make_logger(
     kind: Literal["wandb", "csv", "none"],
     *,
-    mode: Literal["offline", "online", "disabled"] = "offline",
+    mode: Literal["offline", "online", "disabled"] | None = None,
     project: str,
     save_dir: Path,
     name: str | None,
     config: Mapping[str, Any],
 ) -> Logger | None:
-    """The logger of one run, started; None for `kind` "none".
+    """The logger of one run, started; None for `kind` "none", a disabled W&B, and one that is broken here.
 
     Only rank 0 starts a W&B run: on other ranks the logger is there, and silent.
 
     Args:
         kind: "wandb", "csv" or "none".
-        mode: of W&B. Offline touches no network and needs no account.
+        mode: of W&B (see `wandb_mode`). Offline touches no network and needs no account.
         project: of W&B.
         save_dir: the run's folder; W&B writes save_dir/wandb, CSV writes save_dir/csv.
         name: of the run, as it is listed.
         config: what to show as the run's configuration.
 
     Raises:
-        UserError: an unknown kind, or W&B could not be started (e.g. online without a login).
+        UserError: an unknown kind; a setting that W&B refuses; or W&B did not start though it was asked for online.
     """
     if kind == "none":
         return None
@@ -53,11 +74,16 @@ def make_logger(
         return CSVLogger(save_dir=save_dir, name="", version="csv")
     if kind != "wandb":
         raise UserError(f"logger {kind!r} is unknown: choose wandb, csv or none")
+    mode = wandb_mode(mode)
+    if mode == "disabled":
+        return None
     if rank_zero_only.rank not in (None, 0):
-        return WandbLogger(save_dir=save_dir, project=project, name=name)
+        return _Wandb(save_dir=save_dir, project=project, name=name)
     import wandb  # takes a second, which runs without it need not pay
 
     Path(save_dir).mkdir(parents=True, exist_ok=True)
+    # The service of another process, which may be gone by now: ours starts one of its own.
+    os.environ.pop("WANDB_SERVICE", None)
     try:
         # Started here rather than by WandbLogger, which would set WANDB_MODE for the whole process and its children.
         run = wandb.init(
@@ -69,17 +95,39 @@ def make_logger(
             # silent: no banner. console off: a progress bar redrawn ten times a second is not worth a log file.
             settings=wandb.Settings(silent=True, console="off"),
         )
+        _define_axes(run)
+    except ValueError as error:
+        raise UserError(f"W&B refuses {_refused_setting(error)}; mend that, or use logger=none") from error
     except wandb.Error as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(str(error).strip().splitlines()[0])
         raise UserError(f"W&B did not start ({reason}): run `wandb login`, or use logger.mode=offline") from error
-    _define_axes(run)
-    return WandbLogger(save_dir=save_dir, project=project, name=name, experiment=run)
+    except Exception as error:  # a service that does not come up, a home folder that cannot be written
+        reason = one_line(error) or type(error).__name__
+        if mode == "online":
+            raise UserError(f"W&B did not start ({reason}): use logger.mode=offline or logger=none") from error
+        warn(f"W&B did not start ({reason}): results are in {save_dir} alone; logger=none leaves it out")
+        return None
+    return _Wandb(save_dir=save_dir, project=project, name=name, experiment=run)
+
+
+def wandb_mode(given: str | None) -> str:
+    """The mode of W&B: `given` (logger.mode), else WANDB_MODE of the environment, else offline.
+
+    Raises:
+        UserError: WANDB_MODE is none of W&B's modes that write a run of one process.
+    """
+    mode = given or os.environ.get("WANDB_MODE") or "offline"
+    if mode not in _MODES:
+        raise UserError(f"WANDB_MODE={mode}: choose one of online, offline, disabled")
+    return _MODES[mode]
 
 
 def log_result(
     logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line], picture: Path | None = None
 ) -> None:
     """Log a finished evaluation: its numbers to any logger; prompts, acceptance and picture to W&B too. Rank 0 only.
+
+    Call it after result.json is written: it raises whatever W&B and the disk do.
 
     Args:
         logger: of `make_logger`.
@@ -108,27 +156,38 @@ def log_result(
 
 
 def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
-    """Write everything out and let go. A W&B run left open would be joined by the next run of this process."""
+    """Write everything out and let go. A W&B run left open would be joined by the next run of this process.
+
+    A failure is a warning: what was to be logged is in the run's folder.
+    """
     if logger is None:
         return
-    if isinstance(logger, WandbLogger):
-        import wandb
+    if not isinstance(logger, WandbLogger):
+        with harmless("the logger's files are not complete"):
+            logger.finalize("failed" if failed else "success")
+        return
+    import wandb
 
-        if wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
-    else:
-        logger.finalize("failed" if failed else "success")
+    if wandb.run is None:
+        return
+    finished = False
+    with harmless("the W&B run is not complete"):
+        wandb.finish(exit_code=int(failed))
+        finished = True
+    if not finished:  # its service is gone: without it, neither the next run nor this process's end may ask it again
+        with suppress(Exception):
+            wandb.teardown()
 
 
-def how_to_look(run_dir: Path, mode: str = "offline") -> str:
-    """The commands that show, and send, the W&B run in `run_dir`; empty where there is none."""
+def how_to_look(run_dir: Path, mode: str | None = None) -> str:
+    """The commands that show, and send, the W&B run in `run_dir`; empty where there is none. `mode` is logger.mode."""
     runs = sorted((Path(run_dir) / "wandb").glob("*run-*"), key=lambda path: path.stat().st_mtime)
     runs = [run for run in runs if run.is_dir() and not run.is_symlink()]
     if not runs:
         return ""
     program, folder = _wandb_program(), _from_here(runs[-1])
     look = f"look at it:  {program} leet {folder}"
-    return look if mode == "online" else f"{look}\nsend it:     {program} sync {folder}"
+    return look if wandb_mode(mode) == "online" else f"{look}\nsend it:     {program} sync {folder}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -138,6 +197,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield from flatten(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{name}", value
+
+
+def _refused_setting(error: ValueError) -> str:
+    """The setting that W&B's own checks refuse, by the environment variable it comes from, and the reason."""
+    found = error.errors() if hasattr(error, "errors") else []  # pydantic's, which W&B checks its settings with
+    if not found or not found[0]["loc"]:
+        return f"a setting ({one_line(error)})"
+    setting = str(found[0]["loc"][0])
+    name = _ANOTHER_NAME.get(setting, f"WANDB_{setting.upper()}")
+    value = os.environ.get(name)
+    given = f"its setting {setting}" if value is None else f"{name}={one_line(value)[:80]}"
+    return f"{given} ({one_line(found[0]['msg'])})"
 
 
 def _define_axes(run: wandb.Run) -> None:
@@ -167,7 +238,7 @@ def _prompt_table(lines: Sequence[Line]) -> wandb.Table:
             speedup_of(line),
             line["lossless"]["verdict"],
         ]
-        for line in lines
+        for line in measured(lines)
     ]
     return wandb.Table(columns=columns, data=rows)
 

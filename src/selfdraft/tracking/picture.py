@@ -1,26 +1,46 @@
 """A result as one picture: how much faster on which text, and how deep drafts hold."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from selfdraft.core.messages import printable
+from selfdraft.tracking.atomic import write_bytes_atomic
+
 _BLUE, _ORANGE, _GREY = "#3b6fb6", "#e08a2e", "#8a8a8a"
+
+
+def draw(path: Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> None:
+    """Write what `paint` puts on an empty figure of `size` (width and height in inches) into the PNG file `path`.
+
+    Names come from people's files: a dollar sign in them is a dollar sign, and begins no formula.
+    """
+    # A Figure of its own rather than pyplot: no window system, and nothing global that a second run would inherit.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        figure = Figure(figsize=size, dpi=120, layout="constrained")
+        paint(figure)
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+    write_bytes_atomic(path, image.getvalue())
 
 
 def plot_result(result: Mapping[str, Any], path: Path) -> None:
     """Draw `result` (of `summary.summarize`) into the PNG file `path`."""
-    # A Figure of its own rather than pyplot: no window system, and nothing global that a second run would inherit.
-    height = max(4.2, 1.4 + 0.38 * len(result["by_category"]))  # inches
-    figure = Figure(figsize=(11, height), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_speedups(left, result)
-    _draw_acceptance(right, result)
-    figure.suptitle(f"{result['drafter']} · {result['model']} · {result['dataset']}", fontsize=12)
-    figure.savefig(path)
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_speedups(left, result)
+        _draw_acceptance(right, result)
+        title = f"{result['drafter']} · {result['model']} · {result['dataset']}"
+        figure.suptitle(printable(title), fontsize=12)
+
+    draw(path, (11, max(4.2, 1.4 + 0.38 * len(result["by_category"]))), paint)
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path) -> None:
@@ -29,21 +49,23 @@ def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path
     Args:
         history: lines with `step`, `acceptance_by_depth` and the quantity named `watched`.
     """
-    figure = Figure(figsize=(9, 4.2), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
     steps = [line["step"] for line in history]
-    left.plot(steps, [line[watched] for line in history], marker="o", markersize=3, color=_ORANGE)
-    left.set_ylabel("tokens accepted of a draft, expected")
-    for depth, rates in enumerate(zip(*(line["acceptance_by_depth"] for line in history), strict=True), start=1):
-        right.plot(steps, rates, marker="o", markersize=3, label=f"depth {depth}")
-    right.set_ylabel("acceptance")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        axes.set_ylim(bottom=0.0)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        left.plot(steps, [line[watched] for line in history], marker="o", markersize=3, color=_ORANGE)
+        left.set_ylabel("tokens accepted of a draft, expected")
+        for depth, rates in enumerate(zip(*(line["acceptance_by_depth"] for line in history), strict=True), start=1):
+            right.plot(steps, rates, marker="o", markersize=3, label=f"depth {depth}")
+        right.set_ylabel("acceptance")
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        right.legend(frameon=False, fontsize=8)
+        for axes in (left, right):
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=0.0)
+            axes.spines[["top", "right"]].set_visible(False)
+
+    draw(path, (9, 4.2), paint)
 
 
 def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
@@ -65,7 +87,7 @@ def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
             fontsize=9,
         )
     axes.axvline(1.0, color=_GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [printable(name) for name in rows])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0.0)

@@ -26,7 +26,8 @@ class RecordFile:
 
         Raises:
             ValueError: the line holds NaN or infinity.
-            UserError: an earlier line of the file is malformed, or the disk does not take this one.
+            UserError: an earlier line of the file is malformed.
+            OSError: the disk does not take this one.
         """
         data = as_json(line)
         # Looked at before every line: whatever tore the last one, a line added to its end would be lost with it.

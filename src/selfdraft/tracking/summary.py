@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from selfdraft.core.statistics import median_and_p95, paired_bootstrap
+from selfdraft.tracking.lines import measured
 from selfdraft.tracking.records import Line, key
 
 VERDICTS = ("exact", "tie", "mismatch")
@@ -55,19 +56,20 @@ def summarize(
     Returns:
         The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
         under `references` every other contender against the drafter and against the baseline, on the turns it decoded.
+        `left_out` counts the turns that were not decoded, which no measure includes.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
         In a batch the lines hold shares of its seconds, so these rates are the batch's throughput.
         A speedup is the median paired ratio over turns, its interval drawn by prompt; None where nothing can be paired.
 
     Raises:
-        ValueError: there are no lines.
+        ValueError: there are no lines of decoded turns.
     """
-    if not lines:
+    if not measured(lines):
         raise ValueError("there is nothing to summarize: no prompt was finished")
-    families = list(dict.fromkeys(line["family"] for line in lines))
+    families = list(dict.fromkeys(line["family"] for line in measured(lines)))
     # The order in which processes finished must not change the bootstrap's draws.
     lines = sorted(lines, key=key)
-    names = sorted({name for line in lines for name in line.get("references") or {}})
+    names = sorted({name for line in measured(lines) for name in line.get("references") or {}})
     return {
         "task": task,
         "model": model,
@@ -83,7 +85,8 @@ def summarize(
     }
 
 
-def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
+def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
+    lines = measured(every)
     new_tokens = sum(line["new_tokens"] for line in lines)
     target_forwards = sum(line["target_forwards"] for line in lines)
     drafter, baseline = _total(lines, drafter_pace), _total(lines, baseline_pace)
@@ -91,6 +94,7 @@ def _measures(lines: Sequence[Line], seed: int) -> dict[str, Any]:
     return {
         "prompts": len({line["id"] for line in lines}),
         "turns": len(lines),
+        "left_out": len(every) - len(lines),
         "new_tokens": new_tokens,
         "target_forwards": target_forwards,
         "tokens_per_forward": new_tokens / target_forwards if target_forwards else None,
@@ -132,7 +136,7 @@ def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
 
 def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
     """One other contender, on the turns that it decoded too."""
-    lines = [line for line in lines if name in (line.get("references") or {})]
+    lines = [line for line in measured(lines) if name in (line.get("references") or {})]
 
     def pace(line: Line) -> Pace:
         return Pace(line["references"][name]["new_tokens"], line["references"][name]["decode_s"])

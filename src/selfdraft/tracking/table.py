@@ -8,6 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from selfdraft.core.messages import printable
+
 Result = Mapping[str, Any]
 """What `summary.summarize` returns."""
 
@@ -26,6 +28,8 @@ def print_result(result: Result, console: Console) -> None:
         console.print(
             f"of the ties, float32 gives {sides['baseline']} to the target alone, {sides['drafter']} to the drafter"
         )
+    if result.get("left_out"):
+        console.print(f"{result['left_out']:,} turns were left out: the model has no positions left for them")
     details = Table.grid(padding=(0, 4))
     details.add_row(*[part for part in (_acceptance(result), _phases(result)) if part is not None])
     console.print(details)
@@ -56,7 +60,7 @@ def interval(bounds: Mapping[str, float | None]) -> str:
 
 
 def _headline(result: Result) -> RenderableType:
-    title = Text.assemble((result["drafter"], "bold cyan"), f" · {result['model']} · {result['dataset']}")
+    title = Text.assemble((result["drafter"], "bold cyan"), printable(f" · {result['model']} · {result['dataset']}"))
     turns = f", {result['turns']:,} turns" if result["turns"] != result["prompts"] else ""
     title.append(f" ({result['prompts']:,} prompts{turns})", "dim")
     bounds = result["speedup"]
@@ -100,7 +104,7 @@ def _families(result: Result) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     families = result["by_category"]
     for name, measures in families.items():
-        table.add_row(Text(name), *_family_cells(measures), end_section=name == list(families)[-1])
+        table.add_row(Text(printable(name)), *_family_cells(measures), end_section=name == list(families)[-1])
     if len(families) != 1:
         table.add_row("all", *_family_cells(result), style="bold")
     return table
@@ -139,11 +143,10 @@ def _acceptance(result: Result) -> Table | None:
         table.add_column(justify="right", no_wrap=True)
     for depth, counts in enumerate(depths[:_DEPTHS_SHOWN], start=1):
         share = counts["accepted"] / counts["offered"] if counts["offered"] else 0.0
-        table.add_row(
-            str(depth), _bar(share, "green"), f"{share:.0%}", f"[dim]{counts['accepted']:,}/{counts['offered']:,}[/dim]"
-        )
+        of_offered = Text(f"{counts['accepted']:,}/{counts['offered']:,}", "dim")
+        table.add_row(str(depth), _bar(share, "green"), f"{share:.0%}", of_offered)
     if len(depths) > _DEPTHS_SHOWN:
-        table.add_row("…", f"[dim]{len(depths) - _DEPTHS_SHOWN} deeper[/dim]", "", "")
+        table.add_row("…", Text(f"{len(depths) - _DEPTHS_SHOWN} deeper", "dim"), "", "")
     return table
 
 
@@ -157,8 +160,8 @@ def _phases(result: Result) -> Table | None:
         table.add_column(justify="right", no_wrap=True)
     for name, seconds in result["phases_s"].items():
         share = seconds / total
-        table.add_row(name, _bar(share, "cyan"), f"{share:.0%}", f"[dim]{number(seconds, 1, ' s')}[/dim]")
-    table.add_row("[dim]peak memory[/dim]", "", "", f"[dim]{number(result['peak_memory_mb'], 0, ' MB')}[/dim]")
+        table.add_row(name, _bar(share, "cyan"), f"{share:.0%}", Text(number(seconds, 1, " s"), "dim"))
+    table.add_row(Text("peak memory", "dim"), "", "", Text(number(result["peak_memory_mb"], 0, " MB"), "dim"))
     return table
 
 
@@ -169,7 +172,7 @@ def _references(result: Result) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name, reference in result["references"].items():
         table.add_row(
-            Text(name),
+            Text(printable(name)),
             f"{reference['turns']:,}",
             number(reference["tokens_per_s"], 1),
             interval(reference["speedup_of_drafter"]),

@@ -1,0 +1,156 @@
+"""Whatever goes to the terminal is shown there: texts of others neither steer it nor break what is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
+from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
+from selfdraft.app.errors import fail, one_line_script
+from selfdraft.core.errors import UserError
+
+EVIL = "\x1b]0;owned\x07 \x1b[2J[/] [bold]x[/bold] :smile: \x9b31m \u202e \ud800 $\\frac$"
+SHOWN = "\\x1b]0;owned\\x07 \\x1b[2J[/] [bold]x[/bold] :smile: \\x9b31m \\u202e \\ud800 $\\frac$"
+
+
+def raw_controls(text: str) -> set[str]:
+    """The control characters in it that a terminal would obey."""
+    return {c for c in text if (c < " " and c not in "\n\t") or "\x7f" <= c <= "\x9f"}
+
+
+def console(**options: object) -> PlainConsole:
+    return PlainConsole(file=io.StringIO(), width=200, **options)
+
+
+def test_a_text_is_printed_as_it_is_but_for_what_a_terminal_obeys() -> None:
+    out = console()
+    out.print(EVIL)
+    assert out.file.getvalue() == SHOWN + "\n"
+
+
+def test_the_same_holds_inside_tables_texts_titles_and_bars() -> None:
+    out = console()
+    table = Table(EVIL, title=EVIL)
+    table.add_row(EVIL, Text(EVIL))
+    out.print(table, Text.assemble((EVIL, "bold")))
+    with Progress(console=out) as bar:
+        bar.add_task("x", total=1)
+        print(EVIL)  # by anybody while a bar is shown
+    assert raw_controls(out.file.getvalue()) == set()
+    assert out.file.getvalue().count("[2J[/]") >= 4
+
+
+def test_styles_and_a_status_with_markup_in_it_still_work_on_a_terminal() -> None:
+    out = console(force_terminal=True, color_system="standard")
+    with out.status(f"loading {EVIL}") as status:
+        status.update(Text("x[/]y"))
+    out.print(Text("good", "green"))
+    assert "\x1b[32mgood\x1b[0m" in out.file.getvalue()
+    assert "\x1b]0;" not in out.file.getvalue() and "\x1b[2J" not in out.file.getvalue()
+
+
+def test_prints_past_the_console_are_escaped_and_bars_still_move(capsys: pytest.CaptureFixture[str]) -> None:
+    with shielded_output():
+        print(EVIL)
+        print(EVIL, file=sys.stderr)
+        sys.stderr.write("\r 50% of \x1b[2J\r")  # as tqdm does
+        sys.stdout.writelines(["\x1b[A", "a\rb\n"])
+        make_console().print("[/]")
+        with shielded_output():  # twice is once
+            print("\x07")
+    said = capsys.readouterr()
+    assert said.out == f"{SHOWN}\n\\x1b[Aa\\x0db\n[/]\n\\x07\n"
+    assert said.err == f"{SHOWN}\n\r 50% of \\x1b[2J\r"
+
+
+def test_on_a_terminal_tqdm_may_move_between_its_bars() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Shielded(Terminal())
+    for part in ("\n\n", "\x1b[A\x1b[A", "x\x1b[A"):
+        stream.write(part)
+    assert stream.getvalue() == "\n\n\x1b[A\x1b[Ax\\x1b[A"
+
+
+def test_a_console_under_a_shield_writes_its_styles_below_it() -> None:
+    stream = io.StringIO()
+    out = PlainConsole(file=Shielded(stream), force_terminal=True, color_system="standard")
+    out.print(Text("good", "green"))
+    assert stream.getvalue() == "\x1b[32mgood\x1b[0m\n"
+
+
+def test_error_lines_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail(f"category {EVIL}")
+    assert capsys.readouterr().err == f"selfdraft: category {SHOWN}\n"
+
+    @one_line_script("script")
+    def main(arguments: list[str]) -> None:
+        raise UserError(EVIL)
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == f"script: {SHOWN}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stream_of_any_encoding_takes_every_character(encoding: str) -> None:
+    code = """
+import sys
+from rich.table import Table
+from selfdraft.app.console import make_console, shield_output
+shield_output()
+table = Table("日本", "1.5×")
+table.add_row("\\ud800", "━┈ …")
+make_console().print(table)
+print("naïve 日本 \\udcff", file=sys.stderr)
+"""
+    extra = {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment(**extra), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert "\\ud800" in out and "\\udcff" in err
+    assert ("日本" in out) == (encoding == "utf-8")
+    if encoding == "ascii":
+        assert "1.5x" in out and "=. ..." in out
+        assert "\\u2" not in out  # boxes are drawn in ASCII
+
+
+def test_a_run_in_a_folder_with_markup_in_its_name_and_prompts(tmp_path: Path) -> None:
+    """One whole evaluation, a trace and an answer, with everything of a user's that is printed."""
+    rows = [{"id": EVIL, "category": EVIL, "turns": ["first", "second"]}, {"id": "[/]", "category": "$\\frac$ [/]"}]
+    rows[1]["prompt"] = "x"
+    prompts = write_prompts(tmp_path / "p.jsonl", *(json.dumps(r).replace("\\ud800", "") for r in rows))
+    data = ("dataset=jsonl", f"dataset.path='{prompts}'", "dataset.per_category=null", "decoding.max_new_tokens=4")
+    folder = tmp_path / "x[/]y"
+    said = said_by(folder, *SMOKE, *data)
+    said += said_by(folder, *SMOKE, *data)  # resumed
+    assert raw_controls(said) == set()
+    assert "x[/]y" in said and "\\x1b]0;owned" in said
+    assert (folder / "result.json").exists() and (folder / "result.png").exists()
+
+
+@pytest.mark.parametrize("name", ["generate", "trace"])
+def test_one_answer_is_shown_and_not_obeyed(tmp_path: Path, name: str) -> None:
+    said = said_by(tmp_path / "x[/]y", *SMOKE, f"task={name}", "prompt=x", "decoding.max_new_tokens=64")
+    assert raw_controls(said) == set()
+
+
+def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:
+    """As a process of its own, where all who print go through the shield."""
+    where = ("dataset=jsonl", "dataset.path='\x1b[2J日.jsonl'", f"hydra.run.dir={tmp_path}/run")
+    done = run(*SMOKE, *where, PYTHONIOENCODING="ascii")
+    assert done.returncode == 2
+    assert raw_controls(done.stdout + done.stderr) == set()
+    (line,) = done.stderr.splitlines()
+    assert "\\x1b[2J\\u65e5.jsonl" in line
