@@ -1,4 +1,8 @@
+import bz2
+import gzip
 import json
+import lzma
+import os
 import re
 import sys
 from collections import Counter
@@ -67,9 +71,29 @@ GOOD = {"prompt": "a"}
         (["", "  "], "FILE holds no prompt; give one JSON object a line"),
         ([GOOD, '{"prompt": "b"'], "FILE:2: malformed JSON ("),
         ([GOOD, "", "hello"], "FILE:3: malformed JSON (Expecting value at column 1); a line must be one whole object"),
-        (['["a"]'], "FILE:1: a JSON array, but a line must be an object"),
+        (['["a"]'], "FILE, item 1: a JSON string, but an item must be an object"),
+        ([GOOD, '["a"]'], "FILE:2: a JSON array, but a line must be an object"),
+        (["", '[{"prompt": "a"},', "{}x]"], "FILE: malformed JSON (Expecting ',' delimiter at line 3, column 3"),
+        (['["a"]', '["b"]'], "FILE: malformed JSON (Extra data at line 2, column 1); a file that begins with ["),
+        ([[GOOD, {"id": 1}]], "FILE, item 2: neither `turns` nor `prompt`"),
+        ([[GOOD | {"id": 1}, GOOD | {"id": 1}]], "FILE, item 2: the id '1' is already that of item 1; every id"),
+        ([GOOD, '{"prompt": ' + "[" * 99_999], "FILE:2: malformed JSON (nested too deeply); a line must be one whole"),
+        ([GOOD, f'{{"id": {"9" * 5000}}}'], "FILE:2: malformed JSON (a number has too many digits); a line must be"),
+        (['{"prompt": "a\\ud83d"}'], "FILE:1: `prompt` has \\ud83d, one half of a character, without the other"),
+        ([GOOD, '{"turns": ["a", "\\ude00"]}'], "FILE:2: `turns` has \\ude00, one half of a character"),
+        (['{"prompt": "a", "id": "\\ud83d"}'], "FILE:1: `id` has \\ud83d, one half of a character"),
+        (['{"prompt": "a", "category": "\\ud83d"}'], "FILE:1: `category` has \\ud83d, one half of a character"),
         (['"a"'], "FILE:1: a JSON string, but a line must be an object"),
-        ([{"text": "a"}], "FILE:1: neither `turns` nor `prompt`; give `turns` (a list of strings) or `prompt`"),
+        ([{}], "FILE:1: neither `turns` nor `prompt`; the object has no key. Give `turns` (a list"),
+        (
+            [{"output": "b", "instruction": "a"}],
+            "FILE:1: neither `turns` nor `prompt`; the object has output, instruction. Name the one that holds the "
+            "prompt, e.g. dataset.prompt_field=instruction",
+        ),
+        ([{"id": "a", "frage": "b"}], "the object has id, frage. Name the one that holds the prompt, e.g. data"),
+        ([{"messages": [{"content": "a"}]}], "the object has messages. Give `turns` (a list of strings) or `prompt`"),
+        ([{"\x1b[31m": "a"}], "the object has '\\x1b[31m'. Give `turns`"),
+        ([dict.fromkeys("abcdefghijk", 1)], "the object has a, b, c, d, e, f, g, h and 3 more. Give"),
         ([{"turns": []}], "FILE:1: `turns` must be a list of at least one string"),
         ([{"turns": "a"}], "FILE:1: `turns` must be a list of at least one string"),
         ([{"turns": ["a", 1]}], "FILE:1: `turns` must be a list of at least one string"),
@@ -95,6 +119,57 @@ def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"prompt": "a"}\n{"prompt": "Grüße"}\n'.encode("latin-1"))
     assert error_of(latin) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), "compressed by gzip; decompress it first: gunzip prompts.jsonl"),
+        (bz2.compress(b"a"), "compressed by bzip2; decompress it first"),
+        (lzma.compress(b"a"), "compressed by xz; decompress it first"),
+        (b"PK\x03\x04...", "a zip archive; unpack it first"),
+        (b"PAR1...", "a Parquet file; read its folder with dataset=hub"),
+        ('{"prompt": "a"}'.encode("utf-16"), "UTF-16 or UTF-32; save it with UTF-8 encoding"),
+        (b"\0" * 99, "a binary file; give a text file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path, content, reason):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    assert error_of(path).startswith(f"FILE is {reason}")
+
+
+def test_only_regular_files_are_read(tmp_path):
+    """Reading a device or a pipe might never end."""
+    assert error_of(Path("/dev/zero")).startswith("FILE is not a regular file")
+    os.mkfifo(tmp_path / "pipe")
+    assert error_of(tmp_path / "pipe").startswith("FILE is not a regular file")
+    assert "is not a path" in error_of(Path("a\0b"))
+
+
+def test_an_empty_category_is_none(write):
+    path = write({"category": "", "prompt": "a"}, {"category": " ", "prompt": "b"})
+    assert {prompt.category for prompt in load_jsonl(path)} == {"uncategorized"}
+
+
+def test_an_array_of_objects_is_read_like_lines(tmp_path):
+    records = [{"prompt": "a"}, {"id": 7, "turns": ["b", "c\u2028d"]}]
+    path = tmp_path / "prompts.json"
+    path.write_text("\ufeff\n" + json.dumps(records, indent=2), encoding="utf-8")
+    assert [(prompt.id, prompt.turns) for prompt in load_jsonl(path)] == [("1", ("a",)), ("7", ("b", "c\u2028d"))]
+    path.write_text("[]")
+    assert error_of(path).startswith("FILE holds no prompt")
+    path.write_bytes('[{"prompt": "a"},\n{"prompt": "Grüße"}]'.encode("latin-1"))
+    assert error_of(path) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
+
+
+def test_the_prompt_may_stand_at_another_key(write):
+    path = write({"instruction": "a", "prompt": 3}, {"instruction": ["b", "c"]})
+    assert [prompt.turns for prompt in load_jsonl(path, "instruction")] == [("a",), ("b", "c")]
+    with pytest.raises(UserError, match="no `query`; the object has instruction, prompt"):
+        load_jsonl(path, "query")
+    with pytest.raises(UserError, match=":1: `prompt` must be a string or a list of strings, none of them empty"):
+        load_jsonl(path, "prompt")
 
 
 # The bundled file
@@ -175,6 +250,46 @@ def test_hub_errors_name_column_row_and_split(folder):
         load_hub(name, split="train", prompt_field="q")
     with pytest.raises(UserError, match=r"could not be loaded \(.*dev.*\); check its name, subset, split"):
         load_hub(name, split="dev", prompt_field="q")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("test.jsonl", b"", r"could not be loaded \(it has an empty file\)"),
+        ("test.jsonl", b"\n\n", r"could not be loaded \("),
+        ("test.jsonl", '{"prompt": "Grüße"}\n'.encode("latin-1"), r"cannot be read \(it has a file that is not UTF-8"),
+        ("test.csv", "prompt\nGrüße\n".encode("latin-1"), r"could not be loaded \(it has a file that is not UTF-8\)"),
+        ("test.jsonl", b'{"prompt": "a\\ud800"}\n', r"could not be loaded \(JSON parse error: .*surrogate"),
+        ("test.jsonl", b'{"prompt": ' + b"[" * 5000, r"could not be loaded \("),
+        ("test.jsonl.gz", b"\x1f\x8bx", r"could not be loaded \("),
+        ("test.zip", b"PK\x03\x04", r"could not be loaded \("),
+        ("test.tar", b"x", r"could not be loaded \("),
+        ("README.md", b"---\nconfigs: [a\n---\n", r"could not be loaded \("),
+        ("state.json", b"[]", r"could not be loaded \("),
+        ("dataset_dict.json", b"{}", r"could not be loaded \("),
+    ],
+)
+def test_a_damaged_folder_is_one_line(tmp_path, monkeypatch, capfd, file, content, reason):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        load_hub(str(folder), split="test", prompt_field="prompt")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # neither bars nor log lines of another package
+
+
+def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_dict({"q": ["One?"]}).save_to_disk(tmp_path / "saved")
+    assert [prompt.turns for prompt in load_hub(str(tmp_path / "saved"), split="test", prompt_field="q")] == [("One?",)]
+    images = tmp_path / "images" / "test"
+    images.mkdir(parents=True)
+    (images / "a.png").write_bytes(b"no image")
+    (images / "metadata.csv").write_text("file_name,q\na.png,Two?\n")
+    loaded = load_hub(str(images.parent), split="test", prompt_field="q")
+    assert [prompt.turns for prompt in loaded] == [("Two?",)]
 
 
 def test_hub_passes_subset_and_revision_on_and_refuses_an_empty_split(monkeypatch):

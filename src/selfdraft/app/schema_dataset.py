@@ -14,6 +14,14 @@ from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 
 
+def expanded(path: str) -> str:
+    """The path with the home folder in the place of `~`, which a shell leaves as it is after an equals sign."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:  # there is no such user, or no home: then ~ is a name
+        return path
+
+
 @dataclass
 class DatasetConfig(Options):
     """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
@@ -62,14 +70,15 @@ class BundledConfig(DatasetConfig):
 
 @dataclass
 class JsonlConfig(DatasetConfig):
-    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line."""
+    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line; `prompt_field` names another key than those."""
 
     name: str = "jsonl"
     path: str = MISSING
+    prompt_field: str | None = None
 
     def read(self) -> list[Prompt]:
         """Every line."""
-        return load_jsonl(Path(self.path).expanduser())
+        return load_jsonl(expanded(self.path), self.prompt_field)
 
 
 @dataclass
@@ -96,7 +105,7 @@ class HubConfig(DatasetConfig):
     def read(self) -> list[Prompt]:
         """One prompt a row."""
         return load_hub(
-            self.name,
+            expanded(self.name),
             split=self.split,
             subset=self.subset,
             prompt_field=self.prompt_field,

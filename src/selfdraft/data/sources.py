@@ -1,16 +1,22 @@
 """Where prompts come from: the bundled file, a JSONL file, HumanEval, or a dataset on the Hugging Face Hub."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import lone_surrogate
+from selfdraft.data.json_file import kind_of, read_objects
 from selfdraft.data.prompts import UNCATEGORIZED, Prompt
+from selfdraft.data.tables import load_table, rows_of
 
 BUNDLED = Path(__file__).with_name("bundled.jsonl")
 
 HUMANEVAL_INSTRUCTION = "Complete the following Python function. Answer with the whole function in one code block."
+MAX_KEYS_NAMED = 8
+# Keys at which files in other schemas have their prompt, the likeliest first; and those at which they never do.
+LIKELY = ("instruction", "question", "query", "problem", "input", "text", "content")
+NEVER = ("id", "question_id", "category", "answer", "output", "response")
 
 
 def load_bundled() -> list[Prompt]:
@@ -18,25 +24,26 @@ def load_bundled() -> list[Prompt]:
     return load_jsonl(BUNDLED)
 
 
-def load_jsonl(path: str | Path) -> list[Prompt]:
-    """Read prompts from a UTF-8 file of one JSON object a line, in file order; blank lines are passed over.
+def load_jsonl(path: str | Path, prompt_field: str | None = None) -> list[Prompt]:
+    """Read prompts from a UTF-8 file of one JSON object a line, or of one JSON array of objects, in file order.
 
-    A line is Spec-Bench's `{"question_id", "category", "turns": [...]}`, or `{"prompt": "..."}` with an optional `id`
-    and `category`. Other keys are ignored. A line without an id takes its line number.
+    An object is Spec-Bench's `{"question_id", "category", "turns": [...]}`, or `{"prompt": "..."}` with an optional
+    `id` and `category`. Other keys are ignored. An object without an id takes its line number (in an array, its
+    place). With `prompt_field`, the prompt is the string, or the turns are the list of strings, at that key.
 
     Raises UserError, naming file and line, for anything else, for an id used twice and for a file without prompts.
     """
     path = Path(path)
     prompts: list[Prompt] = []
-    line_of: dict[str, int] = {}
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        record = _parse(line, where)
-        prompt = Prompt(_id(record, number, where), _category(record, where), _turns(record, where))
-        if prompt.id in line_of:
-            first = line_of[prompt.id]
-            raise UserError(f"{where}: the id {prompt.id!r} is already that of line {first}; every id must be unique.")
-        line_of[prompt.id] = number
+    first_of: dict[str, str] = {}
+    for found in read_objects(path):
+        record, where = found.record, found.where
+        prompt = Prompt(_id(record, found.number, where), _category(record, where), _turns(record, where, prompt_field))
+        if prompt.id in first_of:
+            raise UserError(
+                f"{where}: the id {prompt.id!r} is already that of {first_of[prompt.id]}; every id must be unique."
+            )
+        first_of[prompt.id] = found.place
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} holds no prompt; give one JSON object a line, with `turns` or `prompt`.")
@@ -69,22 +76,20 @@ def load_hub(
     Raises UserError when the dataset cannot be fetched or read, when the column is missing, when a row has no text,
     and when the split is empty.
     """
-    # Imported here because it takes about a second, which the other sources need not pay.
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
+    table = load_table(
+        name,
+        split=split,
+        subset=subset,
+        revision=revision,
+        advice="check its name, subset, split and the network, or give a local JSONL file",
+    )
+    if prompt_field not in table.column_names:
         raise UserError(
-            f"Dataset {name!r} could not be loaded ({cause}); check its name, subset, split and the network, "
-            "or give a local JSONL file."
-        ) from error
-    if prompt_field not in rows.column_names:
-        raise UserError(f"Dataset {name!r} has no column {prompt_field!r}; it has {', '.join(rows.column_names)}.")
-
+            f"Dataset {name!r} has no column {prompt_field!r}; it has {', '.join(table.column_names)}. "
+            "Name the one that holds the prompt: dataset.prompt_field=<column>"
+        )
     prompts: list[Prompt] = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows_of(table, name, prompt_field, "category")):
         text = row[prompt_field]
         turns = [text] if isinstance(text, str) else text
         if not _are_turns(turns):
@@ -94,45 +99,11 @@ def load_hub(
             )
         # A category column may hold class numbers or lists; only a name can be selected by.
         category = row.get("category")
-        category = category if isinstance(category, str) and category.strip() else UNCATEGORIZED
+        category = category if _is_text(category) else UNCATEGORIZED
         prompts.append(Prompt(f"{split}:{index}", category, tuple(turns)))
     if not prompts:
         raise UserError(f"Split {split!r} of dataset {name!r} is empty; choose a split that has rows.")
     return prompts
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of every line that is not blank.
-
-    Read as bytes and split at newlines alone: JSON strings may hold U+2028, at which str.splitlines would cut, and a
-    wrong byte can be reported with its line.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}; give the path of a JSONL file with one prompt a line.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable JSONL file.") from None
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8-sig")  # some editors begin a UTF-8 file with a byte order mark
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: not UTF-8; save the file with UTF-8 encoding.") from None
-        if line.strip():
-            yield number, line
-
-
-def _parse(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: malformed JSON ({error.msg} at column {error.colno}); a line must be one whole object, "
-            'such as {"prompt": "..."}.'
-        ) from None
-    if not isinstance(record, dict):
-        raise UserError(f'{where}: a JSON {_kind(record)}, but a line must be an object, such as {{"prompt": "..."}}.')
-    return record
 
 
 def _id(record: Mapping[str, Any], number: int, where: str) -> str:
@@ -141,30 +112,53 @@ def _id(record: Mapping[str, Any], number: int, where: str) -> str:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-            raise UserError(f"{where}: `{key}` is a JSON {_kind(value)}; it must be a whole number or a string.")
-        return str(value)
+            raise UserError(f"{where}: `{key}` is a JSON {kind_of(value)}; it must be a whole number or a string.")
+        return _whole(str(value), key, where)
     return str(number)
 
 
 def _category(record: Mapping[str, Any], where: str) -> str:
     value = record.get("category")
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):  # some files leave it empty
         return UNCATEGORIZED
-    if not _is_text(value):
-        raise UserError(f"{where}: `category` is a JSON {_kind(value)}; it must be a string that is not empty.")
-    return value
+    if not isinstance(value, str):
+        raise UserError(f"{where}: `category` is a JSON {kind_of(value)}; it must be a string.")
+    return _whole(value, "category", where)
 
 
-def _turns(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    if "turns" in record:
-        if not _are_turns(record["turns"]):
-            raise UserError(f"{where}: `turns` must be a list of at least one string, none of them empty.")
-        return tuple(record["turns"])
-    if "prompt" in record:
-        if not _is_text(record["prompt"]):
-            raise UserError(f"{where}: `prompt` must be a string that is not empty.")
-        return (record["prompt"],)
-    raise UserError(f"{where}: neither `turns` nor `prompt`; give `turns` (a list of strings) or `prompt` (a string).")
+def _turns(record: Mapping[str, Any], where: str, prompt_field: str | None) -> tuple[str, ...]:
+    fields = ("turns", "prompt") if prompt_field is None else (prompt_field,)
+    field = next((each for each in fields if each in record), None)
+    if field is None:
+        raise UserError(f"{where}: {_no_prompt(record, prompt_field)}")
+    value = record[field]
+    if isinstance(value, str) and field != "turns":
+        value = [value]
+    if not _are_turns(value) or (field == "prompt" and prompt_field is None and not isinstance(record[field], str)):
+        right = {"turns": "a list of at least one string, none of them empty", "prompt": "a string that is not empty"}
+        either = "a string or a list of strings, none of them empty"
+        raise UserError(f"{where}: `{field}` must be {either if prompt_field else right[field]}.")
+    return tuple(_whole(text, field, where) for text in value)
+
+
+def _no_prompt(record: Mapping[str, Any], prompt_field: str | None) -> str:
+    """What is wrong with a record that lacks its prompt: the keys it has, and the option that names the right one."""
+    names = [key if key.isprintable() else ascii(key) for key in record if key]
+    more = f" and {len(names) - MAX_KEYS_NAMED} more" if len(names) > MAX_KEYS_NAMED else ""
+    found = f"the object has {', '.join(names[:MAX_KEYS_NAMED])}{more}" if names else "the object has no key"
+    lacking = "neither `turns` nor `prompt`" if prompt_field is None else f"no `{prompt_field}`"
+    usable = [k for k, value in record.items() if k.isidentifier() and (_is_text(value) or _are_turns(value))]
+    best = [key for key in LIKELY if key in usable] + [key for key in usable if key not in NEVER]
+    if best:
+        return f"{lacking}; {found}. Name the one that holds the prompt, e.g. dataset.prompt_field={best[0]}"
+    return f"{lacking}; {found}. Give `turns` (a list of strings) or `prompt` (a string)."
+
+
+def _whole(text: str, key: str, where: str) -> str:
+    """The text, unless it has half a character, of which no token and no line of a result file could be made."""
+    if half := lone_surrogate(text):
+        raise UserError(f"{where}: `{key}` has {half}, one half of a character, without the other; replace it.")
+    return text
 
 
 def _is_text(value: object) -> bool:
@@ -173,16 +167,3 @@ def _is_text(value: object) -> bool:
 
 def _are_turns(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_text, value))
-
-
-def _kind(value: object) -> str:
-    """What JSON calls the type of a parsed value."""
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, str):
-        return "string" if value.strip() else "string without text"
-    if isinstance(value, list):
-        return "array"
-    if isinstance(value, dict):
-        return "object"
-    return "null" if value is None else "number"

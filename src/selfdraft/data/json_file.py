@@ -1,0 +1,143 @@
+"""Reads a user's file of JSON objects: one object a line, or one array of objects, each with the place it stands at."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import MalformedJSON, parse_json
+
+# The first bytes of files that are not text, and what to do about them.
+NOT_TEXT = {
+    b"\x1f\x8b": "compressed by gzip; decompress it first: gunzip {}",
+    b"BZh": "compressed by bzip2; decompress it first: bunzip2 {}",
+    b"\xfd7zXZ": "compressed by xz; decompress it first: unxz {}",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first: unzstd {}",
+    b"PK\x03\x04": "a zip archive; unpack it first: unzip {}",
+    b"PAR1": "a Parquet file; read its folder with dataset=hub, or save it as JSONL",
+    b"ARROW1": "an Arrow file; read its folder with dataset=hub, or save it as JSONL",
+    b"\xff\xfe": "UTF-16 or UTF-32; save it with UTF-8 encoding",
+    b"\xfe\xff": "UTF-16; save it with UTF-8 encoding",
+}
+LINE, ITEM = "line", "item"
+BEGINNING = 64 * 1024  # bytes in which a tar archive or a file of zeros shows what it is
+
+
+@dataclass(frozen=True)
+class Located:
+    """An object of a file.
+
+    Attributes:
+        unit: what `number` counts from 1: lines of the file, or the items of its array.
+    """
+
+    path: Path
+    unit: str
+    number: int
+    record: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the file, for messages."""
+        return f"{self.unit} {self.number}"
+
+    @property
+    def where(self) -> str:
+        """File and place, for messages."""
+        return f"{self.path}:{self.number}" if self.unit == LINE else f"{self.path}, {self.place}"
+
+
+def read_objects(path: Path) -> Iterator[Located]:
+    """Yield the objects of a UTF-8 file in their order: one a line, blank lines left out; or the items of one array.
+
+    Raises:
+        UserError: with file and line: there is no such file, it is compressed or no UTF-8, its JSON is malformed, or
+            something in it is no object.
+    """
+    content = _content(path)
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _items(path, content)
+        return
+    # Split at newlines only: JSON strings may hold U+2028, at which str.splitlines would cut. Decoded line by line, so
+    # that a wrong byte is reported with its line.
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        line = _decoded(raw, where)
+        if line.strip():
+            yield Located(path, LINE, number, _object(_parsed(line, where), where, LINE))
+
+
+def _items(path: Path, content: bytes) -> Iterator[Located]:
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        _decoded(raw, f"{path}:{number}")  # to name the line
+    try:
+        items = parse_json(content.decode("utf-8-sig"))
+    except MalformedJSON as error:
+        raise UserError(
+            f"{path}: malformed JSON ({error}); a file that begins with [ must be one array of objects, or else give "
+            'one object a line, such as {"prompt": "..."}.'
+        ) from None
+    for number, item in enumerate(items, start=1):
+        yield Located(path, ITEM, number, _object(item, f"{path}, {ITEM} {number}", ITEM))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading /dev/zero or an empty pipe would never end
+            raise UserError(f"{path} is not a regular file; give the path of a JSONL file with one prompt a line.")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}; give the path of a JSONL file with one prompt a line.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable JSONL file.") from None
+    except ValueError:  # a path with a NUL in it
+        raise UserError(f"{str(path)!r} is not a path; give the path of a JSONL file.") from None
+    for magic, what in NOT_TEXT.items():
+        if content.startswith(magic):
+            raise UserError(f"{path} is {what.format(path.name)}.")
+    if b"\0" in content[:BEGINNING]:
+        raise UserError(f"{path} is a binary file; give a text file with one JSON object a line.")
+    return content
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")  # some editors begin a UTF-8 file with a byte order mark
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not UTF-8; save the file with UTF-8 encoding.") from None
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return parse_json(line)
+    except MalformedJSON as error:
+        raise UserError(
+            f'{where}: malformed JSON ({error}); a line must be one whole object, such as {{"prompt": "..."}}.'
+        ) from None
+
+
+def _object(value: Any, where: str, unit: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        article = "an" if unit == ITEM else "a"
+        raise UserError(
+            f'{where}: a JSON {kind_of(value)}, but {article} {unit} must be an object, such as {{"prompt": "..."}}.'
+        )
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls the type of a parsed value."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, str):
+        return "string" if value.strip() else "string without text"
+    if isinstance(value, list):
+        return "array"
+    if isinstance(value, dict):
+        return "object"
+    return "null" if value is None else "number"

@@ -1,0 +1,95 @@
+"""Tables that the package `datasets` reads: of the Hub, of a local folder of files, or of `save_to_disk`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfdraft.core.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_table(
+    name: str | Path, *, split: str, advice: str, subset: str | None = None, revision: str | None = None
+) -> Dataset:
+    """Return one split.
+
+    Args:
+        name: of the Hub, or a local folder. advice: the end of the message for what cannot be loaded.
+
+    Raises:
+        UserError: with the cause; whatever `datasets` raises is about what it was given.
+    """
+    # Imported here because it takes about a second, which the other sources need not pay.
+    import datasets
+
+    try:
+        folder = Path(name)
+        is_saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+        with _quiet(is_local=folder.exists()):
+            if is_saved:
+                table = datasets.load_from_disk(folder)
+            else:
+                table = datasets.load_dataset(str(name), subset, split=split, revision=revision)
+    except Exception as error:
+        # A folder's files go through a dozen parsers, each with exceptions of its own: EOFError, zipfile.BadZipFile,
+        # UnicodeDecodeError, StopIteration for an empty file, KeyError for a damaged state.json.
+        raise UserError(f"Dataset {str(name)!r} could not be loaded ({_cause(error)}); {advice}.") from error
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise UserError(f"Dataset {str(name)!r} has no split {split!r}; it has {', '.join(table)}.")
+        return table[split]
+    return table
+
+
+def rows_of(table: Dataset, name: str | Path, *columns: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows with those of `columns` that there are; others, such as images, are not even decoded.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    rows = iter(table.select_columns([column for column in columns if column in table.column_names]))
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # of text that is no UTF-8, or of a damaged image in the column of prompts
+            raise UserError(
+                f"Dataset {str(name)!r} cannot be read ({_cause(error)}); repair its files, or name another column."
+            ) from error
+        yield row
+
+
+@contextmanager
+def _quiet(is_local: bool) -> Iterator[None]:
+    """Have no log lines besides the one error, and progress bars for downloads only."""
+    import datasets
+
+    logger, shown = logging.getLogger("datasets"), datasets.is_progress_bar_enabled()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    if is_local:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _cause(error: BaseException) -> str:
+    """The first reason, as one line: `datasets` wraps it into "An error occurred while generating the dataset"."""
+    while (inner := error.__cause__) is not None:
+        error = inner
+    if isinstance(error, StopIteration):
+        return "it has an empty file"
+    if isinstance(error, UnicodeDecodeError):
+        return "it has a file that is not UTF-8"
+    return " ".join(str(error).split()) or type(error).__name__
