@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_result, make_logger
+from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_result, make_logger, wandb_mode
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.summary import summarize
 
@@ -141,6 +143,70 @@ def test_a_run_that_cannot_start_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"No API key configured\..*logger\.mode=offline") as caught:
         logger_for(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WANDB_TAGS", "x" * 100, "Tags must be between 1 and 64 characters"),
+        ("WANDB_BASE_URL", "not a url", "valid URL"),
+        ("WANDB_MODE", "foo", "choose one of online, offline, disabled"),
+    ],
+    ids=["tags", "address", "mode"],
+)
+def test_a_variable_that_wandb_refuses_is_named(tmp_path, monkeypatch, name, value, reason):
+    wandb.teardown()  # as in a new process: it reads its variables once
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as told:
+        make_logger("wandb", project="p", save_dir=tmp_path, name="run", config={})
+    assert f"{name}={value[:80]}" in str(told.value) and reason in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("stale", ["3-1-unix-/tmp/nothing-listens-here", "garbage"])
+def test_the_service_of_another_process_is_not_asked(tmp_path, monkeypatch, stale):
+    """It may be gone: connecting to it took half a minute, and then failed."""
+    monkeypatch.setenv("WANDB_SERVICE", stale)
+    wandb.teardown()  # as in a new process
+    close_logger(logger_for(tmp_path))
+    assert read_back(only_run(tmp_path))["state"] == "finished"
+
+
+def test_the_mode_is_the_option_then_the_variable_then_offline(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert wandb_mode(None) == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert (wandb_mode(None), wandb_mode("online")) == ("disabled", "online")
+    assert make_logger("wandb", project="p", save_dir=tmp_path, name="run", config={}) is None
+    assert make_logger("wandb", mode="disabled", project="p", save_dir=tmp_path, name="run", config={}) is None
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WANDB_MODE", "dryrun")  # its older name
+    assert wandb_mode(None) == "offline"
+
+
+def test_a_wandb_that_is_broken_here_is_a_warning_unless_it_was_asked_for_online(tmp_path, monkeypatch, capsys):
+    def broken(**_):
+        raise PermissionError(13, "Permission denied", "/home/x")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    assert logger_for(tmp_path) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: W&B did not start (") and "logger=none" in line
+    with pytest.raises(UserError, match="logger=none"):
+        make_logger("wandb", mode="online", project="p", save_dir=tmp_path, name="run", config={})
+
+
+def test_a_training_goes_on_without_a_service_that_was_killed(tmp_path, capsys):
+    logger = logger_for(tmp_path)
+    logger.log_metrics({"x": 1.0}, 0)
+    os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    for step in range(1, 4):
+        logger.log_metrics({"x": 1.0}, step)
+    close_logger(logger)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: W&B does not log any more, the run goes on: ")
+    assert last.startswith("warning: the W&B run is not complete: ")
 
 
 def test_flatten_keeps_numbers_only():

@@ -5,7 +5,8 @@ from matplotlib import image
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.summary import summarize
 
-LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "bundled", "seed": 0}
+# A name between dollar signs is a formula to matplotlib, and this one is malformed.
+LABELS = {"task": "evaluate", "model": "tiny $\\frac$", "drafter": "jacobi", "dataset": "bundled", "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,9 @@ LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "
         [line(acceptance_by_depth=[])],
         [line(new_tokens=0, decode_s=0.0)],
         [line(str(number), family=f"$family {number}") for number in range(30)],
+        [line("a", family="$\\frac$"), line("b", family="\x1b[2J \ud800 \n $x_{$")],
     ],
-    ids=["full", "no drafts", "no speedup", "many families"],
+    ids=["full", "no drafts", "no speedup", "many families", "names like formulas"],
 )
 def test_a_picture_is_drawn(tmp_path, lines):
     path = tmp_path / "result.png"

@@ -2,8 +2,9 @@ import io
 
 import pytest
 from example_lines import evaluation, line
-from rich.console import Console
 
+from selfdraft.app.console import PlainConsole
+from selfdraft.tracking.lines import LEFT_OUT
 from selfdraft.tracking.summary import summarize
 from selfdraft.tracking.table import print_result
 
@@ -11,7 +12,7 @@ LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "
 
 
 def shown(lines) -> str:
-    console = Console(file=io.StringIO(), width=100)
+    console = PlainConsole(file=io.StringIO(), width=100)
     print_result(summarize(lines, **LABELS), console)
     return console.file.getvalue()
 
@@ -47,7 +48,7 @@ def test_the_headline_and_rows_carry_the_measures():
 
 
 def test_a_batch_shows_its_throughput_and_latency():
-    console = Console(file=io.StringIO(), width=100)
+    console = PlainConsole(file=io.StringIO(), width=100)
     print_result(summarize([line(latency_s=1.25, baseline_latency_s=2.5)], **LABELS, batch_size=8), console)
     shown = " ".join(console.file.getvalue().split())
     assert "batch 8: 10.0 tokens/s, latency 1.25 s (p95 1.25 s); alone 5.0 tokens/s, 2.50 s (p95 2.50 s)" in shown
@@ -62,6 +63,18 @@ def test_without_drafts_and_without_time_it_still_prints():
     text = shown([nothing])
     assert "speedup –" in text
     assert "depth" not in text
+
+
+def test_turns_that_were_left_out_are_counted_and_measured_nowhere():
+    left_out = {"id": "c", "turn": 1, "category": "rag", "family": "rag", LEFT_OUT: "too long"}
+    lines = [*evaluation(), left_out]
+    assert "left out: 1 turns that the model has no positions for" in shown(lines)
+    assert "left out" not in shown(evaluation())
+    with_it, without = summarize(lines, **LABELS), summarize(evaluation(), **LABELS)
+    assert (with_it.pop("left_out"), without.pop("left_out")) == (1, 0)
+    assert [c.pop("left_out") for c in with_it["by_category"].values()] == [0, 0, 1]
+    assert [c.pop("left_out") for c in without["by_category"].values()] == [0, 0, 0]
+    assert with_it == without
 
 
 @pytest.mark.parametrize("name", ["[red]", "[/]"])

@@ -12,6 +12,7 @@ from selfdraft.app.build import measured_config, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, ProfileConfig
 from selfdraft.core.costmodel import CostModel
+from selfdraft.core.messages import harmless
 from selfdraft.models.profiling import measure_grid, measure_parts
 from selfdraft.models.target import Target
 from selfdraft.tracking.atomic import write_json_atomic
@@ -48,8 +49,9 @@ def profile(config: Config, composed: DictConfig, folder: Path) -> None:
                 status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
                 costs = replace(costs, **{part: (*getattr(costs, part), line)})
     write_profile(folder / "profile.json", costs, environment, measured_config(composed))
-    plot_costs(costs, folder / "profile.png")
     print_costs(costs, console)
+    with harmless("profile.png was not drawn"):
+        plot_costs(costs, folder / "profile.png")
     console.print(f"written: {folder}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
 
 

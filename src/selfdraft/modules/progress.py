@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfdraft.tracking.lines import measured
+
 PLAIN_EVERY_S = 15.0  # without a terminal, a line now and then instead of a bar
 
 
@@ -46,7 +48,7 @@ class EvaluationProgress(pl.Callback):
     ) -> None:
         """Count the prompts of a step."""
         self.done += len(batch)
-        for line in outputs:
+        for line in measured(outputs):
             self.tokens += line["new_tokens"]
             self.forwards += line["target_forwards"]
             self.drafter_s += line["decode_s"]

@@ -29,7 +29,7 @@ def print_result(result: Result, console: Console) -> None:
             f"of the ties, float32 gives {sides['baseline']} to the target alone, {sides['drafter']} to the drafter"
         )
     if result.get("left_out"):
-        console.print(f"{result['left_out']:,} turns were left out: the model has no positions left for them")
+        console.print(f"left out: {result['left_out']:,} turns that the model has no positions for")
     details = Table.grid(padding=(0, 4))
     details.add_row(*[part for part in (_acceptance(result), _phases(result)) if part is not None])
     console.print(details)
