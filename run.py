@@ -10,8 +10,11 @@ import hydra
 from omegaconf import DictConfig
 
 from selfdraft.app.command_line import quoted_prompt, with_artifact
+from selfdraft.app.console import shield_output
 from selfdraft.app.errors import one_line_errors
 from selfdraft.app.help import register_help
+from selfdraft.app.overrides import checked, with_home
+from selfdraft.app.processes import settle_rank
 from selfdraft.app.run import run_task
 from selfdraft.app.schemas import register_schemas
 
@@ -28,6 +31,8 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    shield_output()  # to the very end: a traceback may hold anything, too
+    settle_rank()
     with one_line_errors():
-        sys.argv[1:] = with_artifact(quoted_prompt(sys.argv[1:]))
+        sys.argv[1:] = checked(with_home(with_artifact(quoted_prompt(sys.argv[1:]))), CONF)
         main()

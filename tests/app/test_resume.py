@@ -86,7 +86,10 @@ def test_a_killed_run_goes_on_after_its_finished_prompts_and_says_so(killed: Kil
 
 
 def test_a_folder_in_use_is_refused(killed: Killed) -> None:
-    assert killed.refusal == f"{killed.folder} is in use by another run: choose another hydra.run.dir"
+    assert killed.refusal == (
+        f"{killed.folder} is in use by another run: choose another hydra.run.dir, or wait for that one to end; if you "
+        f"know that none is at work there, remove {killed.folder}/.lock and repeat the command"
+    )
 
 
 def test_another_config_is_refused_and_the_folder_left_alone(killed: Killed) -> None:

@@ -6,7 +6,7 @@ import yaml
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.records import RecordFile, record_path
-from selfdraft.tracking.run_folder import claim_run_dir
+from selfdraft.tracking.run_folder import MARK, Mark, claim_run_dir, confirm, digest, digest_of_file
 
 CONFIG = {
     "seed": 0,
@@ -19,17 +19,17 @@ CONFIG = {
 
 def test_a_new_folder_is_made_and_its_config_written(tmp_path):
     folder = tmp_path / "new" / "run"
-    assert claim_run_dir(folder, CONFIG) == []
+    assert claim_run_dir(folder, CONFIG, task="evaluate") == []
     assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
 
 
 def test_the_same_config_continues(tmp_path):
-    claim_run_dir(tmp_path, CONFIG)
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
     RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
     before = (tmp_path / "config.yaml").read_bytes()
     # The order of keys, and tuples for lists, are not a difference.
     again = {**dict(reversed(CONFIG.items())), "drafter": {**CONFIG["drafter"], "skip": (1, 2)}}
-    assert claim_run_dir(tmp_path, again) == [{"id": "a", "turn": 0}]
+    assert claim_run_dir(tmp_path, again, task="evaluate") == [{"id": "a", "turn": 0}]
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
@@ -38,25 +38,25 @@ def test_paths_enums_and_awkward_words_compare_equal_to_themselves(tmp_path):
         FUSED = 1
 
     config = {"path": Path("a b"), "mode": Mode.FUSED, "text": "1e-5", "yes": "yes", "word": "naïve: {x}", "inf": 1e999}
-    claim_run_dir(tmp_path, config)
+    claim_run_dir(tmp_path, config, task="evaluate")
     RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
-    assert len(claim_run_dir(tmp_path, config)) == 1
+    assert len(claim_run_dir(tmp_path, config, task="evaluate")) == 1
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))["path"] == "a b"
 
 
 def test_leftovers_of_other_ranks_are_gathered(tmp_path):
-    claim_run_dir(tmp_path, CONFIG)
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
     RecordFile(record_path(tmp_path, 1)).append({"id": "b", "turn": 0})
-    assert claim_run_dir(tmp_path, CONFIG) == [{"id": "b", "turn": 0}]
+    assert claim_run_dir(tmp_path, CONFIG, task="evaluate") == [{"id": "b", "turn": 0}]
     assert not record_path(tmp_path, 1).exists()
 
 
 def test_another_config_is_refused_by_the_keys_that_differ(tmp_path):
-    claim_run_dir(tmp_path, CONFIG)
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
     RecordFile(record_path(tmp_path, 1)).append({"id": "a", "turn": 0})
     other = {"seed": 1, "drafter": {"name": "jacobi", "window": 8, "skip": [1]}, "rate": 1e-5, "empty": {}, "new": 1}
     with pytest.raises(UserError) as caught:
-        claim_run_dir(tmp_path, other)
+        claim_run_dir(tmp_path, other, task="evaluate")
     message = str(caught.value)
     assert "\n" not in message
     assert "seed 0 there but 1 now, drafter.window 4 there but 8 now, drafter.skip [1, 2] there but [1] now" in message
@@ -66,16 +66,55 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path):
 
 
 def test_where_nothing_was_finished_another_config_is_welcome(tmp_path):
-    claim_run_dir(tmp_path, CONFIG)
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
     record_path(tmp_path).write_text('{"id": "a", "tu')  # killed while it wrote its first line
-    assert claim_run_dir(tmp_path, {"seed": 7}) == []
+    assert claim_run_dir(tmp_path, {"seed": 7}, task="evaluate") == []
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 7}
 
 
 @pytest.mark.parametrize("config", [None, "", "a: [", "just words"])
 def test_prompts_of_an_unknown_config_are_refused(tmp_path, config):
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
     RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
+    (tmp_path / "config.yaml").unlink()
     if config is not None:
         (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(UserError, match=r"config\.yaml"):
-        claim_run_dir(tmp_path, CONFIG)
+        claim_run_dir(tmp_path, CONFIG, task="evaluate")
+
+
+def test_facts_that_come_later_must_be_the_same_when_a_run_is_resumed(tmp_path):
+    claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "p"})
+    confirm(tmp_path, {"model": "m"})
+    RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
+    claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "p"})
+    confirm(tmp_path, {"model": "m"})
+    with pytest.raises(UserError, match="begun with another content of model \\(m there but n now\\)"):
+        confirm(tmp_path, {"model": "n"})
+    with pytest.raises(UserError, match="begun with another content of prompts"):
+        claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "q"})
+    assert Mark.read(tmp_path).facts == {"prompts": "p", "model": "m"}
+
+
+def test_where_nothing_was_finished_other_facts_are_welcome(tmp_path):
+    claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "p"})
+    confirm(tmp_path, {"model": "m"})
+    claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "q"})
+    confirm(tmp_path, {"model": "n"})
+    assert Mark.read(tmp_path).facts == {"prompts": "q", "model": "n"}
+
+
+def test_the_mark_is_the_first_file_and_survives_a_copy_by_a_glob(tmp_path):
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
+    assert MARK in {path.name for path in tmp_path.glob("[!.]*")}
+
+
+def test_digests_tell_contents_apart(tmp_path):
+    assert digest(["a", "b"]) == digest(["a", "b"]) != digest(["ab"])
+    assert digest(["\ud800"]) != digest(["\ud801"])
+    path = tmp_path / "file"
+    assert digest_of_file(path) == "absent"
+    path.write_bytes(b"a")
+    first = digest_of_file(path)
+    path.write_bytes(b"b")
+    assert len(first) == 16 and digest_of_file(path) != first

@@ -37,11 +37,13 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         UserError: an option out of its range. OmegaConf's MissingMandatoryValue: one that must be given.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
+    missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
     if missing:
         OmegaConf.select(composed, missing[0], throw_on_missing=True)
-    config = OmegaConf.to_object(composed)
+    config = OmegaConf.to_object(OmegaConf.merge(composed, {"prompt": None}))
     assert isinstance(config, Config)
+    # A prompt is text, and ??? is one, which OmegaConf takes for a value that is missing.
+    config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
     _refuse_unknown(composed, config, "")
     for group in (config.task, config.model, config.drafter, config.dataset, config.finetune):
         own = type(group)().name  # a choice's name says which it is, and is not for the user to change
@@ -94,9 +96,10 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     with memory("load"):
         loaded = config.model.load(device)
         target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
+    print_of_model = fingerprint(loaded.model)
     if config.artifact is not None:
         found = Artifact.read(Path(config.artifact))
-        found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, fingerprint(loaded.model))
+        found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, print_of_model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     if decoding.shape_invariant:
         make_shape_invariant(target)
@@ -115,6 +118,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         certifier=Certifier(target, rule, batch_size=batch_size),
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
         memory=memory,
+        fingerprint=print_of_model,
     )
 
 

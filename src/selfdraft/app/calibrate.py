@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from selfdraft.app.build import build_bench, measured_config, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.profile import describe_device
 from selfdraft.app.schemas import Config
-from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
@@ -31,7 +30,7 @@ from selfdraft.modules.search import JOURNAL, Search
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
-from selfdraft.tracking.run_folder import claim_run_dir
+from selfdraft.tracking.run_folder import claim_run_dir, digest
 
 CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
 LARGEST = 0.6  # share of the inner sublayers that a candidate of `tokens_per_s` skips at most
@@ -69,12 +68,18 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
         sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
         return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank, most_similar)
 
-    with owned(folder, is_rank_zero):
+    with owned(folder, is_rank_zero, config.task.name):
         if is_rank_zero:
-            claim_run_dir(folder, measured_config(composed), started=folder / JOURNAL)
+            claim_run_dir(
+                folder,
+                measured_config(composed),
+                task=config.task.name,
+                started=folder / JOURNAL,
+                facts={"prompts": digest(prompts), **adapter_facts(drafter)},
+            )
             write_json_atomic(folder / "environment.json", environment)
             console.print(
-                f"calibrating [bold]{drafter.name}[/] for {config.model.label} by {options.method}: "
+                f"calibrating {drafter.name} for {config.model.label} by {options.method}: "
                 f"{options.trials} candidates on {len(prompts)} prompts, objective {options.objective}"
             )
         module = CalibrateModule(
@@ -90,12 +95,9 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
             },
         )
         trainer = quiet_trainer(config.hardware, folder, SearchProgress(console))
-        try:
+        with resumable(trainer, folder, console, "what was scored is kept"):
             trainer.test(module, verbose=False)
-        except (KeyboardInterrupt, SystemExit):
-            console.print(f"\nstopped; what was scored is kept: the same with hydra.run.dir={shown(folder)} goes on")
-            sys.exit(INTERRUPTED)
-        trainer.strategy.barrier("every rank has scored its candidates")
+            trainer.strategy.barrier("every rank has scored its candidates")
         return _conclude(config, module, folder, console) if is_rank_zero else None
 
 

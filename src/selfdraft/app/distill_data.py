@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from rich.console import Console
 from selfdraft.app.build import build_bench, measured_config, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, SampleConfig
-from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
-from selfdraft.data.distilled import write_dataset
+from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
 from selfdraft.data.prompts import Prompt, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
@@ -45,11 +45,13 @@ def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | 
     if is_rank_zero:  # the others start later, and share what there is
         refuse_a_run_that_cannot_fit(config, certify=False)
     use_threads(config.hardware)
-    with owned(folder, is_rank_zero):
+    with owned(folder, is_rank_zero, config.task.name):
         if is_rank_zero:
-            finished = claim_run_dir(folder, measured_config(composed), name=TEXTS)
+            facts = adapter_facts(config.drafter)
+            claim_run_dir(folder, measured_config(composed), task=config.task.name, name=TEXTS, facts=facts)
+            refuse_foreign_dataset(folder)
             write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
-            _announce(console, config, prompts, finished, folder)
+            _announce(console, config, prompts)
         progress = DistillProgress(console)
         module = DistillModule(
             lambda device: build_bench(config, device, []),
@@ -58,17 +60,14 @@ def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | 
             width=options.trajectories,
             passes=options.passes,
             tell=progress.add,
+            prompts=prompts,
+            tell_resumed=partial(tell_resumed, console, folder, len(prompts)),
         )
         trainer = quiet_trainer(config.hardware, folder, progress)
-        try:
+        with resumable(trainer, folder, console, "finished texts are kept"):
             # All of a rank's prompts in one step: a batch then runs dry only once, at the very end.
             trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
-        except (KeyboardInterrupt, SystemExit):
-            console.print(
-                f"\nstopped; finished texts are kept: the same command with hydra.run.dir={shown(folder)} goes on"
-            )
-            sys.exit(INTERRUPTED)
-        trainer.strategy.barrier("every rank has written its texts")
+            trainer.strategy.barrier("every rank has written its texts")
         return _conclude(config, prompts, folder, console) if is_rank_zero else None
 
 
@@ -142,15 +141,10 @@ def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _announce(
-    console: Console, config: Config, prompts: Sequence[Prompt], finished: Sequence[dict[str, Any]], folder: Path
-) -> None:
+def _announce(console: Console, config: Config, prompts: Sequence[Prompt]) -> None:
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
     console.print(
-        f"writing answers with [bold]{config.drafter.name}[/]: {len(prompts)} prompts{_sources(config)}, "
+        f"writing answers with {config.drafter.name}: {len(prompts)} prompts{_sources(config)}, "
         f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
     )
-    if finished:
-        turns = sum(len(prompt.turns) for prompt in prompts)
-        console.print(f"resuming {shown(folder)}: {len(finished)} of {turns} texts were finished before")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -18,12 +21,30 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from selfdraft.app.console import shielded_output
+from selfdraft.app.processes import tell_mistake
 from selfdraft.core.errors import UserError
+from selfdraft.core.messages import one_line
 
 HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# What a disk or a path does not allow is no fault of the program's.
+OF_THE_DISK = {
+    errno.ENOSPC: "the disk is full: make room, and the same command goes on",
+    errno.EDQUOT: "your share of the disk is used up: make room, and the same command goes on",
+    errno.EFBIG: "the file has grown to the limit that is set for files",
+    errno.EROFS: "this disk cannot be written: use another folder",
+    errno.EACCES: "you have no permission: use another folder, or change its permissions",
+    errno.EPERM: "you have no permission: use another folder, or change its permissions",
+    errno.ENOENT: "there is no such file or folder, and none can be made there",
+    errno.EEXIST: "there is a file where a folder is needed: use another folder",
+    errno.ENOTDIR: "there is a file where a folder is needed: use another folder",
+    errno.ENAMETOOLONG: "the name is too long: use a shorter one",
+    errno.ELOOP: "its links lead round in a circle: use another folder",
+    errno.EIO: "the disk fails",
+    errno.ESTALE: "the network drive has lost it",
+}
 TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us, so that processes we start know that FULL_ERROR is not the user's wish
 
 
@@ -35,13 +56,14 @@ def one_line_errors() -> Iterator[None]:
     """
     if FULL_ERROR not in os.environ:
         os.environ[FULL_ERROR] = os.environ[TERSE] = "1"
-    try:
-        yield
-    except Exception as error:
-        line = explain(error)
-        if line is None or not is_terse():
-            raise
-        fail(line)
+    with shielded_output():
+        try:
+            yield
+        except Exception as error:
+            line = explain(error)
+            if line is None or not is_terse():
+                raise
+            fail(line)
 
 
 def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:
@@ -50,13 +72,14 @@ def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callab
     def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
         @wraps(main)
         def run(arguments: list[str]) -> int:
-            try:
-                main(arguments)
-            except Exception as error:
-                if (line := explain(error)) is None:
-                    raise
-                print(f"{name}: {line}", file=sys.stderr)
-                return 2
+            with shielded_output():
+                try:
+                    main(arguments)
+                except Exception as error:
+                    if (line := explain(error)) is None:
+                        raise
+                    print(f"{name}: {one_line(line)}", file=sys.stderr)
+                    return 2
             return 0
 
         return run
@@ -75,16 +98,14 @@ def fail(line: str) -> None:
     Raises:
         SystemExit: always.
     """
-    sys.stdout.flush()
-    if rank_zero_only.rank in (None, 0):  # every process of a DDP run meets the same mistake
-        print(f"selfdraft: {line}", file=sys.stderr)
+    tell_mistake(one_line(line))
     sys.exit(2)
 
 
 def explain(error: BaseException) -> str | None:
     """The one line for a mistake of the user's; None for anything else, which is a bug and wants its traceback."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         choices = sorted(option for option in error.options if option != "schema")
@@ -93,13 +114,25 @@ def explain(error: BaseException) -> str | None:
         return f"{error.override!r} cannot be read: {HOW_TO_QUOTE}"
     if isinstance(error, OmegaConfBaseException):
         return _explain_omegaconf(error)
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK and error.filename is not None:
+        return f"{error.filename}: {OF_THE_DISK[error.errno]}"
     if isinstance(error, HydraException):
         if str(error).startswith("Ambiguous value for argument"):
             return f"{str(error).splitlines()[0].split(chr(39))[1]!r} is ambiguous: {HOW_TO_QUOTE}"
         if isinstance(error.__cause__, OmegaConfBaseException):
             return _explain_omegaconf(error.__cause__)
         return _first_line(error)
+    if _while_composing(error):
+        return (
+            f"the configuration cannot be composed ({type(error).__name__}: {_first_line(error)}): check what you typed"
+        )
     return None
+
+
+def _while_composing(error: BaseException) -> bool:
+    """Whether Hydra was composing the configuration: ours composes, so that something typed is at fault."""
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(Path(file).parts[-3:] == ("hydra", "_internal", "config_loader_impl.py") for file in files)
 
 
 def _explain_omegaconf(error: OmegaConfBaseException) -> str:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.text import Text
 
 from selfdraft.app.build import build_bench, measured_config, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, EvaluateConfig
-from selfdraft.app.session import INTERRUPTED, owned, quiet_trainer, shown
+from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable, shown, tell_resumed
 from selfdraft.core.errors import UserError
+from selfdraft.core.messages import harmless
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
+from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.lines import measured
 from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, make_logger
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.records import merge_rank_files
@@ -53,11 +58,11 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     if is_rank_zero:  # the others start later, and share what there is
         refuse_a_run_that_cannot_fit(config, certify=True)
     use_threads(config.hardware)
-    with owned(folder, is_rank_zero):
+    with owned(folder, is_rank_zero, task.name):
         if is_rank_zero:
-            finished = claim_run_dir(folder, measured_config(composed))
+            claim_run_dir(folder, measured_config(composed), task=task.name, facts=adapter_facts(config.drafter))
             write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
-            _announce(console, config, prompts, finished, folder)
+            _announce(console, config, prompts)
         logger = make_logger(
             config.logger.name,
             mode=config.logger.mode,
@@ -75,6 +80,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
                 repeats=task.repeats,
                 seed=config.seed,
                 shared=config.hardware.tree_parallel,
+                tell=partial(tell_resumed, console, folder, len(prompts)),
             )
             batch_size = config.decoding.batch_size
             # Several batches to a step, so that finished rows are refilled as in serving; alone, prompt by prompt.
@@ -96,18 +102,14 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
 
 def _run(module: EvaluateModule, data: PromptDataModule, config: Config, folder: Path, console: Console) -> None:
     trainer = quiet_trainer(config.hardware, folder, EvaluationProgress(console))
-    try:
+    with resumable(trainer, folder, console, "finished prompts are kept"):
         trainer.test(module, datamodule=data, verbose=False)
-    except (KeyboardInterrupt, SystemExit):
-        console.print(
-            f"\nstopped; finished prompts are kept: the same command with hydra.run.dir={shown(folder)} goes on"
-        )
-        sys.exit(INTERRUPTED)
-    trainer.strategy.barrier("every rank has written its prompts")
+        trainer.strategy.barrier("every rank has written its prompts")
 
 
 def _conclude(config: Config, folder: Path, logger, console: Console) -> float | None:
     lines = merge_rank_files(folder)
+    turns = measured(lines)
     result = summarize(
         lines,
         task=config.task.name,
@@ -119,31 +121,39 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
         dtype=config.model.dtype,
         max_new_tokens=config.decoding.max_new_tokens,
         batch_size=config.decoding.batch_size,
-        control=max((line["lossless"]["control"] or 0.0 for line in lines), default=0.0) or None,
+        control=max((line["lossless"].get("control") or 0.0 for line in turns), default=0.0) or None,
     )
     result["objective"] = result["speedup"]["median"]
-    plot_result(result, folder / "result.png")
-    log_result(logger, result, lines, folder / "result.png")
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
-    if result["lossless"]["mismatch"]:
-        wrong = [f"{line['id']}/{line['turn']}" for line in lines if line["lossless"]["verdict"] == "mismatch"]
+    # What is lost from here on is no result: it warns, and the run's verdict stays.
+    picture = folder / "result.png"
+    with harmless("result.png was not drawn"):
+        plot_result(result, picture)
+    with harmless("the result was not logged"):
+        log_result(logger, result, lines, picture if picture.exists() else None)
+    if cut := sum(line.get("ended") == POSITIONS for line in lines):
         console.print(
-            f"[bold red]NOT LOSSLESS[/]: mismatch in {', '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl"
+            f"warning: {cut} of {len(lines)} answers ended before decoding.max_new_tokens="
+            f"{config.decoding.max_new_tokens}, where the model had no more positions"
+        )
+    if result["lossless"]["mismatch"]:
+        wrong = [f"{line['id']}/{line['turn']}" for line in turns if line["lossless"]["verdict"] == "mismatch"]
+        console.print(
+            Text("NOT LOSSLESS", "bold red"),
+            f": mismatch in {', '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl",
+            sep="",
         )
         close_logger(logger, failed=True)
         sys.exit(1)
     return result["objective"]
 
 
-def _announce(console: Console, config: Config, prompts: list[Prompt], finished: list[dict], folder: Path) -> None:
+def _announce(console: Console, config: Config, prompts: list[Prompt]) -> None:
     memory = "" if config.drafter.memory == "none" else f" ({config.drafter.memory})"
     processes = f", {config.hardware.devices} processes" if config.hardware.devices > 1 else ""
     batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
     console.print(
-        f"[bold]{config.drafter.name}[/]{memory} against autoregressive decoding: {len(prompts)} prompts of "
+        f"{config.drafter.name}{memory} against autoregressive decoding: {len(prompts)} prompts of "
         f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{batch}{processes}"
     )
-    if finished:
-        done = len({line["id"] for line in finished})
-        console.print(f"resuming {shown(folder)}: {done} of {len(prompts)} prompts were finished before")

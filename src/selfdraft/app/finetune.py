@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,22 +12,34 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from selfdraft.app.build import measured_config, use_threads
 from selfdraft.app.console import make_console
+from selfdraft.app.processes import OwnProcesses
 from selfdraft.app.schemas import Config
-from selfdraft.app.session import INTERRUPTED, owned, quiet, shown
+from selfdraft.app.session import owned, quiet, resumable, shown
 from selfdraft.core.errors import UserError
+from selfdraft.core.messages import harmless
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.memory import available
 from selfdraft.models.target import Target
+from selfdraft.modules.checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    Checkpoints,
+    DataOnly,
+    Patience,
+    fitted,
+    read_checkpoint,
+)
 from selfdraft.modules.finetune import WATCHED, FinetuneModule, RecipeConfig
 from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipes import RECIPES
@@ -38,18 +48,7 @@ from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.loggers import close_logger, how_to_look, make_logger
 from selfdraft.tracking.picture import plot_training
-from selfdraft.tracking.run_folder import claim_run_dir
-
-CHECKPOINTS = "checkpoints"
-
-
-class Patience(EarlyStopping):
-    """Lightning's, but a training that had lost patience does not find it again by being resumed."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once."""
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
+from selfdraft.tracking.run_folder import claim_run_dir, digest
 
 
 def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None:
@@ -89,20 +88,22 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         words=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
         seed=config.seed,
     )
-    with owned(folder, is_rank_zero):
-        last = folder / CHECKPOINTS / "last.ckpt"
+    with owned(folder, is_rank_zero, config.task.name):
+        last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
         if is_rank_zero:
-            claim_run_dir(folder, measured_config(composed), started=last)
+            facts = {"model": fingerprint(loaded.model), "finetune.data": digest(texts)}
+            claim_run_dir(folder, measured_config(composed), task=config.task.name, started=last, facts=facts)
             write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
             console.print(
-                f"fine-tuning by [bold]{recipe.name}[/] for {config.model.label}: {_amount(train)} to learn from, "
+                f"fine-tuning by {recipe.name} for {config.model.label}: {_amount(train)} to learn from, "
                 f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
             )
             rows = len(data.train_rows) + len(data.validation_rows)
             _tell_memory(console, recipe, loaded, device, rows)
         begun = last.exists()
-        if begun:
-            _refuse_damaged(last)
+        if begun:  # before other processes are started, and before hours are spent on what cannot be concluded
+            for checkpoint in (last, best):
+                read_checkpoint(checkpoint)
         if is_rank_zero and begun:
             console.print(f"resuming {shown(folder)} at its last checkpoint")
         logger = make_logger(
@@ -115,22 +116,11 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         )
         failed = True
         try:
-            keep = ModelCheckpoint(
-                folder / CHECKPOINTS,
-                "best",
-                monitor=WATCHED,
-                mode="max",
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
-            )
-            trainer = _trainer(config, folder, console, keep, logger)
-            try:
-                trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=False)
-            except (KeyboardInterrupt, SystemExit):
-                console.print(f"\nstopped; the same command with hydra.run.dir={shown(folder)} goes on")
-                sys.exit(INTERRUPTED)
-            objective = _conclude(config, module, keep, folder, console, loaded) if is_rank_zero else None
-            trainer.strategy.barrier("the artifact is written")
+            trainer = _trainer(config, folder, console, logger)
+            with resumable(trainer, folder, console, "the last checkpoint is kept"):
+                trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
+                objective = _conclude(config, module, folder, console, loaded) if is_rank_zero else None
+                trainer.strategy.barrier("the artifact is written")
             failed = False
         finally:
             close_logger(logger, failed=failed)
@@ -139,21 +129,6 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
             console.print(look, markup=False)
     return objective
-
-
-def _refuse_damaged(checkpoint: Path) -> None:
-    """Lightning would fail on it later, with a traceback.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError):
-        raise UserError(
-            f"{checkpoint} is damaged: put best.ckpt, which lies beside it, in its place to go on from there, or "
-            "remove both to begin anew"
-        ) from None
 
 
 def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
@@ -196,15 +171,12 @@ def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, de
     )
 
 
-def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoint, logger: Any) -> pl.Trainer:
+def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.Trainer:
     quiet()
     recipe, hardware = config.finetune, config.hardware
     callbacks: list[pl.Callback] = [
-        keep,
-        # Whatever the best one is. All is checked and saved behind the validation, where what is watched is known: a
-        # training that is resumed at the end of an epoch would look for it in vain.
-        ModelCheckpoint(folder / CHECKPOINTS, "last", save_on_train_epoch_end=False, enable_version_counter=False),
-        Patience(WATCHED, mode="max", patience=recipe.patience, check_on_train_epoch_end=False),
+        Checkpoints(folder / CHECKPOINTS, WATCHED),
+        Patience(WATCHED, recipe.patience),
         TrainingProgress(console, recipe.steps),
     ]
     if recipe.minutes is not None:
@@ -217,6 +189,7 @@ def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoi
         precision=recipe.precision,
         use_distributed_sampler=False,
         callbacks=callbacks,
+        plugins=[DataOnly(), OwnProcesses()],
         max_steps=recipe.steps,
         accumulate_grad_batches=recipe.accumulate,
         num_sanity_val_steps=0,
@@ -229,15 +202,17 @@ def _trainer(config: Config, folder: Path, console: Console, keep: ModelCheckpoi
     )
 
 
-def _conclude(
-    config: Config, module: FinetuneModule, keep: ModelCheckpoint, folder: Path, console: Console, loaded: LoadedModel
-) -> float:
-    """Take the best weights back, and write them."""
-    history = module.history
-    if keep.best_model_path:
-        saved = torch.load(keep.best_model_path, map_location="cpu", weights_only=False)
-        module.load_state_dict(saved["state_dict"], strict=False)
-    best = max(history, key=lambda line: line[WATCHED])
+def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Console, loaded: LoadedModel) -> float:
+    """Take the best weights back, and write them with the numbers that were counted for them."""
+    history, path = module.history, folder / CHECKPOINTS / BEST
+    if not history:
+        raise UserError(
+            f"finetune.minutes={config.finetune.minutes}: the time was up before the first validation, which comes "
+            f"after {config.finetune.validate_every} steps: allow more minutes, or lower finetune.validate_every"
+        )
+    saved = read_checkpoint(path)
+    module.load_state_dict(fitted(saved, {"state_dict": module.state_dict()}, path)["state_dict"], strict=False)
+    best = module.history_of(saved, path)[-1]
     module.adapter().write(folder)
     label = {
         "label": config.model.label,
@@ -257,13 +232,14 @@ def _conclude(
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     result = {"task": "finetune", "objective": best[WATCHED], **objective, "trained_parameters": trained}
     write_json_atomic(folder / "result.json", {**result, "history": history})
-    plot_training(history, WATCHED, folder / "result.png")
+    with harmless("result.png was not drawn"):
+        plot_training(history, WATCHED, folder / "result.png")
     table = Table(box=None, pad_edge=False)
     for name in ("step", "expected accepted", *(f"depth {d + 1}" for d in range(len(best["acceptance_by_depth"])))):
         table.add_column(name, justify="right")
     for line in history:
         rates = (f"{rate:.3f}" for rate in line["acceptance_by_depth"])
-        table.add_row(str(line["step"]), f"{line[WATCHED]:.3f}", *rates, style="bold" if line is best else None)
+        table.add_row(str(line["step"]), f"{line[WATCHED]:.3f}", *rates, style="bold" if line == best else None)
     console.print(table)
     console.print(f"{trained:,} trained parameters, the best of them of step {best['step']}: {shown(folder)}/{FILE}")
     return best[WATCHED]

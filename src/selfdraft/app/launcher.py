@@ -18,7 +18,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from selfdraft.app.processes import INTERRUPTED, interrupted_by
 from selfdraft.app.sweep_table import SweepTable
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class ProcessLauncher(Launcher):
             self.table.add(job.hydra_cfg.hydra.job.num, job.overrides, job.working_dir)
 
         failed: list[str] = []
-        with stop_signals_as_interrupt():
+        # A scheduler's SIGTERM and a closed terminal's SIGHUP too, so that no job is orphaned.
+        with interrupted_by(signal.SIGTERM, signal.SIGHUP):
             for position, job in enumerate(jobs, start=1):
                 number = job.hydra_cfg.hydra.job.num
                 log.info(f"Job {number} ({position} of {len(jobs)}): {shlex.join(job.overrides)}")
@@ -76,7 +78,7 @@ class ProcessLauncher(Launcher):
                     self.table.finish(number, "interrupted")
                     self.table.show()
                     log.error(f"Stopped during job {number}; jobs that had finished keep their results")
-                    sys.exit(130)
+                    sys.exit(INTERRUPTED)
                 if status != 0:
                     failed.append(f"{number} ({describe_exit(status)})")
                     if not self.keep_going:
@@ -164,22 +166,6 @@ def run_to_end(command: Sequence[str]) -> int:
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 job.wait(timeout=GRACE_S)
         raise
-
-
-@contextlib.contextmanager
-def stop_signals_as_interrupt() -> Iterator[None]:
-    """Let a scheduler's SIGTERM and a closed terminal's SIGHUP stop the sweep as Ctrl-C does: no job is orphaned."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    heard = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]  # nohup stays nohup
-    previous = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def describe_exit(status: int) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import seed_everything
 
 from selfdraft.app.build import to_config
@@ -17,8 +16,9 @@ from selfdraft.app.evaluate import evaluate
 from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
 from selfdraft.app.profile import profile
+from selfdraft.app.session import owned
 from selfdraft.app.trace import trace
-from selfdraft.core.errors import UserError
+from selfdraft.tracking.run_folder import Mark
 
 
 def run_task(composed: DictConfig) -> float | None:
@@ -30,7 +30,9 @@ def run_task(composed: DictConfig) -> float | None:
         if config.task.name == "generate":
             return generate(config)
         if config.task.name == "trace":
-            return trace(config, folder)
+            with owned(folder, True, config.task.name):
+                Mark(config.task.name).write(folder)
+                return trace(config, folder)
         if config.task.name == "calibrate":
             return calibrate(config, composed, folder)
         if config.task.name == "finetune":
@@ -38,10 +40,12 @@ def run_task(composed: DictConfig) -> float | None:
         if config.task.name == "distill_data":
             return distill_data(config, composed, folder)
         if config.task.name == "profile":
-            return profile(config, composed, folder)
+            with owned(folder, True, config.task.name):
+                Mark(config.task.name).write(folder)
+                return profile(config, composed, folder)
         return evaluate(config, composed, folder)
-    except (UserError, OmegaConfBaseException) as error:
+    except Exception as error:
         # Caught here rather than further out, where Hydra would have printed the job's overrides first.
-        if is_terse():
-            fail(explain(error) or str(error))
+        if is_terse() and (line := explain(error)) is not None:
+            fail(line)
         raise

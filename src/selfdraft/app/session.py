@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
 from filelock import FileLock, Timeout
+from rich.console import Console
 
+from selfdraft.app.processes import INTERRUPTED, OwnProcesses, interrupted_by, other_ranks
 from selfdraft.app.schemas import HardwareConfig
 from selfdraft.core.errors import UserError
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.adapter import FILE as WEIGHTS
+from selfdraft.modules.resuming import STALE, Resumed
+from selfdraft.tracking.run_folder import ANOTHER, LOCK, digest_of_file, refuse_foreign
 
-INTERRUPTED = 130  # what shells report after Ctrl-C
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback) -> pl.Trainer:
@@ -24,6 +35,7 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback)
         strategy=hardware.strategy,
         use_distributed_sampler=False,  # it would pad the last round: 11 prompts would count as 12
         callbacks=[progress],
+        plugins=[OwnProcesses()],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -41,22 +53,82 @@ def quiet() -> None:
 
 
 class owned:
-    """The run's folder belongs to one run at a time: two would interleave their lines."""
+    """The run's folder belongs to one run at a time: two would interleave their lines.
 
-    def __init__(self, folder: Path, is_rank_zero: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.lock = folder, FileLock(folder / ".lock", timeout=0) if is_rank_zero else None
+    Raises UserError where the folder is not ours, or another task's, before anything is written there.
+    """
+
+    def __init__(self, folder: Path, is_rank_zero: bool, task: str) -> None:
+        self.folder, self.lock = folder, None
+        if is_rank_zero:
+            refuse_foreign(folder, task)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(folder / LOCK, timeout=0)
 
     def __enter__(self) -> None:
-        if self.lock is not None:
-            try:
-                self.lock.acquire()
-            except Timeout:
-                raise UserError(f"{self.folder} is in use by another run: choose another hydra.run.dir") from None
+        if self.lock is None:
+            return
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.folder} is in use by another run: {ANOTHER}, or wait for that one to end; if you know that "
+                f"none is at work there, remove {self.folder / LOCK} and repeat the command"
+            ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            raise UserError(
+                f"{self.folder} lies on a file system without locks, which keep two runs apart: {ANOTHER}"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         if self.lock is not None:
             self.lock.release()
+
+
+@contextmanager
+def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) -> Iterator[None]:
+    """The block in which a trainer works: with its other processes, and with a hint when it is stopped.
+
+    Args:
+        kept: what is not lost then, for the hint.
+
+    Raises:
+        SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP; that of another process that failed.
+    """
+    with other_ranks(trainer), interrupted_by(signal.SIGHUP):
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(OSError):  # the terminal may be gone
+                console.print(
+                    f"\nstopped; {kept}: the same command with hydra.run.dir={shown(folder)} goes on", markup=False
+                )
+            sys.exit(INTERRUPTED)
+
+
+def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -> None:
+    """Say what an interrupted run has left of `count` prompts, if anything."""
+    if resumed.prompts:
+        console.print(
+            f"resuming {shown(folder)}: {resumed.prompts} of {count} prompts were finished before", markup=False
+        )
+    if resumed.stale:
+        console.print(
+            f"{resumed.stale} turns in {shown(folder)} answer prompts that have changed or gone: they do not count, "
+            f"and lie in *.{STALE}.jsonl now",
+            markup=False,
+        )
+
+
+def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
+    """The content of the adapter that a drafter's options name, for `claim_run_dir`; none without one."""
+    named = getattr(drafter, "adapter", None)
+    if named is None:
+        return {}
+    path = Path(named).expanduser()
+    return {"drafter.adapter": digest_of_file(path / WEIGHTS if path.is_dir() else path)}
 
 
 def shown(folder: Path) -> str:

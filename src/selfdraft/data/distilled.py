@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import random
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdraft.core.errors import UserError
+from selfdraft.data.tables import load_table, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DATASET = "dataset"  # the folder of texts within that of a run
 UNFINISHED = "texts.jsonl"  # what a run without that folder has written so far
+DESCRIPTION = "The target's own answers, written by task=distill_data of SelfDraft."  # tells ours from others
+INFO = "dataset_info.json"
+SAVED = {INFO, "state.json"}  # what `save_to_disk` writes, beside files of the rows
 OURS = {"id", "prompt_ids", "output_ids"}
+TRAJECTORIES = "trajectories"  # a column that only some datasets of ours have
+MAX_IDS = 2**31  # no vocabulary is larger: ids are stored as int32
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -36,10 +45,14 @@ class Text:
 
 
 def write_dataset(lines: Iterable[Mapping[str, Any]], folder: Path) -> Path:
-    """Save finished lines as a dataset in `folder`/dataset, in their order; what was there before is replaced.
+    """Save finished lines as a dataset in `folder`/dataset, in their order. One that this wrote before is replaced.
 
     Columns: id, category, turn, prompt_ids, output_ids, text, and trajectories where the lines have them.
+
+    Raises:
+        UserError: a dataset folder is there that this has not written.
     """
+    refuse_foreign_dataset(folder)
     import datasets
 
     ids = datasets.List(datasets.Value("int32"))
@@ -55,17 +68,38 @@ def write_dataset(lines: Iterable[Mapping[str, Any]], folder: Path) -> Path:
     if any("trajectories" in line for line in lines):
         columns["trajectories"] = datasets.List(ids)
     rows = {name: [line[name] for line in lines] for name in columns}
-    path, temporary = folder / DATASET, folder / f".{DATASET}.tmp"
-    for old in (temporary, path):  # a run killed in between writes it again
-        shutil.rmtree(old, ignore_errors=True)
+    path = folder / DATASET
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(temporary)
+        # Made in a folder of its own and moved: a run killed in between leaves no half of a dataset.
+        with tempfile.TemporaryDirectory(prefix=f".{DATASET}.", dir=folder) as scratch:
+            made, old = Path(scratch, "new"), Path(scratch, "old")
+            about = datasets.DatasetInfo(description=DESCRIPTION, features=datasets.Features(columns))
+            datasets.Dataset.from_dict(rows, info=about).save_to_disk(made)
+            if path.exists():
+                path.rename(old)
+            return made.rename(path)
     finally:
         if shown:
             datasets.enable_progress_bars()
-    return temporary.rename(path)
+
+
+def refuse_foreign_dataset(folder: Path) -> None:
+    """See to it that a dataset in `folder`, if there is one, is one of ours and may be replaced.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = folder / DATASET
+    if not os.path.lexists(path):
+        return
+    names = {file.name for file in path.iterdir()} if path.is_dir() and not path.is_symlink() else {""}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        about = json.loads((path / INFO).read_bytes())
+        if about["description"] == DESCRIPTION and all(name in SAVED or name.endswith(".arrow") for name in names):
+            return
+    raise UserError(f"{path} was not written by task=distill_data, which would replace it: move it elsewhere")
 
 
 def load_texts(
@@ -108,7 +142,8 @@ def split_by_prompt(texts: Sequence[Text], share: float, seed: int) -> tuple[lis
 
 def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) -> list[Text]:
     if set(rows.column_names) >= OURS:
-        return [Text(row["id"], row["prompt_ids"], row["output_ids"], row.get("trajectories")) for row in rows]
+        found = enumerate(rows_of(rows, path, *OURS, TRAJECTORIES))
+        return [_ours(row, f"{path}, row {number}") for number, row in found]
     if column not in rows.column_names:
         raise UserError(
             f"{path} has neither the columns of task=distill_data nor a column {column!r}; "
@@ -117,7 +152,7 @@ def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) 
     if encode is None:
         raise UserError(f"{path} holds plain text, and there is no tokenizer to read it with: use task=distill_data's")
     texts = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows_of(rows, path, column)):
         if not isinstance(row[column], str):
             raise UserError(f"{path}, row {number}: {column!r} must be a text")
         if ids := list(encode(row[column])):
@@ -125,29 +160,32 @@ def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) 
     return texts
 
 
-def _read(path: str | Path, split: str) -> Dataset:
-    # Imported here because it takes about a second, which other tasks need not pay.
-    import datasets
+def _ours(row: Mapping[str, Any], where: str) -> Text:
+    """A row of task=distill_data's columns, which somebody else may have filled."""
+    prompt, answer, trajectory = row["prompt_ids"], row["output_ids"], row.get(TRAJECTORIES)
+    for name, ids in (("prompt_ids", prompt), ("output_ids", answer)):
+        if not _are_ids(ids):
+            raise UserError(f"{where}: `{name}` must be a list of token ids, whole numbers from 0 on")
+    if trajectory is not None and not (
+        isinstance(trajectory, list) and all(_are_ids(each) and len(each) == len(answer) for each in trajectory)
+    ):
+        raise UserError(f"{where}: `{TRAJECTORIES}` must be lists of token ids, each as long as `output_ids`")
+    return Text(str(row["id"]), prompt, answer, trajectory)
 
-    folder = Path(path)
-    if (folder / DATASET).is_dir():
-        folder = folder / DATASET
-    elif (folder / UNFINISHED).exists():
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < MAX_IDS for each in value)
+
+
+def _read(path: str | Path, split: str) -> Dataset:
+    advice = "give the folder of a run of task=distill_data, of a dataset, or a dataset's name"
+    try:
+        written, is_begun = (Path(path) / DATASET).is_dir(), (Path(path) / UNFINISHED).exists()
+    except OSError:  # longer than any path: a name, then
+        written = is_begun = False
+    if is_begun and not written:
         raise UserError(
             f"{path} holds a run of task=distill_data that is not finished: "
             f"its command with hydra.run.dir={path} goes on with it"
         )
-    saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-    try:
-        rows = datasets.load_from_disk(folder) if saved else datasets.load_dataset(str(path), split=split)
-    except (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"no texts could be loaded from {path} ({cause}); give the folder of a run of task=distill_data, "
-            "of a dataset, or a dataset's name"
-        ) from error
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise UserError(f"{path} has no split {split!r}; it has {', '.join(rows)}")
-        return rows[split]
-    return rows
+    return load_table(Path(path) / DATASET if written else path, split=split, advice=advice)

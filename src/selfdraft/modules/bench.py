@@ -28,6 +28,7 @@ class Bench:
     Attributes:
         references: by name, decoders outside SelfDraft that run beside.
         memory: notes the peaks of loading, prefilling, decoding and certifying.
+        fingerprint: of the model.
     """
 
     chat: Chat
@@ -36,6 +37,7 @@ class Bench:
     certifier: Certifier
     references: dict[str, StockGenerate] = field(default_factory=dict)
     memory: PeakMemory = field(default_factory=lambda: PeakMemory(torch.device("cpu")))
+    fingerprint: str = ""
 
     def order(self, position: int) -> list[str]:
         """The contenders, starting with another one at every position: nobody always runs first, or after another."""
@@ -112,6 +114,7 @@ class Measurement:
             "prompt_ids": drafter.prompt,
             "output_ids": drafter.output,
             "new_tokens": counts.new_tokens,
+            "ended": drafter.ended,
             "target_forwards": counts.target_forwards,
             "prefill_s": median(clock["prefill"] for clock in clocks),
             "decode_s": median(run.clock.decode_s for run in self.runs[DRAFTER]),

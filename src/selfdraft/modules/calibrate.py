@@ -31,6 +31,7 @@ from selfdraft.models.profiling import measure_parts
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.search import Search
 from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.run_folder import confirm
 
 OBJECTIVES = ("matchness", "tokens_per_s")
 TEXTS, COSTS = "texts.json", "costs.json"
@@ -69,6 +70,7 @@ class CalibrateModule(pl.LightningModule):
         self.target = self.bench.drafter.target
         barrier, first = self.trainer.strategy.barrier, self.global_rank == 0
         if first:
+            confirm(self.folder, {"model": self.bench.fingerprint})
             self._prepare()
         barrier("rank 0 has written texts and costs, and made the study, with nobody else at work")
         if not first:

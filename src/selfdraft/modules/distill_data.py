@@ -20,9 +20,9 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.models.chat import Chat
 from selfdraft.modules.bench import Bench
+from selfdraft.modules.resuming import History, Resumed, keep_current
 from selfdraft.tracking.records import TEXTS, RecordFile, key, record_path
-
-History = list[tuple[str, str]]  # (role, text) of a conversation so far
+from selfdraft.tracking.run_folder import confirm
 
 
 @dataclass
@@ -123,7 +123,9 @@ class DistillModule(pl.LightningModule):
         seed: int,
         width: int | None,
         passes: int,
+        prompts: Sequence[Prompt],
         tell: Callable[[dict[str, Any]], None] = lambda line: None,
+        tell_resumed: Callable[[Resumed], None] = lambda resumed: None,
     ) -> None:
         """Prepare to write.
 
@@ -131,11 +133,13 @@ class DistillModule(pl.LightningModule):
             build: makes the bench on this process's device; only its drafter is used.
             folder: of the run. Turns that its texts.jsonl holds already are not answered again.
             width, passes: of trajectories (see `decoding.trajectories`); no width, none.
+            prompts: all of them, of every rank: what an interrupted run has written for others does not count.
             tell: gets every line when it is written.
+            tell_resumed: gets, on rank 0, what an interrupted run has left.
         """
         super().__init__()
         self.build, self.folder, self.seed, self.width, self.passes = build, folder, seed, width, passes
-        self.tell = tell
+        self.prompts, self.tell, self.tell_resumed = prompts, tell, tell_resumed
 
     def setup(self, stage: str) -> None:
         """Load the model where this rank runs it, and see what an interrupted run has finished."""
@@ -146,6 +150,11 @@ class DistillModule(pl.LightningModule):
         if self.width is not None:
             target.allocate(rows + 1, 0)  # a row beyond those of the decoder, whose answers are still being written
             self.trajectories = Trajectories(target, self.decoder.rule, width=self.width, passes=self.passes, row=rows)
+        if self.global_rank == 0:
+            confirm(self.folder, {"model": bench.fingerprint})
+            self.tell_resumed(
+                keep_current(self.folder, self.prompts, self.chat.encode, lambda line: line["text"], name=TEXTS)
+            )
         barrier = self.trainer.strategy.barrier
         barrier("rank 0 has gathered the finished lines")
         lines = RecordFile(record_path(self.folder, name=TEXTS)).read()

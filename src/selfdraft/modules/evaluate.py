@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +16,12 @@ from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Request
 from selfdraft.modules.bench import Bench, Measurement
-from selfdraft.tracking.records import RecordFile, key, record_path
+from selfdraft.modules.resuming import History, Resumed, keep_current
+from selfdraft.tracking.lines import LEFT_OUT
+from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
+from selfdraft.tracking.run_folder import confirm
 
 WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any ids: the first forwards of a process allocate, and must not be timed
-
-History = list[tuple[str, str]]  # (role, text) of a conversation so far
 
 
 class EvaluateModule(pl.LightningModule):
@@ -37,6 +39,7 @@ class EvaluateModule(pl.LightningModule):
         repeats: int,
         seed: int,
         shared: bool = False,
+        tell: Callable[[Resumed], None] = lambda resumed: None,
     ) -> None:
         """Prepare an evaluation.
 
@@ -45,10 +48,11 @@ class EvaluateModule(pl.LightningModule):
             prompts: all of them, to refuse one that the model cannot take before any is decoded.
             folder: of the run. Turns that its prompts.jsonl holds already are not decoded again.
             shared: all ranks decode all prompts with one another (tree parallelism), and rank 0 alone records them.
+            tell: gets, on rank 0, what an interrupted run has left.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
-        self.shared = shared
+        self.shared, self.tell = shared, tell
 
     def setup(self, stage: str) -> None:
         """Load the model where this rank runs it, and see what an interrupted run has finished.
@@ -58,6 +62,9 @@ class EvaluateModule(pl.LightningModule):
         """
         self.bench = self.build(self.trainer.strategy.root_device)
         self._refuse_long_prompts()
+        if self.global_rank == 0:
+            confirm(self.folder, {"model": self.bench.fingerprint})
+            self.tell(keep_current(self.folder, self.prompts, self.bench.chat.encode, self._answer, name=PROMPTS))
         barrier = self.trainer.strategy.barrier
         barrier("rank 0 has gathered the finished lines")
         self.finished = {key(line): line for line in RecordFile(record_path(self.folder)).read()}
@@ -72,7 +79,8 @@ class EvaluateModule(pl.LightningModule):
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> list[dict]:
         """The first turn of these prompts, then the second of those that have one, and so on.
 
-        Conversations go on with the baseline's answers, whatever the drafter is.
+        Conversations go on with the baseline's answers, whatever the drafter is. How long they get shows only then: a
+        turn that the model has no positions left for, and those after it, are left out, each with a line that says so.
         """
         histories: dict[str, History] = {prompt.id: [] for prompt in prompts}
         lines = []
@@ -87,10 +95,14 @@ class EvaluateModule(pl.LightningModule):
                 self.finished[key(line)] = line
             for prompt in speaking:
                 line = self.finished[prompt.id, turn]
-                answer = line.get("baseline_output_ids", line["output_ids"])
-                histories[prompt.id].append(("assistant", self.bench.chat.decode(answer)))
+                if LEFT_OUT not in line:
+                    histories[prompt.id].append(("assistant", self._answer(line)))
                 lines.append(line)
         return lines
+
+    def _answer(self, line: Mapping[str, Any]) -> str:
+        """The baseline's."""
+        return self.bench.chat.decode(line.get("baseline_output_ids", line["output_ids"]))
 
     def _refuse_long_prompts(self) -> None:
         positions = self.bench.drafter.target.max_positions
@@ -105,10 +117,34 @@ class EvaluateModule(pl.LightningModule):
     def _measure(
         self, prompts: Sequence[Prompt], turn: int, histories: dict[str, History], position: int
     ) -> Iterator[dict]:
-        requests = [self._request(prompt, turn, histories[prompt.id]) for prompt in prompts]
+        fitting, requests = [], []
+        for prompt in prompts:
+            if LEFT_OUT in self.finished.get((prompt.id, turn - 1), {}):
+                yield self._left_out(prompt, turn, f"turn {turn} was left out")
+                continue
+            request = self._request(prompt, turn, histories[prompt.id])
+            length, positions = len(request.prompt), self.bench.drafter.target.max_positions
+            if length >= positions:
+                reason = f"the conversation has {length} tokens up to here, but this model has {positions} positions"
+                yield self._left_out(prompt, turn, reason)
+                continue
+            fitting.append(prompt)
+            requests.append(request)
         measured = self.bench.measure(requests, repeats=self.repeats, position=position)
-        for prompt, done in zip(prompts, measured, strict=True):
+        for prompt, done in zip(fitting, measured, strict=True):
             yield self._line(prompt, turn, done)
+
+    def _left_out(self, prompt: Prompt, turn: int, reason: str) -> dict:
+        return {**self._about(prompt, turn), LEFT_OUT: reason, "rank": self.global_rank}
+
+    def _about(self, prompt: Prompt, turn: int) -> dict:
+        return {
+            "id": prompt.id,
+            "category": prompt.category,
+            "family": prompt.family,
+            "turn": turn,
+            "prompt_text": prompt.turns[turn],
+        }
 
     def _request(self, prompt: Prompt, turn: int, history: History) -> Request:
         name = f"{prompt.id} (turn {turn + 1})"
@@ -117,11 +153,7 @@ class EvaluateModule(pl.LightningModule):
 
     def _line(self, prompt: Prompt, turn: int, done: Measurement) -> dict:
         return {
-            "id": prompt.id,
-            "category": prompt.category,
-            "family": prompt.family,
-            "turn": turn,
-            "prompt_text": prompt.turns[turn],
+            **self._about(prompt, turn),
             "text": self.bench.chat.decode(done.drafter.output),
             **done.line(),
             "peak_memory_mb": max(peak_memory_mb(self.device), *self.bench.memory.peaks.values()),

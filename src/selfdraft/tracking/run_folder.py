@@ -1,49 +1,180 @@
-"""Who a run's folder belongs to: one configuration, whose finished prompts are kept and never measured again."""
+"""Whose a run's folder is: one task's and one configuration's, whose finished lines are kept and never measured again.
 
+The first file that a run writes is a mark, `selfdraft.json`: the task, and what the configuration does not show, such
+as the fingerprint of the model. Nothing is written into a folder that has files and no mark, or another task's.
+"""
+
+from __future__ import annotations
+
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
+from selfdraft import __version__
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.tracking.atomic import write_json_atomic, write_text_atomic
 from selfdraft.tracking.records import PROMPTS, TEXTS, RecordFile, merge_rank_files, rank_files, record_path
 
+MARK, CONFIG, LOCK = "selfdraft.json", "config.yaml", ".lock"
+ANOTHER = "choose another hydra.run.dir"
+
+# What may lie in a folder that no run has marked: the lock of a run that came to nothing, Hydra's notes, and the output
+# of the command itself, redirected to a file there. None of them bears a name that a run writes.
+_UNMARKED, _REDIRECTED = {LOCK, ".hydra"}, {".log", ".out", ".err"}
+_NOTHING_YET = {MARK, LOCK, CONFIG, "environment.json"}  # what a run has written that has measured nothing
 _ABSENT = object()
-_KEYS_NAMED = 3
+_SHOWN = 3  # keys or files that a message names
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `selfdraft.json` holds.
+
+    Attributes:
+        task: of the run. version: of SelfDraft, when the run began.
+        facts: digests of what the run is made of beside its configuration: model, adapter, prompts, texts.
+    """
+
+    task: str
+    version: str = __version__
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Leave the mark in the folder, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(folder / MARK, asdict(self))
+
+    @staticmethod
+    def read(folder: Path) -> Mark | None:
+        """The mark of a folder; None where there is none.
+
+        Raises:
+            UserError: the file is none of ours.
+        """
+        path = folder / MARK
+        try:
+            plain = json.loads(path.read_bytes())
+            if isinstance(plain["task"], str) and isinstance(plain["facts"], dict):
+                return Mark(**plain)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        raise UserError(f"{path} is not the mark of a run of SelfDraft: {ANOTHER}")
+
+
+def refuse_foreign(folder: Path, task: str) -> None:
+    """Look whether a run of `task` may write into `folder`, and write nothing.
+
+    Raises:
+        UserError: it holds files that no run has written, or the run of another task or of an earlier version.
+    """
+    if not folder.is_dir():
+        return  # a file in its place is refused by the system, as is a folder that nobody may read
+    names = {path.name for path in folder.iterdir()}
+    mark = Mark.read(folder)
+    foreign = sorted(name for name in names - _UNMARKED if Path(name).suffix not in _REDIRECTED)
+    if mark is not None:
+        if mark.task != task and not set(foreign) <= _NOTHING_YET:
+            raise UserError(f"{folder} holds a run of task={mark.task}, and this is task={task}: {ANOTHER}")
+    elif foreign and _is_ours(folder / CONFIG):
+        raise UserError(
+            f"{folder} holds a run of an earlier version, which did not note its model and prompts: {ANOTHER}"
+        )
+    elif foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        shown = ", ".join(foreign[:_SHOWN])
+        raise UserError(f"{folder} holds files that no run has written ({shown}{more}): {ANOTHER}")
 
 
 def claim_run_dir(
-    folder: Path, config: Mapping[str, Any], *, started: Path | None = None, name: str = PROMPTS
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    task: str,
+    started: Path | None = None,
+    name: str = PROMPTS,
+    facts: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Take `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
-    Writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
-    Rank 0 alone calls it, before any process appends.
+    Marks the folder and writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
+    Rank 0 alone calls it, before anything else is written and any process appends.
 
     Args:
         folder: the run's folder (hydra.run.dir); created if need be.
         config: all that decides what is measured, and nothing else: without the folder itself and the logger.
+        task: the name of the task.
         started: a file that, where it exists, shows as prompts do that a run has begun here.
         name: of the files that hold the finished lines (see `record_path`).
+        facts: see `Mark`; those known by now (for later ones see `confirm`).
 
     Raises:
-        UserError: the folder holds prompts that were measured with another config, or is damaged. It is left as it is.
+        UserError: the folder is not ours, another task's, damaged, or holds what was made of another config or other
+            facts. It is left as it is.
     """
-    folder = Path(folder)
+    folder, facts = Path(folder), dict(facts or {})
+    refuse_foreign(folder, task)
     text = _as_yaml(config)
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     begun = started is not None and started.exists()
     files = [f for n in (PROMPTS, TEXTS) for f in (record_path(folder, name=n), *rank_files(folder, name=n))]
-    if begun or any(RecordFile(file).read() for file in files):
+    if Mark.read(folder) is not None and (begun or any(RecordFile(file).read() for file in files)):
         _refuse_other_config(folder, path, yaml.safe_load(text))
+        confirm(folder, facts)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        Mark(task, facts=facts).write(folder)
         write_text_atomic(path, text)
     return merge_rank_files(folder, name=name)
+
+
+def confirm(folder: Path, facts: Mapping[str, str]) -> None:
+    """Note facts that were not known yet; what is noted already must be the same. Rank 0 alone calls it.
+
+    Raises:
+        UserError: one is another than when the run began.
+    """
+    mark = Mark.read(folder)
+    assert mark is not None, "a folder is claimed first"
+    for name, now in facts.items():
+        if (before := mark.facts.get(name, now)) != now:
+            raise UserError(
+                f"{folder} was begun with another content of {name} ({before} there but {now} now): {ANOTHER}, or put "
+                "back what it was begun with"
+            )
+    if not facts.keys() <= mark.facts.keys():
+        Mark(mark.task, mark.version, {**mark.facts, **facts}).write(folder)
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """16 hexadecimal digits of the contents of some values, by what `repr` shows of each."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
+    return hashed.hexdigest()[:16]
+
+
+def digest_of_file(path: Path) -> str:
+    """16 hexadecimal digits of the content of a file; `absent` where there is none."""
+    if not path.is_file():
+        return "absent"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run has written this config.yaml, as far as that shows."""
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(plain, dict) and {"task", "model", "drafter", "decoding", "dataset"} <= plain.keys()
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
@@ -58,20 +189,18 @@ def _refuse_other_config(folder: Path, path: Path, now: Mapping[str, Any]) -> No
     except (OSError, ValueError, yaml.YAMLError):
         before = None
     if not isinstance(before, dict):
-        raise UserError(
-            f"{folder} holds finished prompts but no readable config.yaml to compare with: choose another hydra.run.dir"
-        )
+        raise UserError(f"{folder} holds finished prompts but no readable config.yaml to compare with: {ANOTHER}")
     old, new = dict(_leaves(before)), dict(_leaves(now))
     differing = [name for name in old | new if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     if differing:
         shown = ", ".join(
             f"{name} {_show(old.get(name, _ABSENT))} there but {_show(new.get(name, _ABSENT))} now"
-            for name in differing[:_KEYS_NAMED]
+            for name in differing[:_SHOWN]
         )
-        more = f", and {len(differing) - _KEYS_NAMED} more" if len(differing) > _KEYS_NAMED else ""
+        more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise UserError(
             f"{folder} holds prompts finished with another config ({shown}{more}): "
-            "choose another hydra.run.dir, or give the same config to continue"
+            f"{ANOTHER}, or give the same config to continue"
         )
 
 

@@ -1,0 +1,196 @@
+"""The processes of one run: rank 0 is the one that the user started, and it starts the others and watches them.
+
+Ranks come from nowhere else. Variables such as RANK or SLURM_PROCID, which other launchers set and shells keep, would
+otherwise make a single run believe that it is one of several, and that the work or the result is another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+INTERRUPTED = 130  # what shells report after Ctrl-C
+MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
+RANK = "LOCAL_RANK"  # all processes are on this machine
+TOLD = ("RANK", RANK, "WORLD_SIZE")  # whoever set these may expect that they count
+IGNORED = (
+    *TOLD,
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "JSM_NAMESPACE_RANK",
+)
+LOOK_S = 0.2  # between two looks at the other processes
+SETTLE_S = 3.0  # within this time every process has met a mistake that they all meet, and rank 0 has told of it
+STOP_S = 15.0  # within this time all processes have ended after a signal that stops them
+STOPS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
+
+
+def settle_rank() -> None:
+    """Find out which process of its run this one is, and forget what other launchers say about it.
+
+    Raises:
+        SystemExit: it was started by a run that has ended since.
+    """
+    rank = 0
+    if MAIN in os.environ:
+        if os.environ[MAIN] != str(os.getppid()):
+            sys.exit(f"selfdraft: the run that started this process has ended; if you did not mean one, unset {MAIN}")
+        rank = int(os.environ[RANK])
+    else:
+        found = [name for name in IGNORED if os.environ.pop(name, None) is not None]
+        if told := [name for name in found if name in TOLD]:
+            print(
+                f"selfdraft: {', '.join(told)} in the environment ignored: a run starts its processes itself "
+                "(hardware=cpu_ddp or gpu_ddp, hardware.devices)",
+                file=sys.stderr,
+            )
+    rank_zero_only.rank = rank
+
+
+def tell_mistake(line: str) -> None:
+    """Print a line that ends this process, unless rank 0 meets the same mistake and tells of it.
+
+    Every process of a run reads the same configuration, so rank 0 speaks for all. The others wait for it to do so: it
+    ends them then. Only what one of them has met alone is told by that one.
+    """
+    sys.stdout.flush()
+    if rank := rank_zero_only.rank or 0:
+        time.sleep(SETTLE_S)
+        line = f"process {rank}: {line}"
+    print(f"selfdraft: {line}", file=sys.stderr, flush=True)
+
+
+class OwnProcesses(LightningEnvironment):
+    """Tells Lightning that the processes are started by us, whatever the environment holds."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """So that Lightning starts none."""
+        return True
+
+
+@contextlib.contextmanager
+def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
+    """Within the block, the trainer's other processes run the same command beside this one, if it is to have any.
+
+    When one of them fails, this one ends with the same status: it would wait for that one for ever. When this one
+    fails, it ends the others.
+
+    Raises:
+        SystemExit: with the status of a process that failed, in the place of the error that this caused here.
+    """
+    if trainer.world_size == 1 or rank_zero_only.rank:
+        yield
+        return
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
+    others = [_start(rank) for rank in range(1, trainer.world_size)]
+    launcher = trainer.strategy.launcher
+    if hasattr(launcher, "procs"):
+        launcher.procs = others  # Lightning passes on to them what stops this process
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(others, over), daemon=True).start()
+    try:
+        yield
+        for other in others:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                other.wait(STOP_S)
+    except Exception:
+        if failed := _failed(others, time.monotonic() + SETTLE_S):
+            over.set()
+            sys.exit(_told(*failed))
+        raise
+    finally:
+        over.set()
+        for other in others:
+            other.kill()
+            other.wait()
+        for name in (RANK, "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+
+
+def _start(rank: int) -> subprocess.Popen[bytes]:
+    """Run this process's command as that rank, in the same folder."""
+    main = sys.modules["__main__"]
+    program = ["-m", main.__spec__.name] if getattr(main, "__spec__", None) else [str(Path(sys.argv[0]).absolute())]
+    folder = QuotedString(HydraConfig.get().runtime.output_dir, Quote.single).with_quotes()
+    command = [sys.executable, *program, *sys.argv[1:], f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, env={**os.environ, RANK: str(rank), MAIN: str(os.getpid())})
+
+
+def _failed(others: list[subprocess.Popen[bytes]], until: float) -> tuple[int, int] | None:
+    """Rank and status of one that has failed, or fails before then."""
+    while True:
+        for rank, other in enumerate(others, start=1):
+            if other.poll():
+                return rank, other.returncode
+        if time.monotonic() > until:
+            return None
+        time.sleep(LOOK_S)
+
+
+def _watch(others: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
+    """End this process with one of the others that failed, once it has had the time to end by itself.
+
+    It may hang in a collective operation, which no signal interrupts.
+    """
+    while not over.wait(LOOK_S):
+        if failed := _failed(others, 0.0):
+            if not over.wait(STOP_S if failed[1] in STOPS else 2 * SETTLE_S):
+                status = _told(*failed)
+                for other in others:
+                    other.kill()
+                sys.stdout.flush()
+                os._exit(status)
+            return
+
+
+def _told(rank: int, status: int) -> int:
+    """Say how another process has ended, unless it has said so itself, and return the exit status for this one."""
+    if status == 2:
+        return status
+    if status in STOPS:
+        return INTERRUPTED
+    how = f"exit status {status}" if status > 0 else signal.Signals(-status).name
+    print(
+        f"selfdraft: process {rank} has failed ({how}); what is finished is kept, and the same command with this run's "
+        "hydra.run.dir goes on",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 1
+
+
+@contextlib.contextmanager
+def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Let these signals stop what runs in the block as Ctrl-C does. One that is ignored (nohup) stays ignored."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    heard = [s for s in signals if signal.getsignal(s) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""A run writes into a folder of its own only: nothing that it did not write is removed, replaced or added to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from command_line import SMOKE, command, environment, read_lines, run, run_here
+from selfdraft.core.errors import UserError
+from selfdraft.data.distilled import write_dataset
+
+FAST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
+CALIBRATE = ("task=calibrate", "drafter=layer_skip", "calibrate.method=random", "calibrate.trials=2")
+TASKS = {
+    "evaluate": (*FAST,),
+    "distill_data": (*FAST, "task=distill_data", "drafter=none"),
+    "calibrate": (*FAST, *CALIBRATE, "calibrate.prompts=2", "calibrate.tokens=8", "calibrate.check=0"),
+    "trace": (*FAST, "task=trace"),
+}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below the folder, with a digest of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each task."""
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in TASKS}
+    for name, folder in folders.items():
+        run_here(folder, *TASKS[name])
+    return folders
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("file", ["config.yaml", "result.json", "dataset/photo.jpg", "trace.json", "notes"])
+def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(tmp_path: Path, task: str, file: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    name = Path(file).parts[0]
+    with pytest.raises(UserError, match=rf"holds files that no run has written \({name}\): choose another"):
+        run_here(tmp_path, *TASKS[task])
+    assert contents(tmp_path) == {file: hashlib.sha256(b"mine").hexdigest()}
+
+
+def test_hydra_adds_nothing_to_a_folder_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run(*FAST, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"selfdraft: {tmp_path} holds files that no run has written (notes.txt): choose another hydra.run.dir\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("second", TASKS)
+@pytest.mark.parametrize("first", TASKS)
+def test_a_folder_of_another_task_is_refused_in_either_order(
+    finished: dict[str, Path], first: str, second: str
+) -> None:
+    if first == second:
+        return
+    before = contents(finished[first])
+    with pytest.raises(UserError, match=f"holds a run of task={first}, and this is task={second}: choose another"):
+        run_here(finished[first], *TASKS[second])
+    assert contents(finished[first]) == before
+
+
+def test_a_run_that_came_to_nothing_leaves_its_folder_to_any_task(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        run_here(tmp_path, *FAST, "model=hf", f"model.path={tmp_path}/nowhere")
+    run_here(tmp_path, *TASKS["distill_data"])
+    assert (tmp_path / "texts.jsonl").exists()
+
+
+def test_output_redirected_into_the_folder_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "slurm-1.out").write_text("said so far")
+    run_here(tmp_path, *TASKS["trace"])
+    assert (tmp_path / "slurm-1.out").read_text() == "said so far"
+
+
+def test_a_folder_of_an_earlier_version_is_refused_in_a_line(finished: dict[str, Path], tmp_path: Path) -> None:
+    for file in finished["evaluate"].iterdir():
+        if file.is_file() and file.name != "selfdraft.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run of an earlier version.*choose another"):
+        run_here(tmp_path, *TASKS["evaluate"])
+    assert contents(tmp_path) == before
+
+
+MARKS = ["", "{}", "[1]", '{"task": 1, "facts": {}}', '{"task": "evaluate", "facts": {}, "x": 1}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=range(len(MARKS)))
+def test_a_mark_that_is_none_is_refused(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "selfdraft.json").write_text(mark)
+    with pytest.raises(UserError, match=r"selfdraft\.json is not the mark of a run"):
+        run_here(tmp_path, *TASKS["evaluate"])
+    assert (tmp_path / "selfdraft.json").read_text() == mark
+
+
+def test_a_dataset_folder_of_the_users_in_a_run_of_ours_is_never_replaced(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run_here(folder, *TASKS["distill_data"])
+    (folder / "dataset" / "photo.jpg").write_text("mine")
+    before = contents(folder / "dataset")
+    with pytest.raises(UserError, match=r"dataset was not written by task=distill_data.*move it elsewhere"):
+        run_here(folder, *TASKS["distill_data"])
+    with pytest.raises(UserError, match="was not written"):
+        write_dataset([], folder)
+    assert contents(folder / "dataset") == before
+
+
+def test_a_dataset_of_ours_is_written_anew(tmp_path: Path) -> None:
+    line = {"id": "a", "category": "c", "turn": 0, "prompt_ids": [1], "output_ids": [2], "text": "t"}
+    write_dataset([line], tmp_path)
+    write_dataset([line, {**line, "turn": 1}], tmp_path)
+    assert json.loads((tmp_path / "dataset" / "dataset_info.json").read_text())["description"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_a_run_folder_that_is_a_file_or_lies_below_one_is_refused_in_a_line(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run(*FAST, f"hydra.run.dir={tmp_path}/file{below}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"selfdraft: {tmp_path}/file")
+    assert done.stderr.endswith("there is a file where a folder is needed: use another folder\n")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "conf").symlink_to(Path(__file__).parents[2] / "conf")
+    starting = [
+        subprocess.Popen(
+            command(*FAST), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in starting]
+    assert [process.returncode for process in starting] == [0, 0], said
+    folders = list((tmp_path / "outputs").iterdir())
+    assert len(folders) == 2
+    assert all(len(read_lines(folder)) >= 2 for folder in folders)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="root may write everywhere but there")
+def test_a_place_that_cannot_be_written_is_refused_in_a_line() -> None:
+    done = run(*FAST, "hydra.run.dir=/proc/selfdraft")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
