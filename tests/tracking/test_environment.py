@@ -1,5 +1,7 @@
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,24 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
 
 
 def test_the_command_does_not_tell_where_home_is(monkeypatch):
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    monkeypatch.setenv("HOME", "/home/someone")
     command = environment._command(["/home/someone/code/run.py", "model.path=/home/someone/m", "prompt=two words"])
     assert command == "python run.py model.path=~/m 'prompt=two words'"
+
+
+@pytest.mark.parametrize("home", ["/", None])
+def test_without_a_home_the_command_stays_as_it_is(monkeypatch, home):
+    """`~` stands for no folder then, or for the root of all paths."""
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a user id without a name, as in containers
+    else:
+        monkeypatch.setenv("HOME", home)
+    assert environment._command(["/code/run.py", "model.path=/m/n"]) == "python run.py model.path=/m/n"
+
+
+def test_a_locale_without_utf_8_costs_nothing():
+    code = "from selfdraft.tracking.environment import describe_environment as d; print(len(ascii(d())) > 100)"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

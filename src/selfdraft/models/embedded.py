@@ -61,11 +61,18 @@ def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path
         UserError: the download failed or is not the file we know, or the cache cannot be written.
     """
     cache = cache_dir or Path(os.environ.get("SELFDRAFT_CACHE") or "~/.cache/selfdraft")
-    cache = cache.expanduser().resolve()
+    try:
+        cache = cache.expanduser().resolve()
+    except RuntimeError:
+        raise UserError(
+            f"{cache}: nobody knows the home folder here; set HOME, or SELFDRAFT_CACHE to a folder"
+        ) from None
     folder = cache / NAME
     if is_ready(folder, verify=verify):
         return folder
-    console = Console(file=sys.stderr)  # bound to today's stderr, which the conversion takes away for a while
+    console = Console(
+        file=sys.stderr, markup=False, emoji=False
+    )  # bound to today's stderr, which the conversion takes away for a while
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _sole_builder(cache / f".{NAME}.lock", console):

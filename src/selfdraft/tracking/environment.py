@@ -66,7 +66,7 @@ def _versions() -> dict[str, str]:
 
 def _cpu_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
@@ -106,13 +106,18 @@ def _git() -> dict[str, Any] | None:
 
 def _run_git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def _command(arguments: list[str]) -> str:
     """The command as it was typed, without where on this machine the script and the home folder lie."""
     script, *rest = arguments
-    return shlex.join(["python", Path(script).name, *rest]).replace(str(Path.home()), "~")
+    command = shlex.join(["python", Path(script).name, *rest])
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and a user id without a name
+        return command
+    return command if home == Path(home.anchor) else command.replace(str(home), "~")
