@@ -64,15 +64,12 @@ def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path
     try:
         cache = cache.expanduser().resolve()
     except RuntimeError:
-        raise UserError(
-            f"{cache}: nobody knows the home folder here; set HOME, or SELFDRAFT_CACHE to a folder"
-        ) from None
+        raise UserError(f"{cache}: there is no home folder here; set HOME, or SELFDRAFT_CACHE to a folder") from None
     folder = cache / NAME
     if is_ready(folder, verify=verify):
         return folder
-    console = Console(
-        file=sys.stderr, markup=False, emoji=False
-    )  # bound to today's stderr, which the conversion takes away for a while
+    # Bound to today's stderr, which the conversion takes away for a while.
+    console = Console(file=sys.stderr, markup=False, emoji=False)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _sole_builder(cache / f".{NAME}.lock", console):
