@@ -10,8 +10,8 @@ So here every token names the length of the text at which plain decoding compute
 1. a token of the prompt: the prompt's length (plain decoding forwards the prompt at once);
 2. any other token: its own position + 1 (plain decoding forwards it when it is the last one).
 
-Some families (Phi-3, PhiMoE) throw their keys away when the text reaches the limit, and compute all of them again. There
-the whole text then counts as a prompt: `Target.refresh` does that, and no draft may reach across the limit.
+Some families (Phi-3, PhiMoE) throw their keys away when the text grows past the limit, and compute all of them again.
+The whole text then counts as a prompt: `Target.refresh` does that, and no draft may reach across the limit.
 
 Shapes: B rows of one forward, N tokens a row, C hidden size, D head size.
 """
