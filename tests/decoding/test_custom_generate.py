@@ -146,9 +146,9 @@ def test_the_model_is_left_as_it_was_and_the_target_is_made_once(model: PreTrain
     modules = {name: id(module) for name, module in model.named_modules()}
     implementation = model.config._attn_implementation
     both(model, drafting)
-    target = drafting._target
+    target = drafting._prepared.target
     both(model, drafting)
-    assert drafting._target is target
+    assert drafting._prepared.target is target
     assert modules == {name: id(module) for name, module in model.named_modules()}
     assert model.config._attn_implementation == implementation
     assert model.generate(PROMPT, max_new_tokens=8, do_sample=False).tolist() == before.tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import threading
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,16 +13,30 @@ from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS, Drafter
-from selfdraft.models.generate_call import GenerateCall
+from selfdraft.models.anatomy import dissect
+from selfdraft.models.currency import Currency
+from selfdraft.models.generate_call import GenerateCall, kept_back
+from selfdraft.models.overrides import refuse_overrides
 from selfdraft.models.target import Target
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is made of a model once, and whether the model still is like that."""
+
+    target: Target
+    drafter: Drafter
+    currency: Currency
 
 
 class Drafting:
     """Decodes for `generate`, with any drafter. The model stays as it is: it is driven through light copies.
 
-    Options of `generate` mean what they always mean; what cannot be honoured is refused. transformers keeps two
-    arguments from every `custom_generate`: give a streamer as `stream=`, and stop strings as a `StopStringCriteria`
-    among the `stopping_criteria`.
+    Options of `generate` mean what they always mean; what cannot be honoured is refused. Give stop strings as a
+    `StopStringCriteria` among the `stopping_criteria`: transformers keeps the tokenizer from every `custom_generate`.
+
+    Keep the object: the model is prepared once, and again when it has changed. That is checked at every call, by
+    reading the weights that packed copies stand for: less than one forward. Threads that share an object take turns.
 
     Processors and criteria see the history of one node or answer at a time, so they must not keep state of their own.
     """
@@ -46,9 +61,8 @@ class Drafting:
                 f"Drafting: drafter '{drafter}' has no option '{unknown[0]}'; there are {', '.join(known) or 'none'}"
             )
         self.name, self.config, self.packed = drafter, config(**options), packed
-        self._target: Target | None = None
-        self._drafter: Drafter | None = None
-        self._weights: tuple = ()
+        self._prepared: _Prepared | None = None
+        self._lock, self._running = threading.RLock(), False
 
     def __call__(
         self,
@@ -65,6 +79,7 @@ class Drafting:
 
         Args:
             input_ids: (B, L), padded on the left.
+            streamer, stream: gets the answer as it grows; `generate` has put the prompt into `streamer` already.
 
         Returns:
             (B, L + longest answer): prompts and answers, padded on the right.
@@ -72,13 +87,29 @@ class Drafting:
         Raises:
             UserError: an option that cannot be honoured, or a model that cannot be driven.
         """
-        call = GenerateCall.parse(input_ids, logits_processor, stopping_criteria, generation_config, others)
-        streamer = streamer or stream
-        if streamer is not None and len(call.rows) > 1:
-            raise UserError("custom_generate: a streamer takes one prompt, not a batch")
-        if stream is not None:
-            stream.put(input_ids.cpu())  # as `generate` does with its own streamer: the prompt first
-        decoder = self._decoder(model, call)
+        with self._lock:
+            if self._running:  # by this very thread: other ones wait
+                raise UserError("custom_generate: this Drafting is in the middle of a call; use another one inside")
+            self._running = True
+            try:
+                current = self._current(model)
+                call = GenerateCall.parse(input_ids, logits_processor, stopping_criteria, generation_config, others)
+                streamer = kept_back("streamer") if streamer is None else streamer
+                if streamer is not None and stream is not None:
+                    raise UserError("custom_generate: give streamer= or stream=, not both")
+                if stream is not None and len(call.rows) == 1:
+                    stream.put(input_ids.cpu())  # as `generate` does with its own streamer: the prompt first
+                streamer = stream if streamer is None else streamer
+                if streamer is not None and len(call.rows) > 1:
+                    raise UserError("custom_generate: a streamer takes one prompt, not a batch")
+                return self._answers(current or self._prepare(model), call, input_ids, streamer)
+            finally:
+                self._running = False
+
+    def _answers(self, prepared: _Prepared, call: GenerateCall, input_ids: Tensor, streamer: Any) -> Tensor:
+        """Prompts and answers; see `__call__`."""
+        stopping = Stopping(call.eos, call.max_new_tokens, past_positions=True)
+        decoder = Decoder(prepared.target, prepared.drafter, stopping, batch_size=len(call.rows))
         # The draws come from torch's generator, as they do in `generate`; greedy decoding leaves it alone.
         sample = call.rows[0].rule.sample
         seeds = torch.randint(2**62, (len(call.rows),)).tolist() if sample else [0] * len(call.rows)
@@ -88,29 +119,38 @@ class Drafting:
                 seed,
                 key=b,
                 rule=row.rule,
-                stopping=Stopping(call.eos, call.max_new_tokens, criterion=row.criterion),
+                stopping=replace(stopping, criterion=row.criterion),
             )
             for b, (row, seed) in enumerate(zip(call.rows, seeds, strict=True))
         ]
         answers: list[list[int]] = [[] for _ in requests]
+        self._prepared = None  # an exception leaves requests half done: then everything is prepared anew
         for request, generation in decoder.run(requests):
             if streamer is not None:
                 streamer.put(torch.tensor(generation.output[len(answers[0]) :]))
             answers[request.key] = generation.output.copy()
+        self._prepared = prepared
         if streamer is not None:
             streamer.end()
         longest = max(map(len, answers))
         padded = [answer + [call.pad_id] * (longest - len(answer)) for answer in answers]
         return torch.cat([input_ids, input_ids.new_tensor(padded)], dim=1)
 
-    def _decoder(self, model: nn.Module, call: GenerateCall) -> Decoder:
-        """Target and drafter are made once, and again when another model comes or its weights were changed."""
-        # Packed matrices are copies: training a model between two calls must not leave them behind.
-        weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
-        if self._target is None or self._target.model is not model or self._weights != weights:
-            self._target = Target(model, packed=self.packed)
-            self._drafter = DRAFTERS[self.name](self._target, self.config)
-            self._weights = weights
-        assert self._drafter is not None
-        stopping = Stopping(call.eos, call.max_new_tokens)
-        return Decoder(self._target, self._drafter, stopping, batch_size=len(call.rows))
+    def _current(self, model: nn.Module) -> _Prepared | None:
+        """What was prepared of the model as it is now, if anything.
+
+        Raises:
+            UserError: the model cannot be driven. That is said before any option is looked at: `generate` gives options
+            of their own to such families.
+        """
+        refuse_overrides(model)
+        if self._prepared is not None and self._prepared.currency.holds(model):
+            return self._prepared
+        self._prepared = None  # frees its memory, before a new one is made
+        dissect(model)
+        return None
+
+    def _prepare(self, model: nn.Module) -> _Prepared:
+        target = Target(model, packed=self.packed)
+        currency = Currency(target)
+        return _Prepared(target, DRAFTERS[self.name](target, self.config), currency)

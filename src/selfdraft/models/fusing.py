@@ -10,7 +10,8 @@ Shapes: B rows, N tokens, C hidden size, H query heads, G key/value heads, D hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from selfdraft.models.attention import NAME
+from selfdraft.models.hooks import called_otherwise
 from selfdraft.models.packing import PackedLinear, can_pack
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -86,16 +88,34 @@ class FusedAttention(nn.Module):
         return self.o_proj(out.view(batch, width, -1)), None
 
 
-def fast_module(_: str, module: nn.Module) -> nn.Module | None:
-    """The fused or packed form of a module on a CPU, where it has one: what `light_copy` swaps in."""
+def stays_stock(fuse: Callable[..., nn.Module | None]) -> Callable[..., nn.Module | None]:
+    """Have a function answer None where trying a module raises anything: then it is of another kind."""
+
+    @wraps(fuse)
+    def attempt(stock: nn.Module, **options: object) -> nn.Module | None:
+        try:
+            return fuse(stock, **options)
+        except Exception:
+            return None
+
+    return attempt
+
+
+def fast_module(_: str, module: nn.Module, rotated: Set[int] | None = None) -> nn.Module | None:
+    """The fused or packed form of a module on a CPU, where it has one: what `light_copy` swaps in.
+
+    Args:
+        rotated: see `fused_attention`.
+    """
     device = next((p.device for p in module.parameters()), None)
-    if device is None or device.type != "cpu":
+    if device is None or device.type != "cpu" or called_otherwise(module):
         return None
     if can_pack(module):
         return PackedLinear(module)
-    return fused_attention(module) or fused_mlp(module) or fused_norm(module)
+    return fused_attention(module, rotated=rotated) or fused_mlp(module) or fused_norm(module)
 
 
+@stays_stock
 def fused_norm(stock: nn.Module) -> nn.Module | None:
     """The fused form of a norm, where it has one."""
     if not hasattr(stock, "variance_epsilon") or getattr(stock, "weight", None) is None:
@@ -105,6 +125,7 @@ def fused_norm(stock: nn.Module) -> nn.Module | None:
     return fused if _agree(fused, stock, lambda norm: norm(x)) else None
 
 
+@stays_stock
 def fused_mlp(stock: nn.Module) -> nn.Module | None:
     """The fused form of an MLP, where it has one."""
     parts = dict(stock.named_children())
@@ -115,12 +136,16 @@ def fused_mlp(stock: nn.Module) -> nn.Module | None:
     return fused if _agree(fused, stock, lambda mlp: mlp(x)) else None
 
 
-def fused_attention(stock: nn.Module) -> nn.Module | None:
+@stays_stock
+def fused_attention(stock: nn.Module, *, rotated: Set[int] | None = None) -> nn.Module | None:
     """The fused form of an attention sublayer, where it has one.
 
     Args:
         stock: with `grouped_sdpa` as its attention function.
+        rotated: how many numbers of a head the model rotates, one entry for each way it does; None for all of them.
     """
+    if rotated is not None and rotated != {stock.head_dim}:
+        return None  # a trial with whole heads would not show it
     parts = dict(stock.named_children())
     if set(parts) != set(PROJECTIONS) or not (can_pack(*_qkv(stock)) and can_pack(stock.o_proj)):
         return None
@@ -154,11 +179,8 @@ class _NoCache:
 
 @torch.inference_mode()
 def _agree(fused: nn.Module, stock: nn.Module, run: Callable[[nn.Module], Tensor]) -> bool:
-    """Whether both give the same, up to rounding. A module that cannot be called like that is another kind."""
-    try:
-        theirs, ours = run(stock).float(), run(fused).float()
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
+    """Whether both give the same, up to rounding."""
+    theirs, ours = run(stock).float(), run(fused).float()
     tolerance = 1e-4 if next(stock.parameters()).dtype == torch.float32 else 3e-2
     return bool((theirs - ours).abs().max() <= tolerance * theirs.abs().max())
 

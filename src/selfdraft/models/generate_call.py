@@ -6,15 +6,18 @@ samples) and stopping criteria. They are taken as they are, so each applies exac
 
 from __future__ import annotations
 
-import copy
+import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     EosTokenCriteria,
     GenerationMode,
     MaxLengthCriteria,
@@ -24,14 +27,16 @@ from transformers.generation import (
 )
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.sampling import NextToken
+from selfdraft.core.sampling import NextToken, Processor
 
-# They keep state from step to step, or know the rows of a batch by number: nodes of a tree are neither.
+# They keep state from step to step, or call the model or the user's own function for each row of a batch.
 _UNFIT = (
     PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+# They treat every row of a batch in its own way, and know it by its number.
+_BY_ROW = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
 _EXPECTED = {
     "attention_mask",
     "position_ids",
@@ -42,6 +47,7 @@ _EXPECTED = {
     "synced_gpus",
 }
 _REFUSED_OPTIONS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class GenerateCall:
         padding = [0] * len(input_ids) if mask is None else (mask == 0).sum(dim=1).tolist()
         ids, rows = input_ids.tolist(), []
         for b, pads in enumerate(padding):
-            processors = (_of_row(logits_processor, b, ids[b][:pads]),) if len(logits_processor) else ()
+            processors = (_of_row(logits_processor, b, input_ids, ids[b][:pads]),) if len(logits_processor) else ()
             rule = NextToken(sample=bool(generation_config.do_sample), processors=processors)
             rows.append(Row(ids[b][pads:], rule, _criterion(further, ids[b]) if further else None))
         pad = generation_config.pad_token_id
@@ -100,10 +106,22 @@ class GenerateCall:
         )
 
 
+def kept_back(name: str) -> Any:
+    """An argument of the `generate` that is calling us which it keeps from every `custom_generate`, or None.
+
+    transformers 5.23 hands neither `assistant_model` nor `streamer` on. To ignore them would be silent: a streamer's
+    reader would wait for ever. So they are read where they are: among the arguments of the call on the stack.
+    """
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _GENERATE:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get(name)
+
+
 def _refuse(
     input_ids: Tensor, processors: LogitsProcessorList, config: GenerationConfig, others: Mapping[str, Any]
 ) -> None:
-    mode = config.get_generation_mode(others.get("assistant_model"))
+    mode = config.get_generation_mode(others.get("assistant_model") or kept_back("assistant_model"))
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise UserError(
             f"custom_generate: generation by {mode.value} cannot be drafted for; only greedy decoding and sampling can"
@@ -116,6 +134,8 @@ def _refuse(
     unfit = [type(p).__name__ for p in processors if isinstance(p, _UNFIT)]
     if unfit:
         raise UserError(f"custom_generate: {unfit[0]} cannot be applied to the nodes of a draft; leave its option out")
+    if config.cache_implementation == "quantized":
+        raise UserError("custom_generate: cache_implementation='quantized' is not supported: it changes the text")
     cache = others.get("past_key_values")
     if getattr(cache, "_is_user_defined", False) or (cache is not None and cache.get_seq_length() > 0):
         raise UserError("custom_generate: past_key_values is not supported: drafts need a cache of their own")
@@ -131,19 +151,32 @@ def _refuse(
         raise UserError("custom_generate: position_ids of your own are not supported; leave them out")
 
 
-def _of_row(processors: LogitsProcessorList, row: int, padding: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The processors as they treat one row: with its padding before every history, since some count from there."""
-    own = []
-    for processor in processors:
-        ignored = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(ignored, Tensor):  # of the repetition penalty: one number a row
-            processor = copy.copy(processor)
-            processor.prompt_ignore_length = int(ignored[row])
-        own.append(processor)
+def _of_row(processors: LogitsProcessorList, row: int, batch: Tensor, padding: list[int]) -> Processor:
+    """The processors as they treat one row: with its padding before every history, since some count from there.
+
+    Args:
+        batch: (B, L) all rows, padded.
+    """
+    own = LogitsProcessorList(_at(p, row, len(batch)) if _knows_rows(p) else p for p in processors)
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         before = torch.tensor(padding, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
-        return LogitsProcessorList(own)(torch.cat([before, ids], dim=1), scores)
+        return own(torch.cat([before, ids], dim=1), scores)
+
+    return process
+
+
+def _knows_rows(processor: Processor) -> bool:
+    ignored = getattr(processor, "prompt_ignore_length", None)  # of the repetition penalty: may be one number a row
+    return isinstance(processor, _BY_ROW) or isinstance(ignored, Tensor)
+
+
+def _at(processor: Processor, row: int, rows: int) -> Processor:
+    """A processor of a whole batch, for nodes of one row: each is given to it at that row's place."""
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        nodes = zip(ids, scores, strict=True)
+        return torch.stack([processor(i.repeat(rows, 1), s.repeat(rows, 1))[row] for i, s in nodes])
 
     return process
 

@@ -1,0 +1,110 @@
+"""Whether what was prepared from a model still is what the model is.
+
+A prepared target holds copies: of module objects (their attributes, hooks and adapters' switches), and on a CPU of
+matrices, laid out anew. Models change between two calls: they are trained, adapters are switched or merged, hooks come
+and go. Nothing tells us, since fused optimizers, `p.data` and numpy views do not even count a tensor's version up. So
+
+1. the attributes of every module and configuration are compared with what they were: of each whose copy is in use;
+2. of every matrix that a packed copy stands for, each row is summed up as integers, over all its bits. One changed
+   number changes its row's sum. That reads the weights once: less than one forward of one token, for each call.
+
+Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from selfdraft.models.packing import PackedLinear
+from selfdraft.models.target import Target
+
+_LANE = 8  # bytes that are summed up as one integer
+
+
+class Currency:
+    """What a model was like when a target was made of it."""
+
+    def __init__(self, target: Target) -> None:
+        """Write it down; the target was made a moment ago."""
+        model = target.model
+        self._model = model
+        live = {id(part) for part in target.anatomy.rotary.modules()}  # used as it is; it keeps state of its own
+        self._modules = [(m, type(m), _frozen(_watched(m))) for m in model.modules() if id(m) not in live]
+        self._forwards = {kind: kind.forward for kind in {type(m) for m, *_ in self._modules}}
+        self._configs = [(config, _frozen(vars(config))) for config in _configs(model)]
+        self._storage = _storage(model)
+        packed = [linear for linear in target.linears() if isinstance(linear, PackedLinear)]
+        copied = {id(t): t for linear in packed for t in (*linear.weights, *linear.biases)}
+        self._sums = [(tensor, row_sums(tensor)) for tensor in copied.values()]
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether `model` is the same one, unchanged in everything that copies were made of."""
+        return model is self._model and self._same_objects() and self._same_numbers()
+
+    def _same_objects(self) -> bool:
+        try:
+            return (
+                all(type(m) is kind and _watched(m) == then for m, kind, then in self._modules)
+                and all(kind.forward is forward for kind, forward in self._forwards.items())
+                and all(vars(config) == then for config, then in self._configs)
+                and self._storage == _storage(self._model)
+            )
+        except (RuntimeError, ValueError):  # another tensor or array stands there: they do not compare to one bool
+            return False
+
+    def _same_numbers(self) -> bool:
+        return all(np.array_equal(row_sums(tensor), then) for tensor, then in self._sums)
+
+
+def row_sums(tensor: Tensor) -> np.ndarray:
+    """Sum up the bits of each row of a CPU tensor (r, c) as 64-bit integers, modulo 2^64.
+
+    Returns:
+        (r,) sums of as many bytes of a row as whole integers hold, and then the bytes that are left over.
+    """
+    plain = tensor.detach().contiguous()
+    rows = plain.view(len(plain), -1) if plain.dim() > 1 else plain.view(1, -1)
+    octets = rows.view(torch.uint8).numpy()
+    if octets.ctypes.data % _LANE or octets.shape[1] % _LANE:
+        octets = np.ascontiguousarray(np.pad(octets, ((0, 0), (0, -octets.shape[1] % _LANE))))
+    return octets.view(np.int64).sum(axis=1)
+
+
+def _watched(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that copies depend on. A whole model is not copied: only its parts are."""
+    own = module.__dict__
+    if isinstance(module, PreTrainedModel):
+        return {name: own[name] for name in ("_modules", "_parameters", "_buffers", "config")}
+    return own
+
+
+def _frozen(value: Any) -> Any:
+    """Copy containers all the way down, so that a later change of one in place is seen; objects stay themselves."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_frozen(item) for item in value]
+    return set(value) if isinstance(value, set) else value
+
+
+def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
+    """Yield the configurations that modules hold, and those within them."""
+    waiting = [model.config, *(getattr(m, "config", None) for m in model.modules())]
+    seen: set[int] = set()
+    while waiting:
+        config = waiting.pop()
+        if isinstance(config, PreTrainedConfig) and id(config) not in seen:
+            seen.add(id(config))
+            waiting += vars(config).values()
+            yield config
+
+
+def _storage(model: PreTrainedModel) -> list[tuple[int, int, torch.dtype]]:
+    """Where the parameters lie, and how often torch knows that they were written to."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()]

@@ -1,0 +1,82 @@
+"""Refuse a model that brings what a drive through its layers leaves out.
+
+`generate` calls the model as a whole. Decoding with drafts calls its embedding, layers, norm and head one by one, and
+puts the next forward's input together by itself. Whoever changes a text between the two (PEFT's prompt and prefix
+tuning, a subclass with its own `forward`, a hook on the whole model) would not be heard: their model is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import PreTrainedModel
+
+from selfdraft.core.errors import UserError
+from selfdraft.models.hooks import has_global_hooks, has_hooks, per_call_arguments
+
+_OF_MODEL = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_OF_BASE = ("forward",)
+
+
+def refuse_overrides(model: PreTrainedModel) -> None:
+    """Check a model as it is now; it takes about a millisecond.
+
+    Raises:
+        UserError: naming what would be left out.
+    """
+    base = model.base_model
+    for owner, names in ((model, _OF_MODEL), (base, _OF_BASE)):
+        for name in names:
+            if not _is_stock(owner, name):
+                raise _refusal(_told(owner, name))
+        if has_hooks(owner):
+            raise _refusal(f"{type(owner).__name__} has hooks of its own, and drafts call its layers without it")
+    if has_global_hooks():
+        raise _refusal("torch calls a hook for every module of this process, and drafts do not call every module")
+    if torch.is_autocast_enabled(model.device.type):
+        raise _refusal("torch.autocast is on; leave it, and load the model in the dtype that you want")
+    for name, part in model.named_modules():
+        if (argument := per_call_arguments(part)) is not None:
+            raise _refusal(f"PEFT's {argument} are given to {name} for the rows of one forward, which drafts change")
+        if part.training and _random_when_training(part):
+            raise _refusal(f"{name or type(part).__name__} is in training mode; call model.eval() first")
+
+
+def _is_stock(owner: nn.Module, name: str) -> bool:
+    """Whether a method is that of the transformers class which the owner's class derives from.
+
+    Remote code derives from none that has a `forward`. Its own is compared with our drive when the model is prepared.
+    """
+    line = next((c for c in type(owner).__mro__ if c.__module__.startswith("transformers.")), nn.Module)
+    stock = getattr(line, name, None)
+    if name == "forward" and not line.__module__.startswith("transformers.models."):
+        stock = getattr(type(owner), name)
+    elif not str(getattr(inspect.unwrap(stock), "__module__", "")).startswith("transformers."):
+        return False
+    found = getattr(owner, name)
+    found = getattr(found, "_torchdynamo_orig_callable", found)  # what torch.compile was given
+    return getattr(found, "__func__", None) is stock and found.__self__ is owner
+
+
+def _told(owner: nn.Module, name: str) -> str:
+    own = getattr(owner, name)
+    learned = getattr(getattr(own, "__self__", None), "active_peft_config", None)
+    if learned is not None:
+        kind = getattr(learned.peft_type, "value", learned.peft_type)
+        return f"PEFT's {kind} works through {name}, which drafts do not call; adapters within the layers (LoRA) work"
+    return f"{type(owner).__name__} has a {name} of its own, which drafts do not call"
+
+
+def _random_when_training(part: nn.Module) -> bool:
+    """Whether training mode makes a module random, or has it leave its keys out of the cache."""
+    rate = getattr(part, "attention_dropout", 0.0)
+    if isinstance(part, _DropoutNd):
+        return part.p > 0
+    return bool(getattr(part, "gradient_checkpointing", False)) or (isinstance(rate, float) and rate > 0)
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"custom_generate: this model cannot be drafted for: {reason}")

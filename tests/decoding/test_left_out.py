@@ -1,0 +1,145 @@
+"""Models that bring what a drive through the layers leaves out are refused, in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import (
+    AdaptionPromptConfig,
+    CPTConfig,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from torch import nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from selfdraft.core.errors import UserError
+from selfdraft.decoding import Drafting
+from selfdraft.models.tiny import tiny_model
+
+PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+CAUSAL = {"task_type": TaskType.CAUSAL_LM}
+LEARNED_PROMPTS: list[PeftConfig] = [
+    PromptTuningConfig(num_virtual_tokens=4, **CAUSAL),
+    PrefixTuningConfig(num_virtual_tokens=4, **CAUSAL),
+    PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16, **CAUSAL),
+    MultitaskPromptTuningConfig(num_virtual_tokens=4, num_tasks=2, **CAUSAL),
+    CPTConfig(cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1], **CAUSAL),
+]
+
+
+def learned(config: PeftConfig) -> nn.Module:
+    torch.manual_seed(0)
+    return get_peft_model(tiny_model(), config).eval()
+
+
+def drafted(model: nn.Module, drafting: Drafting, **options: object) -> list[int]:
+    return model.generate(input_ids=PROMPT, custom_generate=drafting, **GREEDY, **options)[0, 9:].tolist()
+
+
+def text(model: nn.Module, **options: object) -> list[int]:
+    return model.generate(input_ids=PROMPT, **GREEDY, **options)[0, 9:].tolist()
+
+
+@pytest.mark.parametrize("config", LEARNED_PROMPTS, ids=lambda config: config.peft_type.value)
+def test_prompts_that_peft_learned_are_refused_by_name(config: PeftConfig) -> None:
+    model, drafting = learned(config), Drafting("jacobi", window=3)
+    for _ in range(2):  # PEFT puts its method on the model for the time of a call, and another one afterwards
+        with pytest.raises(UserError, match=f"PEFT's {config.peft_type.value} works through prepare_inputs") as raised:
+            drafted(model, drafting)
+    assert "\n" not in str(raised.value)
+    base = model.get_base_model()
+    assert drafted(base, drafting) == text(base)
+
+
+def test_an_adaption_prompt_is_right_or_refused() -> None:
+    model = learned(AdaptionPromptConfig(adapter_len=3, adapter_layers=2, **CAUSAL))
+    for module in model.modules():
+        if hasattr(module, "adaption_gate"):
+            module.adaption_gate.data.fill_(5.0)
+    try:
+        assert drafted(model, Drafting("jacobi", window=3)) == text(model)
+    except UserError as refused:
+        assert "\n" not in str(refused)
+
+
+def test_lora_works() -> None:
+    model = learned(LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **CAUSAL))
+    assert drafted(model, Drafting("jacobi", window=3)) == text(model) != text(tiny_model())
+
+
+def test_adapters_named_row_by_row_are_refused() -> None:
+    model = learned(LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **CAUSAL))
+    with pytest.raises(UserError, match="PEFT's adapter_names are given to "):
+        drafted(model, Drafting("jacobi", window=3), adapter_names=["default"])
+
+
+def test_a_drafting_that_lora_dropout_would_disturb_is_refused() -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False, **CAUSAL)
+    model = get_peft_model(tiny_model(), config)
+    with pytest.raises(UserError, match="is in training mode"):
+        drafted(model, Drafting("jacobi", window=3))
+    assert drafted(model.eval(), Drafting("jacobi", window=3)) == text(model)
+
+
+class Preparing(LlamaForCausalLM):
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        return super().prepare_inputs_for_generation(input_ids * 0 + 3, **kwargs)
+
+
+class Updating(LlamaForCausalLM):
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+
+
+class Louder(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits.flip(-1)
+        return out
+
+
+class Plain(LlamaForCausalLM):
+    pass
+
+
+def as_a(kind: type[PreTrainedModel]) -> PreTrainedModel:
+    model = tiny_model()
+    own = kind(model.config).eval()
+    own.load_state_dict(model.state_dict())
+    return own
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (Preparing, "prepare_inputs_for_generation"),
+        (Updating, "_update_model_kwargs_for_generation"),
+        (Louder, "forward"),
+    ],
+)
+def test_a_subclass_with_methods_of_its_own_is_refused(kind: type[PreTrainedModel], method: str) -> None:
+    with pytest.raises(UserError, match=f"{kind.__name__} has a {method} of its own"):
+        drafted(as_a(kind), Drafting("jacobi", window=3))
+
+
+def test_a_subclass_without_is_not() -> None:
+    model = as_a(Plain)
+    assert drafted(model, Drafting("jacobi", window=3)) == text(model)
+
+
+def test_methods_that_are_patched_on_the_class_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drafting = tiny_model(), Drafting("jacobi", window=3)
+    before = drafted(model, drafting)
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "forward", Louder.forward)
+        with pytest.raises(UserError, match="LlamaForCausalLM has a forward of its own"):
+            drafted(model, drafting)
+    assert drafted(model, drafting) == before
