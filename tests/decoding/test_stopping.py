@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfdraft.decoding.stopping import Stopping
+from selfdraft.decoding.stopping import POSITIONS, Stopping
 
 EOS = frozenset({8, 9})
 
@@ -47,5 +47,11 @@ def test_cutting_run_after_run_is_cutting_the_whole_text() -> None:
 
 def test_positions_shorten_an_answer_but_never_lengthen_it() -> None:
     stopping = Stopping(EOS, 10)
-    assert stopping.within(4) == Stopping(EOS, 4)
-    assert stopping.within(40) == stopping
+    assert stopping.within(4).cut([1, 2, 3], [4]) == ([4], POSITIONS)
+    assert stopping.within(4).cut([1, 2, 3], [8]) == ([8], "eos")
+    assert stopping.within(40) == stopping.within(10) == stopping
+
+
+def test_where_asked_to_an_answer_goes_on_past_the_positions() -> None:
+    stopping = Stopping(EOS, 10, past_positions=True)
+    assert stopping.within(4) == stopping.within(-4) == stopping

@@ -9,6 +9,7 @@ from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, GenerateConfig
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
+from selfdraft.decoding.stopping import POSITIONS
 
 
 def generate(config: Config) -> None:
@@ -25,7 +26,7 @@ def generate(config: Config) -> None:
         raise UserError(f"task=generate answers one prompt: leave decoding.batch_size={config.decoding.batch_size} out")
     refuse_a_run_that_cannot_fit(config, certify=task.certify)
     use_threads(config.hardware)
-    console = make_console(highlight=False, soft_wrap=True, markup=False)
+    console = make_console(soft_wrap=True)
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     ids = bench.chat.encode([("user", config.prompt)])
@@ -42,6 +43,8 @@ def generate(config: Config) -> None:
         f"{counts.new_tokens / counts.target_forwards:.2f} tokens per forward "
         f"({config.drafter.name}, {config.model.dtype}; prefill {generation.clock.seconds['prefill']:.2f} s)"
     )
+    if generation.ended == POSITIONS:
+        console.print("warning: the answer ended where the model had no more positions")
     if task.certify:
         with console.status("decoding autoregressively, to compare"):
             baseline = bench.baseline.decode(ids, seed=config.seed)

@@ -9,6 +9,7 @@ import torch
 from selfdraft.app.build import build_bench, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, TraceConfig
+from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.trace import print_trace, trace_steps
 
@@ -23,12 +24,11 @@ def trace(config: Config, folder: Path) -> None:
     assert isinstance(task, TraceConfig)
     prompt = config.prompt or config.dataset.load()[0].turns[0]
     use_threads(config.hardware)
-    console = make_console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     generation = bench.drafter.decode(bench.chat.encode([("user", prompt)]), seed=config.seed)
     steps, counts = trace_steps(generation, bench.chat.decode), generation.counts
-    folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(
         folder / "trace.json",
         {
@@ -51,4 +51,6 @@ def trace(config: Config, folder: Path) -> None:
         f"{counts.new_tokens} tokens in {counts.target_forwards} target forwards, "
         f"{counts.new_tokens / counts.target_forwards:.2f} a forward ({config.drafter.name}, {config.model.dtype})"
     )
-    console.print(f"every step: {folder / 'trace.json'}", markup=False)
+    if generation.ended == POSITIONS:
+        console.print("warning: the answer ended where the model had no more positions")
+    console.print(f"every step: {folder / 'trace.json'}")

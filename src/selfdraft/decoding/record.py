@@ -56,7 +56,8 @@ class Generation:
             requests are the time that passed.
         latency_s: what the request itself waited for, from its arrival in the batch to its last token: its own prefill,
             those of others meanwhile, and whole steps.
-        ended: why: `eos`, `length`, `stop string` or `criterion`; empty while it goes on.
+        ended: why: `eos`, `length`, `positions` (the model has no more), `stop string` or `criterion`; empty while it
+            goes on.
         steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source, probes or None]`: what a
             viewer needs. The bonus is None where the answer ended within the accepted tokens; probes are node indices.
         diagnostics: the drafter's own histograms, once the answer has ended.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from selfdraft.core.errors import UserError
 
+POSITIONS = "positions"  # why an answer ended that the model had no more positions for
 BYTES_A_CHARACTER = 4  # a byte-level token may hold as little as a quarter of a character
 
 
@@ -20,6 +21,8 @@ class Stopping:
         strings: texts that end an answer, also where they stretch over several tokens.
         decode: from ids to text; needed for `strings`.
         criterion: any further rule: whether an answer, up to and including a token, ends with it.
+        past_positions: go on where the model's positions are full, as transformers' `generate` does.
+        full: why an answer of `max_new_tokens` ends: `length`, or `positions` where the model's left no more room.
     """
 
     eos: frozenset[int]
@@ -27,14 +30,18 @@ class Stopping:
     strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
     criterion: Callable[[Sequence[int]], bool] | None = None
+    past_positions: bool = False
+    full: str = "length"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
     def within(self, room: int) -> Stopping:
-        """The same, but for at most `room` tokens (what the model's positions leave)."""
-        return replace(self, max_new_tokens=min(self.max_new_tokens, room))
+        """Return the same rules for answers of at most `room` tokens: what the model's positions leave."""
+        if self.past_positions or room >= self.max_new_tokens:
+            return self
+        return replace(self, max_new_tokens=room, full=POSITIONS)
 
     def cut(self, output: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], str]:
         """What of `tokens` is emitted behind `output`, and why the answer ends with it: empty where it goes on."""
@@ -47,7 +54,7 @@ class Stopping:
                 return kept, "stop string"
             if self.criterion is not None and self.criterion([*output, *kept]):
                 return kept, "criterion"
-        return kept, "length" if len(output) + len(kept) >= self.max_new_tokens else ""
+        return kept, self.full if len(output) + len(kept) >= self.max_new_tokens else ""
 
     def _holds_stop_string(self, output: Sequence[int], kept: Sequence[int]) -> bool:
         """Whether a stop string has just been completed. Only the tokens that it can stretch over are decoded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ class StockGeneration:
 
 
 class StockGenerate:
-    """Greedy `generate`, plain or with its prompt lookup."""
+    """Greedy `generate`, plain or with its prompt lookup, within the model's positions as our own decoding is."""
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
+        self.positions = int(loaded.model.config.max_position_embeddings)
         # Nothing of the checkpoint's own: it may bring penalties and bans that greedy decoding must not have.
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -50,11 +52,13 @@ class StockGenerate:
     def decode(self, prompt: Sequence[int]) -> StockGeneration:
         """Answer one prompt."""
         ids = torch.tensor([list(prompt)], device=self.model.device)
+        config = copy.copy(self.config)
+        config.max_new_tokens = min(config.max_new_tokens, self.positions - len(prompt))
         watch = _Stopwatch()
         # For the time of the call the model has no generation config: what ours leaves open would be taken from it.
         with patch.object(self.model, "generation_config", GenerationConfig()):
             written = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), streamer=watch, generation_config=self.config
+                ids, attention_mask=torch.ones_like(ids), streamer=watch, generation_config=config
             )
         output = written[0, len(prompt) :].tolist()
         return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s)

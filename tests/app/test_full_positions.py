@@ -1,0 +1,52 @@
+"""Where a model has no more positions, an answer ends, and whoever reads it is told so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import SMOKE, read_lines, said_by, write_prompts
+from selfdraft.models.stock import REFERENCES
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+POSITIONS = 64
+PROMPT = "0123456"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides that choose a model of few positions."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = tiny_tokenizer()
+    tiny_model(vocab_size=len(tokenizer), max_positions=POSITIONS).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return [*SMOKE, "model=hf", f"model.path='{folder}'", "model.dtype=float32"]
+
+
+def test_an_evaluation_says_which_answers_the_positions_cut(tmp_path: Path, small: list[str]) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", {"id": "long", "prompt": PROMPT * 4}, {"id": "short", "prompt": "."})
+    run = tmp_path / "run"
+    said = said_by(
+        run, *small, "dataset=jsonl", f"dataset.path='{prompts}'", "dataset.per_category=null",
+        f"task.references=[{','.join(REFERENCES)}]", "decoding.max_new_tokens=30", "drafter=pool",
+    )  # fmt: skip
+    long, short = sorted(read_lines(run), key=lambda line: line["id"])
+    assert long["ended"] == "positions" and short["ended"] in ("eos", "length")
+    assert len(long["prompt_ids"]) + long["new_tokens"] == POSITIONS
+    # References get no more room than we have: else they write another text.
+    assert all(reference["same_as_baseline"] for line in (long, short) for reference in line["references"].values())
+    assert long["references"][REFERENCES[0]]["new_tokens"] == long["new_tokens"] - 1
+    assert "1 of 2 answers ended before decoding.max_new_tokens=30" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("task", ["generate", "trace"])
+def test_one_answer_that_the_positions_cut_says_so(tmp_path: Path, small: list[str], task: str) -> None:
+    ask = (*small, f"task={task}", f"prompt={PROMPT}", "drafter=pool")
+    warning = "warning: the answer ended where the model had no more positions"
+    assert warning in said_by(tmp_path / "cut", *ask, "decoding.max_new_tokens=60")
+    assert warning not in said_by(tmp_path / "whole", *ask, "decoding.max_new_tokens=5")
+    if task == "trace":
+        told = [json.loads((tmp_path / name / "trace.json").read_text())["ended"] for name in ("cut", "whole")]
+        assert told == ["positions", "length"]

@@ -1,0 +1,44 @@
+"""Past a model's positions: `generate` goes on, and so does a drafter in its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lossless import LOSSLESS
+from selfdraft.decoding import Drafting
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+from subjects import PROMPTS, stock_output
+
+POSITIONS, LENGTH = 40, 28  # the longest prompt has 23 tokens
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target(tiny_model(max_positions=POSITIONS))
+
+
+@pytest.mark.parametrize("config", [configs[0] for configs in LOSSLESS.values()], ids=LOSSLESS)
+def test_every_drafter_goes_on_past_the_positions_as_generate_does(target: Target, config: DrafterConfig) -> None:
+    stopping = Stopping(frozenset(), LENGTH, past_positions=True)
+    decoder = Decoder(target, DRAFTERS[config.name](target, config), stopping, batch_size=2)
+    done = decoder.answer([Request(prompt, seed=i) for i, prompt in enumerate(PROMPTS[1:3])])
+    assert [g.output for g in done] == [stock_output(target.model, prompt, LENGTH) for prompt in PROMPTS[1:3]]
+    assert {g.ended for g in done} == {"length"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("length", [50, 90])
+def test_drafting_writes_as_many_tokens_as_generate(family: str, length: int) -> None:
+    """Also for a prompt that is itself as long as the positions, or longer."""
+    model = tiny_model(family, max_positions=64)
+    prompt = torch.randint(1, 96, (1, length), generator=torch.Generator().manual_seed(1))
+    options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+    ours = model.generate(prompt, custom_generate=Drafting("pool"), **options)
+    assert ours.tolist() == model.generate(prompt, **options).tolist()
+    assert ours.shape[1] == length + 40
