@@ -8,7 +8,7 @@ import pytest
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.modules.search import METHODS, Search
+from selfdraft.modules.search import JOURNAL, METHODS, Search
 
 LAYERS = 8  # of which six may be skipped in: twelve sublayers
 HARM = {("attention", 3): 0.0, ("mlp", 2): 0.01, ("attention", 5): 0.02}  # of all others: 0.1
@@ -33,6 +33,17 @@ def go(study: Search, indices: list[int]) -> None:
     for index in indices:
         candidate = study.candidate(index)
         study.tell(candidate, value(candidate.skip), {"fact": index})
+
+
+def test_a_line_that_a_full_disk_cut_short_is_cut_off_before_the_study_goes_on(tmp_path: Path) -> None:
+    study = search(tmp_path, "random", trials=6)
+    go(study, study.remaining()[:3])
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":6,"worker_i')
+    again = search(tmp_path, "random", trials=6)
+    assert len(again.remaining()) == 3
+    go(again, again.remaining())
+    assert [line["index"] for line in search(tmp_path, "random", trials=6).history()] == list(range(6))
 
 
 SAMPLED = ["random", "bayes", "evolution"]

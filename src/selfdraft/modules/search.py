@@ -25,6 +25,7 @@ from optuna.trial import Trial, TrialState
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
+from selfdraft.tracking.atomic import cut_torn_tail
 
 METHODS = ("importance", "random", "bayes", "evolution", "dp")
 JOURNAL = "study.journal"
@@ -84,6 +85,8 @@ class Search:
                     "calibrate.method=dp skips whole layers, two sublayers at least: raise drafter.sparsity"
                 )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if rank == 0:  # nobody else is at work yet; optuna would continue the line that a killed run has left
+            cut_torn_tail(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self.study = optuna.create_study(
             storage=storage, study_name="calibrate", direction="maximize", load_if_exists=True

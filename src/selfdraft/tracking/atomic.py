@@ -72,6 +72,17 @@ def append_whole(path: Path, data: bytes) -> None:
             raise
 
 
+def cut_torn_tail(path: Path) -> None:
+    """Cut what stands behind the last newline of a file of lines: a line that was not written to its end.
+
+    For files that others append to, who would continue that line. Nobody may append meanwhile.
+    """
+    path = Path(path)
+    with suppress(FileNotFoundError), _naming(path), path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
 def _write_all(file: BinaryIO, data: bytes) -> None:
     """Write until nothing is left: on a disk that fills, one call writes a part and returns how much."""
     left = memoryview(data)
