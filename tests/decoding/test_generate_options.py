@@ -1,0 +1,151 @@
+"""Options of `generate` that know the rows of a batch or that it keeps to itself, and families that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GenerationConfig,
+    LogitsProcessorList,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
+    TextIteratorStreamer,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from selfdraft.core.errors import UserError
+from selfdraft.decoding import Drafting
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+PAD = 0
+BATCH = torch.tensor([[PAD] * 4 + [5, 17, 3, 60, 44], [5, 17, 3, 60, 44, 9, 5, 17, 3], [PAD] * 8 + [21]])
+MASK = torch.tensor([[0] * 4 + [1] * 5, [1] * 9, [0] * 8 + [1]])
+GREEDY = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": PAD}
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_repetition_penalty": 3.0},
+        {"encoder_repetition_penalty": 0.2},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 0.2},
+        {"encoder_repetition_penalty": 0.2, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+        {"sequence_bias": {(17,): 9.0, (17, 3): -9.0}},
+        {"suppress_tokens": [53, 60], "remove_invalid_values": True, "renormalize_logits": True},
+        {"watermarking_config": {"bias": 4.0, "seeding_scheme": "selfhash"}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_penalties_that_look_at_prompts_look_at_the_rows_own(model: PreTrainedModel, options: dict, rows: int) -> None:
+    options = {**GREEDY, **options, "attention_mask": MASK[:rows]}
+    stock = model.generate(BATCH[:rows], **options)
+    ours = model.generate(BATCH[:rows], custom_generate=Drafting("jacobi", window=5), **options)
+    assert (
+        ours.tolist() == stock.tolist() != model.generate(BATCH[:rows], attention_mask=MASK[:rows], **GREEDY).tolist()
+    )
+
+
+def test_a_penalty_that_ignores_another_length_of_every_prompt(model: PreTrainedModel) -> None:
+    written = []
+    for drafting in (None, Drafting("jacobi", window=5)):
+        penalty = RepetitionPenaltyLogitsProcessor(3.0, prompt_ignore_length=torch.tensor([4, 2, 8]))
+        options = {**GREEDY, "attention_mask": MASK, "logits_processor": LogitsProcessorList([penalty])}
+        written.append(model.generate(BATCH, custom_generate=drafting, **options).tolist())
+    assert written[0] == written[1]
+
+
+def test_several_answers_to_every_prompt(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    options = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "top_k": 1, "encoder_repetition_penalty": 0.2}
+    ours = model.generate(BATCH, attention_mask=MASK, custom_generate=Drafting("jacobi", window=5), **options)
+    assert ours.tolist() == model.generate(BATCH, attention_mask=MASK, **options).tolist()
+
+
+def test_an_assistant_is_refused(model: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="generation by assisted_generation cannot be drafted for"):
+        model.generate(BATCH[1:2], custom_generate=Drafting("none"), assistant_model=tiny_model(), **GREEDY)
+
+
+def test_a_quantized_cache_is_refused(model: PreTrainedModel) -> None:
+    """Called as `generate` calls it, which itself stops before that where no library for such caches is installed."""
+    config = GenerationConfig(cache_implementation="quantized", **GREEDY)
+    with pytest.raises(UserError, match="cache_implementation='quantized' is not supported: it changes the text"):
+        Drafting("none")(model, BATCH[1:2], LogitsProcessorList(), StoppingCriteriaList(), config)
+
+
+class Pieces(BaseStreamer):
+    def __init__(self) -> None:
+        self.pieces: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.pieces.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("argument", ["streamer", "stream"])
+def test_both_names_of_a_streamer_get_prompt_and_answer_once(model: PreTrainedModel, argument: str) -> None:
+    pieces = Pieces()
+    written = model.generate(BATCH[1:2], custom_generate=Drafting("jacobi", window=5), **{argument: pieces}, **GREEDY)
+    assert pieces.pieces[0] == BATCH[1].tolist() and pieces.ended == 1
+    assert [token for piece in pieces.pieces for token in piece] == written[0].tolist()
+
+
+def test_a_text_streamer_that_is_read_in_a_loop_ends() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=5)
+    written = model.generate(BATCH[1:2], custom_generate=Drafting("none"), streamer=pieces, **GREEDY)
+    assert "".join(pieces) == tokenizer.decode(written[0, 9:])
+
+
+def test_two_streamers_are_refused(model: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="give streamer= or stream=, not both"):
+        model.generate(BATCH[1:2], custom_generate=Drafting("none"), streamer=Pieces(), stream=Pieces(), **GREEDY)
+
+
+def mamba() -> PreTrainedModel:
+    return MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=2, state_size=4))
+
+
+def t5() -> PreTrainedModel:
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=96, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    )
+
+
+def composite() -> PreTrainedModel:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 96, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+        image_token_id=90,
+        boi_token_id=91,
+        eoi_token_id=92,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [mamba, t5, composite])
+def test_families_are_refused_as_such_and_no_argument_is_blamed(make) -> None:
+    model = make().eval()
+    with pytest.raises(UserError, match=f"'{model.config.model_type}'") as refused:
+        model.generate(BATCH[1:2], custom_generate=Drafting("none"), **GREEDY)
+    assert "leave it out" not in str(refused.value) and "\n" not in str(refused.value)
