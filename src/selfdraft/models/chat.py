@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.rendering import render
+from selfdraft.models.tiny import TINY_TEMPLATE
 
 
 class Chat:
@@ -20,12 +22,14 @@ class Chat:
 
         Args:
             turns: (role, text) pairs, role `user` or `assistant`, the last one the user's.
+
+        Raises:
+            UserError: the chat template fails on them, or is stopped.
         """
         if self.tokenizer.chat_template is None:  # a base model: its texts, one after the other
-            return self.tokenizer("\n\n".join(text for _, text in turns))["input_ids"]
+            return self._ids("\n\n".join(text for _, text in turns), add_special_tokens=True)
         messages = [{"role": role, "content": text} for role, text in turns]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return self._ids(self._text(messages, answer=True))
 
     def opening(self) -> list[int]:
         """Ids up to where a user's first message begins: what a model goes on with is a question of its own making.
@@ -38,11 +42,28 @@ class Chat:
         if self.tokenizer.chat_template is None:
             raise UserError("distill.invented: this model's tokenizer has no chat template that a question stands in")
         mark = "selfdraft marks the place"
-        whole = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-        ids = self.tokenizer(whole.partition(mark)[0], add_special_tokens=False)["input_ids"]
+        whole = self._text([{"role": "user", "content": mark}], answer=False)
+        ids = self._ids(whole.partition(mark)[0])
         if not ids:
             raise UserError("distill.invented: this model's chat template says nothing before a question")
-        return list(ids)
+        return ids
+
+    def _text(self, messages: list[dict[str, str]], *, answer: bool) -> str:
+        """The conversation as the template writes it, up to the answer or up to its own end."""
+        template = self.tokenizer.chat_template
+        if template == TINY_TEMPLATE:  # our own, which needs no watching
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+        if isinstance(template, dict) and "default" not in template:
+            raise UserError(f"of the model's chat templates ({', '.join(template)}) none is called default")
+        template = template["default"] if isinstance(template, dict) else template
+        if not isinstance(template, str):
+            raise UserError(f"the model's chat template is no text, but {type(template).__name__}")
+        return render(template, messages, self.tokenizer.special_tokens_map, answer=answer)
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("a text holds half of a character (a lone surrogate), which cannot be encoded: take it out")
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.chat import Chat
+from selfdraft.models.checkpoint import has_file, located, read_config, refuse_pickles, told_in_one_line
 from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
+GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,13 +56,13 @@ def load_random(path: str, seed: int, dtype: str, device: torch.device) -> Loade
         UserError: there is no such configuration, or its vocabulary holds no bytes.
     """
     tokenizer = tiny_tokenizer()
-    with _quiet_transformers(), _told_in_one_line(path):
-        config = _decoder_only_config(_source(path), None)
+    with _quiet_transformers(), told_in_one_line(path, "config.json"):
+        config = read_config(path, located(path))
         if config.vocab_size < len(tokenizer):
             raise UserError(f"model.path={path}: vocab_size={config.vocab_size}, but bytes need {len(tokenizer)}")
         with torch.random.fork_rng(), device:
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     return LoadedModel(model.eval(), tokenizer, frozenset())
 
 
@@ -74,22 +72,29 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
     Raises:
         UserError: naming what could not be loaded, and why.
     """
-    source = _source(path)
-    with _quiet_transformers(), _told_in_one_line(path):
-        _decoder_only_config(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
-        )
+    source, options = located(path), {"revision": revision, "trust_remote_code": False}
+    with _quiet_transformers():
+        read_config(path, source, revision)
+        with told_in_one_line(path, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            _ids(tokenizer.eos_token_id)
+        _try_chat(path, tokenizer)
+        with told_in_one_line(path, GENERATION):
+            ends = None  # many folders have no such file
+            if has_file(source, GENERATION, revision):
+                ends = _ids(GenerationConfig.from_pretrained(source, revision=revision).eos_token_id)
+        refuse_pickles(path, source, revision)
+        with told_in_one_line(path, "weights"), _told_of_shapes():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, **options, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+            )
         _refuse_made_up_weights(path, report)
-        try:
-            generation = GenerationConfig.from_pretrained(source, revision=revision)
-        except OSError:  # many folders have none
-            generation = model.generation_config
+    if ends is None:
+        ends = _ids(model.generation_config.eos_token_id)
     model.eval()
     if device.type == "cpu":
         _into_memory(model)
-    return LoadedModel(model.to(device), tokenizer, _ids(generation.eos_token_id) | _ids(tokenizer.eos_token_id))
+    return LoadedModel(model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
 
 
 def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedModel:
@@ -98,9 +103,9 @@ def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedMode
     Raises:
         UserError: as `load_pretrained` does, as far as the configuration tells.
     """
-    source = _source(path)
-    with _quiet_transformers(), _told_in_one_line(path), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_decoder_only_config(source, revision))
+    with _quiet_transformers(), told_in_one_line(path, "config.json"), torch.device("meta"):
+        config = read_config(path, located(path), revision)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def outline_embedded() -> PreTrainedModel:
@@ -108,20 +113,24 @@ def outline_embedded() -> PreTrainedModel:
     return outline_pretrained(str(smollm2_135m()))
 
 
-def _source(path: str) -> str:
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
-    if not folder.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise UserError(f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)")
-    return str(folder) if folder.is_dir() else path
+def _try_chat(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encode one message, before the weights are read: a template that fails would fail on every prompt."""
+    with told_in_one_line(path, "chat template"):
+        try:
+            Chat(tokenizer).encode([("user", "Hello")])
+        except UserError as error:
+            raise UserError(f"model.path={path}: {error}") from error
 
 
-def _decoder_only_config(source: str, revision: str | None) -> PreTrainedConfig:
-    config = AutoConfig.from_pretrained(source, revision=revision)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
-    return config
+@contextmanager
+def _told_of_shapes() -> Iterator[None]:
+    """transformers reports shapes that differ to its log, which is silenced here, and only points there."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError("their shapes are not those that config.json asks for") from error
+        raise
 
 
 def _refuse_made_up_weights(path: str, report: dict) -> None:
@@ -141,18 +150,11 @@ def _into_memory(model: PreTrainedModel) -> None:
 
 
 def _ids(ids: int | list[int] | None) -> frozenset[int]:
-    return frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
-
-
-@contextmanager
-def _told_in_one_line(path: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"model.path={path}: cannot be loaded as a causal language model ({reason})") from error
+    """Ids that end answers, of one or several. Raises ValueError for what is none."""
+    several = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(type(i) is int and abs(i) < 2**31 for i in several):
+        raise ValueError(f"eos_token_id={ids!r} is no token id")
+    return frozenset(several)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 _WITHOUT_GQA = {"gpt_neox"}  # its configuration has no such field, and one invented here would mislead its readers
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_CHAT_TEMPLATE = (
+TINY_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -121,6 +121,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=TINY_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

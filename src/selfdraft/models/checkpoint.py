@@ -1,0 +1,197 @@
+"""A checkpoint's files before they are used: they are data from others, and may be damaged, huge or hostile.
+
+What is looked at before transformers reads a folder or a hub id, so that nothing in it runs code or takes for ever:
+
+1. files have the size that such files have, and `config.json` is an object with a plausible number of layers;
+2. weights are safetensors: pickles (.bin) can hold code, and are never loaded;
+3. no other code or model is asked for: none of the checkpoint's own Python, no kernels of a hub, no adapter's base.
+
+What transformers, tokenizers or safetensors then raise about a file becomes one line that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from selfdraft.core.errors import UserError
+
+MAX_LAYERS = 2_000  # the deepest models that exist have some two hundred
+MAX_BYTES = {
+    "config.json": 10_000_000,
+    "generation_config.json": 10_000_000,
+    "special_tokens_map.json": 10_000_000,
+    "added_tokens.json": 100_000_000,
+    "tokenizer_config.json": 100_000_000,
+    "tokenizer.json": 1_000_000_000,
+    "model.safetensors.index.json": 100_000_000,
+}
+MAX_TEMPLATE = 1_000_000  # bytes of a chat template; long ones have some 30,000
+INDEX = "model.safetensors.index.json"
+REASON = 240  # characters of an error message that are shown
+
+_NAMED = (AttributeError, IndexError, KeyError, TypeError)  # what they say needs their name to be understood
+
+
+@contextmanager
+def told_in_one_line(path: str, part: str) -> Iterator[None]:
+    """Tell what reading a user's file raises in one line: there, any exception is the file's fault.
+
+    Args:
+        path: what the user calls the checkpoint. part: the file or the part of it that is read.
+
+    Raises:
+        UserError: instead of any exception but UserError itself, Ctrl-C and exits.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # A panic within tokenizers comes as a BaseException, of a class that cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, _NAMED) else str(error)
+        reason = textwrap.shorten(reason or type(error).__name__, REASON, placeholder=" …")
+        raise UserError(f"model.path={path}: cannot be loaded as a causal language model ({part}: {reason})") from error
+
+
+def located(path: str) -> str:
+    """What transformers is given for a user's path: the folder in full, or the hub id as it is.
+
+    Raises:
+        UserError: there is no such folder, or it holds no model.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+            raise UserError(
+                f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)"
+            )
+        return path
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"model.path={path}: the folder holds a PEFT adapter; give a folder in which it is merged")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
+    _refuse_huge_files(path, folder)
+    _refuse_damaged_json(path, folder)
+    return str(folder)
+
+
+def read_config(path: str, source: str, revision: str | None = None) -> PreTrainedConfig:
+    """Read the configuration of a decoder-only model.
+
+    Args:
+        path: what the user calls it. source: what `located` made of that.
+
+    Raises:
+        UserError: it cannot be read, or asks for what is never loaded.
+    """
+    with told_in_one_line(path, "config.json"):
+        content = _object(_text(source, "config.json", revision) or "")
+        for key, value in _entries(content):
+            _refuse_entry(path, key, value)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False):
+            raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
+        return config
+
+
+def refuse_pickles(path: str, source: str, revision: str | None = None) -> None:
+    """Refuse weights that are not safetensors, also where an index names other files.
+
+    Raises:
+        UserError: naming the first file.
+    """
+    with told_in_one_line(path, INDEX):
+        if (text := _text(source, INDEX, revision)) is not None:
+            named = _object(text).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+                raise ValueError("it has no weight_map from names to files")
+            if odd := [name for name in named.values() if name != Path(name).name or not name.endswith(".safetensors")]:
+                raise ValueError(f"it names {odd[0]!r}, which is no safetensors file of this folder")
+            return
+    folder = Path(source)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if pickles := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind)):
+        raise UserError(
+            f"model.path={path}: the weights are pickles ({pickles[0]}), which can hold code and are never loaded: "
+            "give a folder with safetensors, e.g. written by save_pretrained where you trust them"
+        )
+
+
+def has_file(source: str, name: str, revision: str | None = None) -> bool:
+    """Whether the folder or the hub's repository has a file."""
+    return _path(source, name, revision) is not None
+
+
+def _text(source: str, name: str, revision: str | None) -> str | None:
+    found = _path(source, name, revision)
+    return None if found is None else Path(found).read_text(encoding="utf-8")
+
+
+def _path(source: str, name: str, revision: str | None) -> str | None:
+    """Where a file lies. None where the checkpoint has none; OSError where that cannot be known."""
+    if (folder := Path(source)).is_dir():
+        return str(folder / name) if (folder / name).is_file() else None
+    return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=name == "config.json")
+
+
+def _object(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is not an object")
+    return content
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested objects and lists."""
+    waiting = [content]
+    while waiting:
+        inside = waiting.pop()
+        if isinstance(inside, dict):
+            yield from inside.items()
+        waiting += inside.values() if isinstance(inside, dict) else inside if isinstance(inside, list) else ()
+
+
+def _refuse_entry(path: str, key: str, value: Any) -> None:
+    """One entry of config.json, at any depth."""
+    if "layer" in key:
+        count = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
+        if count > MAX_LAYERS:
+            raise UserError(
+                f"model.path={path}: config.json says {key}={count if count < 10**18 else '10^18 or more'}: "
+                f"more than {MAX_LAYERS} layers are not loaded"
+            )
+    if key.endswith("_implementation") and "/" in str(value):
+        raise UserError(
+            f"model.path={path}: config.json asks for code of a hub ({key}={str(value)[:REASON]}), which is never "
+            "loaded: leave that entry out"
+        )
+
+
+def _refuse_damaged_json(path: str, folder: Path) -> None:
+    """What transformers raises about these files does not say which one it was."""
+    for name in MAX_BYTES:
+        if (folder / name).is_file():
+            with told_in_one_line(path, name):
+                _object((folder / name).read_text(encoding="utf-8"))
+
+
+def _refuse_huge_files(path: str, folder: Path) -> None:
+    limits = {folder / name: limit for name, limit in MAX_BYTES.items()}
+    limits |= dict.fromkeys([*folder.glob("*.jinja"), *folder.glob("*/*.jinja")], MAX_TEMPLATE)
+    for file, limit in limits.items():
+        if file.is_file() and file.stat().st_size > limit:
+            raise UserError(
+                f"model.path={path}: {file.name} has {file.stat().st_size / 1e6:,.1f} MB, and more than "
+                f"{limit / 1e6:,.0f} MB are not read"
+            )

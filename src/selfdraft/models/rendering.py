@@ -1,0 +1,140 @@
+"""Chat templates are programs from others: they are rendered in a process of its own, with a time and a memory limit.
+
+jinja's sandbox keeps a template from files and from Python's internals, not from loops without an end or from texts
+that fill the memory. Such a process can be ended whatever it does, which no thread can, and it has none of the
+environment's secrets. It is started at the first template, serves all of them, and ends with the process that asks.
+
+Both ends stand here: requests and answers are lines of JSON. `python -m selfdraft.models.rendering` is the other one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import selfdraft
+from selfdraft.core.errors import UserError
+
+SECONDS = 10  # for one conversation: real templates take milliseconds
+MEMORY = 1_000_000_000  # bytes beyond what the process has when it is ready
+MAX_TEMPLATE = 1_000_000  # characters
+MAX_TEXT = 1_000_000  # characters that a template may make of a conversation, besides 10 for each of its own
+NEEDED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
+
+
+def render(template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any], *, answer: bool) -> str:
+    """Return the text of a conversation.
+
+    Args:
+        variables: further names that the template may use, such as the special tokens.
+        answer: whether the text ends where the next answer begins.
+
+    Raises:
+        UserError: the template is malformed, raises, or needs more time, memory or text than any real one.
+    """
+    if len(template) > MAX_TEMPLATE:
+        raise UserError(f"the chat template has {len(template):,} characters; more than {MAX_TEMPLATE:,} are refused")
+    limit = MAX_TEXT + 10 * sum(len(message["content"]) for message in messages)
+    said = _RENDERER.ask([template, list(messages), dict(variables), answer, limit, SECONDS])
+    if said is None:
+        raise UserError(
+            f"the chat template was stopped: one conversation takes it more than {SECONDS} s or {MEMORY / 1e6:,.0f} MB"
+        )
+    if "error" in said:
+        raise UserError(f"the chat template fails: {said['error']}")
+    return said["text"]
+
+
+class _Renderer:
+    """The end that asks. One at a time, from any thread."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._owner, self._lock = 0, threading.Lock()
+
+    def ask(self, request: list[Any]) -> dict[str, str] | None:
+        """Answer of the other end; None where it died of the request."""
+        with self._lock:
+            process = self._started()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            except BaseException:  # Ctrl-C: an answer may still come, and must not be taken for the next one's
+                self.close()
+                raise
+            if not line.endswith("\n"):
+                self.close()
+                return None
+            return json.loads(line)
+
+    def close(self) -> None:
+        """End the process, if it is ours and there is one."""
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+            self.close()
+            known = {name: os.environ[name] for name in NEEDED if name in os.environ}
+            paths = [str(Path(selfdraft.__file__).parents[1]), *filter(None, [known.get("PYTHONPATH")])]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "selfdraft.models.rendering"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**known, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is for the process that asks
+            )
+            self._owner = os.getpid()
+            atexit.register(self.close)
+        return self._process
+
+
+_RENDERER = _Renderer()
+
+
+def serve() -> None:
+    """Render what comes, line by line, until nobody asks any more."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    with contextlib.suppress(OSError, ValueError):  # where the system knows no such limit, the time's has to do
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for line in sys.stdin:
+        template, messages, variables, answer, limit, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, in the middle of anything
+        try:
+            (text,), _ = render_jinja_template(
+                [messages], chat_template=template, add_generation_prompt=answer, **variables
+            )
+            if len(text) > limit:
+                raise ValueError(f"it makes {len(text):,} characters of one conversation")
+            said = {"text": text}
+        except MemoryError:
+            break
+        except Exception as error:
+            said = {"error": f"{type(error).__name__}: {error}"[:1000]}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

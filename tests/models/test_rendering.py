@@ -1,0 +1,116 @@
+"""A chat template is somebody else's program: it renders as in transformers, or it is stopped and told in a line."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from selfdraft.core.errors import UserError
+from selfdraft.models import rendering
+from selfdraft.models.chat import Chat
+from selfdraft.models.rendering import MAX_TEMPLATE, MAX_TEXT, render
+from selfdraft.models.tiny import TINY_TEMPLATE, tiny_tokenizer
+
+MESSAGES = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "5 µm"}]
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+
+
+def rendered(template: str) -> str:
+    return render(template, MESSAGES, {"bos_token": "<s>"}, answer=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TINY_TEMPLATE,
+        "{{ bos_token }}{% for m in messages %}{% if loop.first %}\n  [{{ m.role | upper }}] {% endif %}"
+        "{{ m['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}>{% else %}.{% endif %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}",
+        "{% generation %}{{ messages[1].content }}{% endgeneration %}{{ strftime_now('%Y')[:2] }}{{ nothing }}",
+    ],
+)
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_text_is_the_one_that_transformers_renders(template: str, answer: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    expected = tokenizer.apply_chat_template(
+        MESSAGES, chat_template=template, add_generation_prompt=answer, tokenize=False
+    )
+    assert render(template, MESSAGES, tokenizer.special_tokens_map, answer=answer) == expected
+
+
+def test_a_chat_encodes_by_a_template_that_is_not_ours_as_transformers_does() -> None:
+    tokenizer: PreTrainedTokenizerFast = tiny_tokenizer()
+    tokenizer.chat_template = TINY_TEMPLATE + "{{ bos_token }}"
+    ids = Chat(tokenizer).encode([(m["role"], m["content"]) for m in MESSAGES])
+    assert ids == tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.bos_token_id in ids
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no system prompt') }}", "no system prompt"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ messages[9].content.x }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 1 + 'a' }}", "TypeError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{% include '/etc/passwd' %}", "TypeError"),
+        ("{% for i in range(999999) %}x{% endfor %}", "OverflowError"),
+        (f"{{{{ 'x' * {MAX_TEXT + 1000} }}}}", "characters of one conversation"),
+        ("x" * (MAX_TEMPLATE + 1), "more than 1,000,000 are refused"),
+    ],
+)
+def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        rendered(template)
+    assert str(caught.value).startswith("the chat template ")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        NESTED,
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ 'a' * 30000000000 }}",
+        "{{ '%30000000000d' % 1 }}",
+        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{{ (9 ** 9999999) ** 99999 }}",
+    ],
+    ids=["loops", "recursion", "repetition", "format", "doubling", "power"],
+)
+def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    rendered("ready")  # starting the process takes longer than the time that is given here
+    monkeypatch.setattr(rendering, "SECONDS", 1)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="the chat template was stopped"):
+        rendered(template)
+    assert time.monotonic() - begin < 30
+    monkeypatch.undo()
+    assert rendered("{{ messages[0].content }}") == "Größe?"  # and the next one is served
+
+
+def test_threads_get_their_own_answers() -> None:
+    def one(number: int) -> str:
+        return render("{{ n }}", MESSAGES, {"n": number}, answer=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(40))) == [str(number) for number in range(40)]
+
+
+def test_the_process_knows_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setattr(rendering, "_RENDERER", renderer := rendering._Renderer())
+    try:
+        assert rendered("{{ messages[0].content }}") == "Größe?"
+        environ = Path(f"/proc/{renderer._process.pid}/environ").read_text()
+    finally:
+        renderer.close()
+    assert "secret" not in environ and "PATH=" in environ
