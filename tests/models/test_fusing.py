@@ -69,6 +69,14 @@ def test_a_module_of_the_same_parts_that_computes_otherwise_stays_stock() -> Non
     assert fused_mlp(layer.mlp) is not None
     assert fused_mlp(odd_mlp) is None
 
+    assert fused_attention(layer.self_attn, rotated={8}) is not None
+    assert fused_attention(layer.self_attn, rotated={4}) is None  # a part of every head
+    assert fused_attention(layer.self_attn, rotated={4, 8}) is None
+
+    nameless = copy.copy(layer.self_attn)
+    del nameless.scaling  # which the fused module reads as it is made
+    assert fused_attention(nameless) is None
+
     odd_attention = copy.copy(layer.self_attn)
     odd_attention.scaling = layer.self_attn.scaling
     odd_attention.forward = lambda hidden_states, **_: (hidden_states, None)

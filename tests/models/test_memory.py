@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
@@ -54,6 +55,14 @@ def test_an_outline_knows_the_size_without_reading_a_weight(tmp_path) -> None:
     outline = outline_pretrained(str(tmp_path))
     assert {p.device.type for p in outline.parameters()} == {"meta"}
     assert sum(p.numel() for p in outline.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba", "gpt2", "gemma3", "gemma4", "rwkv", "mllama"])
+def test_a_family_that_cannot_be_driven_is_refused_before_its_memory_is_reckoned(family: str) -> None:
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(AutoConfig.for_model(family))
+    with pytest.raises(UserError, match=f"model family '{family}"):
+        needed(outline, torch.float32, CPU, rows=1, packed=True, new_tokens=1, certify=True)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

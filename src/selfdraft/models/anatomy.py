@@ -7,12 +7,16 @@ our drive through the parts with the model's own forward, and a family that diff
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.peculiar import peculiarity
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -47,12 +51,32 @@ class Anatomy:
 
 
 def refuse(model: PreTrainedModel, reason: str) -> UserError:
-    """The one clear line for a model that SelfDraft cannot drive."""
+    """The one clear line for a model that SelfDraft cannot drive: this object, or else all of its family."""
+    if (found := peculiarity(model)) is not None:
+        return UserError(f"this {type(model).__name__} cannot be driven as it is: {found} ({reason})")
+    if parts := [name for name in model.config.sub_configs if name in vars(model.config)]:
+        reason = f"it is composed of several models ({', '.join(parts)})"
     return UserError(
         f"model family '{model.config.model_type}' ({type(model).__name__}) is not supported: {reason}; "
         "supported are decoder-only models with rotary positions, such as Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3, "
         "GPT-NeoX and OLMo2"
     )
+
+
+@contextmanager
+def refusing(model: PreTrainedModel) -> Iterator[None]:
+    """Tell what is raised by the parts of a model that cannot be called as others' can in one clear line.
+
+    Raises:
+        UserError: instead of any other exception.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as broken:
+        reason = f"its layers cannot be driven one by one ({type(broken).__name__})"
+        raise refuse(model, reason) from broken
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
@@ -61,12 +85,14 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     Raises:
         UserError: naming the family and the part that is missing.
     """
-    base, config = model.base_model, model.config
+    base, config = getattr(model, "base_model", None), getattr(model, "config", None)
+    if base is None or config is None:
+        raise UserError(f"a {type(model).__name__} is no transformers model: {peculiarity(model)}")
     if config.is_encoder_decoder:
         raise refuse(model, "it is an encoder-decoder")
     depth = getattr(config, "num_hidden_layers", None)
     stacks = [m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(stacks) != 1:
+    if len(stacks) != 1 or not depth:
         raise refuse(model, "it has no single stack of decoder layers")
     layers = tuple(stacks[0])
     rotary = getattr(base, "rotary_emb", None)
@@ -76,6 +102,8 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     if norm is None or embed is None or head is None:
         raise refuse(model, "its final norm, embedding or head was not found")
+    if not all(isinstance(getattr(config, name, None), int) for name in ("max_position_embeddings", "vocab_size")):
+        raise refuse(model, "its configuration does not say how many positions and token ids it has")
     parameters = inspect.signature(layers[0].forward).parameters
     cache_argument = next((name for name in ("past_key_values", "layer_past") if name in parameters), None)
     if cache_argument is None or "position_embeddings" not in parameters:

@@ -6,8 +6,8 @@ Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.anatomy import SLIDING, dissect, refuse
+from selfdraft.models.anatomy import SLIDING, dissect, refusing
 from selfdraft.models.attention import FLEX, additive, visible_slots
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.block import Block
@@ -47,10 +47,11 @@ class Driver:
         self.packed, self.attention = packed, attention
         self.vocab_size = int(model.config.vocab_size)
         with refusing(model):
+            self.rotary = Rotary(model, self.anatomy)
+            self.rotated = self._rotated()
             layers = [self.driven(layer) for layer in self.anatomy.layers]
             self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
             self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
-            self.rotary = Rotary(model, self.anatomy)
 
     def driven(self, layer: nn.Module) -> nn.Module:
         """A stock layer as forwards run it: a light copy with our attention, fused and packed where possible."""
@@ -60,7 +61,7 @@ class Driver:
 
     def fastest(self, module: nn.Module) -> nn.Module:
         """A light copy of a module, fused and packed where possible."""
-        return light_copy(module, fast_module if self.packed else _stock)
+        return light_copy(module, partial(fast_module, rotated=self.rotated) if self.packed else _stock)
 
     def linears(self) -> list[nn.Module]:
         """Every matrix of the full path and the head, packed or not."""
@@ -134,6 +135,13 @@ class Driver:
         logits = spread_out(logits, path.vocabulary, self.vocab_size)
         return list(logits.split([1 + len(tree) for tree in trees]))
 
+    @torch.inference_mode()
+    def _rotated(self) -> frozenset[int]:
+        """How many numbers of a head are rotated, in any kind of layer: some families rotate a part of them only."""
+        hidden, first = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device), torch.zeros(1, 1, dtype=torch.long)
+        first = first.to(self.device)
+        return frozenset(self.rotary(hidden, first, kind)[0].shape[-1] for kind in set(self.anatomy.layer_types))
+
     def _set_attention(self, layer: nn.Module) -> None:
         """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
         attention, name = getattr(layer, self.anatomy.attention_name), self.attention
@@ -142,20 +150,6 @@ class Driver:
             name = "eager"
         attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
         self.share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
-
-
-@contextmanager
-def refusing(model: PreTrainedModel) -> Iterator[None]:
-    """What layers raise that cannot be called as others' can, as one clear line.
-
-    Raises:
-        UserError: instead of any of these.
-    """
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as broken:
-        reason = f"its layers cannot be driven one by one ({type(broken).__name__})"
-        raise refuse(model, reason) from broken
 
 
 def _stock(_: str, __: nn.Module) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.anatomy import dissect
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
 
@@ -45,7 +47,7 @@ class Needed:
 
 
 def needed(
-    outline: nn.Module, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
+    outline: PreTrainedModel, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
     certify: bool,
 ) -> Needed:  # fmt: skip
     """What a run will hold.
@@ -53,7 +55,11 @@ def needed(
     Args:
         outline: the model, on any device: "meta" costs nothing. rows: of the cache.
         certify: whether ties may come up, for which a float32 copy is made.
+
+    Raises:
+        UserError: the family cannot be driven, so that no run would begin.
     """
+    dissect(outline)
     config, size = outline.config, dtype.itemsize
     weights = sum(p.numel() for p in outline.parameters())
     matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))

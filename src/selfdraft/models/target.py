@@ -18,10 +18,10 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.anatomy import refuse
+from selfdraft.models.anatomy import refuse, refusing
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
-from selfdraft.models.driver import Driver, refusing
+from selfdraft.models.driver import Driver
 from selfdraft.models.dynamic import most_similar_skips
 from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.profiling import measure_costs

@@ -1,0 +1,100 @@
+"""A model that cannot be driven because of what was done to it: the line blames that object, and not its family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+
+from selfdraft.core.errors import UserError
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+CPU = torch.device("cpu")
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def parametrized(model: PreTrainedModel, _: Path) -> nn.Module:
+    parametrize.register_parametrization(model.model.layers[1].mlp.down_proj, "weight", Doubled())
+    return model
+
+
+def weight_norm(model: PreTrainedModel, _: Path) -> nn.Module:
+    parametrizations.weight_norm(model.model.layers[0].self_attn.q_proj)
+    return model
+
+
+def compiled(model: PreTrainedModel, _: Path) -> nn.Module:
+    model.model.layers[0] = torch.compile(model.model.layers[0])
+    return model
+
+
+def hooked(model: PreTrainedModel, _: Path) -> nn.Module:
+    def double(module: nn.Module, args: tuple, output):
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    model.model.register_forward_hook(double)
+    return model
+
+
+def patched(model: PreTrainedModel, _: Path) -> nn.Module:
+    stock = model.forward
+
+    def forward(*args, **kwargs):
+        output = stock(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model, _: cpu_offload(model, execution_device=CPU), "offloaded or placed by accelerate"),
+        (lambda model, folder: disk_offload(model, folder, execution_device=CPU), "offloaded or placed by accelerate"),
+        (parametrized, "model.layers.1.mlp.down_proj is parametrized"),
+        (weight_norm, "model.layers.0.self_attn.q_proj is parametrized"),
+        (compiled, "model.layers.0 is compiled"),
+        (hooked, "model has hooks; remove them"),
+        (patched, "the model has a forward of its own"),
+        (lambda model, _: nn.DataParallel(model), "it is wrapped in a DataParallel"),
+    ],
+)
+def test_what_was_done_to_a_model_is_told_and_its_family_is_not_blamed(
+    tmp_path: Path, change: Callable[[PreTrainedModel, Path], nn.Module], told: str
+) -> None:
+    model = change(tiny_model(), tmp_path)
+    with pytest.raises(UserError) as caught:
+        Target(model)
+    assert told in str(caught.value)
+    assert "family" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_autocast_is_told() -> None:
+    model = tiny_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match=r"torch\.autocast is on"):
+        Target(model)
+    Target(model)
+
+
+def test_a_composite_model_is_called_one() -> None:
+    text = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = Gemma3Config(text_config={**text, "num_key_value_heads": 1, "vocab_size": 96}, vision_config=vision)
+    with pytest.raises(
+        UserError, match=r"family 'gemma3' .* composed of several models \(text_config, vision_config\)"
+    ):
+        Target(Gemma3ForConditionalGeneration(config))
