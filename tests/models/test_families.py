@@ -10,9 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, PseudoTokensDrafter
 from selfdraft.models.anatomy import FULL, SLIDING, dissect
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+from subjects import stock_output
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -100,7 +104,8 @@ def test_a_forward_that_does_more_than_call_its_layers_is_noticed(monkeypatch: p
         return output
 
     monkeypatch.setattr(model, "forward", scaled)
-    assert_refused(model, "llama", "differs from a drive through its layers")
+    with pytest.raises(UserError, match="differs from a drive through its layers"):
+        Target(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,8 +128,30 @@ def test_a_window_that_is_switched_off_is_none(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["starcoder2", "mixtral", "granite", "glm4", "olmo3", "smollm3", "phimoe"])
 def test_families_that_nobody_listed_are_driven_when_their_structure_fits(family: str) -> None:
-    model = stock(family)
-    target = Target(model)
+    assert_driven(stock(family), packed=True)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("family", ["nemotron", "glm4_moe"])
+def test_attention_that_rotates_a_part_of_every_head_stays_stock(family: str, packed: bool) -> None:
+    """A trial of the fused attention with whole heads agrees, and then the layer gets fewer angles than that."""
+    model = stock(family, SIZES | {"head_dim": 8})
+    assert model.model.rotary_emb.inv_freq.numel() < 4
+    assert_driven(model, packed=packed)
+
+
+@pytest.mark.parametrize("family", ["hunyuan_v1_moe", "phimoe", "mixtral"])
+def test_pseudo_tokens_in_a_mixture_of_experts_leave_the_text_as_it_is(family: str) -> None:
+    """Routers look at their matrix's dtype, or give a tuple."""
+    model = stock(family, SIZES | {"head_dim": 8})
+    target, prompt = Target(model), [5, 17, 3, 60, 44]
+    drafter = PseudoTokensDrafter(target, PseudoTokensConfig(count=3, branches=3, nodes=9, costs="flat", noise=1.0))
+    output = Decoder(target, drafter, Stopping(frozenset(), 12)).decode(prompt).output
+    assert output == stock_output(model, prompt, 12, pad_token_id=0)
+
+
+def assert_driven(model: PreTrainedModel, *, packed: bool) -> None:
+    target = Target(model, packed=packed)
     tokens = torch.arange(5, 25)[None]
     target.prefill(0, tokens[0, :8].tolist())
     ours = target.forward([0], [int(tokens[0, 8])], [TokenTree.chain(tokens[0, 9:])])[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.adapter import Adapter
+from selfdraft.models.gated import Gate, GatedLinear
 from selfdraft.models.pseudo import PseudoTokens, SamplerHead, pseudo_numbers, untrained
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
@@ -104,9 +105,20 @@ def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
 def test_the_gate_is_shut_again_whatever_happens() -> None:
     target = begun()
     pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
-    with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1]), torch.device("cpu")):
+    with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1]), 2, torch.device("cpu")):
         raise KeyError
     assert pseudo.gate.rows is None
+
+
+def test_a_matrix_that_gets_other_rows_than_the_forwards_adds_no_lora() -> None:
+    """An expert gets some of the tokens: its second row is not the forward's second row."""
+    base, gate = torch.nn.Linear(4, 3, bias=False), Gate()
+    linear = GatedLinear(base, [(torch.ones(1, 4), torch.ones(3, 1))], 1.0, gate)
+    x = torch.randn(1, 3, 4)
+    with torch.inference_mode(), gate.open(torch.tensor([1]), 3, torch.device("cpu")):
+        assert (linear(x) != base(x)).any(-1).tolist() == [[False, True, False]]
+        assert torch.equal(linear(x[:, :2]), base(x[:, :2]))
+        assert torch.equal(linear(x[0]), linear(x)[0])  # flattened, they are the same rows
 
 
 def test_the_full_path_is_left_as_it_is_and_packed_matrices_are_shared() -> None:
@@ -123,7 +135,7 @@ def test_the_full_path_is_left_as_it_is_and_packed_matrices_are_shared() -> None
     [
         ({"vocabulary": torch.zeros(3)}, "trained no pseudo tokens"),
         ({"pseudo": torch.zeros(2, 48)}, "48 numbers each"),
-        ({"lora.9.mlp.down_proj.A": torch.zeros(2, 64)}, "LoRA of 9.mlp.down_proj"),
+        ({"lora.9.mlp.down_proj.A": torch.zeros(2, 64)}, "layer 9, and this one"),
         ({"lora.0.mlp.odd.A": torch.zeros(2, 64)}, "LoRA of 0.mlp.odd"),
         ({"lora.0.mlp.down_proj.A": torch.zeros(2, 64)}, "does not fit layer 0"),
         ({"lora.0.mlp.down_proj.A": torch.zeros(2, 9), "lora.0.mlp.down_proj.B": torch.zeros(32, 2)}, "not fit layer"),

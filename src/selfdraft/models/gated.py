@@ -16,14 +16,24 @@ from selfdraft.models.packing import PackedLinear, product_by
 
 
 class Gate:
-    """Which of the B * N rows of the forward that is going on are probes: a slice or (m,) indices; None for none."""
+    """Which of the B * N rows of the forward that is going on are probes: a slice or (m,) indices; None for none.
+
+    Attributes:
+        total: B * N. A product of any other number of rows (an expert's, which gets some of the tokens) has no probes.
+    """
 
     def __init__(self) -> None:
         self.rows: Tensor | slice | None = None
+        self.total = 0
+
+    def within(self, x: Tensor) -> Tensor | slice | None:
+        """The probes among the rows of (…, in), if these are the forward's."""
+        return self.rows if x.shape[:-1].numel() == self.total else None
 
     @contextmanager
-    def open(self, rows: Tensor, device: torch.device) -> Iterator[None]:
+    def open(self, rows: Tensor, total: int, device: torch.device) -> Iterator[None]:
         """For one forward, rows being on the host. Of one request the probes come last: a slice is faster there."""
+        self.total = total
         if not len(rows):
             self.rows = None
         elif int(rows[-1] - rows[0]) == len(rows) - 1:
@@ -66,24 +76,29 @@ class GatedLinear(nn.Module):
         # Two small products a matrix: unpacked, they took half as long as the whole forward.
         self.down, self.up = (product_by(weight, packed=isinstance(base, PackedLinear)) for weight in (down, up))
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) the matrix itself: some layers look at its dtype."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) to (B, N, sum of outs)."""
         out = self.base(x)
-        if self.gate.rows is not None:
-            _add(out[..., self.columns], self.gate.rows, self._added(x))
+        if (rows := self.gate.within(x)) is not None:
+            _add(out[..., self.columns], rows, self._added(x, rows))
         return out
 
     def parts(self, x: Tensor) -> Sequence[Tensor]:
         """As `PackedLinear.parts`."""
-        parts, rows = self.base.parts(x), self.gate.rows
+        parts, rows = self.base.parts(x), self.gate.within(x)
         if rows is not None:
-            for i, more in zip(self.which, self._added(x).split(self.widths, dim=-1), strict=True):
+            for i, more in zip(self.which, self._added(x, rows).split(self.widths, dim=-1), strict=True):
                 _add(parts[i], rows, more)
         return parts
 
-    def _added(self, x: Tensor) -> Tensor:
+    def _added(self, x: Tensor, rows: Tensor | slice) -> Tensor:
         """(m, outs of `which`)"""
-        probes = x.flatten(0, -2)[self.gate.rows]
+        probes = x.flatten(0, -2)[rows]
         return self.up(self.down(probes))
 
 

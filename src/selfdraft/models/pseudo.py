@@ -96,7 +96,7 @@ class PseudoTokens:
         hidden = self.target.anatomy.embed(block.tokens.to(self.target.device))
         embedded = self.embeddings.index_select(0, which[rows].to(hidden.device))
         hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows.to(hidden.device), embedded)
-        with self.gate.open(rows, hidden.device):
+        with self.gate.open(rows, which.numel(), hidden.device):
             return self.target.run(self.path, block, hidden, states=states)
 
     @torch.inference_mode()
@@ -134,7 +134,7 @@ class PseudoTokens:
         layers = []
         for index, (stock, full) in enumerate(zip(self.target.anatomy.layers, self.target.full.layers, strict=True)):
             tensors = adapter.under(f"lora.{index}.")
-            names = {id(m.weight): name for name, m in stock.named_modules() if isinstance(m, nn.Linear)}
+            names = {id(m.weight): name for name, m in stock.named_modules() if type(m) is nn.Linear}
             missing -= {f"{index}.{name}" for name in names.values()}
             try:
                 layers.append(light_copy(full, gated(tensors, names, scale, self.gate)) if tensors else full)
@@ -189,7 +189,7 @@ def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
     tensors = {"pseudo": pseudo}
     for index, layer in enumerate(target.anatomy.layers if noise else ()):
         for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
+            if type(module) is nn.Linear:  # a subclass (PhiMoE's router) gives other things than a product
                 out, width = module.weight.shape
                 into = torch.randn(RANK, width, generator=random) / width**0.5
                 tensors[f"lora.{index}.{name}.A"] = into

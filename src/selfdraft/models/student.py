@@ -87,7 +87,7 @@ class Student(nn.Module):
                 f"{at}.{name}"
                 for at, (i, twin) in enumerate(zip(self.indices, twins, strict=True))
                 for name, module in twin.named_modules()
-                if i >= lora_from and i not in whole and isinstance(module, nn.Linear)
+                if i >= lora_from and i not in whole and type(module) is nn.Linear
                 if not lora_on or name.rpartition(".")[2] in lora_on
             ]
             if unknown := set(lora_on) - {name.rpartition(".")[2] for name in names}:
@@ -186,7 +186,7 @@ class Student(nn.Module):
 
 def _linears(layers: Sequence[nn.Module]) -> set[str]:
     """What these layers' matrices are called."""
-    return {n.rpartition(".")[2] for layer in layers for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    return {n.rpartition(".")[2] for layer in layers for n, m in layer.named_modules() if type(m) is nn.Linear}
 
 
 def _keep(_: str, module: nn.Module) -> nn.Module | None:
