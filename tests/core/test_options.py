@@ -24,6 +24,13 @@ class Some(Options):
 
 
 @dataclass
+class Unlimited(Options):
+    group: ClassVar[str] = "drafter"
+    free: int = 0
+    share: float = 0.0
+
+
+@dataclass
 class Ungrouped(Options):
     size: int = option(1, at_least=1)
 
@@ -84,3 +91,16 @@ def test_default_lists_are_not_shared() -> None:
     first, second = Some(), Some()
     first.some.append(3)
     assert second.some == [1, 2]
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["one more", "one less", "5,000 digits"])
+def test_no_integer_is_longer_than_what_torch_takes(value: int) -> None:
+    with pytest.raises(UserError, match=r"^drafter\.free: must be an integer of at most 64 bits$"):
+        Unlimited(free=value)
+    assert Unlimited(free=2**63 - 1).free == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(UserError, match=r"drafter\.share=.*: must be finite"):
+        Unlimited(share=value)

@@ -55,10 +55,11 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
     for name, reason in [
         ("body", r"nor a column 'text'; it has body"),
         ("numbers", r"row 0: 'text' must be a text"),
-        ("empty", r"no texts could be loaded"),
+        ("empty", r"could not be loaded \(.*\); give the folder of a run of task=distill_data"),
         ("dev", r"no split 'train'; it has dev"),
         ("begun", r"is not finished: its command with hydra\.run\.dir="),
-        ("nowhere", r"no texts could be loaded from .*nowhere"),
+        ("nowhere", r"Dataset '.*nowhere' could not be loaded"),
+        ("x" * 5000, r"could not be loaded"),
     ]:
         with pytest.raises(UserError, match=reason) as refused:
             load_texts(tmp_path / name, encode)
@@ -68,6 +69,23 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
         load_texts(tmp_path / "text", lambda text: [])
     with pytest.raises(UserError, match=r"there is no tokenizer"):
         load_texts(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt_ids": ["a"], "output_ids": [1]}, "prompt_ids"),
+        ({"prompt_ids": [1], "output_ids": [-1]}, "output_ids"),
+        ({"prompt_ids": [1], "output_ids": [2**40]}, "output_ids"),
+        ({"prompt_ids": [1], "output_ids": None}, "output_ids"),
+        ({"prompt_ids": [1], "output_ids": [1], "trajectories": [[1, 2]]}, "trajectories"),
+    ],
+)
+def test_ids_that_are_none_are_told_with_their_row(tmp_path: Path, row: dict, column: str) -> None:
+    """Anyone may have made a dataset with our columns."""
+    datasets.Dataset.from_list([{"id": "a", **row}]).save_to_disk(tmp_path / "rows")
+    with pytest.raises(UserError, match=rf"rows, row 0: `{column}` must be"):
+        load_texts(tmp_path / "rows")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.25, 0.999])

@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -137,7 +138,7 @@ def _while_composing(error: BaseException) -> bool:
 
 def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     key = error.full_key or str(error.key)
-    if isinstance(error, MissingMandatoryValue):
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         missing = str(error).splitlines()[0].rpartition(":")[2].strip() or key
         return f"{missing} is needed: give it as {missing}=<value>"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from selfdraft.core.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 def option(
@@ -34,6 +39,26 @@ class Options:
 
     group: ClassVar[str] = ""
 
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """Return the object that a file's values describe, of which nothing is known yet.
+
+        Raises:
+            UserError: an option that there is not, or a value of another type or out of its range.
+        """
+        types = get_type_hints(cls)
+        hints = {f.name: types[f.name] for f in fields(cls)}
+        for name, value in values.items():
+            if name not in hints:
+                raise UserError(f"{cls._label(name)}: no such option; there are {', '.join(hints)}")
+            if not _is_of(value, hints[name]):
+                raise UserError(f"{cls._label(name)}={value!r:.60}: must be {_in_words(hints[name])}")
+        return cls(**values)
+
+    @classmethod
+    def _label(cls, name: str) -> str:
+        return f"{cls.group}.{name}" if cls.group else name
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
@@ -49,11 +74,15 @@ class Options:
         below: float | None = None,
         choices: Sequence[str] | None = None,
     ) -> None:
-        given = f"{self.group}.{name}={value}" if self.group else f"{name}={value}"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{self._label(name)}: must be an integer of at most 64 bits")
+        given = f"{self._label(name)}={value}"
         if value is None:
             return  # optional, and not given
         if choices is not None and value not in choices:
             raise UserError(f"{given}: choose one of {', '.join(choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{given}: must be finite")
         # Written so that NaN, with which every comparison is false, is in no range.
         if at_least is not None and not value >= at_least:
             raise UserError(f"{given}: must be at least {at_least}")
@@ -61,3 +90,25 @@ class Options:
             raise UserError(f"{given}: must be at most {at_most}")
         if below is not None and not value < below:
             raise UserError(f"{given}: must be below {below}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value out of a file is of a field's type: an int may stand for a float, and a bool for nothing else."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, one) for one in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_in_words(one) for one in arguments)
+    if origin is list:
+        return f"a list, each item {_in_words(arguments[0])}"
+    return words.get(hint, str(hint))

@@ -1,0 +1,131 @@
+"""What is typed wrongly is told in a line before Hydra stumbles over it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from command_line import CONF, SMOKE, composed, run
+from selfdraft.app.errors import explain
+from selfdraft.app.overrides import checked, with_home
+from selfdraft.core.errors import UserError
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+DIGITS = "9" * 5000
+
+
+def told(*arguments: str) -> str:
+    with pytest.raises(UserError) as refused:
+        checked(arguments, CONF)
+    line = explain(refused.value)
+    assert line is not None and line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize("value", ["null", "1", "true", "[]", "[a,b]", "null,evaluate"])
+@pytest.mark.parametrize("group", sorted(set(GROUPS) - {"experiment"}))
+def test_a_group_whose_value_is_no_name_is_told_its_choices(group: str, value: str) -> None:
+    choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    assert told("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
+
+
+@pytest.mark.parametrize("group", ["launcher", "help", "output", "job_logging", "sweeper", "env"])
+def test_hydras_own_groups_are_no_exception(group: str) -> None:
+    assert told(f"hydra/{group}=null") == f"hydra/{group}=null: no such choice: give the name of one"
+
+
+def test_no_experiment_may_be_asked_for() -> None:
+    """As config.yaml has it."""
+    tiny = ["model=tiny", "+experiment=null", "seed=1"]
+    assert checked(tiny, CONF) == ["model=tiny", "+experiment=[]", "seed=1"]
+    assert composed(*checked(["experiment=null", "seed=1"], CONF)) == composed("seed=1")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (f"seed={DIGITS}", "a number has too many digits"),
+        (f"dataset.categories=[{DIGITS}]", "a number has too many digits"),
+        ("decoding.stop=" + "[" * 3000 + "]" * 3000, "is nested too deeply"),
+        ("+x=" + "{a:" * 500 + "1" + "}" * 500, "is nested too deeply"),
+        ("+=", "+= has no key: write key=value"),
+        ("=x", "=x has no key: write key=value"),
+        (
+            "dataset.path=Gr\udcfc\udcdfe",
+            "dataset.path=Gr\\udcfc\\udcdfe: not UTF-8; write it, and name files, in UTF-8",
+        ),
+        ("seed=\x1b[31m", "seed=\\x1b[31m cannot be read: write key=value"),
+        ("seed=[", "seed=[ cannot be read: write key=value"),
+    ],
+    ids=range(9),
+)
+def test_what_cannot_be_read_is_told_in_a_short_line(argument: str, expected: str) -> None:
+    line = told(argument)
+    assert expected in line
+    assert len(line) < 300
+
+
+def test_what_can_be_read_is_left_as_it_is() -> None:
+    sound = [
+        "-m",
+        "drafter=jacobi,pool",
+        "drafter.window=4,8",
+        "~dataset",
+        "+a=1",
+        "decoding.stop=[a]",
+        "hydra.job.num=1",
+    ]
+    assert checked(sound, CONF) == sound
+    assert checked(["--cfg", "job", "--config-name", "config"], CONF) == ["--cfg", "job", "--config-name", "config"]
+
+
+def test_an_option_with_dashes_that_there_is_not_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        checked(["--task", "evaluate"], CONF)
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("dataset.path=~/a b.jsonl", "/home/me/a b.jsonl"),
+        ("model.path=~", "/home/me"),
+        ("dataset.path=~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+    ],
+)
+def test_the_home_folder_is_meant_after_an_equals_sign_too(
+    monkeypatch: pytest.MonkeyPatch, argument: str, value: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (override,) = OverridesParser.create().parse_overrides(with_home([argument]))
+    assert override.value() == value
+    for other in ("~dataset", "dataset.path='~/x'", "dataset.path=~/a,~/b", "seed=1"):
+        assert with_home([other]) == [other]
+
+
+def test_whatever_else_composing_raises_is_a_line_too() -> None:
+    """Such as KeyError for `hydra.job.env_copy`, or ValueError for hydra=null."""
+    os.environ.pop("NO_SUCH_VARIABLE", None)
+    for override, reason in [("hydra.job.env_copy=[NO_SUCH_VARIABLE]", "KeyError"), ("hydra=null", "ValueError")]:
+        with pytest.raises(Exception, match=r"NO_SUCH_VARIABLE|NoneType") as raised:
+            composed(override)
+        line = explain(raised.value)
+        assert line is not None and line.startswith(f"the configuration cannot be composed ({reason}: ")
+    assert explain(KeyError("a bug of ours")) is None
+
+
+def test_a_group_that_is_missing_is_asked_for() -> None:
+    """Even where only the name of the run's folder asks for it."""
+    with pytest.raises(Exception, match="drafter") as raised:
+        _ = composed("~drafter", "+prompts=${drafter.name}").prompts
+    assert explain(raised.value) == "drafter is needed: give it as drafter=<value>"
+
+
+def test_run_py_looks_at_what_is_typed(tmp_path: Path) -> None:
+    done = run(*SMOKE, "dataset=null", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "selfdraft: dataset=null: no such choice; choose one of bundled, hub, humaneval, jsonl\n"
