@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from test_resume import start, wait_until
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
+from payload import Payload
 from selfdraft.app.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
@@ -77,7 +79,7 @@ def test_the_artifact_holds_the_best_weights_and_the_whole_curve(made: tuple[Pat
     assert f"{result['trained_parameters']:,} trained parameters, the best of them of step {best['step']}" in said
     adapter = Adapter.read(folder)
     assert sum(t.numel() for t in adapter.tensors.values()) == result["trained_parameters"]
-    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=False)
+    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["global_step"] == best["step"]
     ours = {tensor.double().sum().item() for tensor in adapter.tensors.values()}
     assert ours == {tensor.double().sum().item() for tensor in saved["state_dict"].values()}
@@ -144,16 +146,95 @@ def test_a_training_without_gains_stops_and_does_so_again_when_it_is_resumed(dat
         assert [line["step"] for line in artifact(tmp_path)["history"]] == [10, 20, 30]
 
 
-def test_a_damaged_checkpoint_is_told_in_a_line_and_costs_nothing(data: Path, tmp_path: Path) -> None:
-    run_here(tmp_path, *training(data, "sparse_distill"))
-    before, last = weights(tmp_path), tmp_path / "checkpoints" / "last.ckpt"
-    for damaged in (b"", b"no checkpoint", last.read_bytes()[:200]):
+@pytest.fixture
+def copied(made: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of a finished training's folder."""
+    return Path(shutil.copytree(made[0], tmp_path / "copied"))
+
+
+def test_a_damaged_checkpoint_is_told_in_a_line_and_costs_nothing(data: Path, copied: Path) -> None:
+    before, last = weights(copied), copied / "checkpoints" / "last.ckpt"
+    genuine = last.read_bytes()
+    flipped = bytearray(genuine)
+    flipped[len(genuine) // 2] ^= 1  # of a tensor: torch would take it
+    for damaged in (b"", b"no checkpoint", genuine[:200], bytes(flipped)):
         last.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"last\.ckpt is damaged: put best\.ckpt, which lies beside it"):
-            run_here(tmp_path, *training(data, "sparse_distill"))
-        assert weights(tmp_path) == before
-    last.write_bytes((tmp_path / "checkpoints" / "best.ckpt").read_bytes())
-    assert "resuming" in said_by(tmp_path, *training(data, "sparse_distill"))
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged \(.*\): copy best\.ckpt, which lies beside it"):
+            run_here(copied, *training(data, "sparse_distill"))
+        assert weights(copied) == before
+    last.write_bytes((copied / "checkpoints" / "best.ckpt").read_bytes())
+    assert "resuming" in said_by(copied, *training(data, "sparse_distill"))
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_what_a_checkpoint_would_run_is_not_run(name: str, data: Path, copied: Path) -> None:
+    """Wherever it is hidden, and for the file that is read when the training is over as well."""
+    path, marker = copied / "checkpoints" / name, copied / "marker"
+    genuine = torch.load(path, weights_only=True)
+    for planted in ({**genuine, "history": Payload(marker)}, {**genuine, "more": Payload(marker)}, Payload(marker)):
+        torch.save(planted, path)
+        with pytest.raises(UserError, match=r"it holds more than numbers and text, and that is not loaded"):
+            run_here(copied, *training(data, "sparse_distill"))
+        assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # it would have
+
+
+def test_a_copied_folder_goes_on_with_its_own_weights(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    """Neither the original's files nor the place that a folder was made in are looked for."""
+    original, copy = (Path(shutil.copytree(made[0], tmp_path / name)) for name in ("original", "copy"))
+    (original / "checkpoints" / "last.ckpt").unlink()
+    torch.save({}, original / "checkpoints" / "best.ckpt")
+    run_here(copy, *training(data, "sparse_distill"))
+    assert weights(copy) == weights(made[0])
+    shutil.rmtree(original)
+    copy.rename(tmp_path / "moved")
+    run_here(tmp_path / "moved", *training(data, "sparse_distill"))
+    assert weights(tmp_path / "moved") == weights(made[0])
+    for file in (tmp_path / "moved" / "checkpoints").iterdir():
+        assert str(made[0]).encode() not in file.read_bytes()
+
+
+def test_the_numbers_written_are_those_of_the_weights_written(made: tuple[Path, str], data: Path, copied: Path) -> None:
+    """best.ckpt may be of a later validation than last.ckpt, where a run was killed between the two."""
+    other = torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)
+    other["history"][-1]["expected_accepted"] = 3.0
+    torch.save(other, copied / "checkpoints" / "best.ckpt")
+    assert run_here(copied, *training(data, "sparse_distill")) == 3.0
+    assert artifact(copied)["objective"]["step"] == 20
+    ours = {tensor.double().sum().item() for tensor in Adapter.read(copied).tensors.values()}
+    assert ours == {tensor.double().sum().item() for tensor in other["state_dict"].values()}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("state_dict", {}),
+        ("optimizer_states", []),
+        ("optimizer_states", [{"state": {}}]),
+        ("lr_schedulers", [{"last_epoch": "20"}]),
+        ("loops", {"fit_loop": {}}),
+        ("epoch", -1),
+        ("history", []),
+        ("history", [{"step": 10}]),
+        ("pytorch-lightning_version", "1.0.0"),
+        ("callbacks", None),
+    ],
+)
+def test_a_checkpoint_that_is_not_this_training_is_told_in_a_line(
+    part: str, value: object, data: Path, copied: Path
+) -> None:
+    path = copied / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(path, weights_only=True), part: value}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged \(") as refused:
+        run_here(copied, *training(data, "sparse_distill"))
+    assert part in str(refused.value) or part == "pytorch-lightning_version"
+
+
+def test_a_training_whose_time_is_up_ends_with_a_validation(data: Path, tmp_path: Path) -> None:
+    brief = ("finetune.minutes=0.01", "finetune.steps=100000", "finetune.validate_every=100000")
+    run_here(tmp_path, *training(data, "sparse_distill", *brief))
+    assert len(artifact(tmp_path)["history"]) == 1
 
 
 LONG = ("finetune.steps=100", "finetune.validate_every=10", "finetune.patience=99", "finetune.accumulate=2")

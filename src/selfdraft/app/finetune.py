@@ -205,11 +205,6 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
 def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Console, loaded: LoadedModel) -> float:
     """Take the best weights back, and write them with the numbers that were counted for them."""
     history, path = module.history, folder / CHECKPOINTS / BEST
-    if not history:
-        raise UserError(
-            f"finetune.minutes={config.finetune.minutes}: the time was up before the first validation, which comes "
-            f"after {config.finetune.validate_every} steps: allow more minutes, or lower finetune.validate_every"
-        )
     saved = read_checkpoint(path)
     module.load_state_dict(fitted(saved, {"state_dict": module.state_dict()}, path)["state_dict"], strict=False)
     best = module.history_of(saved, path)[-1]

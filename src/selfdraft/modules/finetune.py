@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from numpy.random import Generator, default_rng
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
 from selfdraft.core.lessons import (
@@ -36,6 +38,7 @@ from selfdraft.models.sparse import Path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.modules.checkpoints import fitted
 
 WATCHED = "expected_accepted"
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -262,9 +265,51 @@ class FinetuneModule(pl.LightningModule, ABC):
         """Keep the curve."""
         checkpoint["history"] = self.history
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on with it."""
-        self.history = list(checkpoint["history"])
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it, where it is what this training would have written.
+
+        Raises:
+            UserError: it is not.
+        """
+        path = FilePath(self.trainer.ckpt_path)
+        checkpoint |= fitted(checkpoint, self._expected(checkpoint), path)
+        self.history = self.history_of(checkpoint, path)
+
+    def history_of(self, checkpoint: Mapping[str, Any], path: FilePath) -> list[dict[str, Any]]:
+        """Return the validations up to a checkpoint, the last one being that of the checkpoint's own weights.
+
+        Raises:
+            UserError: they are not such as this training writes, or there are none.
+        """
+        line = {"step": 0, WATCHED: 0.0, "acceptance_by_depth": [0.0] * self.config.block}
+        expected = {"history": [line] * max(len(checkpoint["history"]), 1)}
+        return fitted(checkpoint, expected, path)["history"]
+
+    def _expected(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a checkpoint of this training holds, with the values of its beginning."""
+        made = self.configure_optimizers()
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        given = checkpoint["optimizer_states"][0] if checkpoint["optimizer_states"] else {}
+        known = given.get("state", {}) if isinstance(given, Mapping) else {}
+        moments = {  # of a parameter that was dropped at every step so far there are none
+            at: {"step": torch.tensor(0.0), "exp_avg": p.detach(), "exp_avg_sq": p.detach()}
+            for at, p in enumerate(optimizer.param_groups[0]["params"])
+            if isinstance(known, Mapping) and at in known
+        }
+        timers = {
+            callback.state_key: {"time_elapsed": dict.fromkeys(callback.state_dict()["time_elapsed"], 0.0)}
+            for callback in self.trainer.callbacks
+            if isinstance(callback, Timer)
+        }
+        return {
+            "epoch": 0,
+            "global_step": 0,
+            "state_dict": self.state_dict(),
+            "loops": {"fit_loop": self.trainer.fit_loop.state_dict()},
+            "callbacks": timers,
+            "optimizer_states": [{**optimizer.state_dict(), "state": moments}],
+            "lr_schedulers": [schedule.state_dict()],
+        }
 
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
         """Batches know how to move."""

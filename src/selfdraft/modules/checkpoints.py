@@ -1,0 +1,172 @@
+"""Checkpoints of a training: when they are written, and how they are read as data, without running what is in them.
+
+A checkpoint names no other file: which weights are the best follows from its history, so that a folder can be copied,
+moved and gone on with. It is read in two steps: `read_checkpoint` takes numbers and text only from a file whose sums
+are right, and `fitted` compares what was read with what this training would have written.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import CheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+from torch import Tensor
+
+from selfdraft.core.errors import UserError
+
+CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
+VERSION = "pytorch-lightning_version"
+TYPES = {  # of what Lightning and `FinetuneModule` write, by key; everything else in a file is left out
+    "epoch": int,
+    "global_step": int,
+    VERSION: str,
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "history": list,
+}
+
+
+class Checkpoints(Checkpoint):
+    """After every validation writes last.ckpt, and best.ckpt where no earlier validation was as good."""
+
+    def __init__(self, folder: Path, watched: str) -> None:
+        """Write into `folder`; the history's values of `watched` say which validation is the best."""
+        self.folder, self.watched = folder, watched
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save."""
+        if trainer.sanity_checking or not pl_module.history:
+            return
+        if validations_since_best(pl_module.history, self.watched) == 0:
+            trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
+
+
+class Patience(pl.Callback):
+    """Stops a training after `patience` validations without a better one; a resumed one that had stopped, at once."""
+
+    def __init__(self, watched: str, patience: int) -> None:
+        self.watched, self.patience = watched, patience
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at what was restored."""
+        self.on_validation_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the last validation."""
+        if pl_module.history and validations_since_best(pl_module.history, self.watched) >= self.patience:
+            trainer.should_stop = True
+
+
+def validations_since_best(history: list[dict[str, Any]], watched: str) -> int:
+    """How many lines of a history (at least one) come after the first one with the highest value."""
+    values = [line[watched] for line in history]
+    return len(values) - 1 - values.index(max(values))
+
+
+class DataOnly(CheckpointIO):
+    """How Lightning writes and reads checkpoints here: whole files or none, and nothing but data."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Replace the file in one step."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
+        """See `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Never asked for: a checkpoint is replaced, not removed."""
+        raise NotImplementedError
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the parts of a checkpoint that this program writes, tensors on the CPU.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or holds more than numbers, text and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the sums
+            if (torn := archive.testzip()) is not None:
+                raise _damaged(path, f"its part {torn} is not what was written")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError:
+        raise _damaged(path, "it holds more than numbers and text, and that is not loaded: it could run code") from None
+    except OSError as error:
+        raise _damaged(path, error.strerror or type(error).__name__) from None
+    except Exception as error:  # whatever the bytes of a file make its readers stumble over
+        raise _damaged(path, f"{type(error).__name__} while it was read") from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it is no checkpoint of task=finetune")
+    for key, kind in TYPES.items():
+        if not isinstance(found.get(key), kind):
+            raise _damaged(path, f"its {key} is missing" if key not in found else f"its {key} is no {kind.__name__}")
+    if found[VERSION].partition(".")[0] != pl.__version__.partition(".")[0]:
+        raise _damaged(path, f"it was not written by Lightning {pl.__version__}")
+    return {**{key: found[key] for key in TYPES}, VERSION: pl.__version__}
+
+
+def fitted(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return those parts of `checkpoint` that `expected` has, having compared them.
+
+    Args:
+        checkpoint: what was read.
+        expected: what this training would write: the same keys, lengths, types and shapes, with any values.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: a part is missing, or of another type or shape.
+    """
+    return {key: _like(expected[key], checkpoint[key], key, path) for key in expected}
+
+
+def _like(expected: Any, value: Any, name: str, path: Path) -> Any:
+    """`value`, of the types and shapes of `expected`; numbers are finite and not negative."""
+    if isinstance(expected, Tensor):
+        fits = isinstance(value, Tensor) and value.shape == expected.shape and value.dtype == expected.dtype
+    elif isinstance(expected, Mapping):
+        fits = isinstance(value, Mapping) and all(key in value for key in expected)
+        if fits:
+            return {key: _like(expected[key], value[key], f"{name}.{key}", path) for key in expected}
+    elif isinstance(expected, list | tuple):
+        fits = isinstance(value, list | tuple) and len(value) == len(expected)
+        if fits:
+            pairs = zip(expected, value, strict=True)
+            return type(expected)(_like(old, new, f"{name}.{at}", path) for at, (old, new) in enumerate(pairs))
+    elif type(expected) in (int, float):
+        fits = type(value) in (type(expected), int) and value >= 0 and math.isfinite(value)
+    else:
+        fits = type(value) is type(expected)
+    if not fits:
+        raise _damaged(path, f"its {name} is not what this training writes")
+    return value
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    other = f"copy {BEST}, which lies beside it, over it to go on from there" if path.name == LAST else "put it back"
+    return UserError(f"{path} is damaged ({reason}): {other}, or remove {LAST} and {BEST} to begin anew")
