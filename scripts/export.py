@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 import torch
-import yaml
 from huggingface_hub import create_repo, upload_folder
 from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES, SAFETENSORS_WEIGHTS_NAME
@@ -34,6 +33,7 @@ from selfdraft.models.anatomy import dissect
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.tiny import FAMILIES
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
+from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 BESIDE = "selfdraft.safetensors"  # what our own drafters read
 IN_PEFT = "base_model.model."  # what peft's names begin with
@@ -70,7 +70,7 @@ def read_run(run: Path) -> tuple[Artifact, Adapter]:
     if not (run / FILE).is_file():
         raise UserError(f"{run} holds no {FILE}: give the folder of a task=finetune run")
     artifact = Artifact.read(run)
-    if ADAPTER not in artifact.options:
+    if artifact.options.get(ADAPTER) is None:
         raise UserError(
             f"{run} was written by task=calibrate: it says what drafter={artifact.drafter} skips, and no weights were "
             "trained; give the folder of a task=finetune run"
@@ -90,9 +90,9 @@ def model_of(run: Path, label: str, path: str | None) -> ModelConfig:
     if (run / "config.yaml").is_file():
         known = {m().name: m for m in (EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig)}
         try:
-            options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]
-            return replace(known[options["name"]](**options), dtype="bfloat16")
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            options = read_plain_yaml(run / "config.yaml")["model"]
+            return replace(known[options["name"]].from_plain(options), dtype="bfloat16")
+        except (NotPlain, UserError, KeyError, TypeError):
             raise UserError(f"{run / 'config.yaml'} names no model: give its folder or hub id as --model") from None
     if label not in labelled:
         raise UserError(f"{run} has no config.yaml that says where {label} is: give its folder or hub id as --model")

@@ -13,17 +13,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
-
-import yaml
+from typing import Any, NamedTuple
 
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
+from selfdraft.drafters import DRAFTERS
 from selfdraft.models.adapter import Adapter
-from selfdraft.tracking.records import RecordFile
+from selfdraft.tracking.lines import read_measured
+from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 # Drafters whose drafts cost no forward of their own, and those whose forwards are full ones, counted as such.
 NO_FORWARDS = ("none", "prompt_lookup", "suffix", "recycling", "lookahead", "pool", "pseudo_tokens")
@@ -122,14 +123,43 @@ def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
         UserError: it is no finished run.
     """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        options = dict(read_plain_yaml(folder / "config.yaml")["drafter"])
+        drafter = DRAFTERS[options.pop("name")].Config.from_plain(options)
+    except NotPlain as error:
+        raise UserError(f"{folder} is no finished run of task=evaluate: {folder / 'config.yaml'}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{folder / 'config.yaml'} names no drafter: give the folder of a run (hydra.run.dir)"
+        ) from None
+    try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = {name: result[name] for name in ("drafter", "model", "dtype", "speedup_total")}
+        result["speedup_total"] = float(result["speedup_total"])
     except OSError as error:
         raise UserError(f"{folder} is no finished run of task=evaluate: {error.strerror} ({error.filename})") from None
-    lines = RecordFile(folder / "prompts.jsonl").read()
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{folder / 'result.json'} is no result of task=evaluate") from None
+    config = {"drafter": asdict(drafter)}
+    lines = read_measured(folder)
     if not lines:
         raise UserError(f"{folder} is no finished run of task=evaluate: there is no complete line in its prompts.jsonl")
+    for line in lines:
+        if not all(_is_step(step) for step in line.get("steps", [None])):
+            raise UserError(f"{folder / 'prompts.jsonl'}: the line of id {line['id']!r} holds no steps of a drafter")
     return lines, config, result
+
+
+def _is_step(step: Any) -> bool:
+    """Whether it begins with the drafted tokens, and the parents of each where they are no chain."""
+    if not isinstance(step, list) or len(step) < 2 or not isinstance(step[0], list):
+        return False
+    drafted, parents = step[:2]
+    if parents is None:
+        return True
+    is_tree = isinstance(parents, list) and len(parents) == len(drafted)
+    return is_tree and all(type(parent) is int and parent < at for at, parent in enumerate(parents))
 
 
 @one_line_script("predict")
@@ -147,7 +177,7 @@ def main(arguments: list[str]) -> None:
     for path in given.hardware:
         try:
             costs = CostModel.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"--hardware {path} cannot be read: {error}") from None
         drafted, plain = predict(lines, config, given.layers, given.vocabulary, costs)
         kind = " (roofline)" if costs.source.startswith("roofline") else ""

@@ -123,9 +123,10 @@ def test_what_is_no_artifact_of_finetune_is_told_in_a_line(tmp_path: Path, capsy
     assert "holds no drafter.yaml" in told(capsys, tmp_path, out)
     (tmp_path / "drafter.yaml").write_text("a: [")
     assert "it is no YAML" in told(capsys, tmp_path, out)
-    Artifact("layer_skip", {"skip_attention": [1]}, {"label": "tiny llama"}, {}, []).write(tmp_path / "drafter.yaml")
+    label = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
+    Artifact("layer_skip", {"skip_attention": [1]}, label, {}, []).write(tmp_path / "drafter.yaml")
     assert "was written by task=calibrate" in told(capsys, tmp_path, out)
-    Artifact("layer_skip", {"adapter": "."}, {"label": "tiny llama"}, {}, []).write(tmp_path / "drafter.yaml")
+    Artifact("layer_skip", {"adapter": "."}, label, {}, []).write(tmp_path / "drafter.yaml")
     assert "there is no such file" in told(capsys, tmp_path, out)
     assert not out.exists()
 

@@ -49,6 +49,26 @@ def line(steps: list[list], new_tokens: int, target_forwards: int | None = None)
     return {"steps": steps, "new_tokens": new_tokens, "target_forwards": forwards}
 
 
+MEASURED = {
+    "id": "a",
+    "turn": 0,
+    "category": "writing",
+    "family": "mt_bench",
+    "text": "answer",
+    "prompt_ids": [1, 2],
+    "output_ids": [1, 2, 3, 4, 5, 6],
+    "prefill_s": 0.5,
+    "decode_s": 1.0,
+    "baseline_decode_s": 2.0,
+    "baseline_new_tokens": 6,
+    "latency_s": 1.5,
+    "baseline_latency_s": 2.5,
+    "lossless": {"verdict": "exact", "first_divergence": None, "margin": None, "control": None},
+    "acceptance_by_depth": [{"offered": 5, "accepted": 4}],
+    "phases_s": {"prefill": 0.5, "draft": 0.1, "verify": 0.8, "commit": 0.06, "other": 0.04},
+    "peak_memory_mb": 100.0,
+    "references": {},
+}
 STEPS = [[[7, 8], None, [0, 1], 9, "x"], [[], None, [], 5, "x"], [[1, 2, 3], [-1, -1, 1], [1], 4, "x"]]
 
 
@@ -105,7 +125,7 @@ def test_what_it_cannot_price_it_says() -> None:
 
 
 def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "prompts.jsonl").write_text(json.dumps({"id": "a", "turn": 0, **line(STEPS, 6)}) + "\n")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(MEASURED | line(STEPS, 6)) + "\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"drafter": {"name": "prompt_lookup"}}))
     result = {"drafter": "prompt_lookup", "model": "m", "dtype": "float32", "speedup_total": 1.5}
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -118,6 +138,42 @@ def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.Captu
     assert "measured there: 1.50" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "drafter: {name: layer_skip, sparsity: '${oc.env:HOME}'}"),
+        ("config.yaml", "drafter: {name: &x layer_skip, copy: *x}"),
+        ("config.yaml", "drafter: {name: nobody}"),
+        ("config.yaml", "[1"),
+        ("config.yaml", "3"),
+        ("prompts.jsonl", json.dumps(MEASURED | {"new_tokens": 6, "target_forwards": 1}) + "\n"),
+        ("prompts.jsonl", json.dumps(MEASURED | line([[[1, 2], [0, 5]]], 6)) + "\n"),
+        ("prompts.jsonl", json.dumps(MEASURED | line([[3]], 6)) + "\n"),
+        ("result.json", "[" * 100_000),
+        ("result.json", "{}"),
+        ("result.json", '{"drafter": "n", "model": "m", "dtype": "d", "speedup_total": "fast"}'),
+        ("stub.json", "[" * 100_000),
+        ("stub.json", json.dumps(stub_costs().to_dict() | {"base": {"sizes": ["1", "2"], "seconds": ["1", "2"]}})),
+        ("stub.json", json.dumps(stub_costs().to_dict() | {"layers": float("inf")})),
+    ],
+)
+def test_malformed_files_are_told_in_a_line(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
+    files = {
+        "prompts.jsonl": json.dumps(MEASURED | line(STEPS, 6)) + "\n",
+        "config.yaml": "drafter: {name: none}",
+        "result.json": json.dumps(result),
+        "stub.json": json.dumps(stub_costs().to_dict()),
+    }
+    for file, good in files.items():
+        (tmp_path / file).write_text(text if file == name else good)
+    assert script("predict").main([str(tmp_path), "--hardware", str(tmp_path / "stub.json")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("predict: ") and name in said
+
+
 @pytest.mark.parametrize(("run", "file"), [("nowhere", "stub.json"), (".", "nowhere.json")])
 def test_what_is_not_there_is_told_in_a_line(
     run: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -128,7 +184,9 @@ def test_what_is_not_there_is_told_in_a_line(
 
 
 def test_a_run_of_torn_lines_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in (("prompts.jsonl", '{"id": "a", "tu'), ("config.yaml", "{}"), ("result.json", "{}")):
+    config, result = {"drafter": {"name": "none"}}, {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
+    said = (("config.yaml", json.dumps(config)), ("result.json", json.dumps(result)))
+    for name, text in (("prompts.jsonl", '{"id": "a", "tu'), *said):
         (tmp_path / name).write_text(text)
     assert script("predict").main([str(tmp_path), "--hardware", str(SHIPPED[0])]) == 2
     (said,) = capsys.readouterr().err.splitlines()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.artifact import Artifact
 
-PROMPT = "prompt="
+PROMPT = re.compile(r"(\+{0,2}prompt=)(.*)", re.DOTALL)
+QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)
 FROM = "drafter.from="
 DRAFTER = "drafter="
 
@@ -17,18 +19,41 @@ DRAFTER = "drafter="
 def quoted_prompt(arguments: Sequence[str]) -> list[str]:
     """The arguments, with the value of `prompt=…` quoted for Hydra, which would read its commas and brackets itself.
 
-    A value that is in quotes already stays as it is: quoting twice changes nothing.
+    A prompt is text: `${oc.env:HOME}` in it is not looked up. A value that is in quotes already is left in them, and
+    quoting twice changes nothing.
     """
-    return [PROMPT + _quoted(a.removeprefix(PROMPT)) if a.startswith(PROMPT) else a for a in arguments]
+    return [_with_quoted_prompt(argument) for argument in arguments]
 
 
-def _quoted(text: str) -> str:
-    if text in ("", "null") or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
-        return text
+def _with_quoted_prompt(argument: str) -> str:
+    if (found := PROMPT.fullmatch(argument)) is None:
+        return argument
+    key, text = found.groups()
+    if text in ("", "null"):
+        return argument
+    if QUOTED.fullmatch(text):
+        # Hydra's own notation, in which \\${ stands for ${ already: only what is not escaped is.
+        return key + re.sub(r"(?<!\\)((?:\\\\)*)\$\{", r"\1\\${", text)
+    return key + quoted(text)
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's notation, with which Hydra and OmegaConf read just this text, whatever is in it."""
+    # OmegaConf: \\${ stands for ${, and backslashes before it stand for half as many.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     # In Hydra's quoted strings a backslash stands for itself unless backslashes lead up to a quote: double those.
     parts = text.split('"')
     escaped = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
     return '"' + '\\"'.join(escaped) + '"'
+
+
+def as_override(value: Any) -> str:
+    """A plain value in Hydra's notation."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(as_override(item) for item in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def with_artifact(arguments: Sequence[str]) -> list[str]:
@@ -45,13 +70,14 @@ def with_artifact(arguments: Sequence[str]) -> list[str]:
         if not argument.startswith(FROM):
             out.append(argument)
             continue
-        path = argument.removeprefix(FROM).strip("\"'")
+        path = argument.removeprefix(FROM)
+        path = path[1:-1] if QUOTED.fullmatch(path) else path
         found = Artifact.read(Path(path))
         asked = next((a.removeprefix(DRAFTER) for a in arguments if a.startswith(DRAFTER)), None)
         if asked not in (None, found.drafter):
             raise UserError(f"drafter.from={path} is for drafter={found.drafter}, not for drafter={asked}")
         if asked is None:
             out.append(f"{DRAFTER}{found.drafter}")
-        out += [f"drafter.{name}={json.dumps(value)}" for name, value in found.options.items()]
-        out.append(f"artifact={_quoted(path)}")
+        out += [f"drafter.{name}={as_override(value)}" for name, value in found.options.items()]
+        out.append(f"artifact={quoted(path)}")
     return out

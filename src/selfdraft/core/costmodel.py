@@ -6,6 +6,7 @@ decision or a prediction made for this machine can be made for another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,7 +120,7 @@ class CostModel:
         """
         try:
             curves = {
-                name: CostCurve(tuple(plain[name]["sizes"]), tuple(plain[name]["seconds"]))
+                name: CostCurve(_numbers(plain[name]["sizes"]), _numbers(plain[name]["seconds"]))
                 for name in ("forward", *PARTS)
             }
             labels = {name: str(plain[name]) for name in ("device", "model", "dtype", "source")}
@@ -131,10 +132,21 @@ class CostModel:
                 by_context=tuple(plain.get("by_context", ())),
                 by_batch=tuple(plain.get("by_batch", ())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{where} is no cost model ({type(error).__name__}: {error}); give a profile.json of task=profile"
             ) from None
+
+
+def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    """The values as they are.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    if odd := [value for value in values if type(value) not in (int, float) or not math.isfinite(value)]:
+        raise ValueError(f"{odd[0]!r:.40} is no number")
+    return tuple(values)
 
 
 def roofline(

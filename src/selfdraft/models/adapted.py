@@ -32,19 +32,15 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
             f"drafter.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
             "drafter=pseudo_tokens"
         )
-    if (last := max([*settings["skip_attention"], *settings["skip_mlp"]], default=0)) >= len(stock):
-        raise UserError(
-            f"drafter.adapter: it was trained for another model: it skips layer {last}, and this one's layers are 0 to "
-            f"{len(stock) - 1}"
-        )
-    skip = SkipSet.of(len(stock), settings["skip_attention"], settings["skip_mlp"])
+    adapter.refuse_beyond(len(stock), target.vocab_size)
+    skip = SkipSet.of(len(stock), settings.get("skip_attention", ()), settings.get("skip_mlp", ()))
     trained = {}
     for index, layer in enumerate(stock):
         lora, own = adapter.under(f"lora.{index}."), adapter.under(f"layer.{index}.")
         if own:
             trained[index] = target.driven(_replaced(layer, own))
         elif lora:
-            trained[index] = target.driven(_merged(layer, lora, float(settings["scale"])))
+            trained[index] = target.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
     norm, words, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
     return sparse_path(
         target.full,

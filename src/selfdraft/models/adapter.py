@@ -13,19 +13,26 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.paths import file_at
 
 FILE = "adapter.safetensors"
 FEATURE = "feature.weight"
+SKIPPED = ("skip_attention", "skip_mlp")  # settings: the layers whose sublayers drafts bypass
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NAMES = re.compile(r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|sampler\..+|pseudo|feature\.weight")
 
 
 @dataclass(frozen=True)
@@ -56,20 +63,86 @@ class Adapter:
 
     @staticmethod
     def read(path: str | Path) -> Adapter:
-        """Take the folder of an adapter, or its file.
+        """Take the folder of an adapter, or its file. Whether it fits a model is seen when it is put in place.
 
         Raises:
-            UserError: there is none, or it is none of ours.
+            UserError: there is none, it is damaged, or it is none of ours.
         """
-        file = Path(path).expanduser()
-        file = file / FILE if file.is_dir() else file
+        file = file_at(path, FILE)
         try:
-            with safe_open(file, framework="pt") as opened:
-                said = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            return Adapter(said["recipe"], json.loads(said["settings"]), tensors)
-        except (OSError, SafetensorError) as error:
-            reason = "there is no such file" if not file.exists() else str(error).splitlines()[0]
-            raise UserError(f"drafter.adapter={path}: {reason}; give the folder that task=finetune wrote") from None
-        except (KeyError, json.JSONDecodeError):
-            raise UserError(f"drafter.adapter={path} was not written by task=finetune") from None
+            return _read(file)
+        except _NoAdapter as error:
+            raise UserError(f"drafter.adapter={path}: {error}; give the folder that task=finetune wrote") from None
+
+    def refuse_beyond(self, layers: int, vocabulary: int, name: str | None = None) -> None:
+        """Weights of layers and ids that a model does not have say that it is another one. `name`: what users gave.
+
+        Raises:
+            UserError: there are such.
+        """
+        theirs = (int(name.split(".")[1]) for name in self.tensors if name.startswith(("lora.", "layer.")))
+        skipped = (layer for name in SKIPPED for layer in self.settings.get(name, ()))
+        other = f"drafter.adapter{'' if name is None else f'={name}'}: it was trained for another model"
+        if (last := max([*theirs, *skipped], default=0)) >= layers:
+            raise UserError(f"{other}: it trained or skips layer {last}, and this one's layers are 0 to {layers - 1}")
+        words = self.tensors.get("vocabulary")
+        if words is not None and int(words.max()) >= vocabulary:
+            raise UserError(f"{other}: it drafts token {int(words.max())}, and this one has {vocabulary} tokens")
+
+
+class _NoAdapter(Exception):
+    """Why a file is no adapter."""
+
+
+def _read(file: Path) -> Adapter:
+    try:
+        if not file.exists():
+            raise _NoAdapter("there is no such file")
+        if not file.is_file():
+            raise _NoAdapter(f"it has no {FILE}")
+        with safe_open(file, framework="pt") as opened:
+            said = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+    except _NoAdapter:
+        raise
+    except Exception as error:  # whatever the bytes of a file make its reader stumble over
+        raise _NoAdapter(next(iter(str(error).splitlines()), type(error).__name__)) from None
+    try:
+        settings = json.loads(said["settings"])
+        recipe = said["recipe"]
+    except (KeyError, ValueError, RecursionError):
+        raise _NoAdapter("it was not written by task=finetune") from None
+    if not isinstance(settings, dict):
+        raise _NoAdapter("its settings are no settings of a recipe")
+    for name, value in settings.items():
+        if name in SKIPPED:
+            fits = isinstance(value, list) and all(type(layer) is int and layer >= 0 for layer in value)
+        else:
+            fits = name in ("scale", "first") and type(value) in (int, float) and math.isfinite(value)
+        if not fits:
+            raise _NoAdapter(f"its settings have {name!r:.40} as {value!r:.40}")
+    for name, tensor in tensors.items():
+        if (reason := _wrong(name, tensor, tensors)) is not None:
+            raise _NoAdapter(f"its tensor {name!r:.80} {reason}")
+    return Adapter(recipe, {"scale": 1.0, "first": 0, **{name: [] for name in SKIPPED}, **settings}, tensors)
+
+
+def _wrong(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with a tensor, if anything is."""
+    if name == "vocabulary":
+        fits = (
+            tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 1 and len(tensor) and int(tensor.min()) >= 0
+        )
+        return None if fits else "is no list of token ids"
+    if not NAMES.fullmatch(name):
+        return "is none that a recipe trains"
+    if tensor.dtype not in FLOATS or not torch.isfinite(tensor).all():
+        return "holds something else than finite numbers"
+    if name in ("pseudo", FEATURE) and (tensor.dim() != 2 or not tensor.numel()):
+        return "is no matrix"
+    if name.startswith("lora."):
+        stem = name.rpartition(".")[0]
+        a, b = tensors.get(f"{stem}.A"), tensors.get(f"{stem}.B")
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            return "is no half of a LoRA"
+    return None

@@ -76,6 +76,7 @@ class PseudoTokens:
         size = target.anatomy.embed(torch.zeros(1, dtype=torch.long, device=target.device)).shape[-1]
         if found.shape[-1] != size:
             raise self._other_model(f"its pseudo tokens have {found.shape[-1]} numbers each", f"a width of {size}")
+        adapter.refuse_beyond(len(target.full.layers), target.vocab_size, name)
         self.embeddings = found.to(target.device, target.dtype)
         self.count = len(self.embeddings)
         self.path = replace(target.full, layers=self._layers(adapter))

@@ -1,0 +1,99 @@
+"""What reaches Hydra from a prompt or from somebody's file is text: never a reference, a choice or a missing value."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from command_line import SMOKE, composed, run_here
+from selfdraft.app.build import to_config
+from selfdraft.app.command_line import as_override, quoted_prompt, with_artifact
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.artifact import Artifact
+
+SECRET = "a-secret-of-the-environment"
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+
+
+def prompt_of(*arguments: str) -> str | None:
+    return to_config(composed(*SMOKE, *quoted_prompt(quoted_prompt(arguments)))).prompt
+
+
+PROMPTS = [
+    "${oc.env:TOKEN}", "${HOME}", "???", "$", "${", "\\${oc.env:TOKEN}", "\\\\${oc.env:TOKEN}", "a\\", "${a}\\", '"',
+    "'", '"a" and "b"', "a, b", "[1]", "{a: 1}", "a=b", "a\nb", "${a:${b}}", "$${oc.env:TOKEN}", "'${a}' \"${b}\"",
+    "glob(*)", "true", "1", "~", "@", "$(id)", "%s", "é", "\\n", "nul", "None", "  spaces  ", "'${oc.env:TOKEN}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PROMPTS)
+def test_a_prompt_is_text(text: str) -> None:
+    """Quoting twice changes nothing, since the processes of a sweep quote once more."""
+    assert prompt_of(f"prompt={text}") == text
+    assert prompt_of(f"++prompt={text}") == text
+
+
+def test_any_prompt_is_text() -> None:
+    draw = random.Random(0)
+    for _ in range(40):
+        text = "".join(draw.choices(["\\", "$", "{", "}", '"', "'", "a", ":", "[", "=", "${", "\n", "?"], k=8))
+        if (text[0], text[-1]) not in {('"', '"'), ("'", "'")}:
+            assert prompt_of(f"prompt={text}") == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ('"${oc.env:TOKEN}"', "${oc.env:TOKEN}"),
+        ("'${oc.env:TOKEN}'", "${oc.env:TOKEN}"),
+        ('"a, b"', "a, b"),
+        ('"\\${x}"', "${x}"),
+        ('"null"', "null"),
+        ("null", None),
+        ("", ""),
+    ],
+)
+def test_a_prompt_in_quotes_is_what_stands_in_them(typed: str, text: str | None) -> None:
+    assert prompt_of(f"prompt={typed}") == text
+
+
+@pytest.mark.parametrize("text", ["${oc.env:TOKEN}", "???"])
+def test_a_trace_holds_the_prompt_and_no_secret(text: str, tmp_path: Path) -> None:
+    run_here(tmp_path, *SMOKE, "task=trace", "decoding.max_new_tokens=4", *quoted_prompt([f"prompt={text}"]))
+    assert json.loads((tmp_path / "trace.json").read_text())["prompt"] == text
+    assert SECRET not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("value", [None, True, False, 3, -1.5, 1e-07, [1, 2], [], ["a, b", "${oc.env:TOKEN}"], "x'\""])
+def test_plain_values_reach_hydra_as_they_are(value: object) -> None:
+    assert OmegaConf.to_container(composed(*SMOKE, f"+x={as_override(value)}"), resolve=True)["x"] == value
+
+
+def artifact(folder: Path, **options: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
+    Artifact("layer_skip", options, model, {}, []).write(folder / "drafter.yaml")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["plain", "${oc.env:TOKEN}", "a, b", 'it\'s "so"', "x=[1]"])
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / name, adapter=".", draft_length=3, reuse=True, min_confidence=0.5)
+    config = to_config(composed(*with_artifact([*SMOKE, f"drafter.from={folder}"])))
+    assert config.artifact == config.drafter.adapter == str(folder)
+    assert (config.drafter.draft_length, config.drafter.reuse, config.drafter.min_confidence) == (3, True, 0.5)
+
+
+def test_nothing_in_an_artifact_is_looked_up(tmp_path: Path) -> None:
+    for options in ({"length": "${oc.env:TOKEN}"}, {"draft_length": "${oc.env:TOKEN}"}, {"bonus": "???"}):
+        with pytest.raises(UserError, match=r"^drafter\.from=") as refused:
+            with_artifact([f"drafter.from={artifact(tmp_path, **options)}"])
+        assert SECRET not in str(refused.value)

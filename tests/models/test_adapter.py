@@ -1,0 +1,130 @@
+"""An adapter's file is data from anybody: what is damaged, or no adapter of ours, is told in a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from payload import Payload
+from selfdraft.core.errors import UserError
+from selfdraft.models.adapter import FILE, Adapter
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+GOOD = {
+    "lora.1.mlp.up_proj.A": torch.ones(2, 32),
+    "lora.1.mlp.up_proj.B": torch.ones(64, 2),
+    "norm.weight": torch.ones(32),
+    "vocabulary": torch.arange(9),
+}
+SETTINGS = {"scale": 0.5, "first": 0, "skip_attention": [2], "skip_mlp": []}
+
+
+def target() -> Target:
+    return Target(tiny_model("llama", seed=0), packed=False)
+
+
+def written(folder: Path, tensors: dict[str, Tensor], settings: object = SETTINGS) -> Path:
+    metadata = {"recipe": "some", "settings": settings if isinstance(settings, str) else json.dumps(settings)}
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / FILE, metadata)
+    return folder
+
+
+def test_what_was_written_reads_back(tmp_path: Path) -> None:
+    Adapter("some", SETTINGS, GOOD).write(tmp_path)
+    found = Adapter.read(tmp_path)
+    assert (found.recipe, found.settings) == ("some", SETTINGS)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in GOOD.items())
+    assert target().adapted_path(found).skip.attention == {2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["[", "[" * 100_000, "3", "[]", {"scale": "big"}, {"scale": float("nan")}, {"scale": None}, {"skip_mlp": 1},
+     {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1}],
+)  # fmt: skip
+def test_settings_that_are_none_are_told_in_a_line(settings: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^drafter\.adapter=.*give the folder that task=finetune wrote$"):
+        Adapter.read(written(tmp_path, GOOD, settings))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lora.1.mlp.up_proj.A": torch.ones(2, 32)},
+        {"lora.1.mlp.up_proj.A": torch.ones(2, 32), "lora.1.mlp.up_proj.B": torch.ones(64, 3)},
+        {"lora.1.mlp.up_proj.A": torch.ones(2), "lora.1.mlp.up_proj.B": torch.ones(64, 2)},
+        {"lora.x.mlp.up_proj.A": torch.ones(2, 32), "lora.x.mlp.up_proj.B": torch.ones(64, 2)},
+        {"other": torch.ones(2)},
+        {"norm.weight": torch.full((32,), float("nan"))},
+        {"norm.weight": torch.ones(32, dtype=torch.int64)},
+        {"norm.weight": torch.ones(32, dtype=torch.complex64)},
+        {"vocabulary": torch.ones(3)},
+        {"vocabulary": torch.tensor([-1, 2])},
+        {"vocabulary": torch.ones(2, 2, dtype=torch.int64)},
+        {"vocabulary": torch.ones(0, dtype=torch.int64)},
+        {"pseudo": torch.ones(32)},
+        {"pseudo": torch.ones(0, 32)},
+        {"feature.weight": torch.ones(3)},
+    ],
+)
+def test_tensors_that_no_recipe_trains_are_told_in_a_line(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^drafter\.adapter=.*: its tensor .*give the folder that task=finetune"):
+        Adapter.read(written(tmp_path, tensors))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings"),
+    [
+        ({"vocabulary": torch.tensor([10**6])}, {}),
+        ({"lora.9.mlp.up_proj.A": torch.ones(2, 32), "lora.9.mlp.up_proj.B": torch.ones(64, 2)}, {}),
+        ({"layer.4.mlp.up_proj.weight": torch.ones(64, 32)}, {}),
+        ({"layer.1.mlp.up_proj.weight": torch.ones(64)}, {}),
+        ({"norm.weight": torch.ones(31)}, {}),
+        ({"norm.other": torch.ones(32)}, {}),
+        ({"feature.weight": torch.ones(31, 31)}, {}),
+        ({}, {"skip_attention": [4]}),
+        ({"pseudo": torch.ones(2, 32)}, {}),
+    ],
+)
+def test_weights_for_another_model_are_told_in_a_line(
+    tensors: dict[str, Tensor], settings: dict, tmp_path: Path
+) -> None:
+    adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
+    with pytest.raises(UserError, match=r"^drafter\.adapter: "):
+        target().adapted_path(adapter)
+
+
+def test_damaged_files_are_told_in_a_line_and_run_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path, GOOD) / FILE
+    genuine, marker = file.read_bytes(), tmp_path / "marker"
+    header = len(genuine) - sum(tensor.nbytes for tensor in GOOD.values())
+    variants = [genuine[:length] for length in (0, 4, 8, 100, len(genuine) - 1)]
+    for at in range(0, header, 7):
+        variants.append(genuine[:at] + bytes([genuine[at] ^ 0x55]) + genuine[at + 1 :])
+    variants.append((10**15).to_bytes(8, "little") + genuine[8:])
+    refused = 0
+    for variant in variants:
+        file.write_bytes(variant)
+        try:
+            target().adapted_path(Adapter.read(tmp_path))
+        except UserError as error:
+            assert str(error).startswith("drafter.adapter") and "\n" not in str(error)
+            refused += 1
+    assert refused > len(variants) / 2
+    torch.save(Payload(marker), file)
+    with pytest.raises(UserError):
+        Adapter.read(tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "~nobody/x", "a" * 300, FILE])
+def test_a_file_that_is_not_there_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(UserError, match=r"^drafter\.adapter="):
+        Adapter.read(name if name.startswith("~") else tmp_path / name)
