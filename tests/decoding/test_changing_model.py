@@ -237,6 +237,27 @@ def test_a_class_that_is_patched_is_followed(monkeypatch: pytest.MonkeyPatch) ->
     assert ours(model, drafting) == before
 
 
+@contextmanager
+def turned(model: PreTrainedModel):
+    handle = model.model.rotary_emb.register_forward_hook(lambda _, __, out: (out[1], out[0]))
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "dynamic", "factor": 2.0}], ids=["default", "dynamic"])
+def test_a_hook_on_the_rotary_embedding_is_followed_and_its_memory_is_not(rope: dict) -> None:
+    options = {"rope_parameters": {"rope_theta": 10000.0, **rope}} if rope else {}
+    model, drafting = tiny_model(max_positions=14, **options), Drafting("jacobi", window=3)
+    before = text(model)  # longer than the positions: a dynamic embedding remembers that
+    assert ours(model, drafting) == before
+    prepared = drafting._prepared
+    assert text(model) == ours(model, drafting) == before and drafting._prepared is prepared
+    with turned(model):
+        changed = text(model)
+        assert changed != before and ours(model, drafting) == changed
+    assert ours(model, drafting) == before
+
+
 def add_one(module: nn.Module, args: tuple, out: object) -> object:
     return out + 1 if isinstance(out, Tensor) else out
 

@@ -17,7 +17,15 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GenerationMixin,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
@@ -110,6 +118,27 @@ class Plain(LlamaForCausalLM):
     pass
 
 
+class Written(LlamaPreTrainedModel, GenerationMixin):
+    """A model of somebody's own around parts of transformers, as remote code is."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids=None, logits_to_keep=0, **kwargs):
+        out = self.model(input_ids=input_ids, **kwargs)
+        return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values)
+
+
+class WrittenOtherwise(Written):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits.flip(-1)
+        return out
+
+
 def as_a(kind: type[PreTrainedModel]) -> PreTrainedModel:
     model = tiny_model()
     own = kind(model.config).eval()
@@ -130,9 +159,15 @@ def test_a_subclass_with_methods_of_its_own_is_refused(kind: type[PreTrainedMode
         drafted(as_a(kind), Drafting("jacobi", window=3))
 
 
-def test_a_subclass_without_is_not() -> None:
-    model = as_a(Plain)
+@pytest.mark.parametrize("kind", [Plain, Written])
+def test_a_class_of_ones_own_without_is_not(kind: type[PreTrainedModel]) -> None:
+    model = as_a(kind)
     assert drafted(model, Drafting("jacobi", window=3)) == text(model)
+
+
+def test_a_forward_of_ones_own_is_compared_with_the_drive() -> None:
+    with pytest.raises(UserError, match="its forward differs"):
+        drafted(as_a(WrittenOtherwise), Drafting("jacobi", window=3))
 
 
 def test_methods_that_are_patched_on_the_class_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,10 @@ class Currency:
         """Write it down; the target was made a moment ago."""
         model = target.model
         self._model = model
-        live = {id(part) for part in target.anatomy.rotary.modules()}  # used as it is; it keeps state of its own
-        self._modules = [(m, type(m), _frozen(_watched(m))) for m in model.modules() if id(m) not in live]
-        self._forwards = {kind: kind.forward for kind in {type(m) for m, *_ in self._modules}}
+        watched = dict.fromkeys(model.modules(), _watched)
+        watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # it remembers the longest text
+        self._modules = [(m, type(m), attributes, _frozen(attributes(m))) for m, attributes in watched.items()]
+        self._forwards = {kind: kind.forward for kind in map(type, watched)}
         self._configs = [(config, _frozen(vars(config))) for config in _configs(model)]
         self._storage = _storage(model)
         packed = [linear for linear in target.linears() if isinstance(linear, PackedLinear)]
@@ -50,7 +51,7 @@ class Currency:
     def _same_objects(self) -> bool:
         try:
             return (
-                all(type(m) is kind and _watched(m) == then for m, kind, then in self._modules)
+                all(type(m) is kind and attributes(m) == then for m, kind, attributes, then in self._modules)
                 and all(kind.forward is forward for kind, forward in self._forwards.items())
                 and all(vars(config) == then for config, then in self._configs)
                 and self._storage == _storage(self._model)
@@ -82,6 +83,12 @@ def _watched(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, PreTrainedModel):
         return {name: own[name] for name in ("_modules", "_parameters", "_buffers", "config")}
     return own
+
+
+def _watched_calls(module: nn.Module) -> dict[str, Any]:
+    """What changes the calls of a module that keeps a state from call to call."""
+    own = module.__dict__
+    return {name: own[name] for name in ("_forward_hooks", "_forward_pre_hooks", "forward") if name in own}
 
 
 def _frozen(value: Any) -> Any:

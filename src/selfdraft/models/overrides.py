@@ -46,16 +46,17 @@ def refuse_overrides(model: PreTrainedModel) -> None:
 
 
 def _is_stock(owner: nn.Module, name: str) -> bool:
-    """Whether a method is that of the transformers class which the owner's class derives from.
+    """Whether a method is that of the first transformers class among the owner's which has one.
 
-    Remote code derives from none that has a `forward`. Its own is compared with our drive when the model is prepared.
+    Where none has (a `forward` of remote code), its own is compared with our drive when the model is prepared.
     """
-    line = next((c for c in type(owner).__mro__ if c.__module__.startswith("transformers.")), nn.Module)
-    stock = getattr(line, name, None)
-    if name == "forward" and not line.__module__.startswith("transformers.models."):
+    line = (c for c in type(owner).__mro__ if c.__module__.startswith("transformers.") and name in vars(c))
+    if (known := next(line, None)) is None:
         stock = getattr(type(owner), name)
-    elif not str(getattr(inspect.unwrap(stock), "__module__", "")).startswith("transformers."):
-        return False
+    else:
+        stock = getattr(known, name)
+        if not str(getattr(inspect.unwrap(stock), "__module__", "")).startswith("transformers."):
+            return False  # put there for the class's own
     found = getattr(owner, name)
     found = getattr(found, "_torchdynamo_orig_callable", found)  # what torch.compile was given
     return getattr(found, "__func__", None) is stock and found.__self__ is owner
