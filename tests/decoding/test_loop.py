@@ -134,6 +134,14 @@ def test_a_prompt_that_leaves_no_room_is_refused_by_name_and_number(length: int,
     assert str(caught.value) == message
 
 
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    target = StubTarget(successor)
+    with pytest.raises(
+        UserError, match=f"prompt odd has the token id {target.vocab_size}, but this model has ids below"
+    ):
+        decoder(target, DrafterConfig(), 5).decode([1, target.vocab_size], key="odd")
+
+
 # Stops.
 
 

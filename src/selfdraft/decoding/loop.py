@@ -203,8 +203,13 @@ class Decoder:
         while len(active) < self.batch_size and (request := next(waiting, None)) is not None:
             prompt, positions = list(request.prompt), self.target.max_positions
             stopping = request.stopping or self.stopping
+            name = "" if request.key is None else f" {request.key}"
+            if max(prompt, default=0) >= self.target.vocab_size:
+                raise UserError(
+                    f"prompt{name} has the token id {max(prompt)}, but this model has ids below "
+                    f"{self.target.vocab_size}: its tokenizer is another model's"
+                )
             if not prompt or (len(prompt) >= positions and not stopping.past_positions):
-                name = "" if request.key is None else f" {request.key}"
                 raise UserError(
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.anatomy import dissect
+from selfdraft.models.anatomy import dissect, refusing
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
 
@@ -63,17 +63,29 @@ def needed(
     config, size = outline.config, dtype.itemsize
     weights = sum(p.numel() for p in outline.parameters())
     matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    with refusing(outline):
+        keys = sum(_key_size(layer) for layer in _layer_configs(config))
     slots = min(PROMPT + new_tokens, config.max_position_embeddings) + TREE
     slots = -(-slots // BLOCK) * BLOCK
     return Needed(
         weights=weights * size,
         packed=matrices * size if packed and device.type == "cpu" and packable(dtype) else 0,
-        cache=2 * config.num_hidden_layers * heads * head_size * slots * rows * size,
+        cache=2 * keys * slots * rows * size,
         logits=(TREE * rows + CONTROLS) * config.vocab_size * 4,
         float32=weights * 4 if certify and dtype != torch.float32 else 0,
     )
+
+
+def _layer_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """One for each layer: the model's, or their own in families whose layers differ in their heads (Gemma 4)."""
+    own = getattr(config, "per_layer_config", None)
+    return [own[i] if own else config for i in range(config.num_hidden_layers)]
+
+
+def _key_size(config: PreTrainedConfig) -> int:
+    """Numbers in one token's keys of a layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def available(device: torch.device) -> int:
