@@ -9,6 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
+
 HEADER = (
     "| drafter | dtype | prompts | tokens per forward | tokens/s | speedup: median [95 % CI] | over all tokens "
     "| exact / tie / mismatch | `transformers` greedy | its prompt lookup |"
@@ -38,19 +41,30 @@ def row(result: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main(folders: list[str]) -> int:
+def row_of(folder: Path) -> str:
+    """The row of the run in `folder`.
+
+    Raises:
+        UserError: there is no result of task=evaluate.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
+    try:
+        return row(json.loads(path.read_text(encoding="utf-8")))
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
+
+
+@one_line_script("compare_runs")
+def main(folders: list[str]) -> None:
+    """Print the table."""
     if not folders:
-        print(__doc__, file=sys.stderr)
-        return 2
+        raise UserError("give the folders of finished runs: python scripts/compare_runs.py RUN_DIR [RUN_DIR ...]")
+    rows = [row_of(Path(folder)) for folder in folders]
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|")
-    for folder in folders:
-        path = Path(folder) / "result.json"
-        if not path.is_file():
-            print(f"{path} is not there: give the folders of finished runs (hydra.run.dir)", file=sys.stderr)
-            return 2
-        print(row(json.loads(path.read_text(encoding="utf-8"))))
-    return 0
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

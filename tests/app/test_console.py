@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.progress import Progress
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
 from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
 from selfdraft.app.errors import fail, one_line_script
+from selfdraft.app.sweep_table import SweepTable
 from selfdraft.core.errors import UserError
 
 EVIL = "\x1b]0;owned\x07 \x1b[2J[/] [bold]x[/bold] :smile: \x9b31m \u202e \ud800 $\\frac$"
@@ -124,6 +126,19 @@ print("naïve 日本 \\udcff", file=sys.stderr)
     if encoding == "ascii":
         assert "1.5x" in out and "=. ..." in out
         assert "\\u2" not in out  # boxes are drawn in ASCII
+
+
+def test_a_sweep_of_any_values_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = SweepTable(tmp_path / "x[/]y")
+    table.folder.mkdir(parents=True)
+    for number, value in enumerate(("[/]", "\x1b[2J \udcff")):
+        table.add(number, [f"prompt={value}", f"seed={EVIL}"], str(table.folder / str(number)))
+        table.finish(number, "completed", {"objective": 1.0 + number})
+    table.show()
+    said = capsys.readouterr().out
+    assert raw_controls(said) == set()
+    assert "\\x1b[2J" in said and "x[/]y/sweep.csv" in said and "\\x1b]0;owned" in said
+    assert len(pd.read_csv(table.csv)) == 2
 
 
 def test_a_run_in_a_folder_with_markup_in_its_name_and_prompts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+import example_lines
 from script_module import script_module
 
 ROOT = Path(__file__).parents[2]
@@ -30,15 +31,8 @@ class Doubling:
 def line(family: str, sizes: list[int], tokens: int, draft: float, stood_down: int = 1) -> dict:
     steps = [[[7] * size, None, [], 1, "", None] for size in sizes]
     phases = {"draft": draft, "verify": 2.0}
-    return {
-        "id": family,
-        "turn": 0,
-        "family": family,
-        "steps": steps,
-        "new_tokens": tokens,
-        "phases_s": phases,
-        "stood_down": stood_down,
-    }
+    changes = {"steps": steps, "new_tokens": tokens, "phases_s": phases, "stood_down": stood_down}
+    return example_lines.line(family, family=family, **changes)
 
 
 def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: ModuleType) -> None:

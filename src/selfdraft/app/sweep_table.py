@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfdraft.app.console import make_console
-from selfdraft.tracking.atomic import write_bytes_atomic
+from selfdraft.tracking.atomic import write_text_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,15 +41,16 @@ class SweepTable:
 
     def add(self, number: int, overrides: Sequence[str], job_dir: str) -> None:
         """Announce a job, so that the table also tells what is still to come."""
-        settings = dict(split_override(override) for override in overrides)
+        # What UTF-8 has no bytes for, half a character, is written as an escape: in the file, and in pandas' texts.
+        texts = (override.encode("utf-8", "backslashreplace").decode() for override in overrides)
+        settings = dict(map(split_override, texts))
         self.keys.update(dict.fromkeys(settings))
         self.rows[number] = {"job": number, **settings, "status": "pending", "job_dir": job_dir}
 
     def finish(self, number: int, status: str, result: Mapping[str, Any] | None = None) -> None:
         """Enter how a job ended and what it measured, and save."""
         self.rows[number] |= {"status": status, **{column: dig(result, path) for column, path in METRICS.items()}}
-        # An override may hold half a character, which UTF-8 has no bytes for.
-        write_bytes_atomic(self.csv, self.frame().to_csv(index=False).encode("utf-8", "backslashreplace"))
+        write_text_atomic(self.csv, self.frame().to_csv(index=False))
 
     def frame(self) -> pd.DataFrame:
         """All jobs, best objective first (the objective is maximised), and those without a good end last."""
@@ -70,6 +70,8 @@ class SweepTable:
         from rich import box
         from rich.table import Table
         from rich.text import Text
+
+        from selfdraft.app.console import make_console
 
         frame = self.frame()
         varying = [key for key in self.keys if frame[key].nunique(dropna=False) > 1]
