@@ -12,24 +12,41 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import yaml
 from rich.progress import track
 
 from selfdraft.app.errors import one_line_errors
-from selfdraft.app.schemas import SCHEMAS, ModelConfig
+from selfdraft.app.schemas import SCHEMAS, DecodingConfig, ModelConfig
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
 from selfdraft.models.stock import StockGenerate
 from selfdraft.tracking.lines import read_measured
+from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 
 def model_of(run: dict) -> ModelConfig:
     """The run's model configuration."""
     known = {schema().name: schema for schema in SCHEMAS["model"]}
-    options = run["model"]
-    if options.get("name") not in known:
-        raise UserError(f"config.yaml names the model {options.get('name')!r}; known are {', '.join(known)}")
-    return known[options["name"]](**options)
+    options = run.get("model")
+    if not isinstance(options, dict) or options.get("name") not in known:
+        raise UserError(f"its model is none of {', '.join(known)}")
+    return known[options["name"]].from_plain(options)
+
+
+def configuration(path: Path) -> tuple[ModelConfig, DecodingConfig]:
+    """The model and the decoding that a run's config.yaml names.
+
+    Raises:
+        UserError: it names none, or another decoding than a plain greedy one.
+    """
+    try:
+        run = read_plain_yaml(path)
+        if not isinstance(run, dict) or not isinstance(run.get("decoding"), dict):
+            raise NotPlain("it is no configuration of a run")
+        if run["decoding"].get("name") != "greedy":
+            raise UserError("only plain greedy runs can be compared with transformers.generate")
+        return model_of(run), DecodingConfig.from_plain(run["decoding"])
+    except (NotPlain, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def margin(model: torch.nn.Module, prompt: list[int], output: list[int], ours: int) -> float:
@@ -47,20 +64,14 @@ def check(folder: Path) -> int:
     """
     if not (folder / "config.yaml").is_file() or not (folder / "prompts.jsonl").is_file():
         raise UserError(f"{folder} holds no config.yaml and prompts.jsonl: give the folder of a run (hydra.run.dir)")
-    run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    decoding = run["decoding"]
-    if (
-        decoding["name"] != "greedy"
-        or decoding.get("stop")
-        or decoding.get("min_new_tokens")
-        or decoding.get("repetition_penalty")
-    ):
+    model, decoding = configuration(folder / "config.yaml")
+    if decoding.stop or decoding.min_new_tokens or decoding.repetition_penalty:
         raise UserError("only plain greedy runs can be compared with transformers.generate")
     lines = read_measured(folder)
     if not lines:
         raise UserError(f"{folder} holds no finished prompts: its prompts.jsonl has no complete line")
-    loaded = model_of(run).load(torch.device("cpu"))
-    stock = StockGenerate(loaded, "transformers_greedy", decoding["max_new_tokens"])
+    loaded = model.load(torch.device("cpu"))
+    stock = StockGenerate(loaded, "transformers_greedy", decoding.max_new_tokens)
     verdicts: Counter[str] = Counter()
     for line in track(lines, description="transformers.generate"):
         reference = stock.decode(line["prompt_ids"]).output

@@ -7,13 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from command_line import SMOKE, composed, run_here
-from selfdraft.app.build import to_config
+from selfdraft.app.build import measured_config, to_config
 from selfdraft.app.command_line import as_override, quoted_prompt, with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.run_folder import claim_run_dir
 
 SECRET = "a-secret-of-the-environment"
 
@@ -70,6 +72,13 @@ def test_a_trace_holds_the_prompt_and_no_secret(text: str, tmp_path: Path) -> No
     run_here(tmp_path, *SMOKE, "task=trace", "decoding.max_new_tokens=4", *quoted_prompt([f"prompt={text}"]))
     assert json.loads((tmp_path / "trace.json").read_text())["prompt"] == text
     assert SECRET not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_configuration_of_a_run_holds_the_prompt_and_no_secret(tmp_path: Path) -> None:
+    config = measured_config(composed(*SMOKE, *quoted_prompt(["prompt=${oc.env:TOKEN}"])))
+    for _ in range(2):
+        claim_run_dir(tmp_path, config, task="evaluate")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["prompt"] == "${oc.env:TOKEN}"
 
 
 @pytest.mark.parametrize("value", [None, True, False, 3, -1.5, 1e-07, [1, 2], [], ["a, b", "${oc.env:TOKEN}"], "x'\""])

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from selfdraft import __version__
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import write_json_atomic, write_text_atomic
+from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 from selfdraft.tracking.records import PROMPTS, TEXTS, RecordFile, merge_rank_files, rank_files, record_path
 
 MARK, CONFIG, LOCK = "selfdraft.json", "config.yaml", ".lock"
@@ -171,22 +171,24 @@ def digest_of_file(path: Path) -> str:
 def _is_ours(path: Path) -> bool:
     """Whether a run has written this config.yaml, as far as that shows."""
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        plain = read_plain_yaml(path)
+    except NotPlain:
         return False
     return isinstance(plain, dict) and {"task", "model", "drafter", "decoding", "dataset"} <= plain.keys()
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
-    """Plain YAML that reads back equal: paths and the like as text, tuples as lists, interpolations resolved."""
-    resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, enum_to_str=True)
-    return yaml.safe_dump(json.loads(json.dumps(resolved, default=str)), sort_keys=False, allow_unicode=True)
+    """Plain YAML that reads back equal: paths and the like as text, tuples as lists.
+
+    What looks like an interpolation is text by now, such as a prompt's, and is not resolved (again).
+    """
+    return yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), sort_keys=False, allow_unicode=True)
 
 
 def _refuse_other_config(folder: Path, path: Path, now: Mapping[str, Any]) -> None:
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        before = read_plain_yaml(path)
+    except NotPlain:
         before = None
     if not isinstance(before, dict):
         raise UserError(f"{folder} holds finished prompts but no readable config.yaml to compare with: {ANOTHER}")
