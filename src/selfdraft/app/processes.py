@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -41,6 +42,7 @@ IGNORED = (
 LOOK_S = 0.2  # between two looks at the other processes
 SETTLE_S = 3.0  # within this time every process has met a mistake that they all meet, and rank 0 has told of it
 STOP_S = 15.0  # within this time all processes have ended after a signal that stops them
+END_S = 60.0  # within this time a process has ended whose connections have gone, on a busy machine too
 STOPS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
 
 
@@ -98,8 +100,12 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         SystemExit: with the status of a process that failed, in the place of the error that this caused here.
     """
-    if trainer.world_size == 1 or rank_zero_only.rank:
+    if trainer.world_size == 1:
         yield
+        return
+    if rank_zero_only.rank:
+        with _quiet_about_others():
+            yield
         return
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
     os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
@@ -114,8 +120,8 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         for other in others:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 other.wait(STOP_S)
-    except Exception:
-        if failed := _failed(others, time.monotonic() + SETTLE_S):
+    except Exception as error:
+        if _is_of_another(error) and (failed := _failed(others, time.monotonic() + END_S)):
             over.set()
             sys.exit(_told(*failed))
         raise
@@ -126,6 +132,27 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
             other.wait()
         for name in (RANK, "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Whether an error only says that the connection to another process has gone."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
+    )
+
+
+@contextlib.contextmanager
+def _quiet_about_others() -> Iterator[None]:
+    """Let the process that failed tell why: rank 0 then ends this one."""
+    try:
+        yield
+    except Exception as error:
+        until = time.monotonic() + 2 * END_S
+        while _is_of_another(error) and time.monotonic() < until:
+            if os.environ[MAIN] != str(os.getppid()):
+                sys.exit(1)
+            time.sleep(LOOK_S)
+        raise
 
 
 def _start(rank: int) -> subprocess.Popen[bytes]:

@@ -1,0 +1,164 @@
+"""Who is which process of a run, whatever the environment says, and how a run ends when one of its processes does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_resume import LONG, finished, start, wait_until
+
+from command_line import ROOT, SMOKE, environment, read_lines, read_result, run
+
+FAST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
+STALE = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "MASTER_PORT": "none",
+    "NODE_RANK": "1",
+    "TORCHELASTIC_RUN_ID": "1",
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "job",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "JSM_NAMESPACE_RANK": "1",
+}
+# In the place of run.py: the process of rank 1 fails at its first prompts, and no other does.
+BROKEN = """
+import os
+from selfdraft.core.errors import UserError
+from selfdraft.modules.evaluate import EvaluateModule
+
+def fail(*_):
+    {failure}
+
+if os.environ.get("LOCAL_RANK") == "1":
+    EvaluateModule.test_step = fail
+__file__ = {entry!r}
+exec(compile(open(__file__).read(), __file__, "exec"))
+"""
+
+
+@pytest.mark.parametrize("names", [["RANK"], ["LOCAL_RANK"], ["SLURM_PROCID", "SLURM_NTASKS"], list(STALE)])
+def test_what_other_launchers_left_in_the_environment_changes_nothing(tmp_path: Path, names: list[str]) -> None:
+    done = run(*FAST, f"hydra.run.dir={tmp_path}/run", **{name: STALE[name] for name in names})
+    assert done.returncode == 0, done.stderr
+    assert f"results: {tmp_path}/run" in done.stdout
+    assert read_result(tmp_path / "run")["prompts"] == 2
+    told = ", ".join(name for name in names if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    assert done.stderr.count("\n") == bool(told)
+    assert f"{told} in the environment ignored" in done.stderr or not told
+
+
+def test_a_mistake_is_told_whatever_the_environment_says(tmp_path: Path) -> None:
+    done = run(*FAST, "hardware.devices=2", f"hydra.run.dir={tmp_path}/run", **STALE)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "selfdraft: hardware.devices=2 needs several processes: use hardware=cpu_ddp"
+    )
+
+
+def test_a_process_of_a_run_that_has_ended_does_not_start_one_of_its_own(tmp_path: Path) -> None:
+    done = run(*FAST, f"hydra.run.dir={tmp_path}/run", SELFDRAFT_MAIN_PROCESS="1", LOCAL_RANK="1")
+    assert done.returncode == 1
+    assert "the run that started this process has ended" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_two_whatever_the_environment_says(tmp_path: Path) -> None:
+    done = run(*FAST, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/a run, 'mine'", **STALE)
+    assert done.returncode == 0, done.stderr
+    assert {line["rank"] for line in read_lines(tmp_path / "a run, 'mine'")} == {0, 1}
+
+
+def run_broken(folder: Path, failure: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A run of two processes of which the second fails so, and the seconds it took."""
+    script = folder / "broken.py"
+    script.write_text(BROKEN.format(failure=failure, entry=str(ROOT / "run.py")))
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script), *FAST, "hardware=cpu_ddp", f"hydra.run.dir={folder}/run"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done, time.monotonic() - begin
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_one_process_meets_is_told_by_it_and_ends_all_with_2(tmp_path: Path) -> None:
+    done, _ = run_broken(tmp_path, "raise UserError('its disk is missing')")
+    assert done.returncode == 2, done.stderr
+    assert "selfdraft: process 1: its disk is missing\n" in done.stderr
+    assert done.stderr.count("its disk is missing") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failure", "how"), [("raise ValueError('a bug')", "exit status 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")]
+)
+def test_a_process_that_fails_alone_ends_all_with_a_reason(tmp_path: Path, failure: str, how: str) -> None:
+    done, _ = run_broken(tmp_path, failure)
+    assert done.returncode == 1, done.stderr
+    assert f"selfdraft: process 1 has failed ({how})" in done.stderr
+    assert ("ValueError: a bug" in done.stderr) == ("bug" in failure)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_meet_is_told_once(tmp_path: Path) -> None:
+    done = run(
+        *FAST, "hardware=cpu_ddp", "drafter=early_exit", "drafter.exit_layer=99", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("selfdraft: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "hardware"),
+    [
+        (signal.SIGHUP, "cpu"),
+        (signal.SIGTERM, "cpu"),
+        pytest.param(signal.SIGINT, "cpu_ddp", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "cpu_ddp", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "cpu_ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_what_stops_a_run_ends_it_with_130_and_the_hint_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, hardware: str
+) -> None:
+    folder = tmp_path / "run"
+    running = start(folder, *LONG, f"hardware={hardware}")
+    wait_until(running, lambda: finished(folder) >= 1)
+    os.killpg(running.pid, number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    hint = f"stopped; finished prompts are kept: the same command with hydra.run.dir={folder} goes on"
+    assert hint in " ".join(out.split())
+    assert "Traceback" not in out + err
+    with pytest.raises(ProcessLookupError):  # no process is left behind
+        os.killpg(running.pid, 0)
+
+
+def test_a_run_under_nohup_is_not_stopped_by_a_closed_terminal(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        ["nohup", sys.executable, str(ROOT / "run.py"), *LONG, f"hydra.run.dir={tmp_path}/run"],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(running, lambda: finished(tmp_path / "run") >= 1)
+    os.killpg(running.pid, signal.SIGHUP)
+    _, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
