@@ -260,7 +260,7 @@ def test_hub_errors_name_column_row_and_split(folder):
         ("test.jsonl", '{"prompt": "Grüße"}\n'.encode("latin-1"), r"cannot be read \(it has a file that is not UTF-8"),
         ("test.csv", "prompt\nGrüße\n".encode("latin-1"), r"could not be loaded \(it has a file that is not UTF-8\)"),
         ("test.jsonl", b'{"prompt": "a\\ud800"}\n', r"could not be loaded \(JSON parse error: .*surrogate"),
-        ("test.jsonl", b'{"prompt": ' + b"[" * 5000, r"could not be loaded \("),
+        ("test.jsonl", b'{"prompt": ' + b"[" * 5000, r"test\.jsonl:1: JSON nested too deeply"),
         ("test.jsonl.gz", b"\x1f\x8bx", r"could not be loaded \("),
         ("test.zip", b"PK\x03\x04", r"could not be loaded \("),
         ("test.tar", b"x", r"could not be loaded \("),
@@ -278,6 +278,15 @@ def test_a_damaged_folder_is_one_line(tmp_path, monkeypatch, capfd, file, conten
         load_hub(str(folder), split="test", prompt_field="prompt")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # neither bars nor log lines of another package
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, closing):
+    """pyarrow's parser ended the process with a segmentation fault."""
+    deep = opening * 50_000 + "1" + closing * 50_000
+    (tmp_path / "test.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": {deep}}}\n')
+    with pytest.raises(UserError, match=r"test\.jsonl:2: JSON nested too deeply"):
+        load_hub(str(tmp_path), split="test", prompt_field="prompt")
 
 
 def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, monkeypatch):

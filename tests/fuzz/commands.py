@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
+from selfdraft.core.messages import printable
+
 TESTS = Path(__file__).parents[1]
 RUN = TESTS.parent / "run.py"
 LIMIT_S = 60.0
@@ -37,6 +39,16 @@ class Ended(NamedTuple):
     status: int | None
     out: str
     err: str
+
+    def refuse_anything_but_success_or_a_line(self) -> None:
+        """Assert that it ended with 0, or with 2 and one line, and that a terminal shows whatever it printed."""
+        assert self.status in (0, 2), f"status {self.status}\n{self.err[-3000:]}"
+        assert "Traceback" not in self.out + self.err, self.err[-3000:]
+        if self.status == 2:
+            (line,) = self.err.splitlines()
+            assert line.startswith("selfdraft: "), line
+        for text in (self.out, self.err):
+            assert printable(text) == text, repr(text[-3000:])
 
 
 class Commands:

@@ -187,7 +187,7 @@ class HardwareConfig(Options):
     accelerator: str = option("cpu", choices=("cpu", "gpu"))
     devices: int = option(1, at_least=1)
     strategy: str = option("auto", choices=("auto", "ddp"))
-    threads: int | None = option(None, at_least=1)
+    threads: int | None = option(None, at_least=1, at_most=1024)
     tree_parallel: bool = False
 
     @property

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import DeepJSON, MalformedJSON, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+MANY_LEVELS = 500  # opening brackets of a line, from which on it is looked at before others parse it
 
 
 def load_table(
@@ -31,11 +35,16 @@ def load_table(
     try:
         folder = Path(name)
         is_saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-        with _quiet(is_local=folder.exists()):
+        is_local = folder.exists()
+        if is_local:
+            _refuse_deep_lines(folder)
+        with _quiet(is_local):
             if is_saved:
                 table = datasets.load_from_disk(folder)
             else:
                 table = datasets.load_dataset(str(name), subset, split=split, revision=revision)
+    except UserError:
+        raise
     except Exception as error:
         # A folder's files go through a dozen parsers, each with exceptions of its own: EOFError, zipfile.BadZipFile,
         # UnicodeDecodeError, StopIteration for an empty file, KeyError for a damaged state.json.
@@ -64,6 +73,23 @@ def rows_of(table: Dataset, name: str | Path, *columns: str) -> Iterator[dict[st
                 f"Dataset {str(name)!r} cannot be read ({_cause(error)}); repair its files, or name another column."
             ) from error
         yield row
+
+
+def _refuse_deep_lines(folder: Path) -> None:
+    """Refuse what would overflow the stack of pyarrow's parser, which ends the process without a word."""
+    for path in folder.rglob("*"):
+        if path.suffix not in JSON_LINES or not path.is_file():
+            continue
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.count(b"[") + line.count(b"{") < MANY_LEVELS:
+                    continue
+                try:
+                    parse_json(line.decode(errors="replace"))
+                except DeepJSON:
+                    raise UserError(f"{path}:{number}: JSON nested too deeply; remove that object.") from None
+                except MalformedJSON:
+                    pass  # for `datasets` to judge
 
 
 @contextmanager
