@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from selfdraft.app.console import make_console
 from selfdraft.app.errors import one_line_errors
 from selfdraft.app.schemas import SCHEMAS, DecodingConfig, ModelConfig
 from selfdraft.core.certificate import first_divergence
@@ -73,7 +74,7 @@ def check(folder: Path) -> int:
     loaded = model.load(torch.device("cpu"))
     stock = StockGenerate(loaded, "transformers_greedy", decoding.max_new_tokens)
     verdicts: Counter[str] = Counter()
-    for line in track(lines, description="transformers.generate"):
+    for line in track(lines, description="transformers.generate", console=make_console()):
         reference = stock.decode(line["prompt_ids"]).output
         index = first_divergence(line["output_ids"], reference)
         verdicts["same" if index is None else "different"] += 1

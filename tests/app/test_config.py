@@ -72,7 +72,7 @@ def test_every_yaml_composes_as_its_groups_choice_and_becomes_objects(choice: st
 
 def test_the_root_config_alone_becomes_objects() -> None:
     config = to_config(composed())
-    assert (config.task.name, config.drafter.name, config.logger.mode) == ("evaluate", "jacobi", "offline")
+    assert (config.task.name, config.drafter.name, config.logger.mode) == ("evaluate", "jacobi", None)
 
 
 @pytest.mark.parametrize("choice", sorted(MANDATORY))

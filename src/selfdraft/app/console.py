@@ -76,12 +76,13 @@ class Shielded:
 
     def write(self, text: str) -> int:
         """Write `text` escaped; a carriage return at either end is a progress bar's, and stays."""
-        stream = self.rich_proxied_file
+        stream, given = self.rich_proxied_file, len(text)
         if not (_CURSOR.fullmatch(text) and stream.isatty()):
             inner = text.strip("\r")
             before, _, after = text.partition(inner) if inner else (text, "", "")
             text = before + printable(inner) + after
-        return stream.write(text)
+        stream.write(text)
+        return given
 
     def writelines(self, lines: Any) -> None:
         """Write one after the other."""
