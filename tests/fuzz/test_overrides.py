@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from budget import SETTINGS, budget
 from commands import Commands
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig
 from texts import words
 
-from command_line import CONF, composed
+from command_line import CONF
+from selfdraft.app.schemas import SCHEMAS
 
 # A run of a second, whatever else is asked for.
 SHORT = ("model=tiny", "logger=none", "hardware.threads=1", "dataset.limit=1", "decoding.max_new_tokens=4")
 LENGTHY = ("calibrate.trials=2", "calibrate.prompts=1", "calibrate.tokens=4", "calibrate.check=1", "task.rounds=1")
-# What starts other processes, fetches models or data, writes elsewhere or runs code by design.
-LEFT_OUT = (
-    "hardware.devices",
-    "hydra.callbacks",
-    "hydra.mode",
-    "hydra.launcher",
-    "hydra.sweeper",
-    "hydra.run",
-    "hydra.sweep",
-)
+# It starts other processes. Nor are hydra.run, .sweep and .callbacks typed, which write elsewhere or run code.
+LEFT_OUT = ("hardware.devices",)
 CHOICES = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
 }
@@ -39,26 +31,8 @@ CHOICES["logger"] = ["none", "csv"]
 DEEP = 40  # lists in lists, which Hydra's parser reads in a second; more are refused by tests/app/test_overrides.py
 
 
-def leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all options."""
-    for key in config:
-        name = f"{prefix}{key}"
-        if config._get_node(key)._is_missing() or not isinstance(config._get_node(key), DictConfig):
-            yield name
-        else:
-            yield from leaves(config[key], f"{name}.")
-
-
-OPTIONS = sorted(
-    {
-        name
-        for group, choices in CHOICES.items()
-        for choice in choices
-        if group != "experiment"
-        for name in leaves(composed(f"{group}={choice}"))
-        if not name.startswith(LEFT_OUT)
-    }
-)
+NAMES = {f"{schema.group}.{f.name}" for schemas in SCHEMAS.values() for schema in schemas for f in fields(schema)}
+OPTIONS = [*sorted(NAMES - set(LEFT_OUT)), "seed", "prompt", "artifact"]
 HYDRA = [
     "hydra.job.name", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy", "hydra.verbose", "hydra.job",
     "hydra", "hydra.output_subdir", "hydra.help", "hydra.job_logging", "hydra.searchpath", "hydra/job_logging",
