@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 import yaml
 
 from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
+from selfdraft.core.certificate import Certificate
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.models import memory
 from selfdraft.models.chat import Chat
-from selfdraft.models.stock import REFERENCES
+from selfdraft.models.rotary import Rotary
+from selfdraft.models.stock import REFERENCES, StockGenerate, StockGeneration
 from selfdraft.models.tiny import tiny_tokenizer
 
 LINE_KEYS = (
@@ -67,7 +69,7 @@ def test_every_line_of_prompts_jsonl_has_what_the_issue_names(done: Done) -> Non
         assert set(LINE_KEYS.split()) <= line.keys()
         assert line["new_tokens"] == len(line["output_ids"]) > 0
         assert line["target_forwards"] == len(line["steps"])
-        assert set(line["lossless"]) == {"verdict", "first_divergence", "margin", "control", "float32"}
+        assert line["lossless"].keys() == asdict(Certificate("exact")).keys()
 
 
 def test_result_json_has_what_the_issue_names(done: Done) -> None:
@@ -146,6 +148,7 @@ def test_the_references_write_what_the_baseline_writes(done: Done) -> None:
     for line in done.lines:
         assert set(line["references"]) == set(REFERENCES)
         assert all(reference["same_as_baseline"] for reference in line["references"].values())
+        assert all(reference["lossless"]["verdict"] == "exact" for reference in line["references"].values())
     assert {name: found["turns"] for name, found in done.result["references"].items()} == dict.fromkeys(REFERENCES, 7)
 
 
@@ -273,6 +276,49 @@ def test_a_mismatch_fails_the_run_and_is_written_down(broken: tuple[Done, object
         assert line["output_ids"][:index] == line["baseline_output_ids"][:index]
         assert line["output_ids"][index : index + 1] != line["baseline_output_ids"][index : index + 1]
     assert inspect_wandb(run.folder)["exit_code"] == 1
+
+
+ALONE = (*SMOKE, "drafter=none", "dataset.limit=1", "decoding.max_new_tokens=12", "task.repeats=1")
+
+
+def test_a_fault_that_the_baseline_has_too_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every rotary embedding wrong, from the prompt on: drafter and baseline write the same, and no reference runs."""
+    right = Rotary.__call__
+    monkeypatch.setattr(
+        Rotary, "__call__", lambda self, hidden, at, *more: right(self, hidden, at * (1 + (at.max() > 12)), *more)
+    )
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, *ALONE)
+    assert ended.value.code == 1
+    (line,), result = read_lines(tmp_path), read_result(tmp_path)
+    assert "baseline_output_ids" not in line
+    assert (line["lossless"]["verdict"], line["lossless"]["reason"]) == ("mismatch", "forward")
+    assert result["mismatch_reasons"] == {"forward": 1}
+    assert result["forward_distance"]["sigmas"] > result["forward_distance"]["ceiling"]
+    assert "NOT LOSSLESS" in (said := capsys.readouterr().out) and "(forward)" in said
+
+
+def test_a_baseline_that_writes_another_text_than_generate_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = StockGenerate.decode
+
+    def other(self: StockGenerate, prompt: list[int]) -> StockGeneration:
+        found = right(self, prompt)
+        return replace(found, output=[*found.output[:5], (found.output[5] + 1) % 256, *found.output[6:]])
+
+    monkeypatch.setattr(StockGenerate, "decode", other)
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, *ALONE, "task.references=[transformers_greedy]")
+    assert ended.value.code == 1
+    (line,), result = read_lines(tmp_path), read_result(tmp_path)
+    beside = line["references"]["transformers_greedy"]
+    assert (beside["same_as_baseline"], beside["lossless"]["first_divergence"]) == (False, 5)
+    assert line["lossless"]["verdict"] == "exact"
+    assert result["references"]["transformers_greedy"]["lossless"] == {"exact": 0, "tie": 0, "mismatch": 1}
+    assert "(token, the target alone beside transformers_greedy)" in capsys.readouterr().out
 
 
 def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_wrote(

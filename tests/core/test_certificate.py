@@ -39,17 +39,28 @@ def test_outputs_part_at_the_first_token_that_differs(output: Sequence[int], ref
     ],
 )
 def test_a_divergence_is_excused_only_within_the_control(margin: float, control: float, verdict: str) -> None:
-    certificate = judge(3, margin, control)
+    certificate = judge(3, margin, control, 1.0)
     assert (certificate.verdict, certificate.first_divergence) == (verdict, 3)
 
 
+@pytest.mark.parametrize(("margin", "control"), [(3.0, 5.9), (0.0, 1.1), (0.0, math.inf), (0.0, math.nan)])
+def test_a_control_above_what_rounding_can_do_excuses_nothing(margin: float, control: float) -> None:
+    certificate = judge(3, margin, control, 1.0)
+    assert (certificate.verdict, certificate.reason) == ("mismatch", "control")
+    checked = recheck(judge(3, 0.1, 0.25, 1.0), margin, control, 1.0)
+    assert (checked.verdict, checked.reason) == ("mismatch", "control")
+
+
 def test_it_is_written_down_with_its_numbers() -> None:
-    assert judge(3, 0.5, 0.25).to_dict() == {
+    assert judge(3, 0.5, 0.25, 1.0).to_dict() == {
         "verdict": "mismatch",
         "first_divergence": 3,
         "margin": 0.5,
         "control": 0.25,
         "float32": None,
+        "reason": "token",
+        "distance": None,
+        "ceiling": None,
     }
     assert Certificate("exact").to_dict() == {
         "verdict": "exact",
@@ -57,6 +68,9 @@ def test_it_is_written_down_with_its_numbers() -> None:
         "margin": None,
         "control": None,
         "float32": None,
+        "reason": None,
+        "distance": None,
+        "ceiling": None,
     }
 
 
@@ -88,8 +102,8 @@ def test_half_precision_is_compared_in_full_precision() -> None:
 
 
 def test_a_tie_that_float32_puts_further_apart_than_rounding_reaches_is_a_mismatch() -> None:
-    tie = judge(3, 0.1, 0.25)
-    close, far, reversed_ = recheck(tie, 0.2, 0.3), recheck(tie, 0.4, 0.3), recheck(tie, -0.4, 0.3)
+    tie = judge(3, 0.1, 0.25, 1.0)
+    close, far, reversed_ = (recheck(tie, margin, 0.3, 1.0) for margin in (0.2, 0.4, -0.4))
     assert [c.verdict for c in (close, far, reversed_)] == ["tie", "mismatch", "mismatch"]
     assert [c.float32.prefers for c in (close, far, reversed_)] == ["baseline", "baseline", "drafter"]
     assert close.to_dict()["float32"] == {"margin": 0.2, "control": 0.3, "prefers": "baseline"}
@@ -99,3 +113,8 @@ def test_a_tie_that_float32_puts_further_apart_than_rounding_reaches_is_a_mismat
 def test_a_token_that_a_rule_bans_in_both_changes_no_margin() -> None:
     one = torch.tensor([[1.0, float("-inf"), float("-inf")]])
     assert margin_control(one, one + 0.5) == 0.0
+
+
+def test_a_forward_that_is_no_number_is_no_control() -> None:
+    one = torch.tensor([[3.0, 1.0, 0.0]])
+    assert math.isnan(margin_control(one, one * math.nan))

@@ -61,6 +61,8 @@ class Judge:
         index = first_divergence(output, baseline)
         return Certificate("exact") if index is None else Certificate("tie" if index else "mismatch", index)
 
+    compare = certify
+
 
 def make_bench(
     drafted: list[list[int]], references: dict[str, list[int]] | None = None, baseline: list[int] | None = None
@@ -163,13 +165,16 @@ def test_the_baselines_ids_are_kept_only_where_they_differ() -> None:
 
 
 def test_a_references_tokens_and_agreement_are_told() -> None:
-    bench, _ = make_bench([[7, 8]], {"right": [7, 8], "wrong": [7, 9]})
+    bench, _ = make_bench([[7, 8]], {"right": [7, 8], "wrong": [7, 9], "worse": [0, 8]})
     line = measure(bench).line()
     assert {name: reference["same_as_baseline"] for name, reference in line["references"].items()} == {
-        "right": True, "wrong": False,
+        "right": True, "wrong": False, "worse": False,
+    }  # fmt: skip
+    assert {name: reference["lossless"]["verdict"] for name, reference in line["references"].items()} == {
+        "right": "exact", "wrong": "tie", "worse": "mismatch",
     }  # fmt: skip
     assert line["references"]["right"]["new_tokens"] == 1  # those that its seconds cover
-    assert line["lossless"]["verdict"] == "exact"  # a reference that strays is no fault of the drafter
+    assert line["lossless"]["verdict"] == "exact"  # the drafter's own
 
 
 def test_a_line_counts_the_drafters_tokens_and_the_baselines_apart() -> None:

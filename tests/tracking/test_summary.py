@@ -4,7 +4,7 @@ import random
 import pytest
 from example_lines import evaluation, line
 
-from selfdraft.tracking.summary import speedup_of, summarize
+from selfdraft.tracking.summary import mismatches, speedup_of, summarize
 
 LABELS = {"task": "evaluate", "model": "m", "drafter": "jacobi", "dataset": "d", "seed": 0}
 
@@ -112,3 +112,27 @@ def test_ties_are_counted_by_whom_float32_prefers():
 
     lines = [tie("a", "drafter"), tie("b", "baseline"), tie("c", "drafter"), tie("d", "drafter", "mismatch"), line("e")]
     assert summarize(lines, **LABELS)["ties_by_float32"] == {"baseline": 1, "drafter": 2}
+
+
+def test_every_wrong_text_is_named_with_its_reason_a_references_too():
+    wrong = {"verdict": "mismatch", "reason": "forward", "control": None}
+    beside = {
+        "stock": {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "mismatch"}},
+        "lookup": {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "tie"}},
+    }
+    lines = [line("a", lossless=wrong), line("b", turn=1, references=beside), line("c")]
+    assert mismatches(lines) == ["a/0 (forward)", "b/1 (token, the target alone beside stock)"]
+    result = summarize(lines, **LABELS)
+    assert result["mismatch_reasons"] == {"forward": 1}
+    assert result["references"]["stock"]["lossless"] == {"exact": 0, "tie": 0, "mismatch": 1}
+    assert result["references"]["lookup"]["lossless"] == {"exact": 0, "tie": 1, "mismatch": 0}
+    assert result["references"]["lookup"]["same_as_baseline"] == 0
+
+
+def test_the_distance_from_the_stock_forward_is_that_of_the_worst_line():
+    lines = [
+        line(id, lossless={"verdict": "exact", "distance": distance, "ceiling": ceiling})
+        for id, distance, ceiling in (("a", 0.02, 0.04), ("b", 0.03, 0.09))
+    ]
+    assert summarize(lines, **LABELS)["forward_distance"] == {"sigmas": 0.02, "ceiling": 0.04}
+    assert summarize([line()], **LABELS)["forward_distance"] is None

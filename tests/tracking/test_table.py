@@ -87,3 +87,8 @@ def test_ties_that_float32_decided_are_told():
     tie = line("d", lossless={"verdict": "tie", "control": 1.0, "float32": checked})
     assert "of the ties, float32 gives 0 to the target alone, 1 to the drafter" in shown([*evaluation(), tie])
     assert "float32 gives" not in shown(evaluation())
+
+
+def test_a_references_verdicts_are_shown():
+    reference = {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "mismatch"}}
+    assert row(shown([line(references={"stock": reference})]), "stock")[-1] == "0/0/1"

@@ -101,12 +101,14 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         found = Artifact.read(Path(config.artifact))
         found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, print_of_model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
+    rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
         make_shape_invariant(target)
+    # Each process certifies by itself: what it decides must not hang on the others' rounding.
+    certifier = Certifier(target, rule, batch_size=batch_size)
     if config.hardware.tree_parallel:
         target = _shared(target, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    rule = _rule(decoding, loaded.eos)
     drafter = DRAFTERS[config.drafter.name](target, config.drafter)
     if decoding.guard:
         drafter = Guard(drafter)
@@ -115,7 +117,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         chat=chat,
         drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size, memory=memory),
         baseline=Decoder(target, baseline, stopping, rule=rule, batch_size=batch_size, memory=memory),
-        certifier=Certifier(target, rule, batch_size=batch_size),
+        certifier=certifier,
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
         memory=memory,
         fingerprint=print_of_model,
@@ -144,7 +146,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
     """Before anything is loaded, and before any other process of the run has started.
 
     Args:
-        certify: whether outputs will be certified: ties need a float32 copy of the model.
+        certify: whether outputs will be certified: in narrower dtypes by a float32 copy of the model.
 
     Raises:
         UserError: with the numbers.

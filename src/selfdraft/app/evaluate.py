@@ -29,7 +29,7 @@ from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, ma
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.records import merge_rank_files
 from selfdraft.tracking.run_folder import claim_run_dir
-from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.summary import mismatches, summarize
 from selfdraft.tracking.table import print_result
 
 BATCHES_A_STEP = 4
@@ -137,11 +137,10 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
             f"warning: {cut} of {len(lines)} answers ended before decoding.max_new_tokens="
             f"{config.decoding.max_new_tokens}, where the model had no more positions"
         )
-    if result["lossless"]["mismatch"]:
-        wrong = [f"{line['id']}/{line['turn']}" for line in turns if line["lossless"]["verdict"] == "mismatch"]
+    if wrong := mismatches(turns):
         console.print(
             Text("NOT LOSSLESS", "bold red"),
-            f": mismatch in {', '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl",
+            f": mismatch in {'; '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl",
             sep="",
         )
         close_logger(logger, failed=True)

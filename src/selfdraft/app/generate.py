@@ -7,6 +7,7 @@ import torch
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit, use_threads
 from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, GenerateConfig
+from selfdraft.core.certificate import REASONS
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
@@ -55,5 +56,7 @@ def generate(config: Config) -> None:
             f"output: {certificate.verdict}"
             + (f" (parts at token {certificate.first_divergence})" if certificate.first_divergence is not None else "")
         )
+        if certificate.reason is not None:
+            console.print(f"NOT LOSSLESS: {REASONS[certificate.reason]}")
         if certificate.verdict == "mismatch":
             raise SystemExit(1)

@@ -1,7 +1,9 @@
 """The losslessness certificate of one output (DESIGN: grade 2, *numbers*).
 
 A forward of k tokens and k forwards of one token round differently, so where the two best tokens are closer than that
-rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch*, and fails the run.
+rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch*, and fails the run. How far rounding
+reaches is measured on the same text (the *control*), and bounded by what rounding can do at all (`rounding.Ceiling`):
+beyond that, it is our forward that is wrong, whatever the texts say.
 """
 
 from __future__ import annotations
@@ -13,6 +15,15 @@ from typing import Literal
 from torch import Tensor
 
 Verdict = Literal["exact", "sampled", "tie", "mismatch"]
+Reason = Literal["forward", "control", "stock", "token", "length"]
+
+REASONS: dict[Reason, str] = {
+    "forward": "our forwards of this text are further from the model's own forward than rounding can be",
+    "control": "our forwards of this text differ among themselves by more than rounding can do",
+    "stock": "the model's own forward would have chosen another token, by more than rounding",
+    "token": "the two tokens are further apart than rounding reaches",
+    "length": "one text goes on where the other ends",
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,17 @@ class Certificate:
     Attributes:
         verdict: `exact` where both outputs are the same ids, to the last. `sampled` where they are two draws from one
             distribution: no comparison of texts can judge that; the chi-square tests of the suite do.
-        first_divergence: index into the output of the first differing token.
+        first_divergence: index into the output of the first differing token; with the reason `stock`, of the token
+            that the model's own forward would not have chosen.
         margin: the best logit minus that of the worse of the two tokens there, in the M=1 forward. Decoded alone, the
             autoregressive token is the best; in a batch either may have lost to rounding. It is at least the
-            top-1/top-2 margin, and equal to it where one of the two tokens is the runner-up.
-        control: the largest change of such a margin between M=1 and M=k forwards of the same tokens, in this dtype.
+            top-1/top-2 margin, and equal to it where one of the two tokens is the runner-up. With the reason `stock`,
+            the best logit of the model's own forward minus that of the token written.
+        control: the largest change of such a margin between forwards of the same tokens of this text, in this dtype.
         float32: of a tie in a narrower dtype, what the same model says in float32.
+        reason: of a mismatch, one of `REASONS`.
+        distance, ceiling: how far our forwards of the text are from the model's own forward, and how far rounding can
+            take them, in sigmas of a logit: of the stretch of text where the former is the largest part of the latter.
     """
 
     verdict: Verdict
@@ -50,6 +66,9 @@ class Certificate:
     margin: float | None = None
     control: float | None = None
     float32: Float32 | None = None
+    reason: Reason | None = None
+    distance: float | None = None
+    ceiling: float | None = None
 
     def to_dict(self) -> dict:
         """As it stands in prompts.jsonl."""
@@ -64,16 +83,24 @@ def first_divergence(output: Sequence[int], reference: Sequence[int]) -> int | N
     return None if len(output) == len(reference) else min(len(output), len(reference))
 
 
-def judge(index: int, margin: float, control: float) -> Certificate:
-    """The verdict on a divergence at `index`: a tie within the control, otherwise a mismatch."""
-    verdict: Verdict = "tie" if margin <= control else "mismatch"
-    return Certificate(verdict, index, margin, control)
+def judge(index: int, margin: float, control: float, ceiling: float, reason: Reason = "token") -> Certificate:
+    """Return the verdict on a divergence at `index`: a tie within the control, otherwise a mismatch.
+
+    A control above the ceiling, what rounding can do, is a mismatch itself, for the reason `control`. `reason`: of any
+    other one.
+    """
+    if not control <= ceiling:
+        return Certificate("mismatch", index, margin, control, reason="control")
+    if not margin <= control:
+        return Certificate("mismatch", index, margin, control, reason=reason)
+    return Certificate("tie", index, margin, control)
 
 
-def recheck(tie: Certificate, margin: float, control: float) -> Certificate:
-    """The tie with what float32 says. Two tokens further apart there than rounding reaches were no tie: a mismatch."""
-    verdict: Verdict = "tie" if abs(margin) <= control else "mismatch"
-    return replace(tie, verdict=verdict, float32=Float32(margin, control, "baseline" if margin >= 0 else "drafter"))
+def recheck(tie: Certificate, margin: float, control: float, ceiling: float) -> Certificate:
+    """Return the tie with what float32 says. Two tokens further apart there than rounding reaches are a mismatch."""
+    checked = judge(tie.first_divergence or 0, abs(margin), control, ceiling)
+    found = Float32(margin, control, "baseline" if margin >= 0 else "drafter")
+    return replace(tie, verdict=checked.verdict, reason=checked.reason, float32=found)
 
 
 def margin_control(single: Tensor, block: Tensor) -> float:
@@ -90,4 +117,6 @@ def margin_control(single: Tensor, block: Tensor) -> float:
     best = single.float().topk(2, dim=-1).indices
     one, many = (x.float().gather(-1, best) for x in (single, block))
     change = (one[:, 0] - one[:, 1]) - (many[:, 0] - many[:, 1])
-    return float(change.nan_to_num(nan=0.0).abs().max())  # inf - inf: a rule left one token, in both
+    # inf - inf: a rule left one token, in both. A NaN in the logits themselves is not excused.
+    banned = one.isinf().any(-1) & many.isinf().any(-1)
+    return float(change.masked_fill(banned, 0.0).abs().max())

@@ -19,7 +19,7 @@ from selfdraft.models.packing import packable
 
 PROMPT = 1024  # tokens of a long prompt: real ones are known only once the tokenizer is there
 TREE = 64  # tokens of a large tree
-CONTROLS = 5 * 16  # logits that a certificate looks at at once
+CONTROLS = 5 * 128  # logits that a certificate looks at at once
 
 # Linux: writing 5 here sets the peak of the resident set (VmHWM) back to what is resident now.
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -41,7 +41,7 @@ class Needed:
         return self.weights + self.packed + self.cache + self.logits + self.float32
 
     def __str__(self) -> str:
-        names = ("weights", "packed copies", "cache", "logits", "float32 copy for ties")
+        names = ("weights", "packed copies", "cache", "logits", "float32 copy to certify by")
         parts = (self.weights, self.packed, self.cache, self.logits, self.float32)
         return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in zip(names, parts, strict=True) if size)
 
@@ -54,7 +54,7 @@ def needed(
 
     Args:
         outline: the model, on any device: "meta" costs nothing. rows: of the cache.
-        certify: whether ties may come up, for which a float32 copy is made.
+        certify: whether outputs are certified, in a narrower dtype by a float32 copy.
 
     Raises:
         UserError: the family cannot be driven, so that no run would begin.

@@ -70,6 +70,11 @@ class Bench:
                     certificate = self.certifier.certify(request.prompt, generation.output, one.baseline.output)
                 if SEVERITY.index(certificate.verdict) >= SEVERITY.index(one.certificate.verdict):
                     one.certificate = certificate
+            for name in self.references:
+                with self.memory("certify"):
+                    one.beside[name] = self.certifier.compare(
+                        request.prompt, one.runs[name][0].output, one.baseline.output
+                    )
         return measured
 
 
@@ -81,11 +86,13 @@ class Measurement:
         runs: per contender, one a repeat.
         repeats: per repeat, the order and each contender's decode seconds.
         certificate: the drafter's worst one over the repeats.
+        beside: by reference, the certificate of our baseline: where it and the reference part.
     """
 
     runs: dict[str, list] = field(default_factory=dict)
     repeats: list[dict] = field(default_factory=list)
     certificate: Certificate = field(default_factory=lambda: Certificate("exact"))
+    beside: dict[str, Certificate] = field(default_factory=dict)
 
     def add(self, order: list[str], runs: dict[str, Generation | StockGeneration]) -> None:
         """Add one repeat."""
@@ -131,6 +138,7 @@ class Measurement:
                     "new_tokens": runs[0].decoded,
                     "decode_s": median(run.decode_s for run in runs),
                     "same_as_baseline": runs[0].output == self.baseline.output,
+                    "lossless": self.beside[name].to_dict(),
                 }
                 for name, runs in self.runs.items()
                 if name not in (DRAFTER, BASELINE)

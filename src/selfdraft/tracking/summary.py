@@ -1,7 +1,7 @@
 """From the lines of prompts.jsonl to result.json: counts and seconds are summed first, and divided once."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ def summarize(
 
     Returns:
         The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
-        under `references` every other contender against the drafter and against the baseline, on the turns it decoded.
+        under `references` every other contender against the drafter and against the baseline, on the turns it decoded,
+        with the verdicts on our baseline's text beside its own.
         `left_out` counts the turns that were not decoded, which no measure includes.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
         In a batch the lines hold shares of its seconds, so these rates are the batch's throughput.
@@ -109,6 +110,10 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         },
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS}
         | ({"sampled": verdicts["sampled"]} if verdicts["sampled"] else {}),
+        "mismatch_reasons": dict(
+            Counter(_reason(line["lossless"]) for line in lines if line["lossless"]["verdict"] == "mismatch")
+        ),
+        "forward_distance": _forward_distance(lines),
         "ties_by_float32": _ties_by_float32(lines),
         "acceptance_by_depth": _acceptance(lines),
         "diagnostics": _histograms([line.get("diagnostics") or {} for line in lines]),
@@ -127,6 +132,32 @@ def _peaks(peaks: Sequence[dict[str, float]]) -> dict[str, float]:
     return {phase: max(p.get(phase, 0.0) for p in peaks) for phase in dict.fromkeys(name for p in peaks for name in p)}
 
 
+def mismatches(lines: Sequence[Line]) -> list[str]:
+    """Name every turn whose text is wrong, with the reason: the drafter's, or ours beside a reference's."""
+    found = []
+    for line in lines:
+        beside = {name: reference.get("lossless") for name, reference in (line.get("references") or {}).items()}
+        for name, certificate in {"": line["lossless"], **beside}.items():
+            if certificate is not None and certificate["verdict"] == "mismatch":
+                whose = f", the target alone beside {name}" if name else ""
+                found.append(f"{line['id']}/{line['turn']} ({_reason(certificate)}{whose})")
+    return found
+
+
+def _reason(certificate: Mapping[str, Any]) -> str:
+    """Why a certificate is a mismatch, in one word (see `core.certificate.REASONS`)."""
+    return certificate.get("reason") or "token"
+
+
+def _forward_distance(lines: Sequence[Line]) -> dict[str, float] | None:
+    """How far our forwards are from the stock model's, in sigmas, and what rounding can do: of the worst line."""
+    measured = [line["lossless"] for line in lines if line["lossless"].get("ceiling")]
+    if not measured:
+        return None
+    worst = max(measured, key=lambda found: found["distance"] / found["ceiling"])
+    return {"sigmas": worst["distance"], "ceiling": worst["ceiling"]}
+
+
 def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
     """How many ties float32 decides the baseline's way, and how many the drafter's."""
     checks = (line["lossless"].get("float32") for line in lines if line["lossless"]["verdict"] == "tie")
@@ -141,8 +172,12 @@ def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
     def pace(line: Line) -> Pace:
         return Pace(line["references"][name]["new_tokens"], line["references"][name]["decode_s"])
 
+    beside = [line["references"][name].get("lossless") for line in lines]
+    verdicts = Counter(certificate["verdict"] for certificate in beside if certificate)
     return {
         "turns": len(lines),
+        "same_as_baseline": sum(bool(line["references"][name].get("same_as_baseline")) for line in lines),
+        "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS},
         "tokens_per_s": _total(lines, pace).rate,
         "speedup_of_drafter": _paired(lines, drafter_pace, pace, seed),
         "baseline_vs_reference": _paired(lines, baseline_pace, pace, seed),

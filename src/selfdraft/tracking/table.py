@@ -111,8 +111,6 @@ def _families(result: Result) -> Table:
 
 
 def _family_cells(measures: Result) -> list[RenderableType]:
-    verdicts = measures["lossless"]
-    text = "/".join(str(verdicts[name]) for name in ("exact", "tie", "mismatch"))
     return [
         f"{measures['prompts']:,}",
         f"{measures['new_tokens']:,}",
@@ -120,8 +118,14 @@ def _family_cells(measures: Result) -> list[RenderableType]:
         number(measures["decode_tokens_per_s"], 1),
         number(measures["baseline_tokens_per_s"], 1),
         interval(measures["speedup"]),
-        Text(text, certificate(verdicts).style),
+        _verdicts(measures["lossless"]),
     ]
+
+
+def _verdicts(lossless: Mapping[str, int]) -> Text:
+    """The verdicts as `7/1/0`, in the colour of the worst one."""
+    text = "/".join(str(lossless[name]) for name in ("exact", "tie", "mismatch"))
+    return Text(text, certificate(lossless).style)
 
 
 def _small_table(title: str) -> Table:
@@ -168,7 +172,7 @@ def _phases(result: Result) -> Table | None:
 def _references(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("against")
-    for name in ("turns", "its tok/s", "drafter is", "target alone is"):
+    for name in ("turns", "its tok/s", "drafter is", "target alone is", "exact/tie/\nmismatch"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, reference in result["references"].items():
         table.add_row(
@@ -177,5 +181,6 @@ def _references(result: Result) -> Table:
             number(reference["tokens_per_s"], 1),
             interval(reference["speedup_of_drafter"]),
             interval(reference["baseline_vs_reference"]),
+            _verdicts(reference["lossless"]),
         )
     return table

@@ -1,0 +1,122 @@
+"""One text beside the stock model's own forward of it: whether our forwards are the model's, and its tokens its choice.
+
+Comparing a drafter with our own autoregressive decoding shows no fault that both have: in the cache, the masks, the
+positions or the parts of the model. The stock forward has none of these from us.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfdraft.core.certificate import margin_control
+from selfdraft.core.rounding import Ceiling, distance, expected
+from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
+from selfdraft.decoding.forcing import ForcedText
+from selfdraft.models.float32 import Float32Reference
+from selfdraft.models.stock_forward import StockForward
+from selfdraft.models.target import Target
+
+STRETCH = 128  # tokens that are compared at once, at most: bounds the (n, V) logits
+LEAST = 32  # tokens that are compared in all, at least: of a short answer, those of its prompt as well
+
+
+class Measure(NamedTuple):
+    """Something that was measured, and what rounding can make of it."""
+
+    value: float
+    ceiling: float
+
+    @property
+    def excess(self) -> float:
+        """The measure as a part of its ceiling; what is no number exceeds all."""
+        part = self.value / self.ceiling
+        return math.inf if math.isnan(part) else part
+
+
+@dataclass
+class Checked:
+    """What a text's stretches have shown.
+
+    Attributes:
+        distance: of the worst stretch, how far our forwards are from the stock model's, in sigmas.
+        control: of the worst stretch, the largest change of a margin between the two, in logits.
+        gaps: per token of the answer that the stock model would not have chosen, its index and by how many logits.
+    """
+
+    distance: Measure
+    control: Measure
+    gaps: list[tuple[int, float]]
+
+
+class StockCheck:
+    """Compares texts with the stock model's forward: in float32 with itself, in a narrower dtype with a float32 copy.
+
+    Attributes:
+        stock: the model's own forward.
+        narrow: whether its dtype is narrower than float32.
+    """
+
+    def __init__(self, target: Target, rule: NextToken) -> None:
+        self.target, self.rule = target, rule
+        self.stock, self._float32 = StockForward(target.model), Float32Reference(target.model)
+        self.narrow = target.dtype != torch.float32
+        self._usual = expected(torch.float32, len(target.full.layers), int(target.model.config.hidden_size))
+
+    def __call__(self, prompt: Sequence[int], answer: Sequence[int]) -> Checked:
+        """Compare a prompt's answer, of at least one token."""
+        text, begin = [*prompt, *answer[:-1]], len(prompt) - 1
+        bounds = self._bounds(begin, len(text))
+        ours = ForcedText(self.target, text, len(prompt)).stretches(bounds)
+        stock = self.stock.stretches(text, len(prompt), bounds)
+        truths = self.truth.stretches(text, len(prompt), bounds) if self.narrow else stock
+        distances, margins, gaps = [], [], []
+        for (first, end), mine, truth in zip(pairwise(bounds), ours, truths, strict=True):
+            apart = distance(mine, truth)
+            controls, ceiling = [margin_control(truth, mine)], Ceiling.reckoned(self._usual, apart.sigma)
+            if self.narrow:
+                narrow = next(stock)
+                controls.append(margin_control(truth, narrow))
+                ceiling = Ceiling.measured(distance(narrow, truth), self._usual)
+            distances.append(Measure(apart.sigmas, ceiling.sigmas))
+            margins += [Measure(control, ceiling.margin) for control in controls]
+            if not self.rule.sample:
+                history, chain = text[: first + 1], TokenTree.chain(text[first + 1 : end])
+                scores = self.rule.scores(truth, history, len(prompt), chain)
+                gaps += _gaps(scores, answer, first - begin)
+        worst = attrgetter("excess")
+        return Checked(max(distances, key=worst), max(margins, key=worst), gaps)
+
+    @property
+    def truth(self) -> StockForward:
+        """The stock forward in float32."""
+        return self._float32.stock if self.narrow else self.stock
+
+    def _bounds(self, begin: int, end: int) -> list[int]:
+        """Stretches of about the same length, from the prompt's last token (or before) to the end of the text."""
+        if not self.stock.depends_on_length:
+            begin = max(min(begin, end - LEAST), 0)
+        count = -(-(end - begin) // STRETCH)
+        return [begin + (end - begin) * i // count for i in range(count + 1)]
+
+
+def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[tuple[int, float]]:
+    """By how much the written tokens lose to the best ones.
+
+    Args:
+        scores: (n, V). answer: whole. offset: which token of the answer the first row chooses; before 0 is prompt.
+    """
+    scores, offset = scores[max(-offset, 0) :].float(), max(offset, 0)
+    if not len(scores):
+        return []
+    chosen = torch.tensor(answer[offset : offset + len(scores)], device=scores.device)
+    lost = (scores.amax(-1) - scores.gather(-1, chosen[:, None])[:, 0]).tolist()
+    return [(offset + i, gap) for i, gap in enumerate(lost) if not gap <= 0]

@@ -1,0 +1,96 @@
+"""The stock model's own logits of a whole text: what our drive is judged by, since none of its parts take part.
+
+One forward of transformers' gives all of them, without any cache. Only where rotary positions depend on the length of
+the text (`longrope`, `dynamic` NTK) is that another text's model: there `generate` itself is made to write the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+
+class StockForward:
+    """transformers' forward of one model.
+
+    Attributes:
+        depends_on_length: whether a token's logits depend on how long the text was when its keys were computed.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.depends_on_length = any(_depends_on_length(module) for module in model.modules())
+
+    @torch.inference_mode()
+    def stretches(self, text: Sequence[int], prompt_length: int, bounds: Sequence[int]) -> Iterator[Tensor]:
+        """Yield (n, V) float32 logits, stretch by stretch.
+
+        Args:
+            text: a prompt and what was answered, without the last token (nothing follows that).
+            prompt_length: tokens of the prompt.
+            bounds: ascending; a stretch is the logits after the tokens from one bound up to the next. The first one is
+                `prompt_length - 1` where the model depends on the length of the text.
+        """
+        if self.depends_on_length:
+            logits = self._generated(text, prompt_length)
+            for first, end in pairwise(bounds):
+                yield logits[first - bounds[0] : end - bounds[0]]
+            return
+        for first, end in pairwise(bounds):
+            yield self._forward(text[:end], end - first)
+
+    def _forward(self, text: Sequence[int], count: int) -> Tensor:
+        ids = torch.tensor([list(text)], device=self.model.device)
+        return self.model(input_ids=ids, use_cache=False, logits_to_keep=count).logits[0, -count:].float()
+
+    def _generated(self, text: Sequence[int], prompt_length: int) -> Tensor:
+        """(len(text) - prompt_length + 1, V) logits after the prompt and each token that follows it."""
+        self._forget()
+        ids = torch.tensor([list(text[:prompt_length])], device=self.model.device)
+        config = GenerationConfig(
+            max_new_tokens=len(text) - prompt_length + 1,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        # For the time of the call the model has no generation config: what ours leaves open would be taken from it.
+        with patch.object(self.model, "generation_config", GenerationConfig()):
+            written = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Dictated(text)]),
+            )
+        self._forget()
+        return torch.cat(list(written.logits)).float()
+
+    def _forget(self) -> None:
+        """Dynamic NTK keeps the table of the longest text so far; a text of one token resets it."""
+        self._forward([0], 1)
+
+
+class _Dictated(LogitsProcessor):
+    """Allows only the next token of a text."""
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self.text = text
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        if length >= len(self.text):  # what follows the text is of no interest
+            return scores
+        only = torch.full_like(scores, float("-inf"))
+        only[:, self.text[length]] = 0.0
+        return only
+
+
+def _depends_on_length(module: torch.nn.Module) -> bool:
+    kinds = getattr(module, "rope_type", None)
+    names = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(name == "longrope" or "dynamic" in str(name) for name in names)

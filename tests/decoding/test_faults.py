@@ -1,0 +1,104 @@
+"""Faults planted on the verifying side: a certificate finds every one, without any reference beside it.
+
+Most of them act on the autoregressive baseline and on drafts alike: compared with one another, both texts are the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+import faults
+from faults import EVERYWHERE, IN_DRAFTS, Fault
+from selfdraft.core.certificate import Certificate
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.pool import PoolConfig
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
+
+PROMPT = [64, 12, 9, 64, 12, 31, 64, 12, 9, 64, 12, 31, 64, 12]  # repetitions for lookups to find
+LENGTH = 28
+DTYPES = (torch.float32, torch.bfloat16)
+CONFIGS = {"none": DrafterConfig(), "pool": PoolConfig(costs="flat", max_nodes=12, min_probability=0.0)}
+
+
+def named(fault: Fault) -> str:
+    return fault.__name__
+
+
+@cache
+def target(dtype: torch.dtype, family: str = "llama") -> Target:
+    return Target(tiny_model(family, dtype=dtype))
+
+
+def decoder(target: Target, config: DrafterConfig, batch_size: int = 1) -> Decoder:
+    drafter = DRAFTERS[config.name](target, config)
+    return Decoder(target, drafter, Stopping(frozenset(), LENGTH), batch_size=batch_size)
+
+
+def certified(target: Target, config: DrafterConfig) -> Certificate:
+    """The certificate of a drafter's text, by our own baseline, as an evaluation makes it."""
+    output, baseline = (decoder(target, c).decode(PROMPT).output for c in (config, DrafterConfig()))
+    return Certifier(target).certify(PROMPT, output, baseline)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_without_a_fault_nothing_is_wrong(name: str, dtype: torch.dtype) -> None:
+    certificate = certified(target(dtype), CONFIGS[name])
+    assert certificate.verdict in ("exact", "tie") and certificate.reason is None
+    assert 0 < certificate.distance < certificate.ceiling
+    if dtype == torch.float32:
+        assert certificate.verdict == "exact" and certificate.ceiling < 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("fault", [*EVERYWHERE, *IN_DRAFTS], ids=named)
+def test_every_fault_is_found(fault: Fault, name: str, dtype: torch.dtype) -> None:
+    subject = target(dtype)
+    with fault(subject):
+        certificate = certified(subject, CONFIGS[name])
+    assert certificate.verdict == "mismatch" and certificate.reason in ("forward", "control", "stock")
+    assert certified(subject, CONFIGS[name]).verdict != "mismatch"  # and nothing of it is left behind
+
+
+@pytest.mark.parametrize("fault", EVERYWHERE, ids=named)
+def test_the_fault_shows_in_no_comparison_with_our_own_baseline(fault: Fault) -> None:
+    """What the tests above would be worth if the stock forward had no part in them."""
+    subject = target(torch.float32)
+    with fault(subject):
+        first, second = (decoder(subject, DrafterConfig()).decode(PROMPT).output for _ in range(2))
+        assert first == second
+        assert Certifier(subject).compare(PROMPT, first, second).verdict == "exact"
+        assert Certifier(subject).certify(PROMPT, first, second).verdict == "mismatch"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fault_of_batches_shows_in_the_text(dtype: torch.dtype) -> None:
+    """Our forwards of one row are right: the stock model alone says that the second row's tokens are not its choice."""
+    subject = target(dtype)
+    requests = [Request(PROMPT, key=0), Request([5, 17, 3, 60, 42], key=1)]
+    with faults.neighbours_row(subject):
+        _, wrong = decoder(subject, DrafterConfig(), batch_size=2).answer(requests)
+        certificate = Certifier(subject, batch_size=2).certify(wrong.prompt, wrong.output, wrong.output)
+    assert (certificate.verdict, certificate.reason) == ("mismatch", "stock")
+    _, right = decoder(subject, DrafterConfig(), batch_size=2).answer(requests)
+    assert Certifier(subject, batch_size=2).certify(right.prompt, right.output, right.output).verdict == "exact"
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "fault", [faults.wrong_rotary, faults.stale_key, faults.siblings_seen], ids=lambda f: f.__name__
+)
+def test_faults_are_found_in_other_families(fault: Fault, family: str) -> None:
+    subject = target(torch.bfloat16, family)
+    assert certified(subject, CONFIGS["pool"]).verdict != "mismatch"
+    with fault(subject):
+        assert certified(subject, CONFIGS["pool"]).verdict == "mismatch"
