@@ -280,13 +280,20 @@ def test_a_damaged_folder_is_one_line(tmp_path, monkeypatch, capfd, file, conten
     assert capfd.readouterr() == ("", "")  # neither bars nor log lines of another package
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, closing):
+def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, closing, packed):
     """pyarrow's parser ended the process with a segmentation fault."""
     deep = opening * 50_000 + "1" + closing * 50_000
-    (tmp_path / "test.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": {deep}}}\n')
+    (tmp_path / "test.jsonl").write_bytes(packed(f'{{"prompt": "a"}}\n{{"prompt": {deep}}}\n'.encode()))
     with pytest.raises(UserError, match=r"test\.jsonl:2: JSON nested too deeply"):
         load_hub(str(tmp_path), split="test", prompt_field="prompt")
+
+
+def test_brackets_are_not_levels(folder):
+    """Side by side, or in strings."""
+    name = folder({"q": "[{" * 2000, "other": [[1, '"]'] for _ in range(2000)]})
+    assert load_hub(name, split="train", prompt_field="q")[0].turns == ("[{" * 2000,)
 
 
 def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, monkeypatch):

@@ -10,15 +10,11 @@ class MalformedJSON(ValueError):
     """A text is no JSON that can be read. The message is the reason, with the place where there is one."""
 
 
-class DeepJSON(MalformedJSON):
-    """It may be JSON, but is nested too deeply for parsers, which call themselves for every level."""
-
-
 def parse_json(text: str) -> Any:
     """Return the value that `text` stands for.
 
     Raises:
-        MalformedJSON: it is not JSON, or has a number of too many digits. DeepJSON: it is nested too deeply.
+        MalformedJSON: it is not JSON, is nested too deeply for the parser, or has a number of too many digits.
     """
     try:
         return json.loads(text)
@@ -26,7 +22,7 @@ def parse_json(text: str) -> Any:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise MalformedJSON(f"{error.msg} at {line}column {error.colno}") from None
     except RecursionError:
-        raise DeepJSON("nested too deeply") from None
+        raise MalformedJSON("nested too deeply") from None
     except ValueError:  # Python converts no integer of more than 4,300 digits, because that takes quadratic time
         raise MalformedJSON("a number has too many digits") from None
 
