@@ -4,7 +4,7 @@ DEMO_ARGS ?= drafter=jacobi dataset.per_category=1 decoding.max_new_tokens=64
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test fuzz lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup  ## decode bundled prompts with Jacobi drafting and print the compar
 
 test: setup  ## run the whole test suite (ARGS="-k launcher" for a part)
 	$(PY) -m pytest $(ARGS)
+
+fuzz: setup  ## try inputs and command lines of any content, for as long as it takes (ARGS="-k datasets" for a part)
+	SELFDRAFT_FUZZ=long $(PY) -m pytest --timeout=0 tests/fuzz $(ARGS)
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .
