@@ -94,16 +94,18 @@ def test_a_run_goes_on_after_any_line_it_lost(written: tuple[Path, str], tmp_pat
     whole = (folder / "texts.jsonl").read_bytes()
     some = b"".join(whole.splitlines(keepends=True)[:3])
     (tmp_path / "texts.jsonl").write_bytes(some + b'{"id": "torn')
-    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    for name in ("config.yaml", "selfdraft.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
     said = " ".join(said_by(tmp_path, *TASK).split())
-    assert "3 of " in said
-    assert "texts were finished before" in said
+    done = len({json.loads(line)["id"] for line in some.splitlines()})
+    assert f"{done} of " in said
+    assert "prompts were finished before" in said
     assert (tmp_path / "texts.jsonl").read_bytes().startswith(some)
     assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(folder)]
     assert load_texts(tmp_path) == load_texts(folder)
     with pytest.raises(UserError, match=r"decoding\.max_new_tokens 16 there but 8 now"):
         run_here(tmp_path, *TASK, "decoding.max_new_tokens=8")
-    with pytest.raises(UserError, match=r"holds prompts finished with another config"):
+    with pytest.raises(UserError, match=r"holds a run of task=distill_data, and this is task=evaluate"):
         run_here(tmp_path, *SMOKE)  # nor may an evaluation move in
 
 

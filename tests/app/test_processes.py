@@ -73,9 +73,9 @@ def test_a_process_of_a_run_that_has_ended_does_not_start_one_of_its_own(tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_are_two_whatever_the_environment_says(tmp_path: Path) -> None:
-    done = run(*FAST, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/a run, 'mine'", **STALE)
+    done = run(*FAST, "hardware=cpu_ddp", f"hydra.run.dir='{tmp_path}/a run, mine'", **STALE)
     assert done.returncode == 0, done.stderr
-    assert {line["rank"] for line in read_lines(tmp_path / "a run, 'mine'")} == {0, 1}
+    assert {line["rank"] for line in read_lines(tmp_path / "a run, mine")} == {0, 1}
 
 
 def run_broken(folder: Path, failure: str) -> tuple[subprocess.CompletedProcess[str], float]:
