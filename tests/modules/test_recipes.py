@@ -18,6 +18,7 @@ from numpy.random import default_rng
 from torch import Tensor
 
 from selfdraft.app.session import quiet
+from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
@@ -35,6 +36,7 @@ from selfdraft.models.teacher import Lesson, LessonBook, teach
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES
+from selfdraft.tracking.artifact import Artifact
 
 TEXTS, PROMPT, ANSWER = 4, 4, 32
 ROW = 2 * (PROMPT + ANSWER)
@@ -278,3 +280,18 @@ def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
         found = [taught(book, batch).final for batch in (whole, parts)]
         assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, alone, strict=True))
     assert teacher.rows == 4
+
+
+def test_an_artifact_may_name_attentions_or_mlps_alone(tmp_path: Path) -> None:
+    model = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
+    config = RECIPES["sparse_distill"].Config(skip_from=str(tmp_path))
+    for options, skipped in (({"skip_mlp": [1]}, (set(), {1})), ({"skip_attention": [2]}, ({2}, set()))):
+        Artifact("layer_skip", options, model, {}, []).write(tmp_path / "drafter.yaml")
+        skip = config.skip_set(4)
+        assert (set(skip.attention), set(skip.mlp)) == skipped
+    Artifact("layer_skip", {"skip_mlp": [9]}, model, {}, []).write(tmp_path / "drafter.yaml")
+    with pytest.raises(UserError, match=r"^finetune\.skip_from\.skip_mlp=\[9\]: this model's layers are 0 to 3$"):
+        config.skip_set(4)
+    Artifact("layer_skip", {}, model, {}, []).write(tmp_path / "drafter.yaml")
+    with pytest.raises(UserError, match="names no skip set"):
+        config.skip_set(4)

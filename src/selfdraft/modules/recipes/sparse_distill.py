@@ -66,9 +66,10 @@ class SparseDistillConfig(RecipeConfig):
         """
         if self.skip_from is not None:
             found = Artifact.read(FilePath(self.skip_from), "finetune.skip_from").options
-            if "skip_attention" not in found:
+            attention, mlp = found.get("skip_attention"), found.get("skip_mlp")
+            if attention is None and mlp is None:
                 raise UserError(f"finetune.skip_from={self.skip_from} names no skip set: give one of task=calibrate")
-            return SkipSet.of(layers, found["skip_attention"], found["skip_mlp"])
+            return SkipSet.of(layers, attention or (), mlp or (), "finetune.skip_from")
         if self.exit_layer is not None:
             if self.exit_layer >= layers:
                 raise UserError(
