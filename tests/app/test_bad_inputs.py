@@ -124,7 +124,8 @@ def test_an_override_that_cannot_be_parsed_says_how_to_write_one(told: Told, ove
         ("model.packed=perhaps", "model.packed", "perhaps"),
         ("seed=x", "seed", "x"),
         ("dataset.categories=qa", "dataset.categories", "list"),
-        ("drafter.window=null", "drafter.window", ""),
+        ("drafter.window=null", "drafter.window: null is no value for it", "leave it out"),
+        ("task.name=null", "task.name: null is no value for it", "leave it out"),
     ],
 )
 def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key: str, value: str) -> None:

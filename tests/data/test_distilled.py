@@ -88,6 +88,13 @@ def test_ids_that_are_none_are_told_with_their_row(tmp_path: Path, row: dict, co
         load_texts(tmp_path / "rows")
 
 
+def test_ids_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+    path = write_dataset(LINES, tmp_path)
+    assert len(load_texts(path, vocabulary=6)) == 2
+    with pytest.raises(UserError, match=r"row 1: `output_ids` must be a list of token ids, from 0 to 4: write the te"):
+        load_texts(path, vocabulary=5)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.25, 0.999])
 def test_all_turns_of_a_conversation_are_on_the_same_side(share: float) -> None:
     texts = [Text(str(i), [turn], [1]) for i in range(20) for turn in range(1 + i % 3)]

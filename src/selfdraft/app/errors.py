@@ -149,6 +149,8 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         return f"{key}: no such option{_near(str(error.key), known)}{there}"
     if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
         return f"{key}: must be a list: give it as {key}=[<value>,<value>]"
+    if isinstance(error, ValidationError) and str(error).splitlines()[0].endswith("is not Optional"):
+        return f"{key}: null is no value for it; leave it out, or give one"
     return f"{key}: {_first_line(error)}"
 
 

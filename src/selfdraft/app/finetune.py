@@ -134,7 +134,8 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
 def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """All texts of all sources; prompts of the same name in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
-    return [text for path in recipe.data for text in load_texts(path, encode)]
+    vocabulary = loaded.model.get_input_embeddings().num_embeddings
+    return [text for path in recipe.data for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 
 def _frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:

@@ -25,7 +25,7 @@ INFO = "dataset_info.json"
 SAVED = {INFO, "state.json"}  # what `save_to_disk` writes, beside files of the rows
 OURS = {"id", "prompt_ids", "output_ids"}
 TRAJECTORIES = "trajectories"  # a column that only some datasets of ours have
-MAX_IDS = 2**31  # no vocabulary is larger: ids are stored as int32
+MAX_VOCABULARY = 2**31  # ids are stored as int32
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -103,7 +103,12 @@ def refuse_foreign_dataset(folder: Path) -> None:
 
 
 def load_texts(
-    path: str | Path, encode: Encode | None = None, *, column: str = "text", split: str = "train"
+    path: str | Path,
+    encode: Encode | None = None,
+    *,
+    column: str = "text",
+    split: str = "train",
+    vocabulary: int = MAX_VOCABULARY,
 ) -> list[Text]:
     """Read texts from the folder of a run of task=distill_data, or from any dataset with a column of text.
 
@@ -112,12 +117,13 @@ def load_texts(
             name or a folder of files.
         encode: from text to ids, for datasets without ids of ours. Texts of no token are passed over.
         column, split: where the text is, in a dataset of others.
+        vocabulary: how many ids the model has.
 
     Raises:
         UserError: there is nothing, the run is not finished, the column is missing or there is no way to encode it.
     """
     rows = _read(path, split)
-    texts = _texts(rows, path, encode, column)
+    texts = _texts(rows, path, encode, column, vocabulary)
     if not texts:
         raise UserError(f"{path} holds no texts: choose another one, or another split")
     return texts
@@ -140,10 +146,10 @@ def split_by_prompt(texts: Sequence[Text], share: float, seed: int) -> tuple[lis
     return train, [text for text in texts if text.id in held_out]
 
 
-def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) -> list[Text]:
+def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str, vocabulary: int) -> list[Text]:
     if set(rows.column_names) >= OURS:
         found = enumerate(rows_of(rows, path, *OURS, TRAJECTORIES))
-        return [_ours(row, f"{path}, row {number}") for number, row in found]
+        return [_ours(row, f"{path}, row {number}", vocabulary) for number, row in found]
     if column not in rows.column_names:
         raise UserError(
             f"{path} has neither the columns of task=distill_data nor a column {column!r}; "
@@ -160,21 +166,25 @@ def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str) 
     return texts
 
 
-def _ours(row: Mapping[str, Any], where: str) -> Text:
+def _ours(row: Mapping[str, Any], where: str, vocabulary: int) -> Text:
     """A row of task=distill_data's columns, which somebody else may have filled."""
     prompt, answer, trajectory = row["prompt_ids"], row["output_ids"], row.get(TRAJECTORIES)
     for name, ids in (("prompt_ids", prompt), ("output_ids", answer)):
-        if not _are_ids(ids):
-            raise UserError(f"{where}: `{name}` must be a list of token ids, whole numbers from 0 on")
+        if not _are_ids(ids, vocabulary):
+            raise UserError(
+                f"{where}: `{name}` must be a list of token ids, from 0 to {vocabulary - 1}: "
+                "write the texts with this model"
+            )
     if trajectory is not None and not (
-        isinstance(trajectory, list) and all(_are_ids(each) and len(each) == len(answer) for each in trajectory)
+        isinstance(trajectory, list)
+        and all(_are_ids(each, vocabulary) and len(each) == len(answer) for each in trajectory)
     ):
         raise UserError(f"{where}: `{TRAJECTORIES}` must be lists of token ids, each as long as `output_ids`")
     return Text(str(row["id"]), prompt, answer, trajectory)
 
 
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < MAX_IDS for each in value)
+def _are_ids(value: object, vocabulary: int) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < vocabulary for each in value)
 
 
 def _read(path: str | Path, split: str) -> Dataset:
