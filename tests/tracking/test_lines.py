@@ -1,10 +1,11 @@
 """Lines that were edited, or are another program's: one line says which field of which prompt is wrong."""
 
 import copy
+from contextlib import suppress
 
 import pytest
-from example_lines import evaluation, line
 
+from example_lines import evaluation, line
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.lines import LEFT_OUT, measured, refuse_malformed
 from selfdraft.tracking.records import TEXTS
@@ -54,6 +55,15 @@ def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):
         except UserError as error:
             assert f"`{field}` is missing" in str(error)
         else:
+            summarize(lines, **LABELS)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, [[]], -1, True, {"a": None}, [None], [{"a": 1}]], ids=str)
+def test_whatever_a_field_holds_it_is_refused_or_the_result_can_be_computed(tmp_path, value):
+    for field in line("a").keys() - {"id", "turn"}:
+        lines = [line("a"), line("b", **{field: value})]
+        with suppress(UserError):
+            refuse_malformed(lines, tmp_path)
             summarize(lines, **LABELS)
 
 
