@@ -2,8 +2,8 @@ import json
 import random
 
 import pytest
-from example_lines import evaluation, line
 
+from example_lines import evaluation, line
 from selfdraft.tracking.summary import mismatches, speedup_of, summarize
 
 LABELS = {"task": "evaluate", "model": "m", "drafter": "jacobi", "dataset": "d", "seed": 0}

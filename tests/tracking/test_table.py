@@ -1,8 +1,8 @@
 import io
 
 import pytest
-from example_lines import evaluation, line
 
+from example_lines import evaluation, line
 from selfdraft.app.console import PlainConsole
 from selfdraft.tracking.lines import LEFT_OUT
 from selfdraft.tracking.summary import summarize
