@@ -135,9 +135,8 @@ class Decoder:
         contexts = [a.context for a in active]
         for context in contexts:
             context.rows = len(active)
-        with clock("verify"):
-            for context in contexts:
-                self.target.refresh(context.row, context.tokens)
+        for context in contexts:
+            self.target.refresh(context.row, context.tokens)
         with clock("draft"):
             proposed = self.drafter.propose_batch(contexts)
             drafts = [self._usable(d, c) for d, c in zip(proposed, contexts, strict=True)]
