@@ -260,7 +260,7 @@ def test_hub_errors_name_column_row_and_split(folder):
         ("test.jsonl", '{"prompt": "Grüße"}\n'.encode("latin-1"), r"cannot be read \(it has a file that is not UTF-8"),
         ("test.csv", "prompt\nGrüße\n".encode("latin-1"), r"could not be loaded \(it has a file that is not UTF-8\)"),
         ("test.jsonl", b'{"prompt": "a\\ud800"}\n', r"could not be loaded \(JSON parse error: .*surrogate"),
-        ("test.jsonl", b'{"prompt": ' + b"[" * 5000, r"test\.jsonl:1: JSON nested too deeply"),
+        ("test.jsonl", b'{"prompt": ' + b"[" * 5000, r"test\.jsonl:1: malformed JSON \(nested too deeply"),
         ("test.jsonl.gz", b"\x1f\x8bx", r"could not be loaded \("),
         ("test.zip", b"PK\x03\x04", r"could not be loaded \("),
         ("test.tar", b"x", r"could not be loaded \("),
@@ -286,7 +286,7 @@ def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, 
     """pyarrow's parser ended the process with a segmentation fault."""
     deep = opening * 50_000 + "1" + closing * 50_000
     (tmp_path / "test.jsonl").write_bytes(packed(f'{{"prompt": "a"}}\n{{"prompt": {deep}}}\n'.encode()))
-    with pytest.raises(UserError, match=r"test\.jsonl:2: JSON nested too deeply"):
+    with pytest.raises(UserError, match=r"test\.jsonl:2: malformed JSON \(nested too deeply"):
         load_hub(str(tmp_path), split="test", prompt_field="prompt")
 
 
