@@ -161,3 +161,12 @@ def test_a_place_that_cannot_be_written_is_refused_in_a_line() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_writes_into_a_folder_of_its_own_only(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text("mine")
+    done = run("-m", *FAST, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.endswith("holds files that no run has written (multirun.yaml): choose another hydra.sweep.dir\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]
+    assert (tmp_path / "multirun.yaml").read_text() == "mine"

@@ -24,20 +24,21 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from selfdraft.app.processes import INTERRUPTED, interrupted_by
+from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.app.sweep_table import SweepTable
+from selfdraft.tracking.run_folder import Mark, refuse_foreign
 
 log = logging.getLogger(__name__)
 
 # Settings of the sweep as a whole: a job that inherited them would be a sweep again, or write to another folder.
 SWEEP_ONLY = ("hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
+SWEEP = "sweep"  # in the mark of its folder, where a run has its task
 GRACE_S = 15.0  # how long a job may take to close its files and its W&B run before it is asked less kindly
 
 
@@ -53,9 +54,17 @@ class ProcessLauncher(Launcher):
         self.keep_going = keep_going
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over; the task function stays unused, for the job's own process finds it itself."""
+        """Keep what Hydra hands over, and take the sweep's folder, before Hydra writes there.
+
+        The task function stays unused: the job's own process finds it itself.
+
+        Raises:
+            UserError: the folder holds files that no sweep has written.
+        """
         self.context, self.config = hydra_context, config
         self.table = SweepTable(Path(config.hydra.sweep.dir).absolute())
+        refuse_foreign(self.table.folder, SWEEP, "hydra.sweep.dir")
+        Mark(SWEEP).write(self.table.folder)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs. A sweeper that works in several batches (Optuna) gets one growing table."""
@@ -126,6 +135,8 @@ class ProcessLauncher(Launcher):
 
     def _arguments(self, job: JobReturn) -> list[str]:
         """The job's command line: the sweep's flags and Hydra settings, the job's overrides, and its folder."""
+        from selfdraft.app.command_line import quoted  # it takes seconds, and every command imports the launcher
+
         flags, _ = get_args_parser().parse_known_args(sys.argv[1:])
         given = {name: getattr(flags, name) for name in ("config_path", "config_name", "config_dir")}
         # Unresolved: `hydra.sweep.subdir=${hydra.job.num}` may be among them, and has no value outside a job.
@@ -139,7 +150,7 @@ class ProcessLauncher(Launcher):
             "hydra.mode=RUN",  # a configuration may ask for MULTIRUN on its own
             f"hydra.job.num={number}",
             f"hydra.job.id={number}",
-            f"hydra.run.dir={QuotedString(job.working_dir, Quote.single).with_quotes()}",
+            f"hydra.run.dir={quoted(job.working_dir)}",
         ]
 
 

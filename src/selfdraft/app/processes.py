@@ -15,16 +15,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-INTERRUPTED = 130  # what shells report after Ctrl-C
+from selfdraft.app.command_line import quoted
+from selfdraft.app.signals import INTERRUPTED
+
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine
 TOLD = ("RANK", RANK, "WORLD_SIZE")  # whoever set these may expect that they count
@@ -159,8 +159,8 @@ def _start(rank: int) -> subprocess.Popen[bytes]:
     """Run this process's command as that rank, in the same folder."""
     main = sys.modules["__main__"]
     program = ["-m", main.__spec__.name] if getattr(main, "__spec__", None) else [str(Path(sys.argv[0]).absolute())]
-    folder = QuotedString(HydraConfig.get().runtime.output_dir, Quote.single).with_quotes()
-    command = [sys.executable, *program, *sys.argv[1:], f"hydra.run.dir={folder}"]
+    folder = HydraConfig.get().runtime.output_dir
+    command = [sys.executable, *program, *sys.argv[1:], f"hydra.run.dir={quoted(folder)}"]
     return subprocess.Popen(command, env={**os.environ, RANK: str(rank), MAIN: str(os.getpid())})
 
 
@@ -205,19 +205,3 @@ def _told(rank: int, status: int) -> int:
         flush=True,
     )
     return 1
-
-
-@contextlib.contextmanager
-def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Let these signals stop what runs in the block as Ctrl-C does. One that is ignored (nohup) stays ignored."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    heard = [s for s in signals if signal.getsignal(s) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -15,8 +15,9 @@ import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from selfdraft.app.processes import INTERRUPTED, OwnProcesses, interrupted_by, other_ranks
+from selfdraft.app.processes import OwnProcesses, other_ranks
 from selfdraft.app.schemas import HardwareConfig
+from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.adapter import FILE as WEIGHTS

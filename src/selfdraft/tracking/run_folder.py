@@ -22,7 +22,8 @@ from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 from selfdraft.tracking.records import PROMPTS, TEXTS, RecordFile, merge_rank_files, rank_files, record_path
 
 MARK, CONFIG, LOCK = "selfdraft.json", "config.yaml", ".lock"
-ANOTHER = "choose another hydra.run.dir"
+RUN_DIR = "hydra.run.dir"
+ANOTHER = f"choose another {RUN_DIR}"
 
 # What may lie in a folder that no run has marked: the lock of a run that came to nothing, Hydra's notes, and the output
 # of the command itself, redirected to a file there. None of them bears a name that a run writes.
@@ -69,28 +70,29 @@ class Mark:
         raise UserError(f"{path} is not the mark of a run of SelfDraft: {ANOTHER}")
 
 
-def refuse_foreign(folder: Path, task: str) -> None:
-    """Look whether a run of `task` may write into `folder`, and write nothing.
+def refuse_foreign(folder: Path, task: str, option: str = RUN_DIR) -> None:
+    """Look whether a run of `task` may write into `folder`, and write nothing. `option` names the folder.
 
     Raises:
         UserError: it holds files that no run has written, or the run of another task or of an earlier version.
     """
     if not folder.is_dir():
         return  # a file in its place is refused by the system, as is a folder that nobody may read
+    another = f"choose another {option}"
     names = {path.name for path in folder.iterdir()}
     mark = Mark.read(folder)
     foreign = sorted(name for name in names - _UNMARKED if Path(name).suffix not in _REDIRECTED)
     if mark is not None:
         if mark.task != task and not set(foreign) <= _NOTHING_YET:
-            raise UserError(f"{folder} holds a run of task={mark.task}, and this is task={task}: {ANOTHER}")
+            raise UserError(f"{folder} holds a run of task={mark.task}, and this is task={task}: {another}")
     elif foreign and _is_ours(folder / CONFIG):
         raise UserError(
-            f"{folder} holds a run of an earlier version, which did not note its model and prompts: {ANOTHER}"
+            f"{folder} holds a run of an earlier version, which did not note its model and prompts: {another}"
         )
     elif foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         shown = ", ".join(foreign[:_SHOWN])
-        raise UserError(f"{folder} holds files that no run has written ({shown}{more}): {ANOTHER}")
+        raise UserError(f"{folder} holds files that no run has written ({shown}{more}): {another}")
 
 
 def claim_run_dir(
