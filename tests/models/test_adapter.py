@@ -46,7 +46,8 @@ def test_what_was_written_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     ["[", "[" * 100_000, "3", "[]", {"scale": "big"}, {"scale": float("nan")}, {"scale": None}, {"skip_mlp": 1},
-     {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1}],
+     {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1},
+     {"scale": 10**999}, {"skip_mlp": [10**999]}],
 )  # fmt: skip
 def test_settings_that_are_none_are_told_in_a_line(settings: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^drafter\.adapter=.*give the folder that task=finetune wrote$"):

@@ -6,7 +6,6 @@ decision or a prediction made for this machine can be made for another one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,7 +143,7 @@ def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
     Raises:
         ValueError: one is no number.
     """
-    if odd := [value for value in values if type(value) not in (int, float) or not math.isfinite(value)]:
+    if odd := [value for value in values if type(value) not in (int, float) or not abs(value) < 2**63]:
         raise ValueError(f"{odd[0]!r:.40} is no number")
     return tuple(values)
 

@@ -13,7 +13,6 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,9 +115,9 @@ def _read(file: Path) -> Adapter:
         raise _NoAdapter("its settings are no settings of a recipe")
     for name, value in settings.items():
         if name in SKIPPED:
-            fits = isinstance(value, list) and all(type(layer) is int and layer >= 0 for layer in value)
+            fits = isinstance(value, list) and all(type(layer) is int and 0 <= layer < 10**6 for layer in value)
         else:
-            fits = name in ("scale", "first") and type(value) in (int, float) and math.isfinite(value)
+            fits = name in ("scale", "first") and type(value) in (int, float) and abs(value) < 2**63
         if not fits:
             raise _NoAdapter(f"its settings have {name!r:.40} as {value!r:.40}")
     for name, tensor in tensors.items():
