@@ -43,7 +43,7 @@ def test_a_divergence_is_excused_only_within_the_control(margin: float, control:
     assert (certificate.verdict, certificate.first_divergence) == (verdict, 3)
 
 
-@pytest.mark.parametrize(("margin", "control"), [(3.0, 5.9), (0.0, 1.1), (0.0, math.inf), (0.0, math.nan)])
+@pytest.mark.parametrize(("margin", "control"), [(3.0, 5.9), (0.0, 1.1), (0.0, math.inf)])
 def test_a_control_above_what_rounding_can_do_excuses_nothing(margin: float, control: float) -> None:
     certificate = judge(3, margin, control, 1.0)
     assert (certificate.verdict, certificate.reason) == ("mismatch", "control")

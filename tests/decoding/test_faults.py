@@ -5,10 +5,14 @@ Most of them act on the autoregressive baseline and on drafts alike: compared wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
 import faults
 from faults import EVERYWHERE, IN_DRAFTS, Fault
@@ -19,6 +23,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.models import target as target_module
+from selfdraft.models.rotary import Rotary
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -102,3 +108,50 @@ def test_faults_are_found_in_other_families(fault: Fault, family: str) -> None:
     assert certified(subject, CONFIGS["pool"]).verdict != "mismatch"
     with fault(subject):
         assert certified(subject, CONFIGS["pool"]).verdict == "mismatch"
+
+
+# Rotary positions that depend on the length of the text, as they were once treated: the table of a whole block was that
+# of its furthest token, and keys of before stayed. What one forward says of such a text is not what `generate` does.
+LIMIT = 24
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0, 5.0, 6.0, 7.0],
+    "original_max_position_embeddings": LIMIT,
+    "factor": 4.0,
+}
+LONG = {
+    "phi3": lambda: tiny_model("phi3", rope_parameters=LONGROPE, original_max_position_embeddings=LIMIT),
+    "llama": lambda: tiny_model("llama", rope_parameters=LONGROPE),
+    "dynamic": lambda: tiny_model(
+        "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}, max_positions=LIMIT
+    ),
+}
+
+
+@contextmanager
+def table_of_the_block(target: Target) -> Iterator[None]:
+    right, own = Rotary.__call__, target.rotary
+
+    def by_block(self: Rotary, hidden: Tensor, positions: Tensor, kind: str, _: Tensor | None = None):
+        return right(self, hidden, positions, kind)
+
+    with patch.object(Rotary, "__call__", by_block), patch.object(own, "recomputed_past", None):
+        yield
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 2], ids=["crossed while decoding", "crossed by the prompt"])
+@pytest.mark.parametrize("name", LONG)
+def test_a_table_of_the_wrong_length_is_found(name: str, prompt: list[int]) -> None:
+    with patch.object(target_module, "PREFILL_CHUNK", 16):
+        subject = Target(LONG[name]())
+        stopping = Stopping(frozenset(), LENGTH, past_positions=True)
+        for config in CONFIGS.values():
+            drafter = Decoder(subject, DRAFTERS[config.name](subject, config), stopping)
+            right = drafter.decode(prompt).output
+            certificate = Certifier(subject).certify(prompt, right, right)
+            assert (certificate.verdict, certificate.reason) == ("exact", None)
+            with table_of_the_block(subject):
+                wrong = drafter.decode(prompt).output
+                assert Certifier(subject).certify(prompt, wrong, wrong).verdict == "mismatch"

@@ -86,13 +86,13 @@ def first_divergence(output: Sequence[int], reference: Sequence[int]) -> int | N
 def judge(index: int, margin: float, control: float, ceiling: float, reason: Reason = "token") -> Certificate:
     """Return the verdict on a divergence at `index`: a tie within the control, otherwise a mismatch.
 
-    A control above the ceiling, what rounding can do, is a mismatch itself, for the reason `control`. `reason`: of any
-    other one.
+    A control above the ceiling, what rounding can do, excuses nothing: a mismatch for the reason `control`.
+    `reason`: of a mismatch whose margin is above the control.
     """
-    if not control <= ceiling:
-        return Certificate("mismatch", index, margin, control, reason="control")
     if not margin <= control:
         return Certificate("mismatch", index, margin, control, reason=reason)
+    if control > ceiling:
+        return Certificate("mismatch", index, margin, control, reason="control")
     return Certificate("tie", index, margin, control)
 
 
