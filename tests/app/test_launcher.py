@@ -160,7 +160,7 @@ def test_settings_of_the_sweep_stay_out_of_the_jobs_and_others_reach_them(app: P
         "hydra.mode=RUN",
         "hydra.job.num=1",
         "hydra.job.id=1",
-        f"hydra.run.dir='{app / 'here, there' / 'n1'}'",
+        'hydra.run.dir="' + str(app / "here, there" / "n1") + '"',
     ]
 
 
