@@ -1,0 +1,43 @@
+"""What keeps two runs apart, where a file system can, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from filelock import FileLock
+
+from selfdraft.app.errors import explain
+from selfdraft.app.session import owned
+from selfdraft.core.errors import UserError
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_told_in_a_line(tmp_path: Path, error: Exception) -> None:
+    with (
+        patch.object(FileLock, "acquire", side_effect=error),
+        pytest.raises(UserError, match=r"without locks.*choose another hydra"),
+        owned(tmp_path, True, "evaluate"),
+    ):
+        pass
+
+
+def test_a_folder_in_use_is_told_with_the_way_to_go_on(tmp_path: Path) -> None:
+    with (
+        owned(tmp_path, True, "evaluate"),
+        pytest.raises(UserError, match=r"in use by another run.*remove .*\.lock and repeat"),
+        owned(tmp_path, True, "evaluate"),
+    ):
+        pass
+    with owned(tmp_path, True, "evaluate"):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EIO])
+def test_what_a_disk_does_not_allow_is_one_line(code: int) -> None:
+    line = explain(OSError(code, "as the system calls it", "/there/it is"))
+    assert line is not None
+    assert line.startswith("/there/it is: ")
+    assert "\n" not in line
