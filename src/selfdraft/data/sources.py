@@ -14,6 +14,7 @@ BUNDLED = Path(__file__).with_name("bundled.jsonl")
 
 HUMANEVAL_INSTRUCTION = "Complete the following Python function. Answer with the whole function in one code block."
 MAX_KEYS_NAMED = 8
+MAX_NAME = 40  # characters of a key that are shown
 # Keys at which files in other schemas have their prompt, the likeliest first; and those at which they never do.
 LIKELY = ("instruction", "question", "query", "problem", "input", "text", "content")
 NEVER = ("id", "question_id", "category", "answer", "output", "response")
@@ -143,11 +144,15 @@ def _turns(record: Mapping[str, Any], where: str, prompt_field: str | None) -> t
 
 def _no_prompt(record: Mapping[str, Any], prompt_field: str | None) -> str:
     """What is wrong with a record that lacks its prompt: the keys it has, and the option that names the right one."""
-    names = [key if key.isprintable() else ascii(key) for key in record if key]
+    names = [f"{key if key.isprintable() else ascii(key):.{MAX_NAME}}" for key in record if key]
     more = f" and {len(names) - MAX_KEYS_NAMED} more" if len(names) > MAX_KEYS_NAMED else ""
     found = f"the object has {', '.join(names[:MAX_KEYS_NAMED])}{more}" if names else "the object has no key"
     lacking = "neither `turns` nor `prompt`" if prompt_field is None else f"no `{prompt_field}`"
-    usable = [k for k, value in record.items() if k.isidentifier() and (_is_text(value) or _are_turns(value))]
+    usable = [
+        k
+        for k, value in record.items()
+        if k.isidentifier() and len(k) <= MAX_NAME and (_is_text(value) or _are_turns(value))
+    ]
     best = [key for key in LIKELY if key in usable] + [key for key in usable if key not in NEVER]
     if best:
         return f"{lacking}; {found}. Name the one that holds the prompt, e.g. dataset.prompt_field={best[0]}"
