@@ -4,6 +4,7 @@ import json
 import lzma
 import os
 import re
+import struct
 import sys
 from collections import Counter
 from pathlib import Path
@@ -306,6 +307,27 @@ def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, 
     (images / "metadata.csv").write_text("file_name,q\na.png,Two?\n")
     loaded = load_hub(str(images.parent), split="test", prompt_field="q")
     assert [prompt.turns for prompt in loaded] == [("Two?",)]
+
+
+@pytest.mark.parametrize("suffix", ["json", "json.gz"])
+def test_a_folder_whose_reading_would_end_the_process_is_one_line(tmp_path: Path, suffix: str) -> None:
+    """pyarrow's parser follows every bracket down the stack, and these stand one a line."""
+    content = b'{"q": ' + b"[\n" * 200_000 + b"1" + b"]\n" * 200_000 + b"}"
+    (tmp_path / f"train.{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_hub(str(tmp_path), split="train", prompt_field="q")
+
+
+def test_a_saved_dataset_with_offsets_past_its_end_is_one_line(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_dict({"q": ["One?", "Two?"]}).save_to_disk(saved)
+    file = next(saved.glob("*.arrow"))
+    content = file.read_bytes()
+    offsets = struct.pack("<3i", 0, 4, 8)
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 4, 2**30)))
+    with pytest.raises(UserError, match="its Arrow files are damaged"):
+        load_hub(str(saved), split="train", prompt_field="q")
 
 
 def test_hub_passes_subset_and_revision_on_and_refuses_an_empty_split(monkeypatch):

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import logging
 import lzma
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
 
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
+# Reads a folder in a process of its own, which pyarrow may end: cache, name, whether saved, split, subset.
+TRIAL = """
+import sys, datasets
+cache, name, saved, split, subset = sys.argv[1:]
+if saved:
+    table = datasets.load_from_disk(name)
+    try:
+        for part in table.values() if isinstance(table, dict) else [table]:
+            part.data.validate(full=True)
+    except Exception:
+        sys.exit(3)
+else:
+    datasets.load_dataset(name, subset or None, split=split, cache_dir=cache)
+"""
 MANY_LEVELS = 500  # opening brackets, from which on a line is given to Python's parser first: that one has a limit
 
 
@@ -42,6 +58,7 @@ def load_table(
         is_local = folder.exists()
         if is_local:
             _refuse_deep_lines(folder)
+            _refuse_what_ends_the_process(folder, is_saved, split, subset)
         with _quiet(is_local):
             if is_saved:
                 table = datasets.load_from_disk(folder)
@@ -95,6 +112,24 @@ def _refuse_deep_lines(folder: Path) -> None:
                     parse_json(line.decode("utf-8-sig", errors="replace"))
                 except MalformedJSON as error:
                     raise UserError(f"{path}:{number}: malformed JSON ({error}); repair or remove that line.") from None
+
+
+def _refuse_what_ends_the_process(folder: Path, is_saved: bool, split: str, subset: str | None) -> None:
+    """Read a folder in another process first: damaged files can make pyarrow end the process that reads them.
+
+    What it raises there is raised here again, by the same call, and told with its reason.
+    """
+    import datasets
+
+    arguments = [str(datasets.config.HF_DATASETS_CACHE), str(folder), "saved" if is_saved else "", split, subset or ""]
+    trial = subprocess.run([sys.executable, "-c", TRIAL, *arguments], capture_output=True, check=False)
+    if trial.returncode < 0 or trial.returncode == 3:
+        signal = -trial.returncode
+        reason = f"reading it ended a process by signal {signal}" if signal > 0 else "its Arrow files are damaged"
+        raise UserError(
+            f"Dataset {str(folder)!r} could not be loaded ({reason}); "
+            "repair its files, or give them as JSONL with dataset=jsonl."
+        )
 
 
 @contextmanager
