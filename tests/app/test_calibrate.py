@@ -81,7 +81,7 @@ def test_another_model_is_refused_in_a_line(found: tuple[Path, str], tmp_path: P
     [
         (["drafter.from=nowhere.yaml"], "drafter.from=nowhere.yaml: No such file"),
         (["drafter=jacobi", "drafter.from={found}"], "is for drafter=layer_skip, not for drafter=jacobi"),
-        (["drafter.from={other}"], "is no drafter.yaml of task=calibrate"),
+        (["drafter.from={other}"], "give the drafter.yaml that task=calibrate or"),
     ],
 )
 def test_what_cannot_be_taken_is_refused_in_a_line(
