@@ -166,6 +166,6 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     target = Target(tiny_model("llama"))
     with pytest.raises(UserError, match="there is no such file"):
         PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path / "none")))
-    Adapter("lora", {}, {"vocabulary": torch.zeros(2)}).write(tmp_path)
+    Adapter("lora", {}, {"vocabulary": torch.arange(2)}).write(tmp_path)
     with pytest.raises(UserError, match="recipe 'lora' trained no pseudo tokens"):
         PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path)))
