@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
+from forked import run_forked
 from selfdraft.app.errors import FULL_ERROR, TERSE
 from selfdraft.app.help import register_help
 from selfdraft.app.run import run_task
@@ -43,10 +44,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(*overrides: str, cwd: Path = ROOT, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
-    """`python run.py <overrides>`."""
-    return subprocess.run(
-        command(*overrides), cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout
-    )
+    """`python run.py <overrides>`, in a process that was forked when its imports were made."""
+    return run_forked(ROOT / "run.py", overrides, cwd=cwd, env=environment(**extra), timeout=timeout)
 
 
 def composed(*overrides: str) -> DictConfig:
