@@ -83,6 +83,15 @@ def test_an_entry_of_another_type_is_refused_and_the_file_named(folder: Path, ke
     assert "(config.json: " in refusal(folder)
 
 
+@pytest.mark.parametrize("value", [2**40, [2**40], [0, -(2**31)]], ids=repr)
+def test_an_end_of_sequence_that_is_no_token_id_is_refused_without_a_generation_config(
+    folder: Path, value: Any
+) -> None:
+    (folder / "generation_config.json").unlink()
+    change(folder / "config.json", eos_token_id=value)
+    assert "eos_token_id" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "null", "3", "{", "[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"], ids=lambda text: text[:9]
 )

@@ -106,6 +106,17 @@ def test_what_can_only_be_a_folder_is_not_looked_for_on_a_hub(path: str) -> None
         load_pretrained(path, "float32", CPU)
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("~no-such-user/m", "there is no home folder ~no-such-user"), ("/" + "a" * 300, "cannot be loaded .*too long")],
+    ids=["home", "length"],
+)
+def test_a_path_that_no_file_system_takes_is_one_line(path: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.path={path}: {reason}") as caught:
+        load_pretrained(path, "float32", CPU)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^model\.path=selfdraft/no-such-model: cannot be loaded.*\)$") as caught:

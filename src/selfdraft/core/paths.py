@@ -5,14 +5,34 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from selfdraft.core.errors import UserError
+
+
+def expanded(path: str | Path, option: str) -> Path:
+    """Return the path with the home folder in the place of a leading `~` or `~name`.
+
+    Args:
+        option: what gave the path, for the message.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # ValueError: a name that no user can have, such as one with a null byte
+        raise UserError(
+            f"{option}={path}: there is no home folder {Path(path).parts[0]}; write the path in full"
+        ) from None
+
 
 def file_at(path: str | Path, name: str) -> Path:
     """Return the file that a user means: `path` itself, or the file called `name` in it where it is a folder.
 
-    A `~` of nobody stays as it is, and so does what no file system takes: opening it tells why.
+    Where `~` stands for no home folder it stays as it is, and so does a path that no file system accepts: opening such
+    a file raises an error that says why.
     """
     path = Path(path)
-    with suppress(RuntimeError):
+    with suppress(RuntimeError, ValueError):
         path = path.expanduser()
     with suppress(OSError, ValueError):
         return path / name if path.is_dir() else path

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import lone_surrogate
 from selfdraft.models.rendering import render
 from selfdraft.models.tiny import TINY_TEMPLATE
 
@@ -61,8 +62,8 @@ class Chat:
         return render(template, messages, self.tokenizer.special_tokens_map, answer=answer)
 
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError("a text holds half of a character (a lone surrogate), which cannot be encoded: take it out")
+        if half := lone_surrogate(text):
+            raise UserError(f"a text holds half of a character ({half}), which cannot be encoded: take it out")
         return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -11,7 +11,6 @@ What transformers, tokenizers or safetensors then raise about a file becomes one
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import parse_json
+from selfdraft.core.paths import expanded
 
 MAX_LAYERS = 2_000  # the deepest models that exist have some two hundred
 MAX_BYTES = {
@@ -64,25 +65,26 @@ def told_in_one_line(path: str, part: str) -> Iterator[None]:
 
 
 def located(path: str) -> str:
-    """What transformers is given for a user's path: the folder in full, or the hub id as it is.
+    """Return what transformers is given for a user's path: the folder in full, or the hub id as it is.
 
     Raises:
-        UserError: there is no such folder, or it holds no model.
+        UserError: there is no such folder, it holds no model, or it cannot be read.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise UserError(
-                f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)"
-            )
-        return path
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"model.path={path}: the folder holds a PEFT adapter; give a folder in which it is merged")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
-    _refuse_huge_files(path, folder)
-    _refuse_damaged_json(path, folder)
-    return str(folder)
+    folder = expanded(path, "model.path")
+    with told_in_one_line(path, "folder"):
+        if not folder.is_dir():
+            if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+                raise UserError(
+                    f"model.path={path}: no such folder; give a Hugging Face model folder or a hub id (owner/name)"
+                )
+            return path
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"model.path={path}: the folder holds a PEFT adapter; give a folder in which it is merged")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
+        _refuse_huge_files(path, folder)
+        _refuse_damaged_json(path, folder)
+        return str(folder)
 
 
 def read_config(path: str, source: str, revision: str | None = None) -> PreTrainedConfig:
@@ -146,7 +148,7 @@ def _path(source: str, name: str, revision: str | None) -> str | None:
 
 
 def _object(text: str) -> dict[str, Any]:
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("it is not an object")
     return content

