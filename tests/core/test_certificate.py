@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control, recheck
+from selfdraft.core.certificate import Certificate, first_divergence, judge, largest, margin_control, recheck
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,12 @@ def test_a_control_above_what_rounding_can_do_excuses_nothing(margin: float, con
     assert (certificate.verdict, certificate.reason) == ("mismatch", "control")
     checked = recheck(judge(3, 0.1, 0.25, 1.0), margin, control, 1.0)
     assert (checked.verdict, checked.reason) == ("mismatch", "control")
+
+
+@pytest.mark.parametrize("changes", [[math.nan, 1.0], [1.0, math.nan], [math.inf, math.nan]])
+def test_a_change_that_is_not_a_number_is_the_largest(changes: list[float]) -> None:
+    assert math.isnan(largest(changes))
+    assert largest([0.5, 2.0, 1.0]) == 2.0
 
 
 def test_it_is_written_down_with_its_numbers() -> None:

@@ -8,7 +8,8 @@ beyond that, it is our forward that is wrong, whatever the texts say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -101,6 +102,12 @@ def recheck(tie: Certificate, margin: float, control: float, ceiling: float) -> 
     checked = judge(tie.first_divergence or 0, abs(margin), control, ceiling)
     found = Float32(margin, control, "baseline" if margin >= 0 else "drafter")
     return replace(tie, verdict=checked.verdict, reason=checked.reason, float32=found)
+
+
+def largest(changes: Iterable[float]) -> float:
+    """Return the largest of at least one change; NaN where one is NaN, which `max` may pass over."""
+    every = list(changes)
+    return math.nan if any(map(math.isnan, every)) else max(every)
 
 
 def margin_control(single: Tensor, block: Tensor) -> float:

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from selfdraft.core.certificate import Certificate, first_divergence, judge, margin_control, recheck
+from selfdraft.core.certificate import Certificate, first_divergence, judge, largest, margin_control, recheck
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.stock_check import StockCheck
@@ -75,7 +75,7 @@ class Certifier:
                     break
                 stock = self._by_stock_model(prompt, output, first, last)
                 found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
-                control = max(control, *found)
+                control = largest([control, *found])
                 certificate = judge(index, gap, control, ceiling, "stock")
             if certificate.verdict == "mismatch":
                 return replace(certificate, **measures)
@@ -112,14 +112,14 @@ class Certifier:
         """By the logits after the tokens `first` to `last` of the text."""
         ceiling = self._check(tuple(prompt), tuple(baseline)).control.ceiling
         single, *blocks = self._by_us(prompt, baseline, first, last)
-        control = max(margin_control(single, block) for block in blocks)
+        control = largest(margin_control(single, block) for block in blocks)
         at, ours, theirs = len(prompt) - 1 + index - first, output[index], baseline[index]
         scores = single[at].float()
         certificate = judge(index, float(scores.max() - scores[[theirs, ours]].min()), control, ceiling)
         if certificate.verdict == "mismatch" or not self._beside_stock.narrow:
             return certificate
         wide = self._by_stock_model(prompt, baseline, first, last)
-        control = max(margin_control(wide, narrow) for narrow in (single, *blocks))
+        control = largest(margin_control(wide, narrow) for narrow in (single, *blocks))
         return recheck(certificate, float(wide[at, theirs] - wide[at, ours]), control, ceiling)
 
     def _spans(self, prompt_length: int, length: int, index: int) -> list[tuple[int, int]]:
