@@ -208,13 +208,18 @@ def patched(module: nn.Module):
 PLACES = ["self_attn.q_proj", "self_attn.o_proj", "mlp", "mlp.up_proj", "input_layernorm", "mlp.act_fn"]
 
 
-@pytest.mark.parametrize("way", ["before", "after", "patched"])
-@pytest.mark.parametrize("place", [*PLACES, "lm_head", "model.norm", "model.embed_tokens"])
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        (place, way)
+        for place in [*PLACES, "lm_head", "model.norm", "model.embed_tokens"]
+        for way in ("before", "after", "patched")
+        if (place, way) != ("model.embed_tokens", "before")  # token ids that are doubled are no token ids
+    ],
+)
 def test_hooks_and_patched_forwards_come_and_go(place: str, way: str) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     module = (layer(model) if place in PLACES else model).get_submodule(place)
-    if (place, way) == ("model.embed_tokens", "before"):
-        pytest.skip("ids that are doubled are no ids")
     before = text(model)
     assert ours(model, drafting) == before
     for _ in range(2):
