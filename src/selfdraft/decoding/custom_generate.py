@@ -137,11 +137,13 @@ class Drafting:
         return torch.cat([input_ids, input_ids.new_tensor(padded)], dim=1)
 
     def _current(self, model: nn.Module) -> _Prepared | None:
-        """What was prepared of the model as it is now, if anything.
+        """Return what was prepared of the model as it is now; None where that is nothing.
+
+        A model that cannot be driven is refused here, before any option is looked at: for such families `generate`
+        adds options of its own, and a message about one of them would mislead.
 
         Raises:
-            UserError: the model cannot be driven. That is said before any option is looked at: `generate` gives options
-            of their own to such families.
+            UserError: the model cannot be driven.
         """
         refuse_overrides(model)
         if self._prepared is not None and self._prepared.currency.holds(model):

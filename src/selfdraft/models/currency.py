@@ -64,10 +64,10 @@ class Currency:
 
 
 def row_sums(tensor: Tensor) -> np.ndarray:
-    """Sum up the bits of each row of a CPU tensor (r, c) as 64-bit integers, modulo 2^64.
+    """Sum up the bits of each row of a CPU tensor (r, ...) as 64-bit integers, modulo 2^64.
 
     Returns:
-        (r,) sums of as many bytes of a row as whole integers hold, and then the bytes that are left over.
+        (r,) sums; one sum for a vector. Zeros are appended to a row whose bytes do not fill whole integers.
     """
     plain = tensor.detach().contiguous()
     rows = plain.view(len(plain), -1) if plain.dim() > 1 else plain.view(1, -1)

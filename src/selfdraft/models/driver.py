@@ -32,7 +32,9 @@ class Driver:
     The model itself is left as it is: packed matrices and the attention function live in light copies of its layers.
 
     Attributes:
-        full: the path of all layers. norm, head: what stands behind them.
+        full: the path of all layers. norm, head: the modules that come after the layers.
+        rotary: the rotary positions (see `rotary`).
+        rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str) -> None:
@@ -138,8 +140,8 @@ class Driver:
     @torch.inference_mode()
     def _rotated(self) -> frozenset[int]:
         """How many numbers of a head are rotated, in any kind of layer: some families rotate a part of them only."""
-        hidden, first = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device), torch.zeros(1, 1, dtype=torch.long)
-        first = first.to(self.device)
+        hidden = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device)
+        first = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         return frozenset(self.rotary(hidden, first, kind)[0].shape[-1] for kind in set(self.anatomy.layer_types))
 
     def _set_attention(self, layer: nn.Module) -> None:

@@ -103,11 +103,11 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C is for the process that asks
             )
             self._owner = os.getpid()
-            atexit.register(self.close)
         return self._process
 
 
 _RENDERER = _Renderer()
+atexit.register(_RENDERER.close)
 
 
 def serve() -> None:
