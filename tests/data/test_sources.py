@@ -319,6 +319,16 @@ def test_a_folder_whose_reading_would_end_the_process_is_one_line(tmp_path: Path
         load_hub(str(tmp_path), split="train", prompt_field="q")
 
 
+def test_no_file_of_the_folder_that_the_user_is_in_is_run(folder, tmp_path: Path, monkeypatch) -> None:
+    """The process that reads a dataset folder first would import a datasets.py from there."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "datasets.py").write_text(f"open({str(place / 'was run')!r}, 'w')\n")
+    monkeypatch.chdir(place)
+    assert load_hub(folder({"prompt": "One?"}), split="train", prompt_field="prompt")
+    assert not (place / "was run").exists()
+
+
 def test_a_saved_dataset_with_offsets_past_its_end_is_one_line(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"q": ["One?", "Two?"]}).save_to_disk(saved)

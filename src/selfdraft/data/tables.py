@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
 # Reads a folder in a process of its own, which pyarrow may end: cache, name, whether saved, split, subset.
+# Without the folder that the user is in, which Python searches first here: a datasets.py there would be run.
 TRIAL = """
-import sys, datasets
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import datasets
 cache, name, saved, split, subset = sys.argv[1:]
 if saved:
     table = datasets.load_from_disk(name)
