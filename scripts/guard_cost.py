@@ -16,17 +16,18 @@ from pathlib import Path
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.lines import read_measured
+from selfdraft.tracking.lines import read_measured, refuse_without_steps
 
 
 def speed(lines: list[dict], costs: CostModel) -> float:
-    """Of plain decoding, over all `lines` (of prompts.jsonl) together."""
+    """Return the speed as a multiple of plain decoding's, over all `lines` (of prompts.jsonl) together."""
     tokens, seconds = 0, 0.0
     for line in lines:
         verifying = sum(costs.forward(len(drafted) + 1) for drafted, *_ in line["steps"])
-        seconds += verifying * (1 + line["phases_s"]["draft"] / line["phases_s"]["verify"])
+        if verifying:  # an answer of one token takes no step
+            seconds += verifying * (1 + line["phases_s"]["draft"] / line["phases_s"]["verify"])
         tokens += line["new_tokens"]
-    return tokens * costs.forward(1) / seconds
+    return tokens * costs.forward(1) / seconds if seconds else 1.0
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -36,14 +37,15 @@ def read_lines(folder: Path) -> list[dict]:
         UserError: it is none, or its lines are damaged.
     """
     lines = read_measured(folder)
-    if not any(line["stood_down"] for line in lines):
+    refuse_without_steps(lines, folder)
+    if not any(line.get("stood_down") for line in lines):
         raise UserError(f"{folder}: nobody stood down here; give the folder of a run with decoding.guard=true")
     return lines
 
 
 def row(name: str, lines: list[dict], costs: CostModel) -> str:
     """A line of the table."""
-    stood_down, steps = sum(line["stood_down"] for line in lines), sum(len(line["steps"]) for line in lines)
+    stood_down, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
     families = dict.fromkeys(line["family"] for line in lines)
     by_family = [speed([line for line in lines if line["family"] == family], costs) for family in families]
     told = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     try:
         costs = CostModel.from_dict(json.loads(given.hardware.read_text(encoding="utf-8")), str(given.hardware))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--hardware {given.hardware} cannot be read: {error}") from None
     found = [(folder.name, read_lines(folder)) for folder in given.runs]
     families = list(dict.fromkeys(line["family"] for line in found[0][1]))

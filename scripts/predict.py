@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
@@ -23,7 +23,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters import DRAFTERS
 from selfdraft.models.adapter import Adapter
-from selfdraft.tracking.lines import read_measured
+from selfdraft.tracking.lines import read_measured, refuse_without_steps
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 # Drafters whose drafts cost no forward of their own, and those whose forwards are full ones, counted as such.
@@ -145,21 +145,10 @@ def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
     lines = read_measured(folder)
     if not lines:
         raise UserError(f"{folder} is no finished run of task=evaluate: there is no complete line in its prompts.jsonl")
-    for line in lines:
-        if not all(_is_step(step) for step in line.get("steps", [None])):
-            raise UserError(f"{folder / 'prompts.jsonl'}: the line of id {line['id']!r} holds no steps of a drafter")
+    refuse_without_steps(lines, folder)
+    if not any(line["new_tokens"] for line in lines):
+        raise UserError(f"{folder} holds no token that was decoded: give a run with longer answers")
     return lines, config, result
-
-
-def _is_step(step: Any) -> bool:
-    """Whether it begins with the drafted tokens, and the parents of each where they are no chain."""
-    if not isinstance(step, list) or len(step) < 2 or not isinstance(step[0], list):
-        return False
-    drafted, parents = step[:2]
-    if parents is None:
-        return True
-    is_tree = isinstance(parents, list) and len(parents) == len(drafted)
-    return is_tree and all(type(parent) is int and parent < at for at, parent in enumerate(parents))
 
 
 @one_line_script("predict")

@@ -44,6 +44,13 @@ def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: Modul
     assert guard_cost.row("run", [plain, tried], Doubling) == "| run | 2 of 6 | 1.000 | 0.667 | 0.762 |"
 
 
+def test_answers_of_one_token_cost_nothing_more(guard_cost: ModuleType) -> None:
+    alone = line("qa", [], 0, draft=0.0, stood_down=0)
+    alone["phases_s"]["verify"] = 0.0
+    assert guard_cost.speed([alone], Doubling) == 1.0
+    assert guard_cost.speed([alone, line("qa", [0], 1, draft=0.0)], Doubling) == 1.0
+
+
 def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -63,6 +70,8 @@ def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: p
             COSTS,
             "nobody stood down here; give the folder of a run",
         ),
+        ([line("qa", [1], 1, 0.1) | {"steps": [1]}], COSTS, "the line of id 'qa' holds no steps of a drafter"),
+        ([line("qa", [1], 1, 0.1) | {"phases_s": {}}], COSTS, "the line of id 'qa' holds no steps of a drafter"),
         ([line("qa", [1], 1, 0.1)], "nowhere.json", "--hardware nowhere.json cannot be read"),
     ],
 )

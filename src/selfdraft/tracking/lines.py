@@ -85,6 +85,31 @@ def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS
             )
 
 
+def refuse_without_steps(lines: Sequence[Line], folder: Path) -> None:
+    """Check that each line of `folder`/prompts.jsonl holds the steps of a drafter, and the seconds they took.
+
+    Raises:
+        UserError: a line does not. The message names it.
+    """
+    for line in lines:
+        is_timed = line["phases_s"].get("verify") and "draft" in line["phases_s"]
+        if not all(_is_step(step) for step in line.get("steps", [None])) or (line["steps"] and not is_timed):
+            raise UserError(
+                f"{Path(folder) / PROMPTS}.jsonl: the line of id {line['id']!r} holds no steps of a drafter"
+            )
+
+
+def _is_step(step: Any) -> bool:
+    """Whether it begins with the drafted tokens, and the parent of each where they are no chain."""
+    if not isinstance(step, list) or len(step) < 2 or not isinstance(step[0], list):
+        return False
+    drafted, parents = step[:2]
+    if parents is None:
+        return True
+    is_tree = isinstance(parents, list) and len(parents) == len(drafted)
+    return is_tree and all(type(parent) is int and parent < at for at, parent in enumerate(parents))
+
+
 def _fault(value: Any, shape: Any, where: str) -> str | None:
     """What is wrong with `value`, or None."""
     if isinstance(shape, Mapping):
