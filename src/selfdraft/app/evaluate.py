@@ -132,9 +132,9 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
         plot_result(result, picture)
     with harmless("the result was not logged"):
         log_result(logger, result, lines, picture if picture.exists() else None)
-    if cut := sum(line.get("ended") == POSITIONS for line in lines):
+    if cut := sum(line.get("ended") == POSITIONS for line in turns):
         console.print(
-            f"warning: {cut} of {len(lines)} answers ended before decoding.max_new_tokens="
+            f"warning: {cut} of {len(turns)} answers ended before decoding.max_new_tokens="
             f"{config.decoding.max_new_tokens}, where the model had no more positions"
         )
     if wrong := mismatches(turns):
