@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from selfdraft.app.errors import one_line_script
 from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, TinyModelConfig
 from selfdraft.core.errors import UserError
+from selfdraft.core.paths import expanded
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.adapter import FILE as WEIGHTS
 from selfdraft.models.anatomy import dissect
@@ -144,7 +145,7 @@ def readme(artifact: Artifact, adapter: Adapter, model: ModelConfig) -> str:
     """What the weights are, what peft does not know about them, and how to draft with them."""
     settings, label, hub, arguments = adapter.settings, artifact.model["label"], "", ""
     if isinstance(model, PretrainedModelConfig):
-        is_hub = not Path(model.path).expanduser().is_dir()
+        is_hub = _is_on_hub(model)
         hub = f"base_model: {model.path}\n" if is_hub else ""
         arguments = f"model=hf model.path={model.path if is_hub else f'<folder of {label}>'}"
     elif isinstance(model, TinyModelConfig):
@@ -175,6 +176,10 @@ def readme(artifact: Artifact, adapter: Adapter, model: ModelConfig) -> str:
     ).replace(" \n", "\n")
 
 
+def _is_on_hub(model: ModelConfig) -> bool:
+    return isinstance(model, PretrainedModelConfig) and not expanded(model.path, "--model").is_dir()
+
+
 def export(run: Path, out: Path, path: str | None = None) -> None:
     """Write the folder.
 
@@ -191,8 +196,7 @@ def export(run: Path, out: Path, path: str | None = None) -> None:
     model = config.load(torch.device("cpu")).model
     artifact.refuse_other_model(str(run), config.label, fingerprint(model))
     lora, tensors = to_peft(adapter, model)
-    is_hub = isinstance(config, PretrainedModelConfig) and not Path(config.path).expanduser().is_dir()
-    lora.base_model_name_or_path = config.path if is_hub else artifact.model["label"]
+    lora.base_model_name_or_path = config.path if _is_on_hub(config) else artifact.model["label"]
     out.mkdir(parents=True, exist_ok=True)
     lora.save_pretrained(str(out))
     save_file(tensors, out / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

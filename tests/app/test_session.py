@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 
 from selfdraft.app.errors import explain
-from selfdraft.app.session import owned
+from selfdraft.app.session import adapter_facts, owned
 from selfdraft.core.errors import UserError
+from selfdraft.drafters import DRAFTERS
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
@@ -41,3 +42,9 @@ def test_what_a_disk_does_not_allow_is_one_line(code: int) -> None:
     assert line is not None
     assert line.startswith("/there/it is: ")
     assert "\n" not in line
+
+
+def test_an_adapter_of_nobody_is_told_in_a_line() -> None:
+    config = DRAFTERS["layer_skip"].Config(adapter="~nobody-of-this-name/x")
+    with pytest.raises(UserError, match=r"^drafter\.adapter=~nobody-of-this-name/x: there is no home folder"):
+        adapter_facts(config)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from omegaconf import MISSING
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
+from selfdraft.core.paths import expanded
 from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
-
-
-def expanded(path: str) -> str:
-    """The path with the home folder in the place of `~`, which a shell leaves as it is after an equals sign."""
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:  # there is no such user, or no home: then ~ is a name
-        return path
 
 
 @dataclass
@@ -78,7 +70,7 @@ class JsonlConfig(DatasetConfig):
 
     def read(self) -> list[Prompt]:
         """Every line."""
-        return load_jsonl(expanded(self.path), self.prompt_field)
+        return load_jsonl(expanded(self.path, "dataset.path"), self.prompt_field)
 
 
 @dataclass
@@ -104,8 +96,10 @@ class HubConfig(DatasetConfig):
 
     def read(self) -> list[Prompt]:
         """One prompt a row."""
+        # A name of the Hub stays as it is; only a folder can begin with a home folder.
+        name = str(expanded(self.name, "dataset.name")) if self.name.startswith("~") else self.name
         return load_hub(
-            expanded(self.name),
+            name,
             split=self.split,
             subset=self.subset,
             prompt_field=self.prompt_field,

@@ -19,6 +19,7 @@ from selfdraft.app.processes import OwnProcesses, other_ranks
 from selfdraft.app.schemas import HardwareConfig
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.core.errors import UserError
+from selfdraft.core.paths import expanded
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.adapter import FILE as WEIGHTS
 from selfdraft.modules.resuming import STALE, Resumed
@@ -124,11 +125,15 @@ def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -
 
 
 def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
-    """The content of the adapter that a drafter's options name, for `claim_run_dir`; none without one."""
+    """Return the digest of the adapter that a drafter's options name, as a fact for `claim_run_dir`; {} without one.
+
+    Raises:
+        UserError: the path begins with a home folder that does not exist.
+    """
     named = getattr(drafter, "adapter", None)
     if named is None:
         return {}
-    path = Path(named).expanduser()
+    path = expanded(named, "drafter.adapter")
     return {"drafter.adapter": digest_of_file(path / WEIGHTS if path.is_dir() else path)}
 
 
