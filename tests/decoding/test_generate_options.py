@@ -13,6 +13,7 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
     StoppingCriteriaList,
     T5Config,
     T5ForConditionalGeneration,
@@ -73,6 +74,20 @@ def test_several_answers_to_every_prompt(model: PreTrainedModel) -> None:
     options = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "top_k": 1, "encoder_repetition_penalty": 0.2}
     ours = model.generate(BATCH, attention_mask=MASK, custom_generate=Drafting("jacobi", window=5), **options)
     assert ours.tolist() == model.generate(BATCH, attention_mask=MASK, **options).tolist()
+
+
+class LongEnough(StoppingCriteria):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= 20)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_length_without_bounds_needs_no_memory(model: PreTrainedModel, sample: bool) -> None:
+    options = {"max_new_tokens": 10**12, "do_sample": sample, "stopping_criteria": StoppingCriteriaList([LongEnough()])}
+    answer = model.generate(BATCH[1:2], custom_generate=Drafting("jacobi", window=5), **options)
+    assert answer.shape == (1, 20)
+    if not sample:
+        assert answer.tolist() == model.generate(BATCH[1:2], **options).tolist()
 
 
 def test_an_assistant_is_refused(model: PreTrainedModel) -> None:

@@ -21,6 +21,8 @@ from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.models.memory import PeakMemory
 from selfdraft.models.target import Target
 
+NOISE_AHEAD = 256  # uniform numbers drawn beyond the one that is needed: few draws for a long answer
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,15 +38,32 @@ class Request:
     stopping: Stopping | None = None
 
 
+class _Noise:
+    """A uniform number for each position of an answer, drawn as far as the answer has come.
+
+    A caller of `generate` may allow billions of tokens and end the answer by another rule.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng, self._drawn = default_rng(seed), torch.empty(0, dtype=torch.double)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Return the numbers of (n,) positions, the same whenever they are asked for."""
+        missing = int(positions.max()) + 1 - len(self._drawn)
+        if missing > 0:
+            self._drawn = torch.cat([self._drawn, torch.from_numpy(self._rng.random(missing + NOISE_AHEAD))])
+        return self._drawn[positions]
+
+
 @dataclass
 class _Active:
-    """A request being decoded. `noise`: a uniform number for each position of the answer; `arrived`: at what time."""
+    """A request being decoded. `arrived`: at what time."""
 
     request: Request
     context: Context
     generation: Generation
     stopping: Stopping
-    noise: Tensor
+    noise: _Noise
     arrived: float
 
 
@@ -192,7 +211,7 @@ class Decoder:
         if draft.q is None:
             # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
             at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
-            return _Verdict(draw(p, a.noise[at].to(p.device)), distributions=p)
+            return _Verdict(draw(p, a.noise.at(at).to(p.device)), distributions=p)
         trials, draws = context.uniforms(len(tree), p.device), context.uniforms(len(tree) + 1, p.device)
         right, after = reject(tree, p, draft.q, trials, draws)
         return _Verdict(after, right, p)
@@ -215,7 +234,7 @@ class Decoder:
                 )
             stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
-            noise = torch.from_numpy(rng.random(stopping.max_new_tokens + 1))
+            rng.bit_generator.advance(stopping.max_new_tokens + 1)  # the numbers before that are the noise's
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
@@ -226,7 +245,7 @@ class Decoder:
                     torch.cuda.synchronize(self.target.device)
             with generation.clock("draft"):
                 self.drafter.start(context)
-            active.append(_Active(request, context, generation, stopping, noise, arrived))
+            active.append(_Active(request, context, generation, stopping, _Noise(request.seed), arrived))
 
     def _drop_done(self, active: list[_Active]) -> list[_Active]:
         """Free the rows of finished requests, keeping the used rows together: a forward then needs no cache copy."""
