@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from selfdraft.models.loading import LoadedModel
+from selfdraft.models.stock_forward import generate
 
 REFERENCES = ("transformers_greedy", "transformers_prompt_lookup")
 PROMPT_LOOKUP_TOKENS = 10  # what its documentation proposes
@@ -51,15 +51,10 @@ class StockGenerate:
     @torch.inference_mode()
     def decode(self, prompt: Sequence[int]) -> StockGeneration:
         """Answer one prompt."""
-        ids = torch.tensor([list(prompt)], device=self.model.device)
         config = copy.copy(self.config)
         config.max_new_tokens = min(config.max_new_tokens, self.positions - len(prompt))
         watch = _Stopwatch()
-        # For the time of the call the model has no generation config: what ours leaves open would be taken from it.
-        with patch.object(self.model, "generation_config", GenerationConfig()):
-            written = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), streamer=watch, generation_config=config
-            )
+        written = generate(self.model, prompt, config, streamer=watch)
         output = written[0, len(prompt) :].tolist()
         return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s)
 

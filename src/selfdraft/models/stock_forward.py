@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -51,7 +52,6 @@ class StockForward:
     def _generated(self, text: Sequence[int], prompt_length: int) -> Tensor:
         """(len(text) - prompt_length + 1, V) logits after the prompt and each token that follows it."""
         self._forget()
-        ids = torch.tensor([list(text[:prompt_length])], device=self.model.device)
         config = GenerationConfig(
             max_new_tokens=len(text) - prompt_length + 1,
             do_sample=False,
@@ -59,20 +59,29 @@ class StockForward:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        # For the time of the call the model has no generation config: what ours leaves open would be taken from it.
-        with patch.object(self.model, "generation_config", GenerationConfig()):
-            written = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_Dictated(text)]),
-            )
+        dictated = LogitsProcessorList([_Dictated(text)])
+        written = generate(self.model, text[:prompt_length], config, logits_processor=dictated)
         self._forget()
         return torch.cat(list(written.logits)).float()
 
     def _forget(self) -> None:
         """Dynamic NTK keeps the table of the longest text so far; a text of one token resets it."""
         self._forward([0], 1)
+
+
+def generate(model: PreTrainedModel, prompt: Sequence[int], config: GenerationConfig, **options: Any) -> Any:
+    """Run transformers' `generate` on one prompt, by `config` and by nothing of the model's own generation config.
+
+    Args:
+        options: further arguments of `generate`.
+
+    Returns:
+        What `generate` returns.
+    """
+    ids = torch.tensor([list(prompt)], device=model.device)
+    # For the time of the call the model has an empty config: what ours leaves open would be taken from the model's.
+    with patch.object(model, "generation_config", GenerationConfig()):
+        return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)
 
 
 class _Dictated(LogitsProcessor):
