@@ -138,10 +138,10 @@ class CostModel:
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    """The values as they are.
+    """Check that values from a file are numbers, and return them as a tuple.
 
     Raises:
-        ValueError: one is no number.
+        ValueError: one of them is not a finite number.
     """
     if odd := [value for value in values if type(value) not in (int, float) or not abs(value) < 2**63]:
         raise ValueError(f"{odd[0]!r:.40} is no number")

@@ -76,11 +76,11 @@ def expected(dtype: torch.dtype, layers: int, width: int) -> float:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What rounding can do at most.
+    """The largest differences that rounding can make.
 
     Attributes:
-        sigmas: to the distance between our forward and the reference.
-        margin: to a margin between two tokens, in logits.
+        sigmas: the largest distance between our forward and the reference.
+        margin: the largest change of a margin between two tokens, in logits.
     """
 
     sigmas: float
@@ -88,15 +88,20 @@ class Ceiling:
 
     @staticmethod
     def reckoned(usual: float, sigma: float) -> Ceiling:
-        """From what rounding usually does (see `expected`), for a dtype that is compared with itself."""
+        """Return the ceiling for a dtype that is compared with itself.
+
+        Args:
+            usual: what rounding usually does, in sigmas (see `expected`). sigma: of the text, in logits.
+        """
         return Ceiling(AMPLIFIED * usual, AMPLIFIED_MARGIN * usual * sigma)
 
     @staticmethod
     def measured(stock: Distance, usual: float) -> Ceiling:
-        """From the distance between the stock model in a narrow dtype and its float32 copy.
+        """Return the ceiling for a dtype narrower than float32.
 
         Args:
-            usual: what rounding usually does in float32: no less is taken for measured.
+            stock: the distance between the stock model in that dtype and its float32 copy.
+            usual: what rounding usually does in float32, in sigmas; a smaller measured distance counts as this.
         """
         noise = max(stock.sigmas, usual)
         return Ceiling(AS_FAR * noise, MARGINS * noise * stock.sigma)

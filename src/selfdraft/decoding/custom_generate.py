@@ -22,7 +22,7 @@ from selfdraft.models.target import Target
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is made of a model once, and whether the model still is like that."""
+    """What is made of a model once. `currency` knows whether the model is still as it was then."""
 
     target: Target
     drafter: Drafter
@@ -107,7 +107,7 @@ class Drafting:
                 self._running = False
 
     def _answers(self, prepared: _Prepared, call: GenerateCall, input_ids: Tensor, streamer: Any) -> Tensor:
-        """Prompts and answers; see `__call__`."""
+        """Return the (B, L + longest answer) ids of prompts and answers; see `__call__`."""
         stopping = Stopping(call.eos, call.max_new_tokens, past_positions=True)
         decoder = Decoder(prepared.target, prepared.drafter, stopping, batch_size=len(call.rows))
         # The draws come from torch's generator, as they do in `generate`; greedy decoding leaves it alone.

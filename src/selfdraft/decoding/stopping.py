@@ -44,7 +44,14 @@ class Stopping:
         return replace(self, max_new_tokens=room, full=POSITIONS)
 
     def cut(self, output: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], str]:
-        """What of `tokens` is emitted behind `output`, and why the answer ends with it: empty where it goes on."""
+        """Return those of `tokens` that are emitted after `output`, and why the answer ends there.
+
+        Args:
+            output: the answer so far. tokens: what a step would add.
+
+        Returns:
+            The tokens, and the reason (see `Generation.ended`); it is empty where the answer goes on.
+        """
         kept: list[int] = []
         for token in tokens[: self.max_new_tokens - len(output)]:
             kept.append(token)

@@ -53,7 +53,7 @@ class Adapter:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def write(self, folder: Path) -> None:
-        """Into a folder, which is made; what half a file would be is never seen under the file's name."""
+        """Write the adapter into a folder, which is made where there is none. The file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
         partial = folder / f".{FILE}.partial"
@@ -62,10 +62,10 @@ class Adapter:
 
     @staticmethod
     def read(path: str | Path) -> Adapter:
-        """Take the folder of an adapter, or its file. Whether it fits a model is seen when it is put in place.
+        """Read an adapter from its folder or its file. Whether it fits a model is checked when it is put in place.
 
         Raises:
-            UserError: there is none, it is damaged, or it is none of ours.
+            UserError: there is no such file, it is damaged, or task=finetune did not write it.
         """
         file = file_at(path, FILE)
         try:
@@ -74,10 +74,14 @@ class Adapter:
             raise UserError(f"drafter.adapter={path}: {error}; give the folder that task=finetune wrote") from None
 
     def refuse_beyond(self, layers: int, vocabulary: int, name: str | None = None) -> None:
-        """Weights of layers and ids that a model does not have say that it is another one. `name`: what users gave.
+        """Refuse an adapter that was trained for a model with more layers or token ids than this one has.
+
+        Args:
+            layers: how many the model has. vocabulary: how many token ids.
+            name: what the user gave as the adapter, for the message; None leaves it out.
 
         Raises:
-            UserError: there are such.
+            UserError: the adapter has weights of, or skips, a layer that is not there, or drafts such a token.
         """
         theirs = (int(name.split(".")[1]) for name in self.tensors if name.startswith(("lora.", "layer.")))
         skipped = (layer for name in SKIPPED for layer in self.settings.get(name, ()))

@@ -51,7 +51,13 @@ class Anatomy:
 
 
 def refuse(model: PreTrainedModel, reason: str) -> UserError:
-    """The one clear line for a model that SelfDraft cannot drive: this object, or else all of its family."""
+    """Return the error for a model that cannot be driven.
+
+    It blames what was done to this object where something was (see `peculiar`), and the whole family otherwise.
+
+    Args:
+        reason: what is missing or differs.
+    """
     if (found := peculiarity(model)) is not None:
         return UserError(f"this {type(model).__name__} cannot be driven as it is: {found} ({reason})")
     if parts := [name for name in model.config.sub_configs if name in vars(model.config)]:
@@ -65,10 +71,10 @@ def refuse(model: PreTrainedModel, reason: str) -> UserError:
 
 @contextmanager
 def refusing(model: PreTrainedModel) -> Iterator[None]:
-    """Tell what is raised by the parts of a model that cannot be called as others' can in one clear line.
+    """Turn what the parts of a model raise when we call them into the one line of `refuse`.
 
     Raises:
-        UserError: instead of any other exception.
+        UserError: instead of any exception but UserError itself and those that say that memory has run out.
     """
     try:
         yield

@@ -80,12 +80,13 @@ class Driver:
         normed: bool = True,
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, N, C) hidden states behind the layers of `path`, and behind the final norm.
+        """Return the (B, N, C) hidden states of a block's tokens after the layers of `path`.
 
         Args:
             hidden: (B, N, C) what the first layer gets; None for the tokens' embeddings.
             since: compute only the tokens from this one on: the keys of those before are in the cache.
-            states: gets the hidden states before and behind every layer.
+            normed: whether the final norm is applied.
+            states: gets the hidden states before the first layer and after every layer.
         """
         anatomy, (_, width) = self.anatomy, block.tokens.shape
         starts = [start + since for start in block.starts]

@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """A whole call. `pad_id`: what is put behind answers that end before others."""
+    """A whole call. `pad_id`: the id that fills the rows of answers that end before others."""
 
     rows: list[Row]
     eos: frozenset[int]
@@ -82,10 +82,14 @@ class GenerateCall:
         generation_config: GenerationConfig,
         others: Mapping[str, Any],
     ) -> GenerateCall:
-        """From what `generate` hands to a decoding method. `input_ids`: (B, L), padded on the left.
+        """Read what `generate` hands to a decoding method.
+
+        Args:
+            input_ids: (B, L), padded on the left.
 
         Raises:
-            UserError: for what no drafter can do: beams, assistants, caches brought along, outputs beyond the ids, …
+            UserError: an option that no drafter can follow, such as beams, an assistant, a cache that the caller
+                brings, or outputs other than the ids.
         """
         _refuse(input_ids, logits_processor, generation_config, others)
         ends = {int(i) for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.flatten()}
@@ -97,7 +101,7 @@ class GenerateCall:
         padding = [0] * len(input_ids) if mask is None else (mask == 0).sum(dim=1).tolist()
         ids, rows = input_ids.tolist(), []
         for b, pads in enumerate(padding):
-            processors = (_of_row(logits_processor, b, input_ids, ids[b][:pads]),) if len(logits_processor) else ()
+            processors = (_of_row(logits_processor, b, len(ids), ids[b][:pads]),) if len(logits_processor) else ()
             rule = NextToken(sample=bool(generation_config.do_sample), processors=processors)
             rows.append(Row(ids[b][pads:], rule, _criterion(further, ids[b]) if further else None))
         pad = generation_config.pad_token_id
@@ -107,10 +111,13 @@ class GenerateCall:
 
 
 def kept_back(name: str) -> Any:
-    """An argument of the `generate` that is calling us which it keeps from every `custom_generate`, or None.
+    """Return an argument that `generate` was called with but does not hand on to `custom_generate`.
 
-    transformers 5.23 hands neither `assistant_model` nor `streamer` on. To ignore them would be silent: a streamer's
-    reader would wait for ever. So they are read where they are: among the arguments of the call on the stack.
+    transformers 5.23 keeps `assistant_model` and `streamer` to itself. Ignoring them would be a silent fault: whoever
+    reads from the streamer would wait for ever. So they are read from the frame of `generate` on the call stack.
+
+    Returns:
+        The argument; None where it was not given, or where no `generate` is on the stack.
     """
     frame = sys._getframe()
     while frame is not None and frame.f_code is not _GENERATE:
@@ -151,13 +158,14 @@ def _refuse(
         raise UserError("custom_generate: position_ids of your own are not supported; leave them out")
 
 
-def _of_row(processors: LogitsProcessorList, row: int, batch: Tensor, padding: list[int]) -> Processor:
-    """The processors as they treat one row: with its padding before every history, since some count from there.
+def _of_row(processors: LogitsProcessorList, row: int, rows: int, padding: list[int]) -> Processor:
+    """Return one processor that treats nodes of a tree as `processors` treat one row of a batch.
 
     Args:
-        batch: (B, L) all rows, padded.
+        row: which one. rows: how many the batch has.
+        padding: the row's, put before every history, because some processors count from there.
     """
-    own = LogitsProcessorList(_at(p, row, len(batch)) if _knows_rows(p) else p for p in processors)
+    own = LogitsProcessorList(_at(p, row, rows) if _knows_rows(p) else p for p in processors)
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         before = torch.tensor(padding, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
@@ -172,7 +180,7 @@ def _knows_rows(processor: Processor) -> bool:
 
 
 def _at(processor: Processor, row: int, rows: int) -> Processor:
-    """A processor of a whole batch, for nodes of one row: each is given to it at that row's place."""
+    """Return a processor of the nodes of one row that calls a processor of the whole batch, each node at its row."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         nodes = zip(ids, scores, strict=True)

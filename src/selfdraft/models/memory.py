@@ -94,13 +94,13 @@ def available(device: torch.device) -> int:
 
 
 def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 1) -> None:
-    """Before anything is loaded.
+    """Refuse a run that needs more memory than is free, before anything is loaded.
 
     Args:
         processes: how many of them share the device's memory.
 
     Raises:
-        UserError: with the numbers.
+        UserError: the run does not fit; the message has the numbers.
     """
     free = available(device)
     if need.total * processes > free:

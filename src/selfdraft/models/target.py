@@ -71,9 +71,9 @@ class Target(Driver):
             raise refuse(model, f"its forward differs from a drive through its layers (by {large[0]:.2g} of a sigma)")
 
     def allocate(self, rows: int, slots: int) -> None:
-        """A cache for `rows` requests of at least `slots` tokens each, kept where the present one will do.
+        """Empty the cache, with room for `rows` requests of at least `slots` tokens each.
 
-        A larger one will: certifying one text between two batches must not cost the next batch fresh memory.
+        A larger cache is kept: certifying one text between two batches must not cost the next batch fresh memory.
         """
         if self.cache.rows >= rows:
             self.cache.reserve(slots)
@@ -83,16 +83,22 @@ class Target(Driver):
             self.cache.clear(row)
 
     def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
-        """(len(text) - prefix, V) logits after each token behind the prefix, forwarded `block` at a time.
+        """Return our logits of a given text, for controls and checks.
 
-        For controls and checks: what the cache holds is overwritten, and the forwards are not counted as decoding.
+        What the cache holds is overwritten, and the forwards are not counted as decoding.
+
+        Args:
+            prefix: so many tokens are prefilled. block: so many of the others are forwarded at a time.
+
+        Returns:
+            (len(text) - prefix, V) logits after each token that follows the prefix.
         """
         (logits,) = self.teacher_forced_in(text, prefix, [block])
         return logits
 
     @torch.inference_mode()
     def teacher_forced_in(self, text: Sequence[int], prefix: int, blocks: Sequence[int]) -> list[Tensor]:
-        """The same for every size of block, with one prefill for all."""
+        """Return what `teacher_forced` does for every size of block, with one prefill for all where that is right."""
         forwards, every = self.forwards, []
         self.allocate(1, len(text) + max(blocks))
         for block in blocks:
