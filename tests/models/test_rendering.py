@@ -114,3 +114,12 @@ def test_the_process_knows_no_secrets_of_the_environment(monkeypatch: pytest.Mon
     finally:
         renderer.close()
     assert "secret" not in environ and "PATH=" in environ
+
+
+def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendering._RENDERER.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(rendering, "MODULE", "selfdraft.no_such_module")
+        with pytest.raises(UserError, match="does not start"):
+            rendered(TINY_TEMPLATE)
+    assert rendered("{{ bos_token }}") == "<s>"

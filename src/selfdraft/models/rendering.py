@@ -29,6 +29,8 @@ SECONDS = 10  # for one conversation: real templates take milliseconds
 MEMORY = 1_000_000_000  # bytes beyond what the process has when it is ready
 MAX_TEMPLATE = 1_000_000  # characters
 MAX_TEXT = 1_000_000  # characters that a template may make of a conversation, besides 10 for each of its own
+MODULE = "selfdraft.models.rendering"
+READY = "ready\n"  # the first line of the process: what goes wrong before it is not the template's fault
 NEEDED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
 
 
@@ -63,17 +65,21 @@ class _Renderer:
         self._owner, self._lock = 0, threading.Lock()
 
     def ask(self, request: list[Any]) -> dict[str, str] | None:
-        """Answer of the other end; None where it died of the request."""
+        """Return the answer of the other end; None where it died of the request.
+
+        Raises:
+            UserError: there is no other end, because it does not start.
+        """
         with self._lock:
-            process = self._started()
-            assert process.stdin is not None and process.stdout is not None
             try:
+                process = self._started()
+                assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(json.dumps(request, default=str) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
             except BrokenPipeError:
                 line = ""
-            except BaseException:  # Ctrl-C: an answer may still come, and must not be taken for the next one's
+            except BaseException:  # Ctrl-C: a line may still come, and must not be taken for the next answer
                 self.close()
                 raise
             if not line.endswith("\n"):
@@ -94,7 +100,7 @@ class _Renderer:
             known = {name: os.environ[name] for name in NEEDED if name in os.environ}
             paths = [str(Path(selfdraft.__file__).parents[1]), *filter(None, [known.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "selfdraft.models.rendering"],
+                [sys.executable, "-m", MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -103,6 +109,11 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C is for the process that asks
             )
             self._owner = os.getpid()
+            assert self._process.stdout is not None
+            if self._process.stdout.readline() != READY:
+                raise UserError(
+                    f"the process that renders chat templates does not start: `python -m {MODULE}` says why"
+                )
         return self._process
 
 
@@ -118,6 +129,7 @@ def serve() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(READY, end="", flush=True)
     for line in sys.stdin:
         template, messages, variables, answer, limit, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, in the middle of anything
