@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
+from command_line import ROOT, SMOKE, command, environment, said_by, write_prompts
 from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
 from selfdraft.app.errors import fail, one_line_script
 from selfdraft.app.sweep_table import SweepTable
@@ -128,6 +129,29 @@ print("naïve 日本 \\udcff", file=sys.stderr)
         assert "\\u2" not in out  # boxes are drawn in ASCII
 
 
+SCRIPT = """
+import sys
+from selfdraft.app.errors import one_line_script
+
+@one_line_script("script")
+def main(arguments):
+    print("a table")
+
+sys.exit(main([]))
+"""
+
+
+def test_output_into_a_closed_pipe_is_one_line() -> None:
+    """In a process of its own: it must not stumble over what is left to write when it ends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = environment(PYTHONPATH=str(ROOT / "src"))
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 2
+    assert done.stderr == "script: nothing more can be written: the program that read the output has ended\n"
+
+
 def test_a_sweep_of_any_values_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = SweepTable(tmp_path / "x[/]y")
     table.folder.mkdir(parents=True)
@@ -164,7 +188,9 @@ def test_one_answer_is_shown_and_not_obeyed(tmp_path: Path, name: str) -> None:
 def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:
     """As a process of its own, where all who print go through the shield."""
     where = ("dataset=jsonl", "dataset.path='\x1b[2J日.jsonl'", f"hydra.run.dir={tmp_path}/run")
-    done = run(*SMOKE, *where, PYTHONIOENCODING="ascii")
+    # Python looks at this variable when it starts, so a fork of a process that has started does not do.
+    env = environment(PYTHONIOENCODING="ascii")
+    done = subprocess.run(command(*SMOKE, *where), env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert raw_controls(done.stdout + done.stderr) == set()
     (line,) = done.stderr.splitlines()

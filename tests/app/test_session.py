@@ -44,6 +44,12 @@ def test_what_a_disk_does_not_allow_is_one_line(code: int) -> None:
     assert "\n" not in line
 
 
+def test_a_full_disk_is_one_line_where_no_file_is_named() -> None:
+    line = explain(OSError(errno.ENOSPC, "No space left on device"))
+    assert line == "nothing more can be written: the disk is full: make room, and the same command goes on"
+    assert explain(OSError(errno.EACCES, "by whatever it was")) is None
+
+
 def test_an_adapter_of_nobody_is_told_in_a_line() -> None:
     config = DRAFTERS["layer_skip"].Config(adapter="~nobody-of-this-name/x")
     with pytest.raises(UserError, match=r"^drafter\.adapter=~nobody-of-this-name/x: there is no home folder"):

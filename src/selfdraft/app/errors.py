@@ -23,7 +23,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from selfdraft.app.console import shielded_output
+from selfdraft.app.console import drop_unwritten, shielded_output
 from selfdraft.app.processes import tell_mistake
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
@@ -40,12 +40,14 @@ OF_THE_DISK = {
     errno.EPERM: "you have no permission: use another folder, or change its permissions",
     errno.ENOENT: "there is no such file or folder, and none can be made there",
     errno.EEXIST: "there is a file where a folder is needed: use another folder",
+    errno.EISDIR: "there is a folder where a file is needed: use another folder",
     errno.ENOTDIR: "there is a file where a folder is needed: use another folder",
     errno.ENAMETOOLONG: "the name is too long: use a shorter one",
     errno.ELOOP: "its links lead round in a circle: use another folder",
     errno.EIO: "the disk fails",
     errno.ESTALE: "the network drive has lost it",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us, so that processes we start know that FULL_ERROR is not the user's wish
 
 
@@ -60,6 +62,7 @@ def one_line_errors() -> Iterator[None]:
     with shielded_output():
         try:
             yield
+            sys.stdout.flush()
         except Exception as error:
             line = explain(error)
             if line is None or not is_terse():
@@ -68,7 +71,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:
-    """Decorate the `main` of scripts/<name>.py: it returns the exit status, 2 behind one line for a user's mistake."""
+    """Decorate the `main` of scripts/<name>.py: it returns the exit status, which is 2 after the line of a mistake."""
 
     def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
         @wraps(main)
@@ -76,9 +79,11 @@ def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callab
             with shielded_output():
                 try:
                     main(arguments)
+                    sys.stdout.flush()
                 except Exception as error:
                     if (line := explain(error)) is None:
                         raise
+                    drop_unwritten()
                     print(f"{name}: {one_line(line)}", file=sys.stderr)
                     return 2
             return 0
@@ -115,8 +120,12 @@ def explain(error: BaseException) -> str | None:
         return f"{error.override!r} cannot be read: {HOW_TO_QUOTE}"
     if isinstance(error, OmegaConfBaseException):
         return _explain_omegaconf(error)
+    if isinstance(error, BrokenPipeError):
+        return "nothing more can be written: the program that read the output has ended"
     if isinstance(error, OSError) and error.errno in OF_THE_DISK and error.filename is not None:
         return f"{error.filename}: {OF_THE_DISK[error.errno]}"
+    if isinstance(error, OSError) and error.errno in FULL:  # a write names no file: it may be the output's
+        return f"nothing more can be written: {OF_THE_DISK[error.errno]}"
     if isinstance(error, HydraException):
         if str(error).startswith("Ambiguous value for argument"):
             return f"{str(error).splitlines()[0].split(chr(39))[1]!r} is ambiguous: {HOW_TO_QUOTE}"

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +22,8 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.command_line import quoted
+from selfdraft.app.console import drop_unwritten
+from selfdraft.app.launcher import entry_command
 from selfdraft.app.signals import INTERRUPTED
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
@@ -74,7 +75,7 @@ def tell_mistake(line: str) -> None:
     Every process of a run reads the same configuration, so rank 0 speaks for all. The others wait for it to do so: it
     ends them then. Only what one of them has met alone is told by that one.
     """
-    sys.stdout.flush()
+    drop_unwritten()  # and write what can be: it belongs before the line
     if rank := rank_zero_only.rank or 0:
         time.sleep(SETTLE_S)
         line = f"process {rank}: {line}"
@@ -157,10 +158,8 @@ def _quiet_about_others() -> Iterator[None]:
 
 def _start(rank: int) -> subprocess.Popen[bytes]:
     """Run this process's command as that rank, in the same folder."""
-    main = sys.modules["__main__"]
-    program = ["-m", main.__spec__.name] if getattr(main, "__spec__", None) else [str(Path(sys.argv[0]).absolute())]
     folder = HydraConfig.get().runtime.output_dir
-    command = [sys.executable, *program, *sys.argv[1:], f"hydra.run.dir={quoted(folder)}"]
+    command = [*entry_command(), *sys.argv[1:], f"hydra.run.dir={quoted(folder)}"]
     return subprocess.Popen(command, env={**os.environ, RANK: str(rank), MAIN: str(os.getpid())})
 
 
