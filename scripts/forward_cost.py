@@ -6,12 +6,14 @@ How steep this is decides what a draft must be accepted to pay.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from statistics import median
 
 import torch
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
@@ -19,7 +21,12 @@ from selfdraft.models.target import Target
 SIZES, CONTEXT, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), 256, 25
 
 
-def main(dtype: str) -> None:
+@one_line_script("forward_cost")
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dtype", nargs="?", choices=sorted(DTYPES), default="bfloat16")
+    dtype = parser.parse_args(arguments).dtype
     target = Target(load_embedded(dtype, torch.device("cpu")).model)
     generator = torch.Generator().manual_seed(0)
     target.allocate(1, 2 * CONTEXT)
@@ -38,7 +45,4 @@ def main(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    dtype = sys.argv[1] if len(sys.argv) > 1 else "bfloat16"
-    if dtype not in DTYPES:
-        sys.exit(f"{dtype}: choose one of {', '.join(DTYPES)}")
-    main(dtype)
+    sys.exit(main(sys.argv[1:]))

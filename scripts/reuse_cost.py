@@ -7,10 +7,12 @@ Random weights are enough: time does not depend on them.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import torch
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.profiling import interleaved_medians
@@ -21,8 +23,17 @@ from selfdraft.models.tiny import tiny_model
 CONTEXT, DRAFTED, ROUNDS = 256, 4, 7
 
 
+@one_line_script("reuse_cost")
 @torch.inference_mode()
-def main(layers: int = 16, hidden: int = 2048) -> None:
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layers", nargs="?", type=int, default=16)
+    parser.add_argument(
+        "hidden", nargs="?", type=int, default=2048, help="size of the hidden states, a multiple of 256"
+    )
+    given = parser.parse_args(arguments)
+    layers, hidden = given.layers, given.hidden
     model = tiny_model(
         "llama",
         layers=layers,
@@ -58,4 +69,4 @@ def main(layers: int = 16, hidden: int = 2048) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

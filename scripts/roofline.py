@@ -9,10 +9,12 @@ Roofline (Williams et al. 2009): ideal, so a bound rather than a measurement; se
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import roofline
 
 GPUS = {
@@ -25,7 +27,13 @@ MODELS = {
 }
 
 
-def main(folder: Path) -> None:
+@one_line_script("roofline")
+def main(arguments: list[str]) -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    costs_of_ours = Path(__file__).parents[1] / "experiments" / "costs"
+    parser.add_argument("folder", nargs="?", type=Path, default=costs_of_ours)
+    folder = parser.parse_args(arguments).folder
     for gpu, (device, bandwidth, flops) in GPUS.items():
         for model, shape in MODELS.items():
             source = (
@@ -49,4 +57,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "experiments" / "costs")
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ the whole step. Medians of repeated, interleaved measurements.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from statistics import median
 import numpy as np
 import torch
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.acceptance import follow, match
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.base import Draft, Step
 from selfdraft.models.attention import additive, visible_slots
-from selfdraft.models.loading import load_embedded
+from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
 
 REPEATS = 30
@@ -81,8 +83,15 @@ def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
     return {name: 1000 * median(times) for name, times in seconds.items()}
 
 
-def main(nodes: int = 32, prefix: int = 300, dtype: str = "bfloat16") -> None:
+@one_line_script("step_costs")
+def main(arguments: list[str]) -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nodes", nargs="?", type=int, default=32, help="of the tree, 7 at least")
+    parser.add_argument("prefix", nargs="?", type=int, default=300, help="tokens in the cache")
+    parser.add_argument("dtype", nargs="?", choices=sorted(DTYPES), default="bfloat16")
+    given = parser.parse_args(arguments)
+    nodes, prefix, dtype = given.nodes, given.prefix, given.dtype
     target = Target(load_embedded(dtype, torch.device("cpu")).model)
     parts = measure(target, nodes, prefix)
     forward = parts.pop("forward, with its mask")
@@ -96,4 +105,4 @@ def main(nodes: int = 32, prefix: int = 300, dtype: str = "bfloat16") -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:3]), *sys.argv[3:4])
+    sys.exit(main(sys.argv[1:]))

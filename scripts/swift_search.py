@@ -7,12 +7,14 @@ tried) goes on until it has found as much. Counted are forwards that score, up t
 
 from __future__ import annotations
 
+import argparse
 import sys
 from statistics import mean
 
 import numpy as np
 import torch
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.search import SkipSearch
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.loop import Decoder
@@ -40,7 +42,12 @@ def searched(
     return curve
 
 
-def main(count: int = 3) -> None:
+@one_line_script("swift_search")
+def main(arguments: list[str]) -> None:
+    """Print what each search took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", nargs="?", type=int, default=3)
+    count = parser.parse_args(arguments).prompts
     torch.manual_seed(0)
     loaded = load_embedded("bfloat16", torch.device("cpu"))
     target, chat = Target(loaded.model), Chat(loaded.tokenizer)
@@ -68,4 +75,4 @@ def main(count: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

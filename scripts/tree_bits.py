@@ -6,11 +6,13 @@ token by token: for nodes whose ancestors lie in adjoining slots, as in a chain,
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import torch
 from rich.progress import track
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import DTYPES, load_embedded
@@ -19,7 +21,12 @@ from selfdraft.models.target import Target
 TREES, NODES, PREFIXES = 6, 12, (100, 300, 505, 700)
 
 
-def main(dtype: str) -> None:
+@one_line_script("tree_bits")
+def main(arguments: list[str]) -> None:
+    """Print how many nodes have the bits of single tokens."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dtype", nargs="?", choices=sorted(DTYPES), default="bfloat16")
+    dtype = parser.parse_args(arguments).dtype
     target = Target(load_embedded(dtype, torch.device("cpu")).model)
     make_shape_invariant(target)
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +49,4 @@ def main(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    dtype = sys.argv[1] if len(sys.argv) > 1 else "bfloat16"
-    if dtype not in DTYPES:
-        sys.exit(f"{dtype}: choose one of {', '.join(DTYPES)}")
-    main(dtype)
+    sys.exit(main(sys.argv[1:]))
