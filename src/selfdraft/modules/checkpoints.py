@@ -7,7 +7,7 @@ are right, and `fitted` compares what was read with what this training would hav
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
+from selfdraft.tracking.atomic import write_bytes_atomic
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 VERSION = "pytorch-lightning_version"
@@ -79,18 +80,13 @@ class DataOnly(CheckpointIO):
     """How Lightning writes and reads checkpoints here: whole files or none, and nothing but data."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Replace the file in one step."""
+        """Replace the file in one step. Raises OSError where the disk does not take it; the old file stays."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Through memory: what torch raises of a disk that is full, as it writes, does not say so.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes_atomic(path, content.getbuffer())
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
         """See `read_checkpoint`."""

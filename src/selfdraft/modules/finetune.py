@@ -93,16 +93,15 @@ class FinetuneModule(pl.LightningModule, ABC):
         *,
         words: Sequence[int] | None,
         seed: int,
-        rows: int = 0,
     ) -> None:
         """Prepare a fine-tuning.
 
         Args:
             build: makes the target on this process's device, in float32 and unpacked.
-            words: ids that drafts may say; None for all. rows: of the training data, for the progress alone.
+            words: ids that drafts may say; None for all.
         """
         super().__init__()
-        self.config, self.build, self.words, self.seed, self.rows = config, build, words, seed, rows
+        self.config, self.build, self.words, self.seed = config, build, words, seed
         self.strict_loading = False  # checkpoints hold what is trained, and nothing of the target
         self.student: Student | None = None
         self.history: list[dict[str, Any]] = []
