@@ -56,7 +56,7 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     if config.decoding.name != "greedy":
         raise UserError("task=calibrate counts greedy agreement: use decoding=greedy")
     is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     prompts = _spread(config.dataset.load(), options.prompts)
     use_threads(config.hardware)
     config = replace(config, decoding=replace(config.decoding, max_new_tokens=options.tokens, guard=False))

@@ -40,7 +40,7 @@ def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | 
     """
     _refuse(config)
     options, is_rank_zero = config.distill, rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     prompts = [*config.dataset.load(), *to_invent(options.invented, config.seed)]
     if is_rank_zero:  # the others start later, and share what there is
         refuse_a_run_that_cannot_fit(config, certify=False)
@@ -117,7 +117,7 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
         f"{result['texts']} texts, {result['tokens']} tokens in {result['seconds']:.0f} s: "
         f"{result['tokens_per_s']:.1f} tokens/s, {result['tokens_per_forward']:.2f} a forward"
     )
-    console.print(f"written: {shown(path)}", markup=False)
+    console.print(f"written: {shown(path)}")
     return result["objective"]
 
 

@@ -48,7 +48,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     task = config.task
     assert isinstance(task, EvaluateConfig)
     is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     if config.drafter.memory == "warm" and task.repeats > 1:
         raise UserError(
             f"task.repeats={task.repeats} with drafter.warm=true: repeats would draft from the answers of the first; "
@@ -96,7 +96,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     look = how_to_look(folder, config.logger.mode) if config.logger.name == "wandb" else ""
     console.print(f"results: {shown(folder)}")
     if look:
-        console.print(look, markup=False)
+        console.print(look)
     return objective
 
 

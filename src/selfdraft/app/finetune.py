@@ -62,7 +62,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
     """
     recipe = config.finetune
     is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     if not recipe.data:
         raise UserError(
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"
@@ -127,7 +127,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
     if is_rank_zero:
         console.print(f"draft with it:  python run.py drafter.from={shown(folder)}")
         if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
-            console.print(look, markup=False)
+            console.print(look)
     return objective
 
 

@@ -29,7 +29,7 @@ def profile(config: Config, composed: DictConfig, folder: Path) -> None:
     task = config.task
     assert isinstance(task, ProfileConfig)
     use_threads(config.hardware)
-    console = make_console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     device = torch.device(config.hardware.torch_device)
     environment = describe_environment(device)
     folder.mkdir(parents=True, exist_ok=True)

@@ -104,23 +104,18 @@ def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) ->
             yield
         except (KeyboardInterrupt, SystemExit):
             with suppress(OSError):  # the terminal may be gone
-                console.print(
-                    f"\nstopped; {kept}: the same command with hydra.run.dir={shown(folder)} goes on", markup=False
-                )
+                console.print(f"\nstopped; {kept}: the same command with hydra.run.dir={shown(folder)} goes on")
             sys.exit(INTERRUPTED)
 
 
 def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -> None:
     """Say what an interrupted run has left of `count` prompts, if anything."""
     if resumed.prompts:
-        console.print(
-            f"resuming {shown(folder)}: {resumed.prompts} of {count} prompts were finished before", markup=False
-        )
+        console.print(f"resuming {shown(folder)}: {resumed.prompts} of {count} prompts were finished before")
     if resumed.stale:
         console.print(
             f"{resumed.stale} turns in {shown(folder)} answer prompts that have changed or gone: they do not count, "
-            f"and lie in *.{STALE}.jsonl now",
-            markup=False,
+            f"and lie in *.{STALE}.jsonl now"
         )
 
 
