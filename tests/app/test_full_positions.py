@@ -7,29 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from command_line import SMOKE, read_lines, said_by, write_prompts
+from command_line import read_lines, said_by, write_prompts
+from few_positions import POSITIONS, small_model
 from selfdraft.models.stock import REFERENCES
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
-POSITIONS = 64
 PROMPT = "0123456"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The overrides that choose a model of few positions."""
-    folder = tmp_path_factory.mktemp("model") / "small"
-    tokenizer = tiny_tokenizer()
-    tiny_model(vocab_size=len(tokenizer), max_positions=POSITIONS).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return [*SMOKE, "model=hf", f"model.path='{folder}'", "model.dtype=float32"]
+    return small_model(tmp_path_factory.mktemp("model") / "small")
 
 
 def test_an_evaluation_says_which_answers_the_positions_cut(tmp_path: Path, small: list[str]) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl", {"id": "long", "prompt": PROMPT * 4}, {"id": "short", "prompt": "."})
     run = tmp_path / "run"
     said = said_by(
-        run, *small, "dataset=jsonl", f"dataset.path='{prompts}'", "dataset.per_category=null",
+        run, *small, "dataset=jsonl", f"dataset.path='{prompts}'",
         f"task.references=[{','.join(REFERENCES)}]", "decoding.max_new_tokens=30", "drafter=pool",
     )  # fmt: skip
     long, short = sorted(read_lines(run), key=lambda line: line["id"])

@@ -11,12 +11,11 @@ from unittest.mock import patch
 import pytest
 
 from command_line import SMOKE, read_lines, read_result, run_here, said_by, write_prompts
+from few_positions import POSITIONS, small_model
 from selfdraft.app import evaluate
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 from selfdraft.tracking.lines import LEFT_OUT
 
 SHORT = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
-POSITIONS = 64
 
 
 def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -63,12 +62,8 @@ def test_a_home_that_cannot_be_written_costs_no_result(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The overrides that choose a model of few positions, and prompts without limits of their own."""
-    folder = tmp_path_factory.mktemp("model") / "small"
-    tokenizer = tiny_tokenizer()
-    tiny_model(vocab_size=len(tokenizer), max_positions=POSITIONS).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return [*SMOKE, "model=hf", f"model.path='{folder}'", "model.dtype=float32", "dataset.per_category=null"]
+    """The overrides that choose a model of few positions."""
+    return small_model(tmp_path_factory.mktemp("model") / "small")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
