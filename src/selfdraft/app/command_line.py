@@ -59,8 +59,8 @@ def as_override(value: Any) -> str:
 def with_artifact(arguments: Sequence[str]) -> list[str]:
     """The arguments, with `drafter.from=PATH` replaced by what the artifact at PATH says, as if it had been typed.
 
-    `from` can be no field of a schema, being a word of Python's; and spelled out, the options stand in the run's
-    config.yaml and may be overridden by what is typed behind. `artifact=PATH` remains, to compare models later.
+    `from` is a keyword of Python, so it cannot be a field of a schema. Spelled out, the options are in the run's
+    config.yaml, and what is typed after them overrides them. `artifact=PATH` is added, to compare models later.
 
     Raises:
         UserError: there is no such artifact, or it is another drafter's than the one asked for.

@@ -133,5 +133,5 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
 
 
 def shown(folder: Path) -> str:
-    """Relative where that is shorter: it is what people copy."""
+    """Return the folder as people copy it: relative where it lies below the working directory."""
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)

@@ -44,10 +44,13 @@ MANY_LEVELS = 500  # opening brackets, from which on a line is given to Python's
 def load_table(
     name: str | Path, *, split: str, advice: str, subset: str | None = None, revision: str | None = None
 ) -> Dataset:
-    """Return one split.
+    """Return one split of a dataset.
 
     Args:
-        name: of the Hub, or a local folder. advice: the end of the message for what cannot be loaded.
+        name: of a dataset of the Hub, or of a local folder.
+        split: which one. subset: which of its configurations, where it has several.
+        revision: of the Hub: a commit, branch or tag.
+        advice: the end of the message about what cannot be loaded.
 
     Raises:
         UserError: with the cause; whatever `datasets` raises is about what it was given.

@@ -101,7 +101,7 @@ class EvaluateModule(pl.LightningModule):
         return lines
 
     def _answer(self, line: Mapping[str, Any]) -> str:
-        """The baseline's."""
+        """Return the baseline's answer, with which a conversation goes on."""
         return self.bench.chat.decode(line.get("baseline_output_ids", line["output_ids"]))
 
     def _refuse_long_prompts(self) -> None:
@@ -163,7 +163,7 @@ class EvaluateModule(pl.LightningModule):
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held so far, in MB (10^6 bytes): of the GPU where it runs on one."""
+    """Return the most memory that this process has held so far, in MB (10^6 bytes): of the GPU where it runs on one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

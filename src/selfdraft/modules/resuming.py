@@ -36,7 +36,7 @@ def keep_current(
 
     A turn counts as finished if its conversation up to there encodes to the very ids that were answered. So a turn is
     decoded again when its text, an earlier turn, the chat template or the tokenizer has changed; and a prompt that is
-    no longer there is not counted. Rank 0 alone calls it, while no process reads or appends.
+    no longer there is not counted. Only rank 0 calls it, while no process reads or appends.
 
     Args:
         encode: ids of a conversation that ends with the user's turn.
@@ -68,7 +68,7 @@ def _answers_to(
     encode: Callable[[History], Sequence[int]],
     answer: Callable[[Mapping[str, Any]], str],
 ) -> list[Mapping[str, Any]]:
-    """The lines of this prompt's first turns, as far as they answer it."""
+    """Return the lines of this prompt's first turns, up to the first turn that they do not answer."""
     history: History = []
     current = []
     for turn, text in enumerate(prompt.turns):

@@ -73,9 +73,12 @@ def append_whole(path: Path, data: bytes) -> None:
 
 
 def cut_torn_tail(path: Path) -> None:
-    """Cut what stands behind the last newline of a file of lines: a line that was not written to its end.
+    """Cut off what comes after the last newline of a file of lines: a line that was not written to its end.
 
-    For files that others append to, who would continue that line. Nobody may append meanwhile.
+    A library that appends to the file would continue that line. Nobody may append meanwhile.
+
+    Raises:
+        OSError: the file cannot be read or shortened. A file that does not exist is no error.
     """
     path = Path(path)
     with suppress(FileNotFoundError), _naming(path), path.open("r+b") as file:

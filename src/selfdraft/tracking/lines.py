@@ -59,12 +59,16 @@ _WRITTEN = {
 
 
 def measured(lines: Iterable[Line]) -> list[Line]:
-    """The lines of turns that were decoded: those that were left out hold a reason instead of measures."""
+    """Return the lines of turns that were decoded; those of turns that were left out hold a reason, and no measures."""
     return [line for line in lines if LEFT_OUT not in line]
 
 
 def read_measured(folder: Path) -> list[Line]:
-    """The lines of the decoded turns in the folder of a run of task=evaluate. Raises what `refuse_malformed` raises."""
+    """Return the lines of the decoded turns in the folder of a run of task=evaluate.
+
+    Raises:
+        UserError: a line is malformed (see `refuse_malformed`).
+    """
     lines = RecordFile(record_path(folder)).read()
     refuse_malformed(lines, folder)
     return measured(lines)
@@ -111,7 +115,7 @@ def _is_step(step: Any) -> bool:
 
 
 def _fault(value: Any, shape: Any, where: str) -> str | None:
-    """What is wrong with `value`, or None."""
+    """Return what is wrong with `value`, found at the path `where` of a line; None if it has the shape."""
     if isinstance(shape, Mapping):
         if not isinstance(value, Mapping):
             return f"`{where}` is no JSON object"

@@ -97,8 +97,9 @@ def rank_files(folder: Path, *, name: str = PROMPTS) -> list[Path]:
 def merge_rank_files(folder: Path, *, name: str = PROMPTS) -> list[dict[str, Any]]:
     """Move the lines of all other ranks into `name`.jsonl, and return all of its lines.
 
-    Rank 0 alone calls it, while no process appends. Killed half way it can be called again: lines are known by
-    (id, turn), the first of a kind stays, and rank files go only after the merged file is in place.
+    Only rank 0 calls it, while no process appends. Killed half way it can be called again: lines are known by
+    (id, turn), a line of rank 0 goes before one of another rank, and rank files are removed only after the merged file
+    is in place.
 
     Raises:
         UserError: a line that is not the last of its file is malformed.

@@ -53,7 +53,7 @@ class Mark:
 
     @staticmethod
     def read(folder: Path) -> Mark | None:
-        """The mark of a folder; None where there is none.
+        """Return the mark of a folder; None where there is none.
 
         Raises:
             UserError: the file is none of ours.
@@ -107,7 +107,7 @@ def claim_run_dir(
     """Take `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
     Marks the folder and writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
-    Rank 0 alone calls it, before anything else is written and any process appends.
+    Only rank 0 calls it, before anything else is written and any process appends.
 
     Args:
         folder: the run's folder (hydra.run.dir); created if need be.
@@ -137,7 +137,7 @@ def claim_run_dir(
 
 
 def confirm(folder: Path, facts: Mapping[str, str]) -> None:
-    """Note facts that were not known yet; what is noted already must be the same. Rank 0 alone calls it.
+    """Note facts that were not known yet; what is noted already must be the same. Only rank 0 calls it.
 
     Raises:
         UserError: one is another than when the run began.
@@ -155,7 +155,7 @@ def confirm(folder: Path, facts: Mapping[str, str]) -> None:
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """16 hexadecimal digits of the contents of some values, by what `repr` shows of each."""
+    """Return 16 hexadecimal digits of a hash of what `repr` shows of each part."""
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
@@ -163,7 +163,7 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """16 hexadecimal digits of the content of a file; `absent` where there is none."""
+    """Return 16 hexadecimal digits of a hash of a file's content; `absent` where there is no file."""
     if not path.is_file():
         return "absent"
     hashed = hashlib.sha256()
