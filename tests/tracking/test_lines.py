@@ -31,6 +31,13 @@ def test_whole_lines_pass(tmp_path):
         ("lossless", [], "`lossless` is no JSON object"),
         ("lossless", {}, "`lossless.verdict` is missing"),
         ("lossless", {"verdict": "fine"}, "`lossless.verdict` is none of exact, sampled, tie, mismatch"),
+        ("lossless", {"verdict": "exact", "ceiling": "x"}, "`lossless.ceiling` is not a number of 0 or more"),
+        ("lossless", {"verdict": "tie", "float32": {}}, "`lossless.float32.prefers` is missing"),
+        (
+            "references",
+            {"x": {"new_tokens": 1, "decode_s": 1.0, "lossless": {}}},
+            "`references.x.lossless.verdict` is missing",
+        ),
         ("acceptance_by_depth", [{"offered": 1}], "`acceptance_by_depth[].accepted` is missing"),
         ("acceptance_by_depth", {}, "`acceptance_by_depth` is no list"),
         ("phases_s", {"draft": None}, "`phases_s.draft` is not a number of 0 or more"),
@@ -56,6 +63,13 @@ def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):
             assert f"`{field}` is missing" in str(error)
         else:
             summarize(lines, **LABELS)
+
+
+def test_a_certificate_may_hold_nothing_but_its_verdict(tmp_path):
+    for part in ({}, {"control": None, "float32": None, "distance": None, "ceiling": None}, {"ceiling": 1.0}):
+        lines = [line("a", lossless={"verdict": "exact", **part})]
+        refuse_malformed(lines, tmp_path)
+        assert summarize(lines, **LABELS)["forward_distance"] is None
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, [[]], -1, True, {"a": None}, [None], [{"a": 1}]], ids=str)

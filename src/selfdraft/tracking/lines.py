@@ -13,10 +13,18 @@ LEFT_OUT = "left_out"  # the reason why a turn was not decoded; such a line has 
 
 NUMBER, COUNT, ANY = "a number", "a whole number", "anything"
 VERDICT = ("exact", "sampled", "tie", "mismatch")
-OPTIONAL = "?"
+OPTIONAL, OR_NULL = "?", "??"
 
 # A shape is one of the words above, a type, a tuple of choices, a list of one shape, or a mapping. In a mapping a key
-# that ends in `?` may be absent, and the key `*` stands for every key.
+# that ends in `?` may be absent, one that ends in `??` may also be null, and the key `*` stands for every key.
+_CERTIFICATE = {
+    "verdict": VERDICT,
+    "reason??": str,
+    "control??": NUMBER,
+    "distance??": NUMBER,
+    "ceiling??": NUMBER,
+    "float32??": {"prefers": ("baseline", "drafter")},
+}
 _LEFT_OUT = {"category": str, "family": str, LEFT_OUT: str}
 _MEASURED = {
     "category": str,
@@ -33,12 +41,12 @@ _MEASURED = {
     "baseline_new_tokens": COUNT,
     "baseline_decode_s": NUMBER,
     "baseline_latency_s": NUMBER,
-    "lossless": {"verdict": VERDICT},
+    "lossless": _CERTIFICATE,
     "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
     "phases_s": {"*": NUMBER},
     "peak_memory_mb": NUMBER,
     "peak_memory_by_phase_mb?": {"*": NUMBER},
-    "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER}},
+    "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER, "lossless??": _CERTIFICATE}},
     "steps?": [ANY],
     "stood_down?": COUNT,
     "diagnostics?": {"*": [COUNT]},
@@ -137,10 +145,12 @@ def _fault_of_fields(value: Mapping[str, Any], shape: Mapping[str, Any], prefix:
     if "*" in shape:
         return next((found for name in value if (found := _fault(value[name], shape["*"], f"{prefix}{name}"))), None)
     for key, inner in shape.items():
-        name = key.removesuffix(OPTIONAL)
+        name = key.rstrip(OPTIONAL)
         if name not in value:
             if key == name:
                 return f"`{prefix}{name}` is missing"
+        elif value[name] is None and key.endswith(OR_NULL):
+            continue
         elif found := _fault(value[name], inner, f"{prefix}{name}"):
             return found
     return None

@@ -151,10 +151,11 @@ def _reason(certificate: Mapping[str, Any]) -> str:
 
 def _forward_distance(lines: Sequence[Line]) -> dict[str, float] | None:
     """How far our forwards are from the stock model's, in sigmas, and what rounding can do: of the worst line."""
-    measured = [line["lossless"] for line in lines if line["lossless"].get("ceiling")]
-    if not measured:
+    certificates = [line["lossless"] for line in lines]
+    compared = [found for found in certificates if found.get("ceiling") and found.get("distance") is not None]
+    if not compared:
         return None
-    worst = max(measured, key=lambda found: found["distance"] / found["ceiling"])
+    worst = max(compared, key=lambda found: found["distance"] / found["ceiling"])
     return {"sigmas": worst["distance"], "ceiling": worst["ceiling"]}
 
 
