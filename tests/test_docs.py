@@ -1,0 +1,115 @@
+"""README and docs/: every command composes, every link leads somewhere, and no drafter is forgotten."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from command_line import CONF, ROOT
+from selfdraft.app.build import to_config
+from selfdraft.drafters import DRAFTERS
+
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_LINES = 120  # of README: what does not fit belongs in docs/
+
+SOURCES = {"run.py"} | {path.name for folder in ("src", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+VARIABLE = re.compile(r'(\w+)="(.*)"')
+ELSEWHERE = ("drafter.from=", "prompt=", "hydra.")  # these are handled before the configuration is composed
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    """The fenced blocks of one language."""
+    return (text for found, text in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the shell blocks: variables replaced, placeholders filled in."""
+    for block in blocks(page, "bash"):
+        variables = {"F": "prompts.jsonl"}
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\$(\w+)", lambda found: variables[found[1]], line)  # noqa: B023 (used in this round only)
+            if set_here := VARIABLE.fullmatch(line):
+                variables[set_here[1]] = set_here[2]
+            elif words := shlex.split(re.sub(r"<[^<>]+>", "somewhere", line), comments=True):
+                yield words
+
+
+def overrides(words: list[str]) -> list[str]:
+    """What a command sets; of a sweep, its first job."""
+    given = [word for word in words if "=" in word and not word.startswith(ELSEWHERE)]
+    return [word.partition(",")[0] if "-m" in words else word for word in given]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+COMMANDS = [words for page in PAGES for words in commands(page)]
+RUNS = sorted({tuple(overrides(words)) for words in COMMANDS if words[:2] == ["python", "run.py"]})
+
+
+@pytest.fixture(scope="module")
+def conf() -> Iterator[None]:
+    """Hydra, initialised once for all commands."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.slow  # a third of a second each, some seventy of them
+@pytest.mark.parametrize("given", RUNS, ids=" ".join)
+def test_every_command_composes(given: tuple[str, ...], conf: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    to_config(compose("config", list(given)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_and_targets_of_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for words in commands(page):
+        if words[0] == "make":
+            assert [word for word in words[1:] if "=" not in word and word not in targets] == []
+        elif words[0] == "python" and words[1] != "-m":
+            assert (ROOT / words[1]).is_file(), words
+    assert set(re.findall(r"\b(\w+\.py)\b(?=[ `])", page.read_text(encoding="utf-8"))) <= SOURCES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_can_be_parsed(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
+
+
+def test_readme_is_one_page_and_names_every_drafter() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    assert [name for name in DRAFTERS if f"`{name}`" not in text] == []
+
+
+def test_the_files_in_the_tree_exist() -> None:
+    tree = next(text for text in blocks(ROOT / "docs" / "architecture.md", "") if text.startswith("run.py"))
+    named = set(re.findall(r"\b\w+\.py\b", tree))
+    assert len(named) > 80
+    assert named <= SOURCES
