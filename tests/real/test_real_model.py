@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from selfdraft.drafters import DRAFTERS
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import LEAST, make_shape_invariant, widest_alike
 from selfdraft.models.loading import LoadedModel, load_embedded
+from selfdraft.models.packing import packable
 from selfdraft.models.target import Target
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-NEW_TOKENS = 32
+# Where the processor has no kernels for bfloat16, a forward takes ten times as long: shorter texts are tried there.
+LONG = {"float32": True, "bfloat16": packable(torch.bfloat16)}
 FAMILIES = ("summarization", "math_reasoning")
 # One of each kind, for what does not depend on the drafter: chains, blocks, trees with probes, sources, sparse paths.
 KINDS = ("none", "prompt_lookup", "jacobi", "lookahead", "pool", "early_exit")
@@ -35,10 +38,11 @@ class Real:
     target: Target
     prompts: dict[str, list[int]]
     stock: dict[str, list[int]]
+    length: int
 
     def decode(self, drafter: str, family: str) -> list[int]:
         made = DRAFTERS[drafter](self.target, DRAFTERS[drafter].Config())
-        decoder = Decoder(self.target, made, Stopping(self.loaded.eos, NEW_TOKENS))
+        decoder = Decoder(self.target, made, Stopping(self.loaded.eos, self.length))
         return decoder.decode(self.prompts[family]).output
 
 
@@ -52,23 +56,31 @@ KIND_BY_TURNS, OTHER_TURNS = (
     ]
     for first in (0, 1)
 )
-# Every drafter on one text in float32, and on the other one in bfloat16.
+# Every drafter on one text in float32, and one of each kind on the other one in bfloat16.
 DRAFTER_BY_TURNS = [
     pytest.param(dtype, drafter, FAMILIES[(number + turn) % 2], id=f"{drafter}-{dtype}")
     for turn, dtype in enumerate(DTYPES)
     for number, drafter in enumerate(DRAFTERS)
+    if dtype == "float32" or drafter in KINDS
 ]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(params=DTYPES)
 def real(request: pytest.FixtureRequest) -> Real:
-    loaded = load_embedded(request.param, torch.device("cpu"))
+    return real_in(request.param)
+
+
+@cache  # not the fixture's scope: pytest would build it anew at every change of dtype
+def real_in(dtype: str) -> Real:
+    loaded, length = load_embedded(dtype, torch.device("cpu")), 32 if LONG[dtype] else 12
     chat, bundled = Chat(loaded.tokenizer), load_bundled()
     prompts = {}
     for family in FAMILIES:
         encoded = [chat.encode([("user", prompt.turns[0])]) for prompt in bundled if prompt.family == family]
         prompts[family] = max(encoded, key=len) if family == "summarization" else encoded[0]
     assert len(prompts["summarization"]) > 250  # a long one
+    if not LONG[dtype]:
+        prompts = {family: ids[-64:] for family, ids in prompts.items()}
     stock = {}
     for family, ids in prompts.items():
         row = torch.tensor([ids])
@@ -76,24 +88,28 @@ def real(request: pytest.FixtureRequest) -> Real:
             written = loaded.model.generate(
                 row,
                 attention_mask=torch.ones_like(row),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=length,
                 do_sample=False,
                 eos_token_id=sorted(loaded.eos),
                 pad_token_id=min(loaded.eos),
             )
         stock[family] = written[0, len(ids) :].tolist()
-        assert len(set(stock[family])) > 8  # a text, not one token for ever
-    return Real(loaded, Target(loaded.model), prompts, stock)
+        assert len(set(stock[family])) > length // 4  # a text, not one token for ever
+    return Real(loaded, Target(loaded.model), prompts, stock, length)
+
+
+def check(real: Real, family: str, output: list[int]) -> None:
+    """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
+    if real.target.dtype == torch.float32:
+        assert output == real.stock[family]
+    elif output != real.stock[family]:
+        certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
+        assert certificate.verdict == "tie", certificate
 
 
 @pytest.mark.parametrize(("real", "drafter", "family"), DRAFTER_BY_TURNS, indirect=["real"])
 def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, family: str) -> None:
-    """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
-    output = real.decode(drafter, family)
-    if real.target.dtype == torch.float32:
-        assert output == real.stock[family]
-    certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
-    assert certificate.verdict != "mismatch", certificate
+    check(real, family, real.decode(drafter, family))
 
 
 @pytest.mark.parametrize(("real", "drafter"), KIND_BY_TURNS, indirect=["real"])
@@ -101,19 +117,16 @@ def test_rows_of_very_different_lengths_write_together_what_stock_generate_write
     real: Real, drafter: str
 ) -> None:
     made = DRAFTERS[drafter](real.target, DRAFTERS[drafter].Config())
-    decoder = Decoder(real.target, made, Stopping(real.loaded.eos, NEW_TOKENS), batch_size=2)
+    decoder = Decoder(real.target, made, Stopping(real.loaded.eos, real.length), batch_size=2)
     families = [*FAMILIES, FAMILIES[1]]  # the third one comes in where the first to end was
     answers = decoder.answer([Request(real.prompts[family]) for family in families])
-    certifier = Certifier(real.target, batch_size=2)
     for family, answer in zip(families, answers, strict=True):
-        if real.target.dtype == torch.float32:
-            assert answer.output == real.stock[family]
-        certificate = certifier.certify(real.prompts[family], answer.output, real.stock[family])
-        assert certificate.verdict != "mismatch", certificate
+        check(real, family, answer.output)
 
 
-def test_the_answer_is_language(real: Real) -> None:
+def test_the_answer_is_language() -> None:
     """A model converted wrongly would still be decoded without loss."""
+    real = real_in("float32")
     text = Chat(real.loaded.tokenizer).decode(real.stock["summarization"])
     words = text.split()
     assert len(words) > 20
@@ -129,7 +142,7 @@ def test_shape_invariant_forwards_make_every_kind_of_drafter_exact_to_the_bit(re
         pytest.skip(str(refusal))  # said, not passed
     invariant, family = replace(real, target=target), FAMILIES[real.target.dtype == torch.float32]
     alone = invariant.decode("none", family)
-    same = {drafter: invariant.decode(drafter, family) == alone for drafter in (*KINDS, "layer_skip")}
+    same = {drafter: invariant.decode(drafter, family) == alone for drafter in KINDS[1:]}
     assert same == dict.fromkeys(same, True)
 
 
@@ -149,15 +162,12 @@ def test_one_line_in_transformers_generate_writes_its_greedy_text(real: Real, dr
         ids,
         attention_mask=mask,
         custom_generate=Drafting(drafter),
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=real.length,
         do_sample=False,
         eos_token_id=sorted(real.loaded.eos),
         pad_token_id=pad,
     )
     for row, family in zip(written[:, width:].tolist(), FAMILIES, strict=False):
-        stock = real.stock[family]
-        if real.target.dtype == torch.float32:
-            assert row == stock + [pad] * (len(row) - len(stock))
         end = next((n for n, token in enumerate(row, start=1) if token in real.loaded.eos), len(row))
-        certificate = Certifier(real.target).certify(real.prompts[family], row[:end], stock)
-        assert certificate.verdict != "mismatch", certificate
+        assert set(row[end:]) <= {pad}
+        check(real, family, row[:end])
