@@ -1,6 +1,6 @@
 """Print a Markdown table of finished runs:  python scripts/compare_runs.py RUN_DIR [RUN_DIR ...]
 
-README's tables are made by this, so that every number in them is one of a result.json.
+The tables of docs/results.md are made by this, so that every number in them is one of a result.json.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from selfdraft.app.schemas import Config
 from selfdraft.app.session import owned, quiet, resumable, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
+from selfdraft.core.paths import expanded
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.models.fingerprint import fingerprint
@@ -135,7 +136,9 @@ def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """All texts of all sources; prompts of the same name in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    return [text for path in recipe.data for text in load_texts(path, encode, vocabulary=vocabulary)]
+    # Of a list, neither a shell nor `with_home` expands the items. A name of the Hub is no path, and stays as it is.
+    paths = [expanded(path, "finetune.data") if path.startswith("~") else path for path in recipe.data]
+    return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 
 def _frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:

@@ -38,7 +38,7 @@ def _with_home(argument: str) -> str:
     key, path = found.groups()
     try:
         return key + quoted(str(Path(path).expanduser()))
-    except RuntimeError:  # there is no such user
+    except (RuntimeError, ValueError):  # there is no such user, and there cannot be
         return key + quoted(path)
 
 

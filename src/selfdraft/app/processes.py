@@ -108,15 +108,17 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         with _quiet_about_others():
             yield
         return
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
-    os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
-    others = [_start(rank) for rank in range(1, trainer.world_size)]
-    launcher = trainer.strategy.launcher
-    if hasattr(launcher, "procs"):
-        launcher.procs = others  # Lightning passes on to them what stops this process
+    others: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
-    threading.Thread(target=_watch, args=(others, over), daemon=True).start()
     try:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+        os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
+        for rank in range(1, trainer.world_size):
+            others.append(_start(rank))  # one by one: where a start fails, those before it are ended below
+        launcher = trainer.strategy.launcher
+        if hasattr(launcher, "procs"):
+            launcher.procs = others  # Lightning passes on to them what stops this process
+        threading.Thread(target=_watch, args=(others, over), daemon=True).start()
         yield
         for other in others:
             with contextlib.suppress(subprocess.TimeoutExpired):
