@@ -271,7 +271,11 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     ("recipe", "overrides", "reason"),
     [
         ("sparse_distill", ["finetune.data=[]"], r"^finetune\.data must be given: the folder of a task=distill_data"),
-        ("sparse_distill", ["finetune.data=['~nobody/x']"], r"^finetune\.data=~nobody/x: there is no home folder"),
+        (
+            "sparse_distill",
+            ["finetune.data=['~no-one-here/x']"],
+            r"^finetune\.data=~no-one-here/x: there is no home folder",
+        ),
         ("sparse_distill", ["finetune.data=[/no/where]"], r"^Dataset '/no/where' could not be loaded \("),
         (
             "sparse_distill",
