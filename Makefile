@@ -4,7 +4,7 @@ DEMO_ARGS ?= drafter=jacobi dataset.per_category=1 decoding.max_new_tokens=64
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format clean
+.PHONY: help setup demo test test-fast fuzz lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup  ## decode bundled prompts with Jacobi drafting and print the compar
 
 test: setup  ## run the whole test suite (ARGS="-k launcher" for a part)
 	$(PY) -m pytest $(ARGS)
+
+test-fast: setup  ## a few cases of every quick test: the loop to work in (ARGS="tests/core" for a part)
+	$(PY) -m pytest --fast --durations=0 --durations-min=5 $(ARGS)
 
 fuzz: setup  ## try inputs and command lines of any content, for as long as it takes (ARGS="-k datasets" for a part)
 	SELFDRAFT_FUZZ=long $(PY) -m pytest --timeout=0 tests/fuzz $(ARGS)

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,3 +20,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="a few cases of every test, none of which is slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --fast, keep one case of a test for each drafter, or else three, and none that is marked slow or real."""
+    if not config.getoption("--fast"):
+        return
+    kept: list[pytest.Item] = []
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("real"):
+            continue
+        cases = getattr(item, "callspec", None)
+        drafter = getattr(cases.params.get("config"), "name", "") if cases else ""
+        test = item.nodeid.partition("[")[0], drafter
+        seen[test] += 1
+        if seen[test] <= (1 if drafter else 3):
+            kept.append(item)
+    left = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in left])
+    items[:] = kept
