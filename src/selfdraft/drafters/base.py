@@ -1,6 +1,6 @@
-"""What every drafter is: `propose` a tree, `observe` what became of it.
+"""The interface of every drafter: `propose` a tree, then `observe` which nodes were accepted.
 
-A drafter knows nothing of caches, masks, timing or acceptance. What it remembers about a request stands in
+A drafter knows nothing about caches, masks, timing or acceptance. Its state for a request is kept in
 ``context.memory``, so one drafter serves any number of requests at once.
 """
 
@@ -28,14 +28,14 @@ class Context:
     """One request, as its drafter sees it.
 
     Attributes:
-        row: the cache row that the request lives in.
+        row: the request's row in the cache.
         tokens: prompt and emitted tokens; the last one is the root of the next step's tree.
-        prompt_length: how many of them are the prompt.
-        room: the deepest node that could still be emitted before the length limit; drafting deeper is wasted.
-        rng: the request's own generator, so that its draft does not depend on what else runs.
-        rule: how the next token is chosen; a drafter that samples draws by the same rule.
-        rows: how many requests the present step decodes together.
-        memory: the drafter's own.
+        prompt_length: number of tokens in the prompt.
+        room: depth of the deepest node that could still be emitted before the length limit; do not draft deeper.
+        rng: the request's own generator, so that its draft does not depend on other requests.
+        rule: the sampling rule; a drafter that samples draws by the same rule.
+        rows: number of requests that the present step decodes together.
+        memory: the drafter's state for this request.
     """
 
     row: int
@@ -48,12 +48,12 @@ class Context:
     memory: Any = None
 
     def distributions(self, logits: Tensor, drafted: Sequence[int] = (), tree: TokenTree | None = None) -> Tensor:
-        """(n + 1, V) warped distributions after `drafted` tokens and each node of `tree` behind them."""
+        """Return (n + 1, V) warped distributions: after the `drafted` tokens, and after each node of `tree` below."""
         history = [*self.tokens, *drafted]
         return self.rule.distributions(logits, history, self.prompt_length, tree or TokenTree.empty())
 
     def uniforms(self, count: int, device: torch.device) -> Tensor:
-        """(count,) numbers in [0, 1) from the request's own generator."""
+        """Return (count,) numbers in [0, 1) from the request's own generator."""
         return torch.from_numpy(self.rng.random(count)).to(device)
 
 
@@ -63,14 +63,14 @@ class Draft:
 
     Attributes:
         tree: the tokens to verify.
-        source: where they came from, for records and viewers.
-        q: (n, V) the distribution each node was drawn from, where the draft was sampled. None for a draft that is no
-            random draw (or independent of everything that verification draws): it is verified as it stands.
-        target_forwards: full forwards of the target that drafting itself took; they are counted like all others.
-        reuse: what verification need not compute again.
-        wants_states: hand the hidden states of the verification to `observe`.
-        sources: where each node came from, of a tree that was filled from several sources; otherwise empty.
-        pseudo: what the tree's probes are, where they are pseudo tokens.
+        source: name of the source of the tokens, for records and viewers.
+        q: (n, V) the distribution that each node was drawn from, for rejection sampling. None for a draft that is not
+            sampled, or whose draws are independent of the verification's: its tokens are compared with the target's.
+        target_forwards: full forwards of the target that drafting took; they are counted like all others.
+        reuse: hidden states that the verification need not compute again.
+        wants_states: whether `observe` gets the hidden states of the verification.
+        sources: the source of each node, if the tree has several sources; otherwise empty.
+        pseudo: the pseudo tokens that the tree's probes stand for, if any.
     """
 
     tree: TokenTree
@@ -83,17 +83,17 @@ class Draft:
     pseudo: PseudoTokens | None = None
 
     def up_to_depth(self, depth: int) -> Draft:
-        """Without the nodes below `depth`."""
+        """Return the draft without the nodes deeper than `depth`."""
         if not len(self.tree) or int(self.tree.depths.max()) <= depth:
             return self
         kept = self.tree.depths <= depth
         return self.restricted_to(kept)
 
     def restricted_to(self, kept: Tensor) -> Draft:
-        """Only the nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
+        """Return the draft with only the nodes in `kept`, (n,) bool, which must contain the parents of its nodes."""
         q = None if self.q is None else self.q[kept.to(self.q.device)]
         reuse = self.reuse
-        if reuse is not None:  # what was computed still stands first up to the first node that is dropped
+        if reuse is not None:  # states are usable only up to the first node that is dropped
             reuse = replace(reuse, states=reuse.states[: 1 + int(kept.long().cumprod(0).sum())])
         sources = tuple(source for source, keep in zip(self.sources, kept.tolist(), strict=False) if keep)
         return replace(self, tree=self.tree.restricted_to(kept), q=q, reuse=reuse, sources=sources)
@@ -101,18 +101,18 @@ class Draft:
 
 @dataclass(frozen=True)
 class Step:
-    """What became of a draft.
+    """The result of verifying a draft.
 
     Attributes:
-        draft: as proposed (cut to what could still be emitted).
+        draft: the draft that was verified: the proposal, cut to what could still be emitted.
         logits: (n + 1, V) on the target's device, after the root and after each node.
-        predictions: (n + 1,) int64 on the CPU: the token that follows the root, and each node, if the path ends there.
+        predictions: (n + 1,) int64 on the CPU: the bonus token if the root, or each node, is the last accepted one.
         path: indices of the accepted nodes.
-        emitted: the tokens that the step added: the accepted ones and the bonus, up to a stop.
+        emitted: the tokens that the step added: the accepted ones and the bonus token, up to a stop.
         distributions: (n + 1, V) the target's, warped; None in greedy decoding.
-        states: (L + 1, n + 1, C) hidden states before and behind every layer, where the draft wants them.
-        best: (2, n + 1, k) on the CPU: the k likeliest tokens at every node, and their chances among themselves, where
-            the drafter wants them.
+        states: (L + 1, n + 1, C) hidden states before the first and after every layer, if the draft wants them.
+        best: (2, n + 1, k) on the CPU: the k likeliest tokens after the root and each node, and their chances,
+            renormalised over the k, if the drafter wants them.
     """
 
     draft: Draft
@@ -125,19 +125,19 @@ class Step:
     best: Tensor | None = None
 
 
-COSTS = ("measured", "flat")  # by what a draft's size is chosen: the target's costs, or as though tokens cost nothing
+COSTS = ("measured", "flat")  # a draft's size is chosen by the target's costs, or as if tokens cost nothing
 
 
 @dataclass
 class DrafterConfig(Options):
-    """Base of every drafter's options, which stand in its own file."""
+    """Base class of every drafter's options. Each drafter's file defines its own."""
 
     group: ClassVar[str] = "drafter"
     name: str = "none"
 
     @property
     def memory(self) -> str:
-        """What drafting knows of earlier requests: `warm`, `cold` (nothing, though it could) or `none` (it cannot)."""
+        """Return whether state is kept between requests: `warm`, `cold` (it could be, but is not) or `none`."""
         warm = getattr(self, "warm", None)
         return "none" if warm is None else "warm" if warm else "cold"
 
@@ -147,10 +147,10 @@ class Drafter(ABC):
 
     Attributes:
         Config: the class of its options; the schema of its YAML.
-        tree_parallel: whether it works where processes share out its trees: then it may read what the cache holds, or
-            verification computed, through `Target.draft_forward` and `Step` alone.
-        best: how many of the target's likeliest tokens at every node `observe` wants. They travel with the verdict: to
-            fetch them from the logits would make the host wait for the device once more.
+        tree_parallel: whether it works when several processes verify shares of one tree. Such a drafter may read the
+            cache and the results of the verification only through `Target.draft_forward` and `Step`.
+        best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
+            with the verdict: fetching them from the logits would make the host wait for the device again.
     """
 
     Config: ClassVar[type[DrafterConfig]]
@@ -161,26 +161,26 @@ class Drafter(ABC):
         self.target, self.config = target, config
 
     def start(self, context: Context) -> None:  # noqa: B027  (optional)
-        """A request begins: put what is to be remembered about it into ``context.memory``."""
+        """Begin a request: put the drafter's state for it into ``context.memory``."""
 
     @abstractmethod
     def propose(self, context: Context) -> Draft:
-        """The tree to verify next, at most ``context.room`` deep."""
+        """Return the tree to verify next, at most ``context.room`` deep."""
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """One draft a context. Overridden by drafters that gain from running the model on all of them at once."""
+        """Return one draft per context. Override this where running the model on all of them at once saves time."""
         return [self.propose(context) for context in contexts]
 
     def observe(self, context: Context, step: Step) -> None:  # noqa: B027  (optional)
-        """The step is done, and ``context.tokens`` holds what it emitted."""
+        """Learn from a finished step; ``context.tokens`` already holds the tokens that it emitted."""
 
     def explore(self, context: Context) -> None:  # noqa: B027  (optional)
-        """Behind `observe`: work that only later drafts gain by, such as a search. A guard leaves it out at a loss."""
+        """Do work that only helps later drafts, such as a search. Called after `observe`; a guard may skip it."""
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
-        """When a request has ended: what is worth knowing about its drafting, as named histograms.
+        """Return named histograms about the drafting of a request that has ended.
 
-        ``[number of 0s, number of 1s, …]``, so that they can be summed over requests. The last step, which `observe`
-        does not see, is not in them.
+        A histogram is ``[number of 0s, number of 1s, …]``, so that it can be summed over requests. It does not contain
+        the last step, which `observe` does not see.
         """
         return {}

@@ -1,8 +1,8 @@
-"""The cascade, ours: look up first, let the sparse model go on where that is silent or doubtful, and weigh every step.
+"""Cascade (ours): draft by lookups, and ask a sparse path where the lookups are unsure and asking pays.
 
-The lookups are the pool's, one tree of all that is remembered. At the node of it where most is to be gained, be it the
-root or the end of the most promising branch, the sparse path is asked for tokens that the lookups do not know; where no
-such plan raises the expected tokens per second, it is left alone, and where no draft does, nothing is drafted.
+The lookups are the pool's: one tree from several sources. The sparse path is asked for tokens at the root or another
+node of that tree, wherever this raises the expected tokens per second most. If it raises them nowhere, the path is not
+asked; if no draft raises them, nothing is drafted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from selfdraft.drafters.pool import TRAINED, Pool, PoolConfig
 from selfdraft.drafters.sparse_source import SparseSource
 from selfdraft.models.adapter import Adapter
 
-UNTRAINED = 0.7  # how often the target without a few sublayers knows the next token, before anything is learned
+UNTRAINED = 0.7  # prior probability that the target without a few sublayers knows the next token
 
 
 @dataclass
 class CascadeConfig(PoolConfig):
-    """The pool's options, and up to `sparse_length` tokens of the path that layer_skip's options or `adapter` name."""
+    """The pool's options. The path, set by layer_skip's options or `adapter`, drafts up to `sparse_length` tokens."""
 
     name: str = "cascade"
     sparsity: float = option(0.2, at_least=0.0, below=1.0)
@@ -38,13 +38,13 @@ class CascadeConfig(PoolConfig):
 
 
 class Cascade(Pool):
-    """Lookups, then the sparse model, as the expected gain has it."""
+    """Drafts by lookups, and by a sparse path where that raises the expected tokens per second."""
 
     Config = CascadeConfig
     config: CascadeConfig
 
     def _sparse_source(self) -> SparseSource:
-        """A path of the target's own layers, or the adapter's.
+        """Return a path of the target's own layers, or the adapter's path, as a source.
 
         Raises:
             UserError: for layers that the model does not have.

@@ -1,10 +1,10 @@
-"""One tree from all that is remembered, as large as it pays: suffix matches, Jacobi trajectories and recycled tokens.
+"""Draft one tree from several sources: suffix matches, Jacobi trajectories and recycled tokens.
 
-A trained path (`sparse_source`) may be one source more, asked for the next token where that is expected to pay.
+Every source names tokens that may follow a node, each with a chance. A token that several sources name becomes one
+node. The drafter learns while decoding how often guesses of each kind (which sources agree, how sure each is, how deep)
+were right. Every step drafts the tree with the most expected tokens per second at the measured costs, or nothing.
 
-Every source names tokens that may follow a node, with a chance of its own. Tokens that several name are one node. How
-often guesses of a kind (which sources agree, how sure each is, how deep) were right is learned while decoding; every
-step drafts the tree with the most expected tokens per measured cost of its size, or nothing.
+A trained path (`sparse_source`) may be a further source. It is asked for the next token where that is expected to pay.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 
 SOURCES = ("suffix", "trajectory", "recycling")
-ORDER = 3  # the longest context under which predictions are kept
-# How far a prediction under 1, 2 or 3 tokens of context holds wherever that context comes again, before anything is
-# learned; how far one under fewer tokens than are known; and the chance of a guess left over from the last pass.
+ORDER = 3  # the longest context, in tokens, for which predictions are kept
+# Prior probabilities that a guess is right: a prediction for a context of 1, 2 or 3 tokens; a prediction for a context
+# when one for a longer context is known; and a guess left over from the last forward.
 RELIABILITY = (0.35, 0.8, 0.95)
 SUPERSEDED = 0.1
 LEFT_OVER = 0.05
-DEEP = 2  # depths below this one share their estimates
-NEVER = (0, 0, False)  # no prediction
-UNASKED = -1  # of a sparse path
-TRAINED = 0.4  # how often a trained path knows the next token where the others have no idea, before anything is learned
+DEEP = 2  # nodes at this depth and deeper share their estimates
+NEVER = (0, 0, False)  # no prediction names the token
+UNASKED = -1  # the sparse path was not asked at this node
+TRAINED = 0.4  # prior probability that a trained path knows the next token where the other sources name none
 
 
 @dataclass
 class PoolConfig(DrafterConfig):
-    """Grow a tree of `max_nodes` from `sources`, none below `min_probability`, and draft what of it pays.
+    """Grow a tree of up to `max_nodes` from `sources`, each node at least `min_probability`; draft the part that pays.
 
-    `costs`: by the measured cost of a forward, or `flat`: all of it. `edges`: predictions kept of every node.
-    `branches`: continuations looked at of every match. `warm`: memory and estimates are kept between requests.
-    `adapter`: the folder of weights that task=finetune made, whose path is asked for the next token where that pays.
+    `costs`: `measured` drafts as many nodes as pay at the measured cost of a forward, `flat` drafts all. `edges`:
+    predictions kept for every node. `branches`: continuations considered for every match. `warm`: state and estimates
+    are kept between requests. `adapter`: a folder of weights from task=finetune; its path is asked for the next token
+    where that pays.
     """
 
     name: str = "pool"
@@ -62,17 +63,20 @@ class PoolConfig(DrafterConfig):
             raise UserError(f"drafter.sources=[]: name at least one of {', '.join(SOURCES)}")
 
 
-# What a guess is like: how sure the suffix match is, and the model's prediction; left over or not; depth; how sure a
-# sparse path is.
+# (how sure the suffix match is, the model's prediction, whether left over, depth, how sure the sparse path is)
 Kind = tuple
 
 
 @dataclass
 class Memory:
-    """What is remembered of a request. A warm drafter's requests share the first three, its own predictions first.
+    """The drafter's state for one request.
+
+    With `warm`, all requests share the automaton and the estimates; each has its own table, which falls back on the
+    shared one.
 
     Attributes:
-        left_over: the last pass's predictions behind what was accepted, by the depth at which they stand now.
+        left_over: what the last forward predicted at the rejected nodes of a chain: for each depth of the next tree,
+            the token that may follow a node there.
         growing: how the last draft grew.
     """
 
@@ -85,7 +89,7 @@ class Memory:
 
 
 class Pool(Drafter):
-    """All sources in one tree."""
+    """Drafts one tree from all sources."""
 
     Config = PoolConfig
     config: PoolConfig
@@ -98,13 +102,13 @@ class Pool(Drafter):
         self.shared = self._empty()
 
     def start(self, context: Context) -> None:
-        """Nothing is known but the prompt, or what all requests so far have left."""
+        """Begin with an empty state or, if `warm`, with the state that earlier requests left."""
         warm, shared = self.config.warm, self.shared if self.config.warm else self._empty()
         table = PredictionTable(earlier=shared.table) if warm else shared.table
         context.memory = Memory(shared.automaton, table, shared.estimates, SuffixText(shared.automaton))
 
     def propose(self, context: Context) -> Draft:
-        """The best tree of `max_nodes`, cut where one node more would cost more than it is expected to gain."""
+        """Return the best tree of up to `max_nodes`, cut to the size that pays most."""
         memory: Memory = context.memory
         memory.text.read_on(context.tokens)
         growing, growth, size = self._grown(context, None)
@@ -116,9 +120,9 @@ class Pool(Drafter):
         return Draft(growth.tree(size), "pool", sources=sources, reuse=reuse)
 
     def observe(self, context: Context, step: Step) -> None:
-        """Learn which kinds of guesses were right wherever the text went, and what the model predicts at every node."""
+        """Learn which kinds of guesses were right along the emitted tokens, and the predictions at every node."""
         memory: Memory = context.memory
-        for kinds, token in memory.growing.along(step.emitted) if memory.growing else ():  # none where it was not asked
+        for kinds, token in memory.growing.along(step.emitted) if memory.growing else ():  # no tree grew if not asked
             for guess, kind in kinds.items():
                 memory.estimates.observe(kind, guess == token)
         if memory.growing and (answer := memory.growing.answer) is not None:
@@ -128,14 +132,14 @@ class Pool(Drafter):
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
         predicted = weighted(step.best)
-        # Those of the accepted path last: where a context stands twice, they are what counts.
+        # Accepted nodes are recorded last: if a context occurs twice, the last record counts.
         path = [0, *(node + 1 for node in step.path)]
         order = [*(i for i in range(len(predicted)) if i not in path), *path]
         memory.table.record([contexts[i] for i in order], [predicted[i] for i in order])
         memory.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
 
     def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
-        """A tree of `max_nodes`, and how many of its nodes pay."""
+        """Return a tree of up to `max_nodes`, and how many of its nodes pay."""
         growing = _Growing(self.config, context.memory, context.tokens, answer)
         growth = grow(
             growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
@@ -146,14 +150,14 @@ class Pool(Drafter):
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
-        """What the sparse path says, if there is one and asking pays."""
+        """Return the sparse path's answer, if there is a path and asking it pays."""
         if self.sparse is None or not context.room:
             return None
         question = self.sparse.question(context.memory.estimates, growth, size, context.room, context.rows)
         return None if question is None else self.sparse.ask(context, question)
 
     def _sparse_source(self) -> SparseSource | None:
-        """The adapter's path, if one is given."""
+        """Return the adapter's path as a source, if an adapter is given."""
         if self.config.adapter is None:
             return None
         path = self.target.adapted_path(Adapter.read(self.config.adapter))
@@ -165,9 +169,10 @@ class Pool(Drafter):
 
 
 def exclusive(guesses: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Only one token can come: each guess has at most the chance that the surer ones leave it.
+    """Return (token, chance) pairs, surest first, with chances cut so that their sum is at most 1.
 
-    Sources that disagree are each right as often as was learned, but not at once.
+    Only one token can come next, but the chances of disagreeing sources were learned separately. So each guess gets at
+    most the chance that the surer ones leave.
     """
     left, out = 1.0, []
     for token, chance in sorted(guesses, key=lambda guess: -guess[1]):
@@ -177,23 +182,24 @@ def exclusive(guesses: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 class _Growing:
-    """Names, node by node, what may follow: the sources merged, each token with its chance.
+    """Names the tokens that may follow each node, with their chances, merged over all sources.
 
-    Lists are by node + 1, the root's entry first.
+    Lists are indexed by node + 1; the root's entry is first. The `_name_…` methods add to `priors`, the highest chance
+    that a source gives a token, and to `surest`, the source that gives it.
     """
 
     def __init__(self, config: PoolConfig, memory: Memory, text: list[int], answer: Answer | None) -> None:
         self.config, self.memory, self.answer = config, memory, answer
         self.contexts: list[tuple[int, ...]] = [tuple(text[-ORDER:])]
         self.matches = [memory.text.match()]
-        self.branches: list[tuple[int, ...]] = [()]  # the tokens that lead to it
+        self.branches: list[tuple[int, ...]] = [()]  # the tokens that lead to the node
         self.children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-        self.kinds: list[dict[int, Kind]] = []  # of every token named at a node
-        self.surest: list[dict[int, str]] = []  # likewise, the source that gives it the highest chance
-        self.sources: list[str] = []  # by node: the source that is surest of it
+        self.kinds: list[dict[int, Kind]] = []  # by token that is named at the node
+        self.surest: list[dict[int, str]] = []  # likewise: the source that gives it the highest chance
+        self.sources: list[str] = []  # the source that is surest of the node's token; by node, without the root
 
     def expand(self, node: int, parent: int, token: int) -> list[tuple[int, float]]:
-        """See `growth.Expand`."""
+        """Return the tokens that may follow a node, with their chances; see `growth.Expand`."""
         if node != ROOT:
             self.contexts.append((*self.contexts[parent + 1][1 - ORDER :], token))
             self.matches.append(self.memory.automaton.advance(*self.matches[parent + 1], token))
@@ -216,7 +222,7 @@ class _Growing:
         return exclusive([(token, chance(kinds[token], prior)) for token, prior in priors.items()])
 
     def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
-        """Down the tree as it grew: what was named at each node of the path of `tokens`, and which token came."""
+        """Yield, for each node that `tokens` lead through, the kind of every token named there and the true token."""
         node = ROOT
         for token in tokens:
             yield self.kinds[node + 1], token
@@ -226,7 +232,7 @@ class _Growing:
             node = following
 
     def _name_continuations(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
-        """What followed the suffix match: by token, how sure that is, from 1."""
+        """Name the tokens that followed the suffix match. Return how sure each is, in eighths, from 1."""
         if "suffix" not in self.config.sources:
             return {}
         found = self.memory.automaton.chances(*self.matches[node + 1], self.config.branches)
@@ -235,7 +241,11 @@ class _Growing:
         return {token: 1 + int(8 * chance) for token, chance in found}
 
     def _name_predictions(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, Kind]:
-        """What the model predicted after the same last tokens: under how many, how sure, and if more are known."""
+        """Name what the model predicted after the same last tokens.
+
+        Returns:
+            By token: how many last tokens matched, how sure it is, in sixths, and whether a longer context is known.
+        """
         named: dict[int, Kind] = {}
         superseded = False
         for length, following in self.memory.table.after(self.contexts[node + 1]):
@@ -253,7 +263,7 @@ class _Growing:
         return named
 
     def _name_left_over(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> int | None:
-        """What the last pass predicted for this place, if it did."""
+        """Name and return the token that the last forward predicted for this depth, if there is one."""
         depth, left_over = len(self.branches[node + 1]), self.memory.left_over
         if "trajectory" not in self.config.sources or depth >= len(left_over):
             return None
@@ -263,9 +273,10 @@ class _Growing:
         return token
 
     def _name_told(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
-        """What a sparse path says comes next, where it was asked: by token, how sure that is, from 1.
+        """Name the sparse path's guesses, if it was asked here. Return how sure each is, in eighths, from 1.
 
-        It has seen the whole text, so what the others name beside it counts only for what chance it leaves them.
+        The path has seen the whole text, so the chances of tokens that only other sources name are multiplied by the
+        chance that its best guess is wrong.
         """
         guesses = self.answer.guesses.get(self.branches[node + 1]) if self.answer else None
         if not guesses:
