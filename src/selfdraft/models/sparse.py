@@ -1,7 +1,7 @@
 """Sparse paths: which parts of the one model a draft runs through. Depth, width and vocabulary combine freely.
 
-A path is a list of layer objects around the shared weights. Making one copies a few small objects and whatever slices
-it is asked for, compiles nothing and touches nothing that another path or the model itself uses.
+A path is a list of layer objects around the shared weights. Making one copies a few small objects and the slices that
+it needs; it compiles nothing and touches nothing that another path or the model itself uses.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from selfdraft.models.packing import PackedLinear, can_pack
 
 @dataclass(frozen=True)
 class Path:
-    """What a forward runs through: all of the model, or a sparse selection of it.
+    """The part of the model that a forward runs through: all of it, or a sparse selection.
 
     Attributes:
-        layers: in order, those that are run.
-        types: of each, `full_attention` or `sliding_attention`.
+        layers: the layers that are run, in order.
+        types: `full_attention` or `sliding_attention`, for each of them.
         skip: the sublayers left out.
-        leading: how many layers at the start are the full model's own: what they compute need not be computed again.
-        head: the head's rows of `vocabulary`; None for the whole head.
-        vocabulary: (v,) ids that this path may say; None for all.
-        norm: in the place of the final norm; None for the model's own.
-        feature: (C, C) what is made of the full model's final hidden state of the last committed token, and added to
-            the next one's behind the leading layers. (EAGLE, Li et al. 2024, arXiv 2401.15077, calls it the feature.)
+        leading: number of first layers that are the full model's own: verification need not compute them again.
+        head: the head's rows for `vocabulary`; None for the whole head.
+        vocabulary: (v,) ids that this path may draft; None for all.
+        norm: replaces the final norm; None for the model's own.
+        feature: (C, C) matrix for the full model's final hidden state of the last committed token; the product is added
+            to the next token's state after the leading layers. (EAGLE, Li et al. 2024, arXiv 2401.15077, calls that
+            final hidden state the feature.)
     """
 
     layers: tuple[nn.Module, ...]
@@ -45,17 +46,17 @@ class Path:
     feature: nn.Module | None = None
 
     def part(self, first: int, end: int) -> Path:
-        """The layers from `first` up to `end`."""
+        """Return this path with only its layers from `first` up to `end`."""
         return replace(self, layers=self.layers[first:end], types=self.types[first:end])
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """What drafting has computed of the full model for the first tokens of a row's next block.
+    """Results of the full model that drafting has computed already for the first tokens of a row's next block.
 
     Attributes:
-        layers: how many leading layers. Their keys and values stand in the row's scratch slots.
-        states: (m, C) hidden states behind them, of the root and of the m - 1 first nodes, which form a chain.
+        layers: number of leading layers that were run. Their keys and values are in the row's scratch slots.
+        states: (m, C) hidden states after them, for the root and the first m - 1 nodes, which form a chain.
     """
 
     layers: int
@@ -63,8 +64,10 @@ class Reuse:
 
 
 def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
-    """How many first tokens of every row one forward need not run through the leading layers: rows go together, so
-    none where a row has nothing, or where rows left the full model at different layers."""
+    """Return how many first tokens of every row a forward need not run through the leading layers again.
+
+    Rows run together, so this is 0 if a row has nothing to reuse or if rows left the full model at different layers.
+    """
     known = [r for r in reuse if r is not None]
     if len(known) < len(reuse) or len({r.layers for r in known}) > 1:
         return 0
@@ -82,12 +85,12 @@ def sparse_path(
     norm: nn.Module | None = None,
     feature: nn.Module | None = None,
 ) -> Path:
-    """`full` without the sublayers of `skip`, with other MLPs in some layers, and with another head.
+    """Return `full` without the sublayers of `skip`, with other MLPs in some layers, and with another head.
 
     Args:
-        mlps: by layer, what stands in for its MLP, such as a slice of it.
-        head: of a part of the vocabulary, and that part's ids.
-        trained: by layer, what stands in for it altogether. norm: in the place of the final one. feature: see `Path`.
+        mlps: by layer, the module that replaces its MLP, such as a slice of it.
+        head: a head for a part of the vocabulary, and the ids of that part.
+        trained: by layer, the module that replaces the whole layer. norm: replaces the final norm. feature: see `Path`.
     """
     layers, types, trained = [], [], trained or {}
     whole = skip.whole_layers()
@@ -114,10 +117,10 @@ def sparse_path(
 def sliced_linear(
     linear: nn.Module, rows: Tensor | None = None, columns: Tensor | None = None, *, packed: bool = False
 ) -> nn.Module:
-    """Some of a matrix's outputs (`rows`) or inputs (`columns`), as a copy, packed where that is possible.
+    """Copy some outputs (`rows`) or inputs (`columns`) of a matrix, packed where that is possible.
 
     Args:
-        linear: an `nn.Linear` or a `PackedLinear`, which both keep the plain (out, in) weight.
+        linear: an `nn.Linear` or a `PackedLinear`; both keep the plain (out, in) weight.
     """
     weight, bias = linear.weight.detach(), linear.bias
     if rows is not None:
@@ -132,13 +135,13 @@ def sliced_linear(
 
 
 def sliced_head(head: nn.Module, vocabulary: Sequence[int], *, packed: bool) -> tuple[nn.Module, Tensor]:
-    """The head's rows of `vocabulary`, and the ids they stand for."""
+    """Return the head's rows for `vocabulary`, and the ids of these rows."""
     ids = torch.tensor(sorted(set(vocabulary)), device=head.weight.device)
     return sliced_linear(head, rows=ids, packed=packed), ids
 
 
 def spread_out(logits: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:
-    """(n, v) logits of a part of the vocabulary as (n, size), with -inf for what the path cannot say."""
+    """Return (n, v) logits of a part of the vocabulary as (n, size), with -inf for ids that the path cannot draft."""
     if vocabulary is None:
         return logits
     return logits.new_full((len(logits), size), float("-inf")).index_copy_(1, vocabulary, logits)

@@ -1,8 +1,8 @@
-"""Draft-only layers in training: twins of the target's layers with trainable parts, behind the target's own keys.
+"""Train draft-only layers: copies of the target's layers with trainable parts, which attend to the target's own keys.
 
-While drafting, a draft path sees the keys and values that the *full* model left of all committed tokens, and its own of
-the tokens drafted since. It is trained the same way: the target is run over a text once, and the twins are run over
-blocks of it, each seeing the target's keys before the block and its own within.
+While drafting, a draft path sees the *full* model's keys and values of all committed tokens, and its own of the tokens
+drafted since. It is trained the same way: the target is run over a text once, and the trainable copies are run over
+blocks of it, each block seeing the target's keys before it and its own keys within.
 
 Shapes: B rows of packed text, N tokens a row, M = G * K positions that are trained (see `core.lessons`), C hidden size.
 """
@@ -28,7 +28,7 @@ from selfdraft.models.teacher import Lesson, run_layer, surroundings
 
 
 class _Behind:
-    """What a student's layers write to: the target's keys come first, then their own."""
+    """The cache of a student's layers: they see the target's keys first, then their own."""
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
@@ -42,10 +42,10 @@ class _Behind:
 
 
 class Student(nn.Module):
-    """The trainable twins of a draft path's layers, from layer `first` on.
+    """The trainable copies of a draft path's layers, from layer `first` on.
 
     Attributes:
-        indices: of the layers that the twins stand for.
+        indices: the layers of the model that were copied.
         vocabulary: (v,) ids drafted from; None for all.
     """
 
@@ -64,13 +64,13 @@ class Student(nn.Module):
         feature: bool = False,
         vocabulary: Tensor | None = None,
     ) -> None:
-        """Twins of the layers of `path`, the target's weights frozen beneath.
+        """Copy the layers of `path`; the target's weights under them are frozen.
 
         Args:
             first: layers before this one are the target's own, and are not run.
-            rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the twins from layer `lora_from`
+            rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the copies from layer `lora_from`
                 on; rank 0 for none. lora_on: the last part of the names of the matrices that get one; empty for all.
-            whole: layers that are trained altogether, without LoRA. norm: train a final norm for drafts.
+            whole: layers whose weights are all trained, without LoRA. norm: train a final norm for drafts.
             feature: train the matrix of `Path.feature`, from zero.
         """
         super().__init__()
@@ -105,12 +105,12 @@ class Student(nn.Module):
             width = target.model.config.hidden_size
             self.feature = nn.Linear(width, width, bias=False, device=target.device)
             nn.init.zeros_(self.feature.weight)
-        self._target = [target]  # in a list: not a part of what is trained, moved or saved
+        self._target = [target]  # in a list, so that torch does not train, move or save it
         self.register_buffer("vocabulary", vocabulary, persistent=False)
 
     @property
     def target(self) -> Target:
-        """The model whose twin this is."""
+        """The model that this student drafts for."""
         return self._target[0]
 
     def forward(
@@ -122,11 +122,11 @@ class Student(nn.Module):
         states: list[Tensor] | None = None,
         dropped: Collection[int] = (),
     ) -> Tensor:
-        """(B, M, C) hidden states behind the norm.
+        """Return (B, M, C) hidden states after the norm.
 
         Args:
-            hidden: (B, M, C) what the first twin gets. states: gets the normed hidden states behind every twin but
-                the last. dropped: twins that are left out this time, by their number.
+            hidden: (B, M, C) input of the first layer. states: gets the normed hidden states after every layer but the
+                last. dropped: layers to leave out this time, as indices into `layers`.
         """
         positions, starts = blocks.gathered(lesson.positions), blocks.index[..., 0].repeat_interleave(blocks.size, 1)
         texts, places = blocks.gathered(lesson.texts), torch.arange(lesson.texts.shape[1], device=hidden.device)
@@ -146,7 +146,7 @@ class Student(nn.Module):
         return norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, v) of normed (…, C) hidden states, the target's or the student's."""
+        """Return (…, v) logits of normed (…, C) hidden states, the target's or the student's."""
         head, cap = self.target.head, self.target.anatomy.softcap
         if self.vocabulary is None:
             logits = head(hidden)
@@ -156,12 +156,12 @@ class Student(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def words(self, logits: Tensor) -> Tensor:
-        """(…) ids of the likeliest tokens of (…, v) logits."""
+        """Return the (…) most likely token ids of (…, v) logits."""
         best = logits.argmax(-1)
         return best if self.vocabulary is None else self.vocabulary[best]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was trained, named as an `Adapter` names it."""
+        """Return the trained tensors under the names that `Adapter` uses."""
         found: dict[str, Tensor] = {}
         for index, layer in zip(self.indices, self.layers, strict=True):
             if index in self.whole:
@@ -179,16 +179,16 @@ class Student(nn.Module):
         return found
 
     def adapter(self, recipe: str, path: Path, **more: object) -> Adapter:
-        """What was trained, and where it belongs."""
+        """Return the trained tensors with the settings that `adapted_path` needs."""
         skip = {"skip_attention": sorted(path.skip.attention), "skip_mlp": sorted(path.skip.mlp)}
         return Adapter(recipe, {"scale": self.scale, "first": self.first, **skip, **more}, self.tensors())
 
 
 def _linears(layers: Sequence[nn.Module]) -> set[str]:
-    """What these layers' matrices are called."""
+    """Return the names of these layers' matrices, without the modules that they belong to."""
     return {n.rpartition(".")[2] for layer in layers for n, m in layer.named_modules() if type(m) is nn.Linear}
 
 
 def _keep(_: str, module: nn.Module) -> nn.Module | None:
-    """Twins are made of whatever the path has."""
+    """Keep every module of the path, whatever it is."""
     return None

@@ -1,4 +1,4 @@
-"""The target: one stock model over the token trees of many requests, full or sparse.
+"""The target: runs a stock model, or sparse paths of it, over the token trees of many requests.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with the root), V vocabulary, C hidden size.
 """
@@ -29,15 +29,15 @@ from selfdraft.models.pseudo import PseudoTokens, untrained
 from selfdraft.models.selection import Scores, Selection, scoring
 from selfdraft.models.sparse import Path, Reuse, ready_tokens, sliced_head, sparse_path
 
-LONGEST_DRAFT = 10_000  # no limit
-TRIED = 12  # tokens by which our drive through the layers is compared with the model's own forward
-PREFILL_CHUNK = 512  # tokens a prefill forward: bounds the (N, K) mask of long prompts
+LONGEST_DRAFT = 10_000  # in effect, no limit
+TRIED = 12  # tokens on which our run through the layers is compared with the model's own forward
+PREFILL_CHUNK = 512  # tokens per prefill forward: bounds the (N, K) mask of long prompts
 
 
 class Target(Driver):
-    """A stock causal LM behind the interface that decoding and drafters need, over a cache of requests.
+    """A stock causal LM with the interface that decoding and drafters need, and a cache for several requests.
 
-    `Driver` runs them; here stands what is run, in which row and slots, and what is kept of it.
+    `Driver` runs the layers; this class decides what is run, in which rows and slots, and what is kept.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> None:
@@ -49,31 +49,31 @@ class Target(Driver):
                 faster small forwards).
 
         Raises:
-            UserError: where the family cannot be driven, by name.
+            UserError: the family cannot be driven; the message names it.
         """
         super().__init__(model, packed=packed, attention=attention)
         self.max_positions = int(model.config.max_position_embeddings)
         self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
-        # What the shapes of a forward are rounded up to, and what decoding may ask of it (see invariance.py).
+        # Shapes of forwards are rounded up to multiples of these, and drafts keep to these limits (see invariance.py).
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = LONGEST_DRAFT, False
-        self.forwards = 0  # full forwards after prefill: tests hold the counts of records against it
-        self._last: tuple[Sequence[int], Tensor] | None = None  # its rows, and (B, N, C) final hidden states
+        self.forwards = 0  # full forwards after prefill: tests compare the counts in records with it
+        self._last: tuple[Sequence[int], Tensor] | None = None  # last forward: rows, (B, N, C) final hidden states
         self.parameters = sum(p.numel() for p in model.parameters())
         self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
         self._costs_of: dict[object, CostCurve] = {}
         with refusing(model):
-            # Past the limits of a rope, other tables hold: they are compared as well.
+            # Past its limits a rope uses other tables, so forwards there are compared as well.
             starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
             errors = [self._distance_from_stock_forward(max(start, 0)) for start in starts]
         allowed = 1e-3 if self.dtype == torch.float32 else 0.1
-        if large := [error for error in errors if not error < allowed]:  # NaN is not less, either
+        if large := [error for error in errors if not error < allowed]:  # written so that NaN counts as large
             raise refuse(model, f"its forward differs from a drive through its layers (by {large[0]:.2g} of a sigma)")
 
     def allocate(self, rows: int, slots: int) -> None:
         """Empty the cache, with room for `rows` requests of at least `slots` tokens each.
 
-        A larger cache is kept: certifying one text between two batches must not cost the next batch fresh memory.
+        A larger cache is kept, so that certifying one text between two batches does not make the next one reallocate.
         """
         if self.cache.rows >= rows:
             self.cache.reserve(slots)
@@ -85,10 +85,10 @@ class Target(Driver):
     def teacher_forced(self, text: Sequence[int], prefix: int, block: int) -> Tensor:
         """Return our logits of a given text, for controls and checks.
 
-        What the cache holds is overwritten, and the forwards are not counted as decoding.
+        The cache is overwritten, and the forwards are not counted as decoding.
 
         Args:
-            prefix: so many tokens are prefilled. block: so many of the others are forwarded at a time.
+            prefix: number of tokens to prefill. block: number of the other tokens in one forward.
 
         Returns:
             (len(text) - prefix, V) logits after each token that follows the prefix.
@@ -98,13 +98,13 @@ class Target(Driver):
 
     @torch.inference_mode()
     def teacher_forced_in(self, text: Sequence[int], prefix: int, blocks: Sequence[int]) -> list[Tensor]:
-        """Return what `teacher_forced` does for every size of block, with one prefill for all where that is right."""
+        """Return the logits of `teacher_forced` for each block size, sharing one prefill unless keys are recomputed."""
         forwards, every = self.forwards, []
         self.allocate(1, len(text) + max(blocks))
         for block in blocks:
             if self.cache.prefilled_at[0] == prefix + 1:
                 self.cache.rewind(0, prefix)
-            else:  # nothing is there yet, or it was computed anew past the limit of a rope
+            else:  # the row is empty, or its keys were recomputed past the limit of a rope
                 self.cache.clear(0)
                 self.prefill(0, text[:prefix])
             parts, first = [], prefix
@@ -120,14 +120,14 @@ class Target(Driver):
 
     @cached_property
     def costs(self) -> CostCurve:
-        """What a forward of so many tokens costs here. Measured when first asked for, in about a second.
+        """The cost of a forward by its number of tokens, measured here at first use (about a second).
 
-        Overwrites the cache: drafters ask when they are made, never in the middle of a request.
+        Overwrites the cache: drafters read it when they are made, never in the middle of a request.
         """
         return measure_costs(self)
 
     def costs_of(self, path: Path) -> CostCurve:
-        """As `costs`, of a path, for small blocks. Measured once for all paths alike; overwrites the cache."""
+        """Return the costs of small blocks on a path, measured once for paths of one shape. Overwrites the cache."""
         words = None if path.vocabulary is None else len(path.vocabulary)
         kind = path.skip, path.leading, len(path.layers), words, path.feature is not None
         if kind not in self._costs_of:
@@ -138,56 +138,56 @@ class Target(Driver):
     def sparse_path(
         self, skip: SkipSet, *, mlps: Mapping[int, nn.Module] | None = None, vocabulary: Sequence[int] | None = None
     ) -> Path:
-        """The path that bypasses the sublayers of `skip`. Making one costs microseconds; any number may coexist.
+        """Return the path that bypasses the sublayers of `skip`. It takes microseconds; any number may coexist.
 
         Args:
-            mlps: by layer, what stands in for its MLP. vocabulary: the only ids that the path may say; their rows of
-            the head are copied.
+            mlps: by layer, the module that replaces its MLP.
+            vocabulary: the only ids that the path may draft; their rows of the head are copied.
         """
         head = None if vocabulary is None else sliced_head(self.head, vocabulary, packed=self.packed)
         return sparse_path(self.full, self.anatomy, skip, mlps or {}, head)
 
     @torch.no_grad()
     def adapted_path(self, adapter: Adapter) -> Path:
-        """See `adapted`: the draft path that an adapter was trained for, with its weights in place."""
+        """Return the draft path that an adapter was trained for, with its weights in place (see `adapted`)."""
         return adapted_path(self, adapter)
 
     def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
-        """See `neurons`: by layer outside `skip`, an MLP of the share `ratio` of neurons that `tokens` use most."""
+        """Return MLPs with only the fraction `ratio` of neurons that `tokens` use most, by layer (see `neurons`)."""
         return most_used_mlps(self, tokens, ratio, skip)
 
     def pseudo_tokens(self, adapter: str | None, count: int, noise: float) -> PseudoTokens:
-        """See `pseudo`: those of an adapter's folder, or `count` untrained ones."""
+        """Return the pseudo tokens of an adapter's folder, or `count` untrained ones (see `pseudo`)."""
         if adapter is not None:
             return PseudoTokens(self, Adapter.read(adapter), adapter)
         return PseudoTokens(self, untrained(self, count, noise))
 
     def selection(self) -> Selection:
-        """Room for a selection of each cache row's keys."""
+        """Return an empty selection of keys for every cache row."""
         return Selection(len(self.full.layers), self.cache.rows)
 
     def scoring(self, path: Path) -> tuple[Path, Scores]:
-        """See `selection`: `path`, writing down what its attention looks at."""
+        """Return `path` with attention that records its scores (see `selection`)."""
         return scoring(self, path)
 
     def most_similar_skips(
         self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
     ) -> SkipSet:
-        """See `dynamic`: the `count` of `layers` without which a committed token keeps most of its last state."""
+        """Choose `count` of `layers` to skip so that a token's last state stays most similar (see `dynamic`)."""
         return most_similar_skips(self, row, position, token, states, count, layers)
 
     @torch.inference_mode()
     def exit_tokens(self, states: Tensor) -> Tensor:
-        """(m,) what the head makes of (m, C) hidden states, wherever they come from: its argmax."""
+        """Return the (m,) most likely ids for (m, C) hidden states of any layer: final norm, head and argmax."""
         return self.head(self.norm(states)).argmax(-1)
 
     @torch.inference_mode()
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
-        """Commit `tokens` to a cache row, without logits. They follow what the row holds already."""
+        """Append `tokens` to the committed tokens of a cache row, without computing logits."""
         self.fill(self.full, tokens, self.cache, row)
 
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
-        """Compute a row's keys anew where its family does so: when a text grows past the limit of its rope.
+        """Recompute a row's keys when its text grows past the limit of its rope, in families that do so.
 
         Args:
             tokens: the row's committed tokens and the next root.
@@ -199,7 +199,7 @@ class Target(Driver):
 
     @torch.inference_mode()
     def fill(self, path: Path, tokens: Sequence[int], cache: KVCache, row: int = 0) -> None:
-        """Commit `tokens` to a row of any cache, through `path`, without logits. In an empty row they are a prompt."""
+        """Commit `tokens` to a row of any cache, through `path`, without logits. An empty row takes them as prompt."""
         if not cache.lengths[row]:
             cache.prefilled_at[row] = len(tokens) + 1  # the first root is a token of the prompt, too
         for first in range(0, len(tokens), PREFILL_CHUNK):
@@ -221,14 +221,14 @@ class Target(Driver):
         keep: Sequence[list[Tensor]] | None = None,
         pseudo: PseudoTokens | None = None,
     ) -> list[Tensor]:
-        """One full forward of every row's root and tree: the step that everything is about.
+        """Run one full forward of every row's root and tree.
 
         Args:
             rows: B cache rows. roots: their last committed tokens, not yet in the cache. trees: their drafts.
-            reuse: per row, what drafting has computed already: only the rest is. Ignored unless all rows have
-                it of the same number of layers, and where states are kept.
-            keep: per row, a list that gets (L + 1, n + 1, C) the hidden states before and behind every layer.
-            pseudo: what the trees' probes are, if not the tokens that they hold.
+            reuse: per row, what drafting has computed already, so that only the rest is computed. Ignored with `keep`
+                or `pseudo`, and unless all rows have it for the same number of layers.
+            keep: per row, a list that gets the (L + 1, n + 1, C) hidden states before and after every layer.
+            pseudo: pseudo tokens that take the place of the trees' probes.
 
         Returns:
             Per row (n + 1, V) logits: after the root, then after each node.
@@ -260,13 +260,13 @@ class Target(Driver):
         keep: Sequence[list[Tensor]] | None = None,
         keys: Selection | None = None,
     ) -> list[Tensor]:
-        """A forward through `path` in the scratch slots behind the committed tokens: nothing to undo afterwards.
+        """Run a forward through `path` in the scratch slots after the committed tokens: nothing has to be undone.
 
         Args:
             offset: how many scratch tokens of the same draft come before (a drafted chain is written as it grows).
-            tokens: per row the token at that offset. trees: what hangs under it.
-            keep: per row, a list that gets (n + 1, C) the hidden states behind the path's leading layers, for `Reuse`.
-            keys: attend to a selection of the committed keys.
+            tokens: per row the token at that offset. trees: per row the nodes under it.
+            keep: per row, a list that gets the (n + 1, C) hidden states after the path's leading layers, for `Reuse`.
+            keys: attend only to this selection of the committed keys.
 
         Returns:
             Per row (n + 1, V) logits.
@@ -274,7 +274,7 @@ class Target(Driver):
         if path is self.full:
             self.forwards += 1
         behind = [self.cache.lengths[row] + offset for row in rows]
-        padded = keep is not None  # only what verification takes over has to have the bits of verification
+        padded = keep is not None  # only states that verification reuses must have the bits of verification
         if keys is None:
             block = self._block(rows, behind, tokens, trees, padded=padded)
         else:
@@ -294,13 +294,13 @@ class Target(Driver):
 
     @torch.inference_mode()
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
-        """(n, V) logits of `path` after each of n committed tokens that begin at `position`, as if drafted there.
+        """Return (n, V) logits of `path` after each of n committed tokens from `position` on, as if drafted there.
 
-        They see the full model's keys before `position`, and their own, which are written in scratch slots.
+        They see the full model's keys before `position`, and their own, which are written to scratch slots.
 
         Args:
-            block: cut the tokens into blocks of so many, each seeing the full model's keys up to itself: what drafts
-                of up to that length are like, in one forward.
+            block: cut the tokens into blocks of this size, each of which sees the full model's keys before it: one
+                forward then imitates many drafts of up to that length.
         """
         size = block or len(tokens)
         firsts = range(0, len(tokens), size)
@@ -312,13 +312,13 @@ class Target(Driver):
         return torch.cat(self.logits(path, self.run(path, whole), chains))
 
     def longest_draft(self, row: int) -> int:
-        """The deepest nodes that a row's next forward may verify: where its padding ends, so does its block of keys."""
+        """Return the greatest depth that a row's next forward may verify; its padding must stay in one key block."""
         slots = self.cache.lengths[row] + self.row_block
         longest = min(self.widest_draft, self._before_recomputing(self.cache.lengths[row]))
         return min(longest, -slots % self.key_block) if self.key_block > 1 else longest
 
     def _before_recomputing(self, root: int) -> int:
-        """How many tokens after the one at position `root` still see keys of one table (see `rotary`)."""
+        """Return how many tokens after the one at position `root` still share its rotary table (see `rotary`)."""
         limit = self.rotary.recomputed_past
         return LONGEST_DRAFT if limit is None or root >= limit else limit - root - 1
 
@@ -342,13 +342,13 @@ class Target(Driver):
         return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
 
     def _featured(self, path: Path, rows: Sequence[int]) -> Tensor:
-        """(B, 1, C) what the path makes of the rows' last final hidden states; zeros where one is not known."""
+        """Return the path's (B, 1, C) features of the rows' last final hidden states; zeros where one is not known."""
         finals = [self.cache.finals[row] for row in rows]
         unknown = torch.zeros(path.feature.weight.shape[1], dtype=self.dtype, device=self.device)
         return path.feature(torch.stack([unknown if final is None else final for final in finals])[:, None])
 
     def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
-        """The full model's (B, N, C) final hidden states, where leading layers have seen the `ready` first tokens."""
+        """Return the full model's (B, N, C) final hidden states; leading layers have run on `ready` first tokens."""
         layers = reuse[0].layers
         hidden = torch.stack([r.states[:ready] for r in reuse])
         if ready < block.tokens.shape[1]:
@@ -358,14 +358,14 @@ class Target(Driver):
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self, first: int) -> float:
-        """How far our drive is from the model's own forward of a few tokens at positions from `first` on, in sigmas."""
+        """Return how far our logits of a few tokens at positions from `first` on differ from stock ones, in sigmas."""
         tokens = torch.randint(self.vocab_size, (TRIED,), generator=torch.Generator().manual_seed(0))
         positions = torch.arange(first, first + TRIED, device=self.device)[None]
         told = {"position_ids": positions} if first else {}
         stock = self.model(input_ids=tokens[None].to(self.device), use_cache=False, **told).logits[0].float()
         tree = TokenTree.chain(tokens[1:])
         self.cache.clear(0)
-        self.cache.prefilled_at[0] = first + TRIED  # the stock forward takes one length for all of them
+        self.cache.prefilled_at[0] = first + TRIED  # the stock forward uses one length for all of them
         block = replace(self._block([0], [0], [int(tokens[0])], [tree]), behind=[first])
         (ours,) = self.logits(self.full, self.run(self.full, block), [tree])
         self.cache.clear(0)
@@ -373,6 +373,6 @@ class Target(Driver):
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:
-    """The first token id that is given, of several fallbacks."""
+    """Return the first token id that is given, among several fallbacks."""
     given = next(i for i in ids if i is not None and i != [])
     return int(given if isinstance(given, int) else given[0])

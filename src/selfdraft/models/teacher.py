@@ -1,4 +1,4 @@
-"""What the target teaches: its hidden states, keys and values over packed texts, kept for the epochs to come.
+"""Teacher outputs: the target's hidden states, keys and values over packed texts, kept for later epochs.
 
 Shapes: B rows of packed text, N tokens a row, M positions that are run, C hidden size.
 """
@@ -19,13 +19,13 @@ from selfdraft.models.target import Target
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the target made of a batch.
+    """The target's outputs for a batch.
 
     Attributes:
         positions, texts: (B, N) of the batch.
-        final: (B, N, C) hidden states behind the final norm.
-        states: by layer, (B, N, C) hidden states before it, where asked for.
-        keys, values: by layer, (B, H, N, D), where asked for.
+        final: (B, N, C) hidden states after the final norm.
+        states: by layer, (B, N, C) hidden states before it, where requested.
+        keys, values: by layer, (B, H, N, D), where requested.
     """
 
     positions: Tensor
@@ -37,19 +37,19 @@ class Lesson:
 
 
 class LessonBook:
-    """Lessons of rows that will come again: the target is run over every row once, not once an epoch.
+    """Stored teacher outputs of rows that will come again: the target is run over every row once, not once an epoch.
 
-    Kept in bfloat16 in the host's memory, which is as much as a target in that dtype would have had to say. A row is
-    taught alone and given as it is kept from the first time on: what is learnt of it depends neither on the rows beside
-    it nor on when a training was resumed.
+    They are kept in bfloat16 in the host's memory, the precision that a target in that dtype has. The target runs over
+    each row by itself, and even the first answer is the stored copy: training depends neither on the other rows of a
+    batch nor on when it was resumed.
     """
 
     def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], Lesson]) -> None:
-        """`teach`: the lesson of (B, N) tokens, positions and texts."""
+        """`teach`: computes the teacher outputs of (B, N) tokens, positions and texts."""
         self.teach, self._rows = teach, {}
 
     def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
-        """The lesson of a batch."""
+        """Return the teacher outputs of a batch."""
         rows = [self._row(*row) for row in zip(tokens, positions, texts, strict=True)]
 
         def together(parts: list[Tensor]) -> Tensor:
@@ -65,10 +65,10 @@ class LessonBook:
         )
 
     def _row(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
-        """Of a row, without the padding behind it."""
+        """Return the teacher outputs of one row, without its padding."""
         real = texts >= 0
         tokens, positions, texts = tokens[real], positions[real], texts[real]
-        # Its tokens and where its texts begin: neither alone says what sees what.
+        # The key needs the tokens and the text that each belongs to: together they decide which token sees which.
         key = torch.stack([tokens, texts]).cpu().numpy().tobytes()
         if key not in self._rows:
             lesson = self.teach(tokens[None], positions[None], texts[None])
@@ -86,12 +86,12 @@ def _kept(part: Tensor) -> Tensor:
 
 
 def _as_wide(part: Tensor, width: int) -> Tensor:
-    """(…, N, D) of a row, padded to `width` places."""
+    """Pad (…, N, D) of a row to (…, width, D)."""
     return functional.pad(part, (0, 0, 0, width - part.shape[-2]))
 
 
 class _Recorder:
-    """What the target's layers write to: keeps the keys of some, and lets all see their own block."""
+    """The cache of the target's layers: keeps the keys and values of some, and lets each layer see its own block."""
 
     def __init__(self, layers: Collection[int]) -> None:
         self.layers, self.keys, self.values = layers, {}, {}
@@ -115,11 +115,11 @@ def teach(
     layers: Collection[int],
     before: Collection[int] = (),
 ) -> Lesson:
-    """Run the target over packed texts.
+    """Run the target over packed texts and return its outputs.
 
     Args:
-        tokens, positions, texts: (B, N); texts see only themselves.
-        layers: whose keys and values are wanted. before: before which layers hidden states are.
+        tokens, positions, texts: (B, N); a token sees only its own text.
+        layers: keep the keys and values of these layers. before: keep the hidden states before these layers.
     """
     length = tokens.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
@@ -137,7 +137,7 @@ def teach(
 def surroundings(
     target: Target, types: Sequence[str], hidden: Tensor, positions: Tensor, key_positions: Tensor, visible: Tensor
 ) -> tuple[dict, dict]:
-    """Masks and rotations by layer type, of (B, M) positions that see (B, M, K) keys at (B, K) positions."""
+    """Return masks and rotations by layer type, for (B, M) positions that see (B, M, K) keys at (B, K) positions."""
     anatomy, masks, rotations = target.anatomy, {}, {}
     for kind in set(types):
         seen = visible
@@ -151,7 +151,7 @@ def surroundings(
 def run_layer(
     target: Target, layer: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, rotation: object, memory: object
 ) -> Tensor:
-    """(B, M, C) hidden states behind a layer, whose keys and values go to `memory`, and come back with others."""
+    """Return (B, M, C) hidden states after a layer; `memory` is its cache: takes its keys, returns those it sees."""
     return layer(
         hidden,
         attention_mask=mask,
