@@ -1,6 +1,7 @@
-"""Prompt lookup (Saxena 2023): what followed the last n-gram earlier in the text is the draft.
+"""Prompt lookup (Saxena 2023): draft the tokens that followed the last n-gram earlier in the text.
 
-How much of that is drafted is ours: as many tokens as pay at this machine's costs, by how often such tokens were right.
+The draft length is chosen by a rule of ours: as many tokens as pay at this machine's costs, given how often such tokens
+were right.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
-WEIGHT = 6.0  # trials that a prior counts for
-RIVAL = 0.2  # how often a candidate is right, for each one before it, before anything is known
+WEIGHT = 6.0  # a prior counts as many trials
+RIVAL = 0.2  # each earlier candidate multiplies the prior probability of a candidate's first token by this
 
 
 @dataclass
 class PromptLookupConfig(DrafterConfig):
     """Match n-grams of `ngram_max` down to `ngram_min` tokens; draft up to `draft_length`.
 
-    `candidates`: so many continuations side by side, each with another first token, instead of the first match alone.
-    `costs`: as many of them as pay by the measured cost of a forward and by chances learned in this text; or `flat`:
-    all of them.
+    `candidates`: the most continuations drafted side by side, each with another first token; 1 drafts the first match.
+    `costs`: `measured` drafts as many tokens as pay at the measured cost of a forward and at chances learned in this
+    text; `flat` drafts all of them.
     """
 
     name: str = "prompt_lookup"
@@ -44,19 +45,19 @@ class PromptLookupConfig(DrafterConfig):
 
 
 class Chances:
-    """How often what followed matches of one kind is right: its first token, and each after one that was."""
+    """How often continuations of one kind of match are right: the first token, and each token after a right one."""
 
     def __init__(self, matched: int, rank: int) -> None:
-        """A kind: how many tokens matched, and how many candidates come before it."""
+        """Begin with the prior of a kind: how many tokens matched, and how many candidates come before it."""
         prior = lookup_prior(matched) * RIVAL**rank
         self.first, self.later = Rate(prior, WEIGHT), Rate(lookup_prior(matched), WEIGHT)
 
     def reached(self, length: int) -> list[float]:
-        """By token, the chance that it and all before it are right."""
+        """Return, for each of `length` tokens, the chance that it and all before it are right."""
         return [self.first() * self.later() ** depth for depth in range(length)]
 
     def learn(self, accepted: int, drafted: int) -> None:
-        """What became of a draft."""
+        """Count a continuation of `drafted` tokens whose first `accepted` ones were right."""
         self.first.learn(min(accepted, 1), 1)
         if accepted and drafted > 1:
             self.later.learn(accepted - 1, drafted - 1)
@@ -67,12 +68,12 @@ class Chances:
         self.later.fade(FADING)
 
 
-Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many candidates come before it
+Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many candidates come before it (rank)
 
 
 @dataclass
 class Memory:
-    """The text so far, indexed; what lookups of a kind were worth in it; and what was found last, by kind."""
+    """The drafter's state for one request: the text's index; by kind, the chances and the last continuations found."""
 
     index: NgramIndex
     chances: dict[Kind, Chances] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Memory:
 
 
 class PromptLookup(Drafter):
-    """Longest n-gram first, and of its occurrences the latest."""
+    """Drafts what followed the latest occurrence of the longest n-gram that matches."""
 
     Config = PromptLookupConfig
     config: PromptLookupConfig
@@ -90,11 +91,11 @@ class PromptLookup(Drafter):
         self.costs = target.costs if config.costs == "measured" else None
 
     def start(self, context: Context) -> None:
-        """An empty index; the prompt enters it with the first proposal."""
+        """Begin with an empty index; the prompt enters it with the first proposal."""
         context.memory = Memory(NgramIndex(self.config.ngram_min, self.config.ngram_max))
 
     def propose(self, context: Context) -> Draft:
-        """One chain a candidate, or nothing where no n-gram matches or nothing pays."""
+        """Return one chain per candidate, or nothing if no n-gram matches or nothing pays."""
         memory: Memory = context.memory
         memory.index.extend(context.tokens[len(memory.index) :])
         found = memory.index.matches(min(self.config.draft_length, context.room), self.config.candidates)
@@ -105,17 +106,17 @@ class PromptLookup(Drafter):
         return Draft(TokenTree.merged(branches), source="lookup")
 
     def observe(self, context: Context, step: Step) -> None:
-        """Learn how much of what was found is right, drafted or not."""
+        """Learn how many tokens of the continuations found were right, drafted or not."""
         memory: Memory = context.memory
         for chances in memory.chances.values():
             chances.fade()
         for kind, chances in memory.chances.items():
-            told = list(zip(memory.found.get(kind, ()), step.emitted, strict=False))  # what comes behind, nobody knows
+            told = list(zip(memory.found.get(kind, ()), step.emitted, strict=False))  # later tokens are unknown
             if told:
                 chances.learn(len(list(takewhile(lambda pair: pair[0] == pair[1], told))), len(told))
 
     def _paying(self, memory: Memory, costs: CostCurve) -> list[list[int]]:
-        """Of every candidate, what pays."""
+        """Return, for every candidate, the first tokens that pay."""
         nodes: list[tuple[float, Kind]] = []
         for kind, tokens in memory.found.items():
             chances = memory.chances.setdefault(kind, Chances(*kind))

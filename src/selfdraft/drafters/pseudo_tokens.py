@@ -1,7 +1,7 @@
 """Trained pseudo tokens: one forward verifies and drafts (PaSS, BiTA and gated LoRA: see `models.pseudo`).
 
-Behind the root and the candidates hang k pseudo tokens as probes. Where the accepted tokens end, the target itself says
-what comes next, and the probes there say what comes after that: the next step's candidates.
+A chain of k pseudo tokens follows the root and each candidate, as probes. After the last accepted node, the target
+predicts the bonus token, and the probes there predict the tokens after it: the next step's candidates.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfi
 from selfdraft.models.pseudo import Branch
 from selfdraft.models.target import Target
 
-WORTH, OLD = 0.5, 0.9  # what a draft adds before any was made; and how much of what is known stays at every step
-RIVALS = 4  # best tokens of a probe, at least, among which its chances are told
+WORTH, OLD = 0.5, 0.9  # prior number of tokens that a draft is expected to add, and the weight of its older mean
+RIVALS = 4  # the chances of a probe's best tokens are renormalised over at least so many of them
 
 
 @dataclass
 class PseudoTokensConfig(DrafterConfig):
     """Pseudo tokens of the folder `adapter`; up to `nodes` candidates, from the best `branches` tokens of each.
 
-    Without an adapter `count` untrained ones stand in, copies of the mean embedding: that runs, and drafts badly.
-    `noise`: of untrained ones, random embeddings and a random LoRA of that size instead, which drafts worse still: for
-    trying that drafts change no text. `costs`: as many candidates as pay, and probes only where the accepted tokens are
-    likely to end, by the measured cost of a forward and by chances learned while decoding; or `flat`: all of them.
+    Without an adapter, `count` untrained pseudo tokens are used, copies of the mean embedding: that runs, but drafts
+    badly. `noise`: gives untrained ones random embeddings and a random LoRA of this size instead; they draft even
+    worse, to test that drafts change no text. `costs`: `measured` drafts as many candidates as pay at the measured cost
+    of a forward and at chances learned while decoding, with probes only where the accepted tokens are likely to end;
+    `flat` drafts all candidates, each with probes.
     """
 
     name: str = "pseudo_tokens"
@@ -41,17 +42,17 @@ class PseudoTokensConfig(DrafterConfig):
 
 
 Guess = tuple[int, "Kind", float]
-Kind = tuple[int, int, int]  # of a guess: its probe, its rank there, how sure the probe is of it
+Kind = tuple[int, int, int]  # the kind of a guess: its probe, its rank there, and how sure the probe is, in sixths
 
 
 @dataclass
 class Memory:
-    """Of one request.
+    """The drafter's state for one request.
 
     Attributes:
-        levels: by depth, what the last step's probes guess behind a branch, or (None) behind any, each guess with its
-            kind and chance.
-        worth: how many tokens a draft was expected to add of late, where there were guesses.
+        levels: by depth and branch, the guesses of the last step's probes, each with its kind and chance. The key None
+            holds the guesses for any branch.
+        worth: the mean number of tokens that recent drafts were expected to add, over steps with guesses.
     """
 
     estimates: Estimates = field(default_factory=Estimates)
@@ -59,31 +60,34 @@ class Memory:
     worth: float = WORTH
 
     def guesses(self, branch: Branch) -> list[Guess]:
-        """What may follow these tokens, the first of them the one behind the root."""
+        """Return the guesses for the token after `branch`, the tokens that follow the root."""
         level = self.levels[len(branch)] if len(branch) < len(self.levels) else {}
         return level.get(branch, level.get(None, []))
 
 
 class PseudoTokensDrafter(Drafter):
-    """One forward verifies the candidates and finds the next ones."""
+    """Verifies the candidates and finds the next ones in one forward."""
 
     Config = PseudoTokensConfig
     config: PseudoTokensConfig
-    tree_parallel = False  # a process would have to hold the probes of nodes that are not its own
+    tree_parallel = False  # a process would need the probes of nodes that other processes verify
 
     def __init__(self, target: Target, config: PseudoTokensConfig) -> None:
         super().__init__(target, config)
         self.pseudo = target.pseudo_tokens(config.adapter, config.count, config.noise)
         self.costs = target.costs if config.costs == "measured" else None
         self.rivals = min(max(config.branches, RIVALS), target.vocab_size)
-        self.best = 0 if self.pseudo.sampler is not None else self.rivals  # a sampler's guesses stand in their place
+        self.best = 0 if self.pseudo.sampler is not None else self.rivals  # a sampler guesses instead
 
     def start(self, context: Context) -> None:
-        """Nothing is guessed yet: the first step has probes alone."""
+        """Begin without guesses: the first step has probes only."""
         context.memory = Memory()
 
     def propose(self, context: Context) -> Draft:
-        """The likeliest tree of what the probes guessed, each depth by itself, and the next probes under all of it."""
+        """Return the likeliest tree of the probes' guesses, with the next probes under its nodes.
+
+        Without a sampler, the guesses for each depth are independent of the branch.
+        """
         memory: Memory = context.memory
         branches: dict[int, Branch] = {}
 
@@ -103,10 +107,11 @@ class PseudoTokensDrafter(Drafter):
         return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, pseudo=self.pseudo)
 
     def observe(self, context: Context, step: Step) -> None:
-        """Learn how often guesses were right, and read the next ones off the probes where the accepted tokens end.
+        """Learn how often guesses were right, and read the next guesses from the probes after the last accepted node.
 
-        When sampling, a probe's first guess is the token drawn there, with the number that will draw the true one: as
-        near as it can get, and no harm to exactness, since those numbers alone decide the text.
+        When sampling, a probe's first guess is the token drawn there with the random number that will later draw the
+        true token: this guess is the likeliest to match. The output stays exact, because only those numbers decide the
+        text.
         """
         memory: Memory = context.memory
         for depth, token in enumerate(step.emitted):
@@ -114,11 +119,11 @@ class PseudoTokensDrafter(Drafter):
             for guess, kind, _ in guesses:
                 memory.estimates.observe(kind, guess == token)
             if token not in [guess for guess, *_ in guesses]:
-                break  # what was guessed behind another token says nothing of what stands behind this one
+                break  # the later guesses were made for another prefix
         probes = probes_under(step.draft.tree, step.path[-1] if step.path else ROOT)
         at = [probe + 1 for probe in probes]
         memory.levels = []
-        if at and step.states is not None:  # once more to the host
+        if at and step.states is not None:  # a second transfer to the host
             found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
             memory.levels = [
                 {branch: self._guesses(number, best) for branch, best in level.items()}
@@ -129,7 +134,7 @@ class PseudoTokensDrafter(Drafter):
             memory.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
-        """Its best tokens as guesses: the `first` one first where it is not the best, then by chance."""
+        """Return the best tokens of probe `number` as guesses: the token `first`, if given, then by chance."""
         known = dict(best)
         ranked = known if first is None else {first: known.get(first, min(known.values())), **known}
         ranked = list(ranked.items())[: self.config.branches]
@@ -137,7 +142,7 @@ class PseudoTokensDrafter(Drafter):
 
 
 def probes_under(tree: TokenTree, node: int) -> list[int]:
-    """The chain of probes that hangs under a node of the tree, or under its root; none where it was cut off."""
+    """Return the chain of probes under a node of the tree, or under its root; empty if it was cut off."""
     chain: list[int] = []
     while len(found := ((tree.parents == node) & ~tree.is_candidate).nonzero().flatten()):
         node = int(found[0])

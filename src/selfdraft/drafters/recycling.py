@@ -1,6 +1,6 @@
-"""Token recycling (Luo et al. 2024, arXiv 2408.08696): what the model thought of at any node is kept as a draft.
+"""Token recycling (Luo et al. 2024, arXiv 2408.08696): draft from the model's earlier next-token predictions.
 
-After every forward the K best next tokens at each node, of rejected ones too, become the edges of that node's token.
+After every forward, the K best next tokens at each node, also at rejected nodes, become the edges of that node's token.
 The draft is a tree of fixed shape, filled from these edges.
 """
 
@@ -18,18 +18,18 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
-# How often a token's first, second, … edge is right: the weights by which the default tree's nodes are chosen.
+# Prior probability that a token's first, second, … edge is right; the default tree has the most probable nodes.
 CHANCES = (0.45, 0.12, 0.07, 0.05, 0.035, 0.03, 0.025, 0.02)
 
 
 @dataclass
 class RecyclingConfig(DrafterConfig):
-    """`edges` next tokens kept of every token (K), and a tree of `nodes` nodes, at most `depth` deep, filled from them.
+    """Keep `edges` next tokens of every token (K); fill a tree of `nodes` nodes, at most `depth` deep, from them.
 
     `template`: the tree's shape instead, as the number of children of the root and of each node, breadth-first, e.g.
-    [3,2,1] for three tokens of which the first has two and the second has one behind it. `seed_from_prompt`: pairs of
-    the prompt are edges too, until a forward knows better. `warm`: a request begins with the edges that all before it
-    have left, and overwrites them for itself: of requests decoded together, none undoes what another has just found.
+    [3,2,1] for three tokens, of which the first has two children and the second has one. `seed_from_prompt`: pairs of
+    the prompt are edges too, until a forward replaces them. `warm`: a request starts from a copy of the edges of all
+    earlier requests, so requests that are decoded together do not overwrite each other's edges.
     """
 
     name: str = "recycling"
@@ -49,7 +49,7 @@ class RecyclingConfig(DrafterConfig):
         self.shape()
 
     def shape(self) -> Template:
-        """The tree to fill."""
+        """Return the shape of the tree to fill."""
         if not self.template:
             chances = [CHANCES[rank] if rank < len(CHANCES) else CHANCES[-1] for rank in range(self.edges)]
             return Template.likeliest(chances, self.nodes, self.depth)
@@ -60,7 +60,7 @@ class RecyclingConfig(DrafterConfig):
 
 
 class Recycling(Drafter):
-    """One gather a level to propose, one top-k to observe."""
+    """Drafts the template tree: one gather per level to propose, one top-k to observe."""
 
     Config = RecyclingConfig
     config: RecyclingConfig
@@ -72,20 +72,20 @@ class Recycling(Drafter):
         self.shared = self._empty() if config.warm else None
 
     def start(self, context: Context) -> None:
-        """No edges but the prompt's, or those of all requests so far."""
+        """Begin with the prompt's edges and, if `warm`, with those of all requests so far."""
         context.memory = self._empty() if self.shared is None else self.shared.copy()
         if self.config.seed_from_prompt:
             for adjacency in self._learning(context):
                 adjacency.seed(context.tokens)
 
     def propose(self, context: Context) -> Draft:
-        """The template, filled below the last token as far as edges are known."""
+        """Return the template, filled below the last token as far as edges are known."""
         tokens, parents = self.template.filled(context.memory, context.tokens[-1], context.room)
         tree = TokenTree(torch.from_numpy(tokens), torch.from_numpy(parents), torch.ones(len(tokens), dtype=torch.bool))
         return Draft(tree, source="recycling")
 
     def observe(self, context: Context, step: Step) -> None:
-        """New edges of the root's token and of every node's. A token that stands twice keeps the accepted node's."""
+        """Replace the edges of the root's and every node's token; if a token occurs twice, an accepted node's count."""
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
         following = step.best[0].long().numpy()
@@ -95,7 +95,7 @@ class Recycling(Drafter):
             adjacency.update(tokens[accepted], following[accepted])
 
     def _learning(self, context: Context) -> list[Adjacency]:
-        """A request's own edges, and those that it leaves to later ones."""
+        """Return the request's own edges and, if `warm`, the shared ones for later requests."""
         return [context.memory] if self.shared is None else [context.memory, self.shared]
 
     def _empty(self) -> Adjacency:

@@ -1,4 +1,4 @@
-"""Leaves beside the tokens of a drafted chain: how many, and which."""
+"""Choose leaves beside the tokens of a drafted chain: how many, and which."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from selfdraft.core.lengths import ExpectedGain, Rule
 from selfdraft.core.sampling import draw
 from selfdraft.drafters.base import Context
 
-# SWIFT's numbers of children at a depth (the chain's own one included), where the drafted token's confidence is above:
+# SWIFT's numbers of children per depth, the chain's token included: one for each confidence that the token's is above.
 CONFIDENT = (0.95, 0.8, 0.5, -1.0)
 CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
-MOST_CHILDREN = 16  # at a depth, where it is costs that decide
+MOST_CHILDREN = 16  # per depth, if the number is chosen by costs
 
 
 def children(rule: Rule, confidences: Sequence[float], q: Tensor, size: int, *, sample: bool) -> int:
-    """How many children to draft where the last token of a chain stands, that one included.
+    """Return how many children to draft at the depth of a chain's last token, that token included.
 
     Args:
-        rule: the chain's; by expected gain as many as pay, by another SWIFT's numbers. confidences: of the chain.
-        q: (1, V) what its last token was drawn from. size: tokens of the verification so far, the root included.
+        rule: the chain's length rule; `ExpectedGain` chooses as many children as pay, the others SWIFT's numbers.
+        confidences: of the chain's tokens.
+        q: (1, V) the distribution that the last token was drawn from.
+        size: tokens of the verification so far, the root included.
     """
     if isinstance(rule, ExpectedGain):
         best = q[0].topk(min(MOST_CHILDREN, q.shape[-1])).values.tolist()
@@ -31,9 +33,10 @@ def children(rule: Rule, confidences: Sequence[float], q: Tensor, size: int, *, 
 
 
 def siblings_of(context: Context, q: Tensor, token: int, count: int) -> tuple[list[int], list[Tensor]]:
-    """Up to ``count - 1`` tokens beside the drafted one, and the (1, V) distribution each was drawn from.
+    """Return up to ``count - 1`` tokens beside the drafted one, and the (1, V) distribution each was drawn from.
 
-    Greedy: the next best. Sampled: drawn without replacement, each from what those before it left of q, renormalised.
+    In greedy decoding they are the next best tokens, without distributions. When sampling, they are drawn without
+    replacement: each from q without the tokens drawn before it, renormalised.
     """
     if not context.rule.sample:
         best = q[0].topk(min(count, q.shape[-1])).indices.tolist()
