@@ -1,4 +1,4 @@
-"""The contenders of an evaluation: the drafter, our autoregressive baseline, and references outside SelfDraft."""
+"""The decoders that an evaluation compares: the drafter, our autoregressive baseline, references outside SelfDraft."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SEVERITY = ("exact", "sampled", "tie", "mismatch")
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that decodes the same prompts in several ways.
+    """The decoders that answer the same prompts (the "contenders"), and what checks and measures them.
 
     Attributes:
-        references: by name, decoders outside SelfDraft that run beside.
-        memory: notes the peaks of loading, prefilling, decoding and certifying.
-        fingerprint: of the model.
+        references: by name, decoders outside SelfDraft that are timed too.
+        memory: records the peak memory of loading, prefilling, decoding and certifying.
+        fingerprint: the model's fingerprint.
     """
 
     chat: Chat
@@ -40,13 +40,13 @@ class Bench:
     fingerprint: str = ""
 
     def order(self, position: int) -> list[str]:
-        """The contenders, starting with another one at every position: nobody always runs first, or after another."""
+        """Return the contenders' names, rotated by `position`, so that none is always the first to run."""
         names = [DRAFTER, BASELINE, *self.references]
         shift = position % len(names)
         return names[shift:] + names[:shift]
 
     def decode(self, name: str, requests: Sequence[Request]) -> list[Generation] | list[StockGeneration]:
-        """One contender, all requests: references one after the other, ours in batches."""
+        """Decode all requests with one contender: references one request at a time, ours in batches."""
         if name in self.references:
             return [self.references[name].decode(request.prompt) for request in requests]
         return (self.drafter if name == DRAFTER else self.baseline).answer(requests)
@@ -55,7 +55,7 @@ class Bench:
         """Decode the requests `repeats` times with every contender, interleaved, in rotating order.
 
         Returns:
-            One measurement a request.
+            One measurement per request.
         """
         measured = [Measurement() for _ in requests]
         for repeat in range(repeats):
@@ -65,7 +65,7 @@ class Bench:
             for index, one in enumerate(measured):
                 one.add(order, {name: runs[name][index] for name in order})
         for request, one in zip(requests, measured, strict=True):
-            for generation in one.runs[DRAFTER]:  # every repeat must be lossless, the last as the first
+            for generation in one.runs[DRAFTER]:  # every repeat must be lossless, not only the first
                 with self.memory("certify"):
                     certificate = self.certifier.certify(request.prompt, generation.output, one.baseline.output)
                 if SEVERITY.index(certificate.verdict) >= SEVERITY.index(one.certificate.verdict):
@@ -83,10 +83,10 @@ class Measurement:
     """All runs of one prompt.
 
     Attributes:
-        runs: per contender, one a repeat.
-        repeats: per repeat, the order and each contender's decode seconds.
+        runs: by contender, one run per repeat.
+        repeats: for each repeat, the order and each contender's decode seconds.
         certificate: the drafter's worst one over the repeats.
-        beside: by reference, the certificate of our baseline: where it and the reference part.
+        beside: by reference, the certificate that compares its output with our baseline's.
     """
 
     runs: dict[str, list] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Measurement:
     def line(self) -> dict:
         """The measured part of a line of prompts.jsonl. Seconds are medians over the repeats.
 
-        In a batch, the seconds of a phase are this prompt's share of them; only a latency is a whole time.
+        In a batch, the seconds of a phase are this prompt's share of them; only a latency is wall time.
         """
         drafter, counts = self.drafter, self.drafter.counts
         clocks = [run.clock.seconds for run in self.runs[DRAFTER]]
@@ -146,7 +146,7 @@ class Measurement:
             "steps": drafter.steps,
             "diagnostics": drafter.diagnostics,
             "stood_down": sum(step[4] == STOOD_DOWN for step in drafter.steps),
-            # Only where they differ, so that the file holds no text twice.
+            # Written only if they differ, so that the file does not hold a text twice.
             **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
         }
 

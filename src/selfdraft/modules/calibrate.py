@@ -1,11 +1,12 @@
-"""Calibration under a Lightning Trainer: skip sets are scored on the model's own answers, and the best ones decoded.
+"""Calibration under a Lightning Trainer: score skip sets on the model's own answers, then decode with the best ones.
 
-A candidate is scored without decoding. One parallel sparse forward a text, in blocks that see the full model's keys
-before them, tells where the path would draft right and how sure it would be (`decoding.traces`). Objectives:
+A candidate is scored without decoding. One parallel sparse forward per text, in blocks that see the full model's keys
+before them, gives where the path would draft the right token and how confident it would be (`decoding.traces`).
+Objectives:
 
-* `matchness`: the share drafted right, at a given number of skipped sublayers (SWIFT's, arXiv 2410.06916).
-* `tokens_per_s`: the best that any draft length and confidence threshold would make of it, at the costs of attention,
-  MLP, head and verification measured on this device at the start (`core.costmodel`).
+* `matchness`: the share of tokens drafted right, at a given number of skipped sublayers (SWIFT's, arXiv 2410.06916).
+* `tokens_per_s`: the highest rate over all draft lengths and confidence thresholds, predicted from the costs of
+  attention, MLP, head and verification that are measured on this device at the start (`core.costmodel`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TEXTS, COSTS = "texts.json", "costs.json"
 
 
 class CalibrateModule(pl.LightningModule):
-    """Scores the candidates of a search; `check` then decodes with the best."""
+    """Scores the candidates of a search; `check` then decodes with the best ones."""
 
     def __init__(
         self,
@@ -54,18 +55,20 @@ class CalibrateModule(pl.LightningModule):
 
         Args:
             build: makes the bench on this process's device; its baseline writes the texts.
-            make_search: from the number of layers, the rank, and what `Search` calls `most_similar`.
-            folder: of the run. Texts, costs and scores that an earlier run left there are taken over.
+            make_search: makes the search from the number of layers, the rank, and `most_similar` (see `Search`).
+            prompts: their first turns are answered to make the texts.
+            folder: the run's folder. Texts, costs and scores that an earlier run left there are used again.
+            objective: one of `OBJECTIVES`.
             labels: device, model and source of the cost model.
         """
         super().__init__()
-        # What a killed run finished may leave one process without candidates.
+        # After an interrupted run, so few candidates may be left that a process has none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.build, self.make_search, self.labels = build, make_search, labels
         self.prompts, self.folder, self.objective = prompts, folder, objective
 
     def setup(self, stage: str) -> None:
-        """Texts, costs, and the candidates that are left, on every rank."""
+        """Prepare texts and costs on every rank, and deal out the candidates that are left."""
         self.bench = self.build(self.trainer.strategy.root_device)
         self.target = self.bench.drafter.target
         barrier, first = self.trainer.strategy.barrier, self.global_rank == 0
@@ -81,7 +84,7 @@ class CalibrateModule(pl.LightningModule):
         self.tracer = Tracer(self.target, self.texts, self.bench.drafter.rule)
 
     def test_dataloader(self) -> DataLoader[int]:
-        """This rank's share of the candidates left."""
+        """Return this rank's share of the remaining candidates' indices."""
         return DataLoader(self.indices, batch_size=1, collate_fn=itemgetter(0), num_workers=0)
 
     def test_step(self, index: int, batch_idx: int) -> dict[str, Any]:
@@ -92,7 +95,7 @@ class CalibrateModule(pl.LightningModule):
         return {"value": value, **facts}
 
     def score(self, skip: SkipSet) -> tuple[float, dict[str, float]]:
-        """Its value under the objective, and how best to draft with it."""
+        """Return a skip set's value under the objective, and facts: agreement, the best options, their speedup."""
         traces = self.tracer.traces(skip)
         choice = best_choice(traces, self.costs.forward, self.costs.sparse(skip)(1), self.costs.confidence_s)
         matchness = agreement(traces)
@@ -106,16 +109,16 @@ class CalibrateModule(pl.LightningModule):
         return (matchness if self.objective == "matchness" else rate), facts
 
     def check(self, configs: Sequence[DrafterConfig]) -> Iterator[list[float]]:
-        """Decode every text again with each config, interleaved with the baseline.
+        """Decode every prompt with each config, interleaved with the baseline.
 
         Yields:
-            After every prompt, the speedups over the prompts so far.
+            After every prompt, each config's speedup over the prompts so far.
         """
         make, base = type(self.bench.drafter.drafter), self.bench.baseline
         decoders = [base, *(Decoder(self.target, make(self.target, c), base.stopping, rule=base.rule) for c in configs)]
         tokens, seconds = [0] * len(decoders), [0.0] * len(decoders)
         for decoder in decoders:
-            decoder.decode(self.texts[0][0][-8:])  # first forwards of a shape allocate, and are not timed
+            decoder.decode(self.texts[0][0][-8:])  # the first forwards of a shape allocate memory and must not be timed
         for i, (prompt, _) in enumerate(self.texts):
             for turn in range(len(decoders)):
                 which = (i + turn) % len(decoders)
@@ -126,7 +129,7 @@ class CalibrateModule(pl.LightningModule):
             yield [rate / rates[0] for rate in rates[1:]]
 
     def _prepare(self) -> None:
-        """Texts, costs and study out of the folder, made first where they are not there yet."""
+        """Read texts, costs and study from the folder; make those that are missing first."""
         self.texts = self._kept(TEXTS, self._write_texts)
         length = sum(len(prompt) + len(output) for prompt, output in self.texts) // len(self.texts)
         costs = self._kept(COSTS, lambda: measure_parts(self.target, context=length, **self.labels).to_dict())
@@ -136,7 +139,7 @@ class CalibrateModule(pl.LightningModule):
         )
 
     def _write_texts(self) -> list[list[list[int]]]:
-        """Prompt and answer of each conversation's first turn."""
+        """Return the token ids of prompt and answer of each conversation's first turn."""
         texts = []
         for prompt in self.prompts:
             ids = self.bench.chat.encode([("user", prompt.turns[0])])
@@ -144,7 +147,7 @@ class CalibrateModule(pl.LightningModule):
         return texts
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """What the file of this name holds."""
+        """Return the content of the JSON file `name`, which is first written with `make` if it does not exist."""
         path = self.folder / name
         if not path.exists():
             write_json_atomic(path, make())

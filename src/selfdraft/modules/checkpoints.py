@@ -1,8 +1,8 @@
-"""Checkpoints of a training: when they are written, and how they are read as data, without running what is in them.
+"""Checkpoints of a training: when they are written, and how they are read as data, without running code in them.
 
-A checkpoint names no other file: which weights are the best follows from its history, so that a folder can be copied,
-moved and gone on with. It is read in two steps: `read_checkpoint` takes numbers and text only from a file whose sums
-are right, and `fitted` compares what was read with what this training would have written.
+A checkpoint names no other file: which weights are the best follows from its history, so a folder can be copied or
+moved and the training resumed there. It is read in two steps: `read_checkpoint` checks the file's checksums and loads
+only numbers, text and tensors; `fitted` compares them with what this training would have written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from selfdraft.tracking.atomic import write_bytes_atomic
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 VERSION = "pytorch-lightning_version"
-TYPES = {  # of what Lightning and `FinetuneModule` write, by key; everything else in a file is left out
+TYPES = {  # of the parts that Lightning and `FinetuneModule` write, by key; all other keys of a file are dropped
     "epoch": int,
     "global_step": int,
     VERSION: str,
@@ -39,14 +39,14 @@ TYPES = {  # of what Lightning and `FinetuneModule` write, by key; everything el
 
 
 class Checkpoints(Checkpoint):
-    """After every validation writes last.ckpt, and best.ckpt where no earlier validation was as good."""
+    """Writes last.ckpt after every validation, and best.ckpt if no earlier validation was as good."""
 
     def __init__(self, folder: Path, watched: str) -> None:
-        """Write into `folder`; the history's values of `watched` say which validation is the best."""
+        """Write into `folder`; the best validation has the highest value of `watched` in the history."""
         self.folder, self.watched = folder, watched
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save."""
+        """Save the checkpoints."""
         if trainer.sanity_checking or not pl_module.history:
             return
         if validations_since_best(pl_module.history, self.watched) == 0:
@@ -55,45 +55,48 @@ class Checkpoints(Checkpoint):
 
 
 class Patience(pl.Callback):
-    """Stops a training after `patience` validations without a better one; a resumed one that had stopped, at once."""
+    """Stops a training after `patience` validations without a better one.
+
+    If a training that it stopped is resumed, it stops again at once.
+    """
 
     def __init__(self, watched: str, patience: int) -> None:
         self.watched, self.patience = watched, patience
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at what was restored."""
+        """Check the history that was restored."""
         self.on_validation_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the last validation."""
+        """Check the history after a validation."""
         if pl_module.history and validations_since_best(pl_module.history, self.watched) >= self.patience:
             trainer.should_stop = True
 
 
 def validations_since_best(history: list[dict[str, Any]], watched: str) -> int:
-    """How many lines of a history (at least one) come after the first one with the highest value."""
+    """Return how many lines of a non-empty history come after the first one with the highest value."""
     values = [line[watched] for line in history]
     return len(values) - 1 - values.index(max(values))
 
 
 class DataOnly(CheckpointIO):
-    """How Lightning writes and reads checkpoints here: whole files or none, and nothing but data."""
+    """Makes Lightning write checkpoints whole or not at all, and read them as data only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Replace the file in one step. Raises OSError where the disk does not take it; the old file stays."""
+        """Replace the file in one step. Raises OSError if the disk does not take it; the old file then stays."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Through memory: what torch raises of a disk that is full, as it writes, does not say so.
+        # Serialised in memory first: torch's exception on a full disk does not say that the disk is full.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_bytes_atomic(path, content.getbuffer())
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
-        """See `read_checkpoint`."""
+        """Return the checkpoint; see `read_checkpoint`."""
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Never asked for: a checkpoint is replaced, not removed."""
+        """Raise: checkpoints are replaced, never removed."""
         raise NotImplementedError
 
 
@@ -104,7 +107,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is damaged, or holds more than numbers, text and tensors.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the sums
+        with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums
             if (torn := archive.testzip()) is not None:
                 raise _damaged(path, f"its part {torn} is not what was written")
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -114,7 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise _damaged(path, "it holds more than numbers and text, and that is not loaded: it could run code") from None
     except OSError as error:
         raise _damaged(path, error.strerror or type(error).__name__) from None
-    except Exception as error:  # whatever the bytes of a file make its readers stumble over
+    except Exception as error:  # damaged bytes can raise almost anything in the readers
         raise _damaged(path, f"{type(error).__name__} while it was read") from None
     if not isinstance(found, dict):
         raise _damaged(path, "it is no checkpoint of task=finetune")
@@ -127,12 +130,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def fitted(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return those parts of `checkpoint` that `expected` has, having compared them.
+    """Return the parts of `checkpoint` that `expected` has, after comparing their types and shapes.
 
     Args:
-        checkpoint: what was read.
-        expected: what this training would write: the same keys, lengths, types and shapes, with any values.
-        path: of the file, for messages.
+        checkpoint: the parts that were read.
+        expected: parts with the keys, lengths, types and shapes that this training writes; values do not matter.
+        path: the file, for messages.
 
     Raises:
         UserError: a part is missing, or of another type or shape.
@@ -141,7 +144,7 @@ def fitted(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], path: Pat
 
 
 def _like(expected: Any, value: Any, name: str, path: Path) -> Any:
-    """`value`, of the types and shapes of `expected`; numbers are finite and not negative."""
+    """Return `value`, checked to have the types and shapes of `expected`; plain numbers are finite and not negative."""
     if isinstance(expected, Tensor):
         fits = isinstance(value, Tensor) and value.shape == expected.shape and value.dtype == expected.dtype
     elif isinstance(expected, Mapping):

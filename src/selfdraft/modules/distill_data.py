@@ -1,4 +1,4 @@
-"""Writing texts to learn from, under a Lightning Trainer: the target's own answers, drafted for speed."""
+"""Writing texts to train on, under a Lightning Trainer: the target's own answers, decoded with a drafter for speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from selfdraft.tracking.run_folder import confirm
 
 @dataclass
 class Conversation:
-    """A prompt and what was said so far; `invented_s`: seconds that it took to invent its turn."""
+    """A prompt and the conversation so far; `invented_s`: seconds that it took to invent its turn."""
 
     prompt: Prompt
     history: History = field(default_factory=list)
@@ -35,39 +35,39 @@ class Conversation:
 
     @property
     def turn(self) -> int:
-        """The one that is to be answered next."""
+        """Index of the turn to be answered next."""
         return len(self.history) // 2
 
     @property
     def name(self) -> str:
-        """Of that turn; the same as in evaluations, so that the same texts are drawn."""
+        """Name of that turn; the same as in evaluations, so that the same texts are drawn."""
         return f"{self.prompt.id} (turn {self.turn + 1})"
 
     def __str__(self) -> str:
         return self.name
 
     def answered(self, text: str) -> None:
-        """Go on to the next turn."""
+        """Add an answer, and go on to the next turn."""
         self.history += [("user", self.prompt.turns[self.turn]), ("assistant", text)]
 
     @property
     def unasked(self) -> bool:
-        """Whether the model is still to write the next turn."""
+        """Whether the model still has to invent the next turn."""
         return self.left() and not self.prompt.turns[self.turn]
 
     def invented(self, text: str, seconds: float) -> None:
-        """It has, or says that there is none."""
+        """Take the turn that the model invented; if it is empty, the conversation has none."""
         self.prompt, self.invented_s = replace(self.prompt, turns=(text,) if text.strip() else ()), seconds
 
     def left(self) -> bool:
-        """Whether there is one."""
+        """Return whether a turn is left to answer."""
         return self.turn < len(self.prompt.turns)
 
 
 class Requests:
-    """What a decoder takes next: the next turn of a conversation that has begun before a conversation that has not.
+    """Iterator of requests for a decoder: next turns of conversations that have begun come first, then new ones.
 
-    It may run dry and go on later, once an answer has come: a decoder asks it again at every step.
+    It may be exhausted and yield again after an answer has come: a decoder asks it again at every step.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Requests:
         """Begin with all prompts.
 
         Args:
-            finished: answers of an earlier run, by prompt and turn: taken over instead of asked for.
-            positions: of the model. A conversation that has grown too long for it ends before its turn.
-            seed: of the run; every turn gets one of its own from it, whatever runs before or beside it.
+            finished: answers of an earlier run, by prompt and turn: used instead of decoding the turn again.
+            positions: number of the model's positions. A conversation that needs more ends before that turn.
+            seed: the run's seed. Each turn's own seed follows from it and the turn's name only.
         """
         self.waiting = deque(Conversation(prompt) for prompt in prompts)
         self.finished, self.chat, self.positions, self.seed = finished, chat, positions, seed
@@ -100,7 +100,7 @@ class Requests:
         raise StopIteration
 
     def answer(self, request: Request, text: str, seconds: float = 0.0) -> None:
-        """The conversation of a request goes on, with a turn that was invented in so many seconds or with an answer."""
+        """Continue a request's conversation with `text`: a turn that was invented in `seconds`, or an answer."""
         talk = request.key
         if talk.unasked:
             talk.invented(text, seconds)
@@ -112,7 +112,7 @@ class Requests:
 class DistillModule(pl.LightningModule):
     """Answers every prompt it is given, and appends a line of texts.jsonl for each turn as soon as it is done.
 
-    A step is a list of prompts, the longer the better: rows stay full until the last of them.
+    A step is a list of prompts. A longer list is better: the batch's rows stay full until its last prompts.
     """
 
     def __init__(
@@ -131,24 +131,25 @@ class DistillModule(pl.LightningModule):
 
         Args:
             build: makes the bench on this process's device; only its drafter is used.
-            folder: of the run. Turns that its texts.jsonl holds already are not answered again.
-            width, passes: of trajectories (see `decoding.trajectories`); no width, none.
-            prompts: all of them, of every rank: what an interrupted run has written for others does not count.
-            tell: gets every line when it is written.
-            tell_resumed: gets, on rank 0, what an interrupted run has left.
+            folder: the run's folder. Turns that its texts.jsonl holds already are not answered again.
+            seed: the run's seed.
+            width, passes: of trajectories (see `decoding.trajectories`); width None records none.
+            prompts: those of all ranks. Lines that an interrupted run wrote for other prompts do not count.
+            tell: called with every line after it is written.
+            tell_resumed: called on rank 0 with what an interrupted run left.
         """
         super().__init__()
         self.build, self.folder, self.seed, self.width, self.passes = build, folder, seed, width, passes
         self.prompts, self.tell, self.tell_resumed = prompts, tell, tell_resumed
 
     def setup(self, stage: str) -> None:
-        """Load the model where this rank runs it, and see what an interrupted run has finished."""
+        """Load the model on this rank's device, and read what an interrupted run has finished."""
         bench = self.build(self.trainer.strategy.root_device)
         self.chat, self.decoder = bench.chat, bench.drafter
         target, rows = self.decoder.target, self.decoder.batch_size
         self.trajectories = None
         if self.width is not None:
-            target.allocate(rows + 1, 0)  # a row beyond those of the decoder, whose answers are still being written
+            target.allocate(rows + 1, 0)  # one more row than the decoder's, which may be in use
             self.trajectories = Trajectories(target, self.decoder.rule, width=self.width, passes=self.passes, row=rows)
         if self.global_rank == 0:
             confirm(self.folder, {"model": bench.fingerprint})
@@ -163,11 +164,11 @@ class DistillModule(pl.LightningModule):
         self.record = RecordFile(record_path(self.folder, self.global_rank, name=TEXTS))
 
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> None:
-        """All turns of these prompts; conversations go on with the answers just written."""
+        """Answer all turns of these prompts; conversations continue with the answers just written."""
         positions = self.decoder.target.max_positions
         requests = Requests(prompts, self.finished, self.chat, positions, self.seed)
         for request, generation in self.decoder.run(requests):
-            if self.trainer.received_sigterm:  # Lightning asks between steps, and this one takes as long as the run
+            if self.trainer.received_sigterm:  # Lightning checks only between steps, and this step takes the whole run
                 raise SIGTERMException
             if generation.ended and request.key.unasked:
                 seconds = generation.clock.seconds["prefill"] + generation.clock.decode_s

@@ -1,4 +1,4 @@
-"""Evaluation under a Lightning Trainer: every prompt is decoded by every contender and leaves a line behind."""
+"""Evaluation under a Lightning Trainer: every contender decodes every prompt, and the result is a line of a file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from selfdraft.tracking.lines import LEFT_OUT
 from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
 from selfdraft.tracking.run_folder import confirm
 
-WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any ids: the first forwards of a process allocate, and must not be timed
+WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any token ids: a process allocates memory in its first forwards
 
 
 class EvaluateModule(pl.LightningModule):
     """Decodes prompts and appends a line of prompts.jsonl for each turn as soon as the turn is done.
 
-    Prompts come in lists that are decoded together, in batches of the bench's size; one by one without batches.
+    A step is a list of prompts that are decoded together, in batches of the bench's size.
     """
 
     def __init__(
@@ -45,20 +45,22 @@ class EvaluateModule(pl.LightningModule):
 
         Args:
             build: makes the bench on this process's device. Called by each rank in its own process.
-            prompts: all of them, to refuse one that the model cannot take before any is decoded.
-            folder: of the run. Turns that its prompts.jsonl holds already are not decoded again.
-            shared: all ranks decode all prompts with one another (tree parallelism), and rank 0 alone records them.
-            tell: gets, on rank 0, what an interrupted run has left.
+            prompts: those of all ranks: one that is too long for the model is refused before any is decoded.
+            folder: the run's folder. Turns that its prompts.jsonl holds already are not decoded again.
+            repeats: how often each contender decodes each prompt.
+            seed: the run's seed.
+            shared: all ranks decode every prompt together (tree parallelism), and only rank 0 records them.
+            tell: called on rank 0 with what an interrupted run left.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
         self.shared, self.tell = shared, tell
 
     def setup(self, stage: str) -> None:
-        """Load the model where this rank runs it, and see what an interrupted run has finished.
+        """Load the model on this rank's device, and read what an interrupted run has finished.
 
         Raises:
-            UserError: a prompt that is longer than the model's positions.
+            UserError: a prompt has more tokens than the model has positions.
         """
         self.bench = self.build(self.trainer.strategy.root_device)
         self._refuse_long_prompts()
@@ -72,15 +74,15 @@ class EvaluateModule(pl.LightningModule):
         self.record = RecordFile(record_path(self.folder, self.global_rank))
 
     def on_test_start(self) -> None:
-        """One short decode of every contender, unmeasured."""
+        """Warm up: decode a short prompt with every contender, unmeasured."""
         for name in self.bench.order(0):
             self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.drafter.batch_size)])
 
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> list[dict]:
-        """The first turn of these prompts, then the second of those that have one, and so on.
+        """Decode the first turn of these prompts, then the second of those that have one, and so on.
 
-        Conversations go on with the baseline's answers, whatever the drafter is. How long they get shows only then: a
-        turn that the model has no positions left for, and those after it, are left out, each with a line that says so.
+        Conversations continue with the baseline's answers, whatever the drafter; their length is not known before.
+        A turn for which the model has no positions left is left out, and so are later ones; a line records each.
         """
         histories: dict[str, History] = {prompt.id: [] for prompt in prompts}
         lines = []
@@ -101,7 +103,7 @@ class EvaluateModule(pl.LightningModule):
         return lines
 
     def _answer(self, line: Mapping[str, Any]) -> str:
-        """Return the baseline's answer, with which a conversation goes on."""
+        """Return the baseline's answer, with which the conversation continues."""
         return self.bench.chat.decode(line.get("baseline_output_ids", line["output_ids"]))
 
     def _refuse_long_prompts(self) -> None:
@@ -148,7 +150,7 @@ class EvaluateModule(pl.LightningModule):
 
     def _request(self, prompt: Prompt, turn: int, history: History) -> Request:
         name = f"{prompt.id} (turn {turn + 1})"
-        # A generator of its own for each turn: its draft is the same whatever runs before or beside it, on any rank.
+        # Each turn has its own seed, so its draws do not depend on its rank or on what runs before or beside it.
         return Request(self.bench.chat.encode(history), zlib.crc32(f"{self.seed}/{name}".encode()), name)
 
     def _line(self, prompt: Prompt, turn: int, done: Measurement) -> dict:
@@ -163,7 +165,7 @@ class EvaluateModule(pl.LightningModule):
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the most memory that this process has held so far, in MB (10^6 bytes): of the GPU where it runs on one."""
+    """Return this process's peak memory so far in MB (10^6 bytes): of the GPU if it runs on one, else of the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

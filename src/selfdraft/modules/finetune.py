@@ -1,9 +1,9 @@
 """Fine-tuning of draft-only weights under a Lightning Trainer: what all recipes share.
 
-A recipe says which layers have trainable twins, what goes into them, and what more there is to the loss. The target,
-frozen, is run over every text (see `models.teacher`); the twins then learn its next-token distributions (see
-`models.student`). What is watched, and what training stops by, is not the loss but how many drafted tokens would be
-accepted.
+A recipe says which layers get trainable copies, what their input is, and which terms it adds to the loss. The frozen
+target is run over every text (see `models.teacher`); the copies then learn its next-token distributions (see
+`models.student`). Training is monitored and stopped by the number of drafted tokens that would be accepted, not by the
+loss.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 @dataclass
 class RecipeConfig(Options):
-    """What all recipes have in common.
+    """Options that all recipes have.
 
-    `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens,
+    `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens, with
     prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`:
-    learn nothing of prompts. `validation`: the share of prompts held out; every `validate_every` steps what drafts of
-    them would be accepted is counted, and training stops after `patience` counts without a better one, after `steps`
-    steps or after `minutes`. `block`: positions a block, which is how long drafts are in training. `rank`, `alpha`: of
-    LoRA. `vocabulary`: draft only so many tokens, the training texts' most frequent ones; null for all. `remember`:
-    what the target makes of a text is kept in memory for the epochs to come.
+    do not learn from prompts. `validation`: the share of prompts held out. Every `validate_every` steps the tokens that
+    would be accepted on them are counted; training stops after `patience` counts without a better one, after `steps`
+    steps or after `minutes`. `block`: positions per block, the draft length in training. `rank`, `alpha`: LoRA's rank
+    and scale. `vocabulary`: draft only this many tokens, the most frequent of the training texts; null for all.
+    `remember`: keep the teacher outputs of each text in memory for later epochs.
     """
 
     group: ClassVar[str] = "finetune"
@@ -81,7 +81,7 @@ class RecipeConfig(Options):
 
 
 class FinetuneModule(pl.LightningModule, ABC):
-    """Base of the recipes: the teacher's part, the loss, the counting, and what is saved."""
+    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves what is trained."""
 
     Config: ClassVar[type[RecipeConfig]]
     drafter: ClassVar[str]
@@ -98,68 +98,69 @@ class FinetuneModule(pl.LightningModule, ABC):
 
         Args:
             build: makes the target on this process's device, in float32 and unpacked.
-            words: ids that drafts may say; None for all.
+            words: token ids that drafts may contain; None for all.
+            seed: seed of everything random in training.
         """
         super().__init__()
         self.config, self.build, self.words, self.seed = config, build, words, seed
-        self.strict_loading = False  # checkpoints hold what is trained, and nothing of the target
+        self.strict_loading = False  # checkpoints hold only the trained weights, none of the target's
         self.student: Student | None = None
         self.history: list[dict[str, Any]] = []
         self._counts: Tensor | None = None
 
     @abstractmethod
     def path(self, target: Target) -> Path:
-        """Which of the target's sublayers drafts run through.
+        """Return the path of the target that drafts run.
 
         Raises:
-            UserError: the target has none such.
+            UserError: the target has no such path.
         """
 
     @abstractmethod
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """The trainable twins of it."""
+        """Return the trainable copies of the path's layers; `words`: (v,) ids that drafts may contain, None for all."""
 
     @abstractmethod
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
-        """(B, M, C) what goes into the first twin at every position of the blocks."""
+        """Return (B, M, C) the input of the first trainable copy at every position of the blocks."""
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """The drafter's options that go with what was trained; `adapter` apart."""
+        """Return the drafter's options that fit the trained weights, without `adapter`."""
 
     @property
     def stride(self) -> int:
-        """Places from one block to the next."""
+        """Positions from one block to the next."""
         return self.config.block
 
     def states_before(self) -> tuple[int, ...]:
-        """Before which layers the target's hidden states are wanted."""
+        """Return the layers whose input hidden states the recipe needs from the target."""
         return ()
 
     def settings(self) -> dict[str, Any]:
-        """What an adapter of this recipe says about itself besides what all say."""
+        """Return the settings that this recipe adds to those that every adapter stores."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is trained besides the twins."""
+        """Return the tensors that are trained besides the copied layers, by name."""
         return {}
 
     def predictions(self, hidden: Tensor, batch: PackedBatch, blocks: Blocks) -> Tensor:
-        """(B, M, C) hidden states that the head reads, from those behind the norm."""
+        """Return (B, M, C) the hidden states that the head reads, computed from `hidden`, the output of the norm."""
         return hidden
 
     def extra_loss(
         self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
     ) -> Tensor:
-        """More to minimise than the divergence; `logits` (n, v) are the target's at the positions that count."""
+        """Return what a recipe adds to the divergence; `logits`: (n, v) the target's at the positions that count."""
         return hidden.new_zeros(())
 
     def dropped(self, rng: Generator) -> tuple[int, ...]:
-        """Twins left out of a training step."""
+        """Return the indices of the trainable copies that a training step leaves out."""
         return ()
 
     def setup(self, stage: str) -> None:
-        """The target and the twins of its layers, on this process's device."""
+        """Build the target and the trainable copies of its layers on this process's device."""
         if self.student is not None:
             return
         self.target = self.build(self.trainer.strategy.root_device)
@@ -170,7 +171,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         self._lessons = LessonBook(lesson) if self.config.remember else lesson
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW; the rate rises linearly over the warm-up and falls along a cosine to a tenth."""
+        """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it."""
         steps, config = self.config.steps, self.config
         optimizer = torch.optim.AdamW(
             [p for p in self.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=0.0
@@ -187,18 +188,18 @@ class FinetuneModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def teach(self, batch: PackedBatch) -> Lesson:
-        """What the target makes of a batch, as far as the twins need it."""
+        """Return the teacher outputs of a batch that the trainable copies need."""
         return self._lessons(batch.tokens, batch.positions, batch.texts)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """The loss of one batch. What is random about it depends on the step alone: a resumed run repeats it."""
+        """Return the loss of one batch. Random draws follow from seed, step and rank: a resumed run repeats them."""
         rng = default_rng((self.seed, self.global_step, batch_idx, self.global_rank))
         loss = self.loss(batch, rng)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
-        """Mean divergence from the target over the blocks, and whatever the recipe adds."""
+        """Return the mean divergence from the target over the blocks, plus the recipe's extra loss."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
         lesson, states = self.teach(batch), []
         given = self.inputs(batch, blocks, lesson, rng)
@@ -213,25 +214,25 @@ class FinetuneModule(pl.LightningModule, ABC):
         )
 
     def blocks(self, batch: PackedBatch, offset: int, *, answers_only: bool) -> Blocks:
-        """Where drafts would begin, and how far they reach."""
+        """Return the blocks of positions to train on, each as long as a draft; `offset`: where the first one begins."""
         wanted = wanted_positions(batch.texts, batch.answers, answers_only=answers_only)
         return blocks_of(batch.texts, wanted, self.config.block, self.stride, offset)
 
     def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
-        """(B, G, K) whether the twins predict what the target would say."""
+        """Return (B, G, K) whether the trainable copies predict the target's most likely token."""
         given = self.inputs(batch, blocks, lesson, default_rng(self.seed))
         hidden = self.predictions(self.student(given, blocks, lesson), batch, blocks)
         return self.agrees(hidden, blocks, lesson)
 
     def agrees(self, hidden: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
-        """(B, G, K) the same of (B, M, C) hidden states that the head reads."""
+        """Return (B, G, K) whether the head, given (B, M, C) hidden states, predicts the target's most likely token."""
         counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
         theirs = self.target.head(blocks.gathered(lesson.final)[counted]).argmax(-1)
         agree[counted] = self.student.words(self.student.logits(hidden[counted])) == theirs
         return agree.view_as(blocks.valid)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Count what would be accepted, of answers alone."""
+        """Count the tokens that would be accepted, in answers only."""
         blocks = self.blocks(batch, 0, answers_only=True)
         counts = chain_counts(self.right(batch, blocks, self.teach(batch)), blocks.valid)
         self._counts = counts if self._counts is None else self._counts + counts
@@ -251,46 +252,46 @@ class FinetuneModule(pl.LightningModule, ABC):
             )
 
     def adapter(self) -> Adapter:
-        """What was trained."""
+        """Return the trained weights as an adapter."""
         base = self.student.adapter(self.Config.name, self.draft_path, **self.settings())
         return Adapter(base.recipe, base.settings, {**base.tensors, **self.tensors()})
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What is trained; the target's weights lie elsewhere, and stay as they are."""
+        """Return the trained weights only; the target's are frozen and stored elsewhere."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the curve."""
+        """Add the history of validations to the checkpoint."""
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it, where it is what this training would have written.
+        """Take over a checkpoint and its history, if it has the form that this training writes.
 
         Raises:
-            UserError: it is not.
+            UserError: a part of it is missing, or of another type or shape.
         """
         path = FilePath(self.trainer.ckpt_path)
         checkpoint |= fitted(checkpoint, self._expected(checkpoint), path)
         self.history = self.history_of(checkpoint, path)
 
     def history_of(self, checkpoint: Mapping[str, Any], path: FilePath) -> list[dict[str, Any]]:
-        """Return the validations up to a checkpoint, the last one being that of the checkpoint's own weights.
+        """Return the validations up to a checkpoint; the last one is that of the checkpoint's own weights.
 
         Raises:
-            UserError: they are not such as this training writes, or there are none.
+            UserError: there are none, or they do not have the form that this training writes.
         """
         line = {"step": 0, WATCHED: 0.0, "acceptance_by_depth": [0.0] * self.config.block}
         expected = {"history": [line] * max(len(checkpoint["history"]), 1)}
         return fitted(checkpoint, expected, path)["history"]
 
     def _expected(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a checkpoint of this training holds, with the values of its beginning."""
+        """Return a checkpoint as this training would write it, with initial values."""
         made = self.configure_optimizers()
         optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         given = checkpoint["optimizer_states"][0] if checkpoint["optimizer_states"] else {}
         known = given.get("state", {}) if isinstance(given, Mapping) else {}
-        moments = {  # of a parameter that was dropped at every step so far there are none
+        moments = {  # a parameter that was dropped at every step so far has none
             at: {"step": torch.tensor(0.0), "exp_avg": p.detach(), "exp_avg_sq": p.detach()}
             for at, p in enumerate(optimizer.param_groups[0]["params"])
             if isinstance(known, Mapping) and at in known
@@ -311,5 +312,5 @@ class FinetuneModule(pl.LightningModule, ABC):
         }
 
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
-        """Batches know how to move."""
+        """Move the batch with its own `to`, as Lightning does not know the type."""
         return batch.to(device)

@@ -1,4 +1,4 @@
-"""Progress of tasks that take a while: what is done, time left, and what the numbers look like so far."""
+"""Progress of long tasks: how much is done, the time left, and the results so far."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from selfdraft.tracking.lines import measured
 
-PLAIN_EVERY_S = 15.0  # without a terminal, a line now and then instead of a bar
+PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
 
 
 class EvaluationProgress(pl.Callback):
-    """A bar on a terminal, a line every few seconds elsewhere. Rank 0 only; it shows rank 0's prompts."""
+    """Shows rank 0's prompts: as a bar on a terminal, as a line every few seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -80,7 +80,7 @@ class EvaluationProgress(pl.Callback):
 
 
 class DistillProgress(pl.Callback):
-    """A bar on a terminal, a line every few seconds elsewhere: rank 0's texts, and how fast they come."""
+    """Shows rank 0's texts and their tokens per second: as a bar on a terminal, as lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -97,7 +97,7 @@ class DistillProgress(pl.Callback):
         )
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Show a bar of the turns that are left to do."""
+        """Show an empty bar for the turns that are left to do."""
         self.begin = self.last_line = time.monotonic()
         self.done = self.tokens = self.forwards = 0
         prompts = trainer.test_dataloaders.dataset
@@ -134,7 +134,7 @@ class DistillProgress(pl.Callback):
 
 
 class SearchProgress(pl.Callback):
-    """A bar on a terminal, a line every few seconds elsewhere: rank 0's candidates, and the best value so far."""
+    """Shows rank 0's candidates and the best value so far: as a bar on a terminal, as lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.best = console, float("-inf")
@@ -180,7 +180,7 @@ class SearchProgress(pl.Callback):
 
 
 class TrainingProgress(pl.Callback):
-    """A bar on a terminal, a line every few seconds elsewhere: steps, the loss, and what drafts would be worth."""
+    """Shows steps, the loss and the expected accepted tokens: as a bar on a terminal, as lines elsewhere."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self.console, self.steps, self.loss = console, steps, float("nan")

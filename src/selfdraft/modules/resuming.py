@@ -1,4 +1,4 @@
-"""Which finished turns of an interrupted run are still answers to the prompts that there are now."""
+"""Resuming a run: find which finished turns of an interrupted run still answer the current prompts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from selfdraft.tracking.lines import LEFT_OUT, refuse_malformed
 from selfdraft.tracking.records import RecordFile, key, record_path
 
 History = list[tuple[str, str]]  # (role, text) of a conversation so far
-STALE = "stale"  # where lines go that answer other prompts: `prompts.stale.jsonl`
+STALE = "stale"  # lines that answer other prompts are moved to a file such as `prompts.stale.jsonl`
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """How many prompts have finished turns that count, and how many turns were answers to other prompts."""
+    """What an interrupted run left.
+
+    Attributes:
+        prompts: number of current prompts with finished turns.
+        stale: number of turns that answer other prompts.
+    """
 
     prompts: int
     stale: int
@@ -32,19 +37,19 @@ def keep_current(
     *,
     name: str,
 ) -> Resumed:
-    """Leave only those lines in `folder`/`name`.jsonl that answer these prompts; the others move to `name`.stale.jsonl.
+    """Keep only the lines of `folder`/`name`.jsonl that answer these prompts; move the others to `name`.stale.jsonl.
 
-    A turn counts as finished if its conversation up to there encodes to the very ids that were answered. So a turn is
-    decoded again when its text, an earlier turn, the chat template or the tokenizer has changed; and a prompt that is
-    no longer there is not counted. Only rank 0 calls it, while no process reads or appends.
+    A turn counts as finished if its conversation up to that turn encodes to exactly the ids that were answered. So a
+    turn is decoded again when its text, an earlier turn, the chat template or the tokenizer has changed; and a prompt
+    that no longer exists is not counted. Only rank 0 calls it, while no process reads or appends.
 
     Args:
-        encode: ids of a conversation that ends with the user's turn.
-        answer: the text with which a conversation went on after a line.
+        encode: returns the token ids of a conversation that ends with the user's turn.
+        answer: returns the text with which a conversation continued after a line.
         name: see `record_path`.
 
     Raises:
-        UserError: a line lacks what it must hold, or the disk does not take the new file.
+        UserError: a line lacks a required entry. OSError: the disk does not take the new file.
     """
     record = RecordFile(record_path(folder, name=name))
     lines = record.read()
@@ -68,16 +73,16 @@ def _answers_to(
     encode: Callable[[History], Sequence[int]],
     answer: Callable[[Mapping[str, Any]], str],
 ) -> list[Mapping[str, Any]]:
-    """Return the lines of this prompt's first turns, up to the first turn that they do not answer."""
+    """Return the lines of this prompt's turns, up to the first turn that has no valid line."""
     history: History = []
     current = []
     for turn, text in enumerate(prompt.turns):
         line = finished.get((prompt.id, turn))
-        # A turn that was left out for its length is judged anew: that takes no decoding.
+        # A turn that was left out for its length is checked again, which takes no decoding.
         if line is None or LEFT_OUT in line or line["category"] != prompt.category:
             break
         history.append(("user", text))
-        # The model wrote an invented prompt itself; its id holds the seed that it was drawn with.
+        # The model wrote an invented prompt itself, so there are no ids to compare; its id holds the seed it came from.
         if prompt.category != INVENTED and list(encode(history)) != line["prompt_ids"]:
             break
         history.append(("assistant", answer(line)))

@@ -1,13 +1,13 @@
-"""Which skip sets a calibration tries: the methods, over one Optuna study that a killed run goes on with.
+"""The search methods of a calibration: which skip sets it tries, kept in one Optuna study so that it can be resumed.
 
 * `random`: sets of random size. `bayes`: Optuna's tree-structured Parzen estimator. `evolution`: its NSGA-II, here with
   a single objective. They choose a size and a priority for every sublayer; those of highest priority are skipped.
-* `importance`: every sublayer alone, then together those that did the least harm, one more each time.
-* `dp`: CLaSp's dynamic programme (arXiv 2505.24196): whole layers, one more each time, those that change hidden states
-  least.
+* `importance`: first each sublayer by itself, then the least harmful ones together, one more each time.
+* `dp`: CLaSp's dynamic programme (arXiv 2505.24196): the whole layers that change hidden states least, one more each
+  time.
 
-The first and the last layer are always kept, as SWIFT keeps them. Candidates have an index each; processes share the
-indices out among them and the study through its journal.
+The first and the last layer are always kept, as SWIFT keeps them. Every candidate has an index; the processes divide
+the indices among them and share the study through its journal.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from selfdraft.tracking.atomic import cut_torn_tail
 
 METHODS = ("importance", "random", "bayes", "evolution", "dp")
 JOURNAL = "study.journal"
-POPULATION = 16  # of `evolution`
-RESEED = 1009  # between the seeds of processes and of restarts, so that none repeats another's draws
+POPULATION = 16  # candidates per generation of `evolution`
+RESEED = 1009  # distance between the seeds of processes and of restarts, so that none repeats another's draws
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A skip set to score. `trial` is the sampler's; None where the index alone decides."""
+    """A skip set to score. `trial` is Optuna's; None where the index alone determines the skip set."""
 
     index: int
     skip: SkipSet
@@ -56,14 +56,15 @@ class Search:
         rank: int = 0,
         most_similar: Callable[[int], SkipSet] | None = None,
     ) -> None:
-        """Start or go on.
+        """Start a study, or resume the one in `folder`.
 
         Args:
-            layers: of the model. sizes: the fewest and the most sublayers skipped.
-            most_similar: so many whole layers without which hidden states change least; needed by `dp`.
+            method: one of `METHODS`.
+            layers: number of the model's layers. sizes: the fewest and the most sublayers to skip.
+            most_similar: returns the given number of whole layers that change hidden states least; `dp` needs it.
 
         Raises:
-            UserError: `importance` has fewer trials than sublayers; the model has none that may be skipped.
+            UserError: no sublayer of the model may be skipped, or the method cannot work with these trials or sizes.
         """
         self.method, self.sizes, self.most_similar = method, sizes, most_similar
         self.sublayers = [(kind, i) for kind in ("attention", "mlp") for i in range(1, layers - 1)]
@@ -85,13 +86,13 @@ class Search:
                     "calibrate.method=dp skips whole layers, two sublayers at least: raise drafter.sparsity"
                 )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if rank == 0:  # nobody else is at work yet; optuna would continue the line that a killed run has left
+        if rank == 0:  # no other process is at work yet; Optuna would append to an unfinished line of a killed run
             cut_torn_tail(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self.study = optuna.create_study(
             storage=storage, study_name="calibrate", direction="maximize", load_if_exists=True
         )
-        if rank == 0:  # what an earlier run was killed over
+        if rank == 0:  # trials that an earlier run was killed in
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         seed += RESEED * (len(self.study.get_trials(deepcopy=False)) + rank)
@@ -104,12 +105,12 @@ class Search:
             self.study.sampler = samplers[method]()
 
     def remaining(self) -> list[int]:
-        """The indices that no earlier run has finished."""
+        """Return the indices that no earlier run has finished."""
         done = {line["index"] for line in self.history()}
         return [index for index in range(self.total) if index not in done]
 
     def candidate(self, index: int) -> Candidate:
-        """The skip set of this index."""
+        """Return the candidate of this index."""
         if self.method == "importance":
             return Candidate(index, self._by_importance(index))
         if self.method == "dp":
@@ -121,7 +122,7 @@ class Search:
         return Candidate(index, _skipping(sorted(priority, key=priority.get, reverse=True)[:size]), trial)
 
     def tell(self, candidate: Candidate, value: float, facts: Mapping[str, Any]) -> None:
-        """Store a score, and what else is to be known about the candidate."""
+        """Store a candidate's score and the facts about it."""
         attributes = {
             "index": candidate.index,
             "skip_attention": sorted(candidate.skip.attention),
@@ -136,7 +137,7 @@ class Search:
         self.study.tell(candidate.trial, value)
 
     def history(self) -> list[dict[str, Any]]:
-        """All scored candidates by index: `value` and what `tell` was told."""
+        """Return all scored candidates by index: `value`, the skip set and the facts given to `tell`."""
         scored = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         lines = [{"value": trial.value, **trial.user_attrs} for trial in scored]
         return sorted(lines, key=lambda line: line["index"])
@@ -146,7 +147,7 @@ class Search:
         if index < alone:
             return _skipping([self.sublayers[index]])
         while len(scored := [line for line in self.history() if line["index"] < alone]) < alone:
-            time.sleep(0.05)  # other processes are still at theirs
+            time.sleep(0.05)  # other processes are still scoring theirs
         harmless = sorted(scored, key=lambda line: line["value"], reverse=True)
         size = self.sizes[0] + index - alone
         return _skipping([self.sublayers[line["index"]] for line in harmless[:size]])

@@ -1,7 +1,7 @@
-"""Consistency: wherever a Jacobi trajectory stands, the next refinement should be its end.
+"""Consistency: train so that one refinement, from any state of a Jacobi trajectory, gives the trajectory's end.
 
-CLLM's objective (Kou et al. 2024, arXiv 2403.00835) on draft-only weights: the adapted model refines, the target
-verifies, so that nothing of the output changes.
+CLLM's objective (Kou et al. 2024, arXiv 2403.00835) on draft-only weights: the adapted model refines and the target
+verifies, so the output does not change.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistil
 
 @dataclass
 class ConsistencyConfig(SparseDistillConfig):
-    """Blocks of `block` tokens, of which the first is known, refined `refine_steps` times where drafts are counted.
+    """Train on blocks of `block` tokens (the first is known); validation refines each block `refine_steps` times.
 
-    `autoregressive_weight`: of the loss behind right tokens, against that behind guesses. Guesses are those of the
-    data's recorded trajectories (distill.trajectories); where there are none, random tokens of the row. Without a skip
-    set the whole model is adapted, for drafter=jacobi; with one its path, for drafter=sparse_jacobi.
+    `autoregressive_weight`: weight of the loss after correct tokens, relative to the loss after guesses. Guesses come
+    from the data's recorded trajectories (distill.trajectories), or are random tokens of the row where there are none.
+    Without a skip set the whole model is adapted, for drafter=jacobi; with one, its path, for drafter=sparse_jacobi.
     """
 
     name: str = "consistency"
@@ -39,7 +39,7 @@ class ConsistencyConfig(SparseDistillConfig):
     autoregressive_weight: float = option(1.0, at_least=0.0)
 
     def skip_set(self, layers: int) -> SkipSet:
-        """Nothing, unless something is named."""
+        """Return the configured skip set; nothing is skipped by default."""
         given = (self.keep_layers, self.skip_attention, self.skip_mlp, self.skip_from, self.exit_layer)
         return SkipSet() if given == (None,) * 5 else super().skip_set(layers)
 
@@ -52,11 +52,11 @@ class Consistency(SparseDistill):
 
     @property
     def drafter(self) -> str:
-        """By whether anything is skipped."""
+        """The drafter that uses the weights: sparse_jacobi if any sublayer is skipped, jacobi otherwise."""
         return "sparse_jacobi" if len(self.draft_path.skip) else "jacobi"
 
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
-        """Behind guesses, from the first wrong one on; and behind the right tokens."""
+        """Return the divergence from a block's first wrong guess on, plus the weighted one after correct tokens."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
         lesson, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
         guesses = self._guesses(batch, blocks, rng)
@@ -70,7 +70,7 @@ class Consistency(SparseDistill):
         return loss
 
     def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
-        """Refine in earnest, from the beginning of a trajectory."""
+        """Return (B, G, K) whether each prediction is the target's, after refining from a trajectory's first pass."""
         guesses = self._guesses(batch, blocks, default_rng(self.seed), at=0)
         for step in range(self.config.refine_steps):
             hidden = self._hidden(guesses, blocks, lesson)
@@ -80,7 +80,7 @@ class Consistency(SparseDistill):
         return self.agrees(hidden, blocks, lesson)
 
     def options(self) -> dict[str, Any]:
-        """A block's first token is known, the others are the window."""
+        """Return the drafter's options; the window is one shorter than a block, whose first token is known."""
         mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal"}
         return {"window": self.config.block - 1, "refine_steps": self.config.refine_steps, **mode}
 
@@ -91,7 +91,11 @@ class Consistency(SparseDistill):
         return self.student.logits(self._hidden(tokens, blocks, lesson)[counted])
 
     def _guesses(self, batch: PackedBatch, blocks: Blocks, rng: Generator, at: int | None = None) -> Tensor:
-        """(B, G, K) a block's first token, and guesses of the others: of a random pass of their trajectories."""
+        """Return (B, G, K) each block's known first token and guesses of the others.
+
+        Args:
+            at: pass of the trajectories that the guesses are taken from; None draws one at random for each block.
+        """
         tokens, index = batch.tokens, blocks.index
         places = torch.from_numpy(rng.integers(0, tokens.shape[1], index.shape)).to(index.device)
         guesses = tokens.gather(1, places.flatten(1)).view_as(index)

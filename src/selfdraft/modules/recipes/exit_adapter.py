@@ -1,9 +1,9 @@
-"""An exit with a block of its own: behind the first layers, which stay the target's, trained copies of later ones.
+"""An early exit with trained layers: the target's own first layers, then trainable copies of some later ones.
 
-Kangaroo's idea (Liu et al. 2024, arXiv 2404.18911), with two differences. As the early layers carry no adapter, what
-they compute while drafting is the target's own, and verification goes on from there. And the trained block is the twin
-of a late layer, which reads the keys that the *full* model left in that layer: what the whole model knows of the text
-is there for the looking, and no second cache is needed.
+Kangaroo's idea (Liu et al. 2024, arXiv 2404.18911), with two differences. The early layers have no adapter, so drafting
+computes the target's own states there and verification continues from them. And each trained layer is a copy of a late
+layer and reads the keys that the *full* model left in that layer, so it sees the full model's context and needs no
+second cache.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 @dataclass
 class ExitAdapterConfig(RecipeConfig):
-    """Leave behind `exit_layer` layers, and go on through trained twins of `twins` (null: of the last layer).
+    """Exit after `exit_layer` layers, then run trained copies of the layers `twins` (null: of the last layer).
 
-    `feature`: into the first twin goes, beside what leaves the exit, the final hidden state of the last token that the
-    full model has seen, through a trained matrix.
+    `feature`: add to the first copy's input the final hidden state of the last token that the full model has seen,
+    multiplied by a trained matrix.
     """
 
     name: str = "exit_adapter"
@@ -44,14 +44,18 @@ class ExitAdapterConfig(RecipeConfig):
 
 
 class ExitAdapter(FinetuneModule):
-    """Drafts with `early_exit`, whose verification reuses the early layers."""
+    """Trains drafter `early_exit`, whose verification reuses the early layers' states."""
 
     Config = ExitAdapterConfig
     config: ExitAdapterConfig
     drafter = "early_exit"
 
     def path(self, target: Target) -> Path:
-        """The first layers and the twins' places."""
+        """Return the path of the first layers and the layers that are copied.
+
+        Raises:
+            UserError: a copied layer is not one of the layers after the exit.
+        """
         layers, exit_layer = len(target.full.layers), self.config.exit_layer
         self.twins = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
         if not self.twins or self.twins[0] < exit_layer or self.twins[-1] >= layers:
@@ -63,7 +67,7 @@ class ExitAdapter(FinetuneModule):
         return target.sparse_path(SkipSet.of(layers, skipped, skipped))
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """Copies of the twins' layers, trained altogether, and a norm."""
+        """Return copies of the chosen layers, all of whose weights are trained, and a trainable norm."""
         return Student(
             target,
             path,
@@ -75,16 +79,16 @@ class ExitAdapter(FinetuneModule):
         )
 
     def states_before(self) -> tuple[int, ...]:
-        """What leaves the early layers."""
+        """Return the exit layer: the hidden states that leave the early layers are the input."""
         return (self.config.exit_layer,)
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
-        """The same, with what the feature adds to it."""
+        """Return (B, M, C) the hidden states at the exit, plus the feature if there is one."""
         hidden = blocks.gathered(lesson.states[self.config.exit_layer])
         if self.student.feature is not None:
             hidden = hidden + self.student.feature(blocks.before(lesson.final, lesson.texts))
         return hidden
 
     def options(self) -> dict[str, Any]:
-        """As many tokens, and leaves beside them, as pay by the costs of the machine that drafts."""
+        """Return the drafter's options; draft length and siblings follow the costs measured where it drafts."""
         return {"draft_length": self.config.block, "siblings": True, "length": "gain"}

@@ -1,7 +1,7 @@
-"""Learned pseudo tokens: the full model predicts several tokens ahead in the forward that verifies.
+"""Learned pseudo tokens: the full model predicts several tokens ahead in the same forward that verifies.
 
-PaSS (Monea et al. 2023, arXiv 2311.13581), BiTA (Lin et al. 2024, arXiv 2401.12522), and LoRA that only pseudo tokens
-feel (Samragh et al. 2025, arXiv 2507.11851), so that all other tokens keep the model's own weights.
+PaSS (Monea et al. 2023, arXiv 2311.13581), BiTA (Lin et al. 2024, arXiv 2401.12522), and LoRA applied to pseudo tokens
+only (Samragh et al. 2025, arXiv 2507.11851), so that all other tokens keep the model's own weights.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 @dataclass
 class PseudoTokensRecipeConfig(RecipeConfig):
-    """`block` pseudo tokens behind an anchor every `anchors` places; LoRA in the layers from `first_layer` on.
+    """Train `block` pseudo tokens after an anchor every `anchors` positions, with LoRA from layer `first_layer` on.
 
-    `matrices`: only those of their matrices so called, such as q_proj: what a LoRA costs in decoding hangs on how many
-    products it adds, more than on its rank.
-    `sampler`: a small head that tells every prediction which token was drafted before it.
+    `matrices`: names of the matrices that get a LoRA, such as q_proj; null for all. What a LoRA costs in decoding
+    depends more on the number of products it adds than on its rank.
+    `sampler`: train a small head that adjusts each prediction to the token drafted before it.
     """
 
     name: str = "pseudo_tokens"
@@ -47,7 +47,7 @@ class PseudoTokensRecipeConfig(RecipeConfig):
 
 
 class PseudoTokensRecipe(FinetuneModule):
-    """Drafts with `pseudo_tokens`. A block's first pseudo token stands where the token behind its anchor will."""
+    """Trains drafter `pseudo_tokens`. A block's first pseudo token has the position of the token after its anchor."""
 
     Config = PseudoTokensRecipeConfig
     config: PseudoTokensRecipeConfig
@@ -55,14 +55,14 @@ class PseudoTokensRecipe(FinetuneModule):
 
     @property
     def stride(self) -> int:
-        """Places from one anchor to the next."""
+        """Positions from one anchor to the next."""
         return self.config.anchors
 
     def path(self, target: Target) -> Path:
-        """The whole model.
+        """Return the whole model: no sublayer is skipped.
 
         Raises:
-            UserError: for a LoRA that begins behind its last layer.
+            UserError: the LoRA would begin after the model's last layer.
         """
         layers, first = len(target.full.layers), self.config.first_layer
         if first >= layers:
@@ -72,7 +72,7 @@ class PseudoTokensRecipe(FinetuneModule):
         return target.sparse_path(SkipSet())
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """Twins of all layers. Pseudo tokens begin as the average token does, a little apart from each other."""
+        """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""
         config, weight = self.config, target.anatomy.embed.weight
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(config.block, weight.shape[1], generator=generator).to(weight)
@@ -89,11 +89,14 @@ class PseudoTokensRecipe(FinetuneModule):
         )
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
-        """The pseudo tokens, block by block."""
+        """Return (B, M, C) the pseudo tokens' embeddings, repeated for every block."""
         return self.pseudo.repeat(blocks.index.shape[1], 1).expand(len(batch.tokens), -1, -1)
 
     def predictions(self, hidden: Tensor, batch: PackedBatch, blocks: Blocks) -> Tensor:
-        """With the sampler: the token that stands where a pseudo token does is what was drafted before its own."""
+        """Return the hidden states for the head; the sampler, if any, adds the token drafted before each prediction.
+
+        That token is the one which the text has at the pseudo token's own position.
+        """
         if self.sampler is None:
             return hidden
         with torch.no_grad():
@@ -101,10 +104,10 @@ class PseudoTokensRecipe(FinetuneModule):
         return self.sampler(hidden, before)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The pseudo tokens and the sampler."""
+        """Return the pseudo tokens and the sampler's weights, by name."""
         sampler = {} if self.sampler is None else dict(self.sampler.named_parameters())
         return {"pseudo": self.pseudo, **{f"sampler.{name}": p for name, p in sampler.items()}}
 
     def options(self) -> dict[str, Any]:
-        """As the drafter has them."""
+        """Return no options: the drafter's defaults fit."""
         return {}

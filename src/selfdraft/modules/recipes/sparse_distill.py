@@ -1,6 +1,6 @@
 """Self-distillation of a sparse path: LoRA on the layers that a skip set leaves, taught by the whole model.
 
-With LayerSkip's curriculum (Elhoushi et al. 2024, arXiv 2404.16710) as options: layer dropout, and losses at earlier
+LayerSkip's curriculum (Elhoushi et al. 2024, arXiv 2404.16710) is optional: layer dropout, and losses at earlier
 layers.
 """
 
@@ -32,9 +32,9 @@ CURRICULA = ("none", "rotational", "gradual")
 class SparseDistillConfig(RecipeConfig):
     """Skip `skip_attention` and `skip_mlp`, or what a calibration found (`skip_from`), or all from `exit_layer` on.
 
-    `keep_layers` says the same the other way round: whole layers that stay. `norm`: train a final norm for the path as
-    well. `hidden_weight`: of matching the target's last hidden state. `layer_dropout`: of the last kept layer, less of
-    those before. `early_weight`: of the loss at an earlier layer, chosen by `curriculum`.
+    `keep_layers` names the whole layers that stay instead. `norm`: train a final norm for the path as well.
+    `hidden_weight`: weight of matching the target's last hidden state. `layer_dropout`: dropout rate of the last kept
+    layer; earlier ones have less. `early_weight`: weight of the loss at an earlier layer, chosen by `curriculum`.
     """
 
     name: str = "sparse_distill"
@@ -59,10 +59,10 @@ class SparseDistillConfig(RecipeConfig):
             )
 
     def skip_set(self, layers: int) -> SkipSet:
-        """What is skipped of a model of so many layers: every other inner layer if nothing is said.
+        """Return the skip set for a model of `layers` layers; by default every other inner layer is skipped.
 
         Raises:
-            UserError: a layer that is not there, or an artifact without a skip set.
+            UserError: a named layer does not exist, or the artifact has no skip set.
         """
         if self.skip_from is not None:
             found = Artifact.read(FilePath(self.skip_from), "finetune.skip_from").options
@@ -87,34 +87,34 @@ class SparseDistillConfig(RecipeConfig):
 
 
 class SparseDistill(FinetuneModule):
-    """Drafts with `layer_skip` through the kept layers, LoRA merged into them."""
+    """Trains drafter `layer_skip`, which runs the kept layers with the LoRA merged into them."""
 
     Config = SparseDistillConfig
     config: SparseDistillConfig
     drafter = "layer_skip"
 
     def path(self, target: Target) -> Path:
-        """Without the sublayers of the skip set."""
+        """Return the target's path without the sublayers of the skip set."""
         return target.sparse_path(self.config.skip_set(len(target.full.layers)))
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """Twins of all that is kept."""
+        """Return trainable copies of all kept layers."""
         config = self.config
         return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=words)
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
-        """The tokens' embeddings."""
+        """Return (B, M, C) the tokens' embeddings."""
         return self.target.anatomy.embed(blocks.gathered(batch.tokens))
 
     def dropped(self, rng: Generator) -> tuple[int, ...]:
-        """Twins by LayerSkip's rates."""
+        """Return the trainable copies left out of this step, drawn with LayerSkip's rates."""
         rates = layer_dropout(len(self.student.layers), self.config.layer_dropout)
         return tuple(at for at, rate in enumerate(rates) if rng.random() < rate)
 
     def extra_loss(
         self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
     ) -> Tensor:
-        """Matching of hidden states, and of the distribution at an earlier layer."""
+        """Return the loss of matching hidden states, plus that of matching the distribution at an earlier layer."""
         config, counted, extra = self.config, blocks.valid.flatten(1), hidden.new_zeros(())
         if config.hidden_weight:
             theirs = blocks.gathered(lesson.final)[counted]
@@ -126,5 +126,5 @@ class SparseDistill(FinetuneModule):
         return extra
 
     def options(self) -> dict[str, Any]:
-        """As long as blocks were."""
+        """Return the drafter's options: drafts as long as the blocks in training."""
         return {"draft_length": self.config.block}
