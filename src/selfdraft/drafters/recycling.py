@@ -72,7 +72,7 @@ class Recycling(Drafter):
         self.shared = self._empty() if config.warm else None
 
     def start(self, context: Context) -> None:
-        """Begin with the prompt's edges and, if `warm`, with those of all requests so far."""
+        """Begin with no edges or, if `warm`, those of all earlier requests; the prompt's may be added."""
         context.memory = self._empty() if self.shared is None else self.shared.copy()
         if self.config.seed_from_prompt:
             for adjacency in self._learning(context):

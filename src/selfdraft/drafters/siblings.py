@@ -10,7 +10,7 @@ from selfdraft.core.lengths import ExpectedGain, Rule
 from selfdraft.core.sampling import draw
 from selfdraft.drafters.base import Context
 
-# SWIFT's numbers of children per depth, the chain's token included: one for each confidence that the token's is above.
+# SWIFT's thresholds of a drafted token's confidence, and the children per depth above each (the token itself included):
 CONFIDENT = (0.95, 0.8, 0.5, -1.0)
 CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
 MOST_CHILDREN = 16  # per depth, if the number is chosen by costs

@@ -1,6 +1,7 @@
-"""What all drafters of panel (b) share: a sparse path of the model drafts token by token.
+"""The base class of all drafters of panel (b): a sparse path of the model drafts token by token.
 
-A subclass says which path; here stand the chain, its siblings, when it ends, and what of it the verification may reuse.
+A subclass chooses the path. This file drafts the chain and its siblings, decides when the chain ends, and hands over
+the hidden states that the verification may reuse.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ LENGTHS = ("threshold", "adaptive", "gain")
 class SparseConfig(DrafterConfig):
     """How long a draft is, how wide, and from which vocabulary.
 
-    Up to `draft_length` tokens are drafted. `length`: with `threshold`, drafting ends behind the first token whose
-    probability in the sparse model is below `min_confidence`; `adaptive` moves that threshold towards an acceptance of
-    0.9, from 0.6 on; `gain` drafts on while that raises the expected tokens per second at this machine's costs.
-    `siblings`: the next best tokens at every depth as leaves, the more the less sure it is, and with `gain` as many as
-    pay. `draft_vocabulary`: draft only so many tokens, those of the prompt first (all prompts and answers so far, if
-    `warm`).
+    Up to `draft_length` tokens are drafted. `length`: `threshold` ends the draft after the first token whose
+    probability in the sparse model is below `min_confidence`; `adaptive` begins with a threshold of 0.6 and moves it
+    towards an acceptance rate of 0.9; `gain` drafts on while that raises the expected tokens per second at this
+    machine's costs. `siblings`: adds the next best tokens at every depth as leaves: the less sure the drafted token,
+    the more leaves, or with `gain` as many as pay. `draft_vocabulary`: the number of token ids that may be drafted,
+    those of the prompt first (of all prompts and answers so far, if `warm`).
     """
 
     draft_length: int = option(4, at_least=1)
@@ -52,12 +53,14 @@ class SparseConfig(DrafterConfig):
 
 @dataclass
 class Memory:
-    """Of one request: its path, its length rule, and how sure drafts of any confidence are.
+    """The drafter's state for one request.
 
     Attributes:
-        drafted, confidences: the chain last drafted.
-        limit: drafts are no longer than this.
-        own: what a subclass remembers.
+        rule: the length rule.
+        calibration: how often drafted tokens of each confidence were accepted.
+        drafted, confidences: the tokens of the last chain, and their probabilities in the sparse model.
+        limit: the longest draft, in tokens.
+        own: a subclass's own state.
     """
 
     path: Path
@@ -71,7 +74,7 @@ class Memory:
 
 @dataclass
 class _Chain:
-    """A draft as it grows: the chain itself, the siblings hung beside it, and what each was drawn from."""
+    """A draft as it grows: the chain, the siblings beside it, and the distribution that each token was drawn from."""
 
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
@@ -82,7 +85,7 @@ class _Chain:
     states: list[Tensor] = field(default_factory=list)
 
     def tree(self) -> TokenTree:
-        """The chain first, so that its keys stand where drafting put them, then all leaves."""
+        """Return the tree: first the chain, because drafting left its keys in the first slots, then all leaves."""
         chain = TokenTree.chain(self.tokens)
         if not self.sibling_tokens:
             return chain
@@ -92,7 +95,7 @@ class _Chain:
 
 
 class SparseDrafter(Drafter):
-    """Base class. `path_for` gives a request its path; `reuse` has verification go on from the path's leading layers.
+    """Base class. A subclass gives a request its path by `path_for`, or all requests one path by `use`.
 
     Attributes:
         reuse, bonus: see `EarlyExitConfig`.
@@ -109,7 +112,7 @@ class SparseDrafter(Drafter):
         self._path_costs = self._late_costs = None
 
     def use(self, skip: SkipSet) -> None:
-        """Draft through `skip`: for subclasses whose path does not change."""
+        """Draft through the path without the sublayers `skip`; for subclasses whose path does not change."""
         self.skip = skip
         self._set_path(self.target.sparse_path(skip))
 
@@ -117,10 +120,10 @@ class SparseDrafter(Drafter):
         """Draft through the path that an adapter was trained for, with its weights.
 
         Args:
-            options: those that say what is skipped, which the adapter does.
+            options: names of the options that set the skip set; they must be left out, because the adapter sets it.
 
         Raises:
-            UserError: the adapter cannot be used, or one of `options` or a draft vocabulary is given beside it.
+            UserError: the adapter cannot be used, or one of `options` or `draft_vocabulary` is given as well.
         """
         plain = type(self.config)()
         for name in (*options, "draft_vocabulary"):
@@ -137,23 +140,23 @@ class SparseDrafter(Drafter):
             self._late_costs = self.target.costs_of(self.target.full.part(path.leading, layers))
 
     def path_for(self, context: Context) -> Path:
-        """The request's path, asked for once when it begins."""
+        """Return the request's path. Called once, when the request begins."""
         if self.config.draft_vocabulary is None:
             return self.path
         return self.target.sparse_path(self.skip, vocabulary=self.vocabulary(context))
 
     def start(self, context: Context) -> None:
-        """A path, a rule, and nothing drafted yet."""
+        """Begin with a path and a length rule, and nothing drafted yet."""
         if self.config.warm:
             self._count(context.tokens)
         context.memory = Memory(self.path_for(context), self._rule())
 
     def propose(self, context: Context) -> Draft:
-        """One draft."""
+        """Return the draft for one request."""
         return self.propose_batch([context])[0]
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """One draft a context; those with the same path are drafted together."""
+        """Return one draft per context; contexts with the same path are drafted together."""
         drafts: dict[int, Draft] = {}
         groups: dict[int, list[int]] = {}
         for i, context in enumerate(contexts):
@@ -164,12 +167,12 @@ class SparseDrafter(Drafter):
         return [drafts[i] for i in range(len(contexts))]
 
     def observe(self, context: Context, step: Step) -> None:
-        """Tell the rules how much of the chain stood."""
+        """Tell the length rule and the calibration how many tokens of the chain were right."""
         memory: Memory = context.memory
         if context.rule.sample:
             known = min(len(memory.confidences), len(step.draft.tree))
             stood = sum(node == depth for depth, node in enumerate(step.path[:known]))
-        else:  # what was emitted tells of a token that was drafted and not verified, too
+        else:  # the emitted tokens also show whether a token that was drafted but not verified was right
             known = min(len(memory.confidences), len(step.emitted))
             right = [a == b for a, b in zip(memory.drafted[:known], step.emitted, strict=False)]
             stood = right.index(False) if False in right else len(right)
@@ -179,7 +182,10 @@ class SparseDrafter(Drafter):
             self._count(step.emitted)
 
     def vocabulary(self, context: Context) -> list[int]:
-        """The `draft_vocabulary` ids drafted from: the most frequent so far, then the lowest, the oldest merges."""
+        """Return the `draft_vocabulary` token ids to draft from: the most frequent first, then the lowest ids.
+
+        The lowest ids of a byte-pair vocabulary are its earliest merges, which are frequent in general.
+        """
         counts = self._counted.copy() if self.config.warm else np.zeros_like(self._counted)
         if not self.config.warm:
             np.add.at(counts, context.tokens, 1)
@@ -193,12 +199,12 @@ class SparseDrafter(Drafter):
         tokens: Sequence[int],
         keep: Sequence[list[Tensor]] | None,
     ) -> list[Tensor]:
-        """One sparse forward; subclasses may choose keys."""
+        """Run one sparse forward and return its logits; subclasses may select keys."""
         rows = [context.row for context in contexts]
         return self.target.draft_forward(path, rows, depth, tokens, [_EMPTY] * len(rows), keep=keep)
 
     def _draft(self, path: Path, contexts: Sequence[Context]) -> list[Draft]:
-        """At every depth one sparse forward of those that go on."""
+        """Draft for contexts with the same path: at every depth, one sparse forward of the chains that go on."""
         chains = [_Chain() for _ in contexts]
         reuse = self.reuse and path.leading > 0
         going = [i for i, context in enumerate(contexts) if min(context.room, context.memory.limit) > 0]
@@ -214,7 +220,7 @@ class SparseDrafter(Drafter):
         return [self._finished(path, c, chain, reuse) for c, chain in zip(contexts, chains, strict=True)]
 
     def _extend(self, context: Context, chain: _Chain, logits: Tensor) -> None:
-        """Draft the next token of a chain, and its siblings, from (1, V) logits."""
+        """Add the next token to a chain, and its siblings, from (1, V) logits."""
         rule, parent = context.rule, len(chain.tokens) - 1
         scores = rule.scores(logits, [*context.tokens, *chain.tokens], context.prompt_length, _EMPTY)
         if rule.sample:
@@ -222,7 +228,7 @@ class SparseDrafter(Drafter):
             token = int(draw(q, context.uniforms(1, logits.device)))
             chain.q.append(q)
         else:
-            # A softmax over the vocabulary that nobody asks for is left out.
+            # The softmax over the vocabulary is left out where nothing needs the confidence.
             q = scores.float().softmax(-1) if self._needs_confidence(context) else scores
             token = int(scores.argmax())
         chain.tokens.append(token)
@@ -243,7 +249,7 @@ class SparseDrafter(Drafter):
         return len(chain.tokens) < min(context.room, memory.limit) and memory.rule.goes_on(chain.confidences)
 
     def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
-        """The draft, without its last token where forwarding it through the leading layers does not pay."""
+        """Return the draft, without its last token if forwarding it through the leading layers does not pay."""
         context.memory.drafted, context.memory.confidences = chain.tokens.copy(), chain.confidences
         if reuse and chain.tokens and not self.config.siblings and not self._bonus_pays(context, chain):
             chain.tokens.pop()
@@ -253,11 +259,11 @@ class SparseDrafter(Drafter):
         return Draft(chain.tree(), self.config.name, torch.cat(q) if q else None, reuse=states)
 
     def _bonus_pays(self, context: Context, chain: _Chain) -> bool:
-        """Whether to verify the last drafted token by itself, and so get one more token behind it.
+        """Return whether to verify the last drafted token too, which may gain one more token after it.
 
-        Without it the target's own token in its place is the step's last: nothing that was drafted is lost. With it
-        the leading layers have to be run on it first. Worth it if the expected tokens per second of the step rise. Of a
-        single drafted token that is the question whether to draft at all.
+        Without it, the target's own token at its position is the bonus token, so a right draft loses nothing. With it,
+        the leading layers have to run on it first. This pays if it raises the expected tokens per second of the step.
+        If only one token was drafted, this decides whether to draft at all.
         """
         k = len(chain.tokens)
         if self.bonus != "auto":
@@ -265,8 +271,8 @@ class SparseDrafter(Drafter):
         assert self._costs is not None and self._path_costs is not None and self._late_costs is not None
         sure = chain.confidences
         if context.rule.sample:
-            # Whether a draw is kept must not depend on what was drawn: those kept would no longer be draws from q. So
-            # the last one is taken to be as sure as the one before it.
+            # Whether a drawn token is kept must not depend on the token: the kept ones would no longer be distributed
+            # as q. So the last token is assumed to be as sure as the one before it.
             if k == 1:
                 return True
             sure = [*sure[:-1], sure[-2]]

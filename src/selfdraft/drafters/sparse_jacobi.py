@@ -1,7 +1,8 @@
 """Sparse Jacobi (ours): panel (a) run inside panel (b). The sparse model refines a block, the full one verifies it.
 
-A refinement is one parallel forward of the sparse path over the whole block, so N of them cost what N drafted tokens
-do, and each makes at least one more token of the block what the sparse model itself would have drafted.
+A refinement is one parallel forward of the sparse path over the whole block, so N of them cost about as much as N
+drafted tokens. In greedy decoding, each fixes at least one more token of the block to what the sparse model itself
+would have drafted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from selfdraft.drafters.jacobi import Jacobi, JacobiConfig
 from selfdraft.models.target import Target
 
 INITS = ("ngram", "previous_tail")
-MODES = ("literal",)  # the only one there is: the pass that verifies is never the one that refines
+MODES = ("literal",)  # not fused: the full model verifies, but the sparse path refines
 
 
 @dataclass
 class SparseJacobiConfig(JacobiConfig):
     """A block of `window` tokens, refined `refine_steps` times without an even share `sparsity` of the sublayers.
 
-    It begins with what followed the last n-gram before (`ngram`), or with what the last verification predicted behind
-    the tokens it accepted (`previous_tail`). An `adapter` brings its own skip set.
+    `init`: the block begins with the tokens that followed an earlier occurrence of the last n-gram (`ngram`), or with
+    what the last verification predicted after the accepted tokens (`previous_tail`). An `adapter` has its own skip set.
     """
 
     name: str = "sparse_jacobi"
@@ -34,7 +35,7 @@ class SparseJacobiConfig(JacobiConfig):
 
 
 class SparseJacobi(Jacobi):
-    """Jacobi in its literal mode, refined through a sparse path."""
+    """Runs Jacobi in literal mode; a sparse path refines the block."""
 
     Config: ClassVar = SparseJacobiConfig
     config: SparseJacobiConfig

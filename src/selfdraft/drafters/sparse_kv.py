@@ -1,7 +1,7 @@
-"""Sparse keys: the draft attends to the first tokens, the latest ones, and those that attention asked for last.
+"""Sparse keys: drafting attends to the first tokens, the latest ones, and those with the highest attention scores.
 
 Sink and window as in StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), top-k of the attention scores as in MagicDec
-and SparseSpec. All layers may run: what is saved is attention over a long prompt.
+and SparseSpec. All layers may run: drafting saves the attention over a long prompt.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _EMPTY = TokenTree.empty()
 
 @dataclass
 class SparseKVConfig(SparseConfig):
-    """Keep `sink` first and `recent` latest tokens, and `top_k` more by the attention that the last token gave them.
+    """Keep the `sink` first and `recent` latest tokens, and the `top_k` others that got the most attention.
 
-    `refresh`: steps after which these are chosen anew, by a first draft token that sees everything. `sparsity`: skip an
-    even share of the sublayers besides. A text that is no longer than all of them together is seen whole.
+    `refresh`: number of steps after which the `top_k` are chosen anew, by the attention of a first draft token that
+    sees all keys. `sparsity`: also skip an even share of the sublayers. Drafting attends to the whole of a text that is
+    no longer than these numbers of tokens together.
     """
 
     name: str = "sparse_kv"
@@ -43,7 +44,7 @@ class SparseKVConfig(SparseConfig):
 
 @dataclass
 class Chosen:
-    """Of one request: the positions that attention asked for, and the steps since it was last looked at."""
+    """The positions chosen for one request by their attention scores, and the steps since they were chosen."""
 
     positions: Tensor
     age: int
@@ -57,10 +58,10 @@ class SparseKV(SparseDrafter):
     config: SparseKVConfig
 
     def __init__(self, target: Target, config: SparseKVConfig) -> None:
-        """Build the path, and the one that writes attention down.
+        """Build the path, and its copy that records attention scores.
 
         Raises:
-            UserError: for `top_k` in a family whose attention cannot be observed, by name.
+            UserError: for `top_k` in a model family whose attention cannot be observed.
         """
         super().__init__(target, config)
         self.use(SkipSet.spread(len(target.full.layers), config.sparsity))
@@ -69,7 +70,7 @@ class SparseKV(SparseDrafter):
         self._keys: Selection | None = None
 
     def start(self, context: Context) -> None:
-        """Nothing chosen yet."""
+        """Begin with nothing chosen."""
         super().start(context)
         context.memory.own = Chosen(torch.empty(0, dtype=torch.long), self.config.refresh)
 
@@ -81,7 +82,10 @@ class SparseKV(SparseDrafter):
         tokens: Sequence[int],
         keep: Sequence[list[Tensor]] | None,
     ) -> list[Tensor]:
-        """The keys are gathered before the first token; rows whose attention is due see all of them with it."""
+        """Run one sparse forward with selected keys.
+
+        The keys are gathered at depth 0. A row whose keys are due to be chosen anew first sees all keys there.
+        """
         logits: dict[int, Tensor] = {}
         for i, context in enumerate(contexts):
             if depth == 0 and self._is_long(context):
@@ -102,13 +106,13 @@ class SparseKV(SparseDrafter):
         return len(context.tokens) - 1 > self.config.sink + self.config.recent + self.config.top_k
 
     def _comes_due(self, context: Context) -> bool:
-        """Whether attention is to be looked at in this step."""
+        """Count a step, and return whether the keys are to be chosen anew in it."""
         chosen: Chosen = context.memory.own
         chosen.age += 1
         return self.config.top_k > 0 and chosen.age > self.config.refresh
 
     def _look(self, path: Path, context: Context, token: int) -> Tensor:
-        """One token that sees everything, and whose attention is written down: its logits."""
+        """Return the logits of one token that sees all keys, and choose positions by its attention scores."""
         watched, scores = self.target.scoring(path)
         logits = self.target.draft_forward(watched, [context.row], 0, [token], [_EMPTY])[0]
         memory: Memory = context.memory
@@ -117,7 +121,7 @@ class SparseKV(SparseDrafter):
         return logits
 
     def _gather(self, context: Context, drafted: int) -> None:
-        """The kept keys of a request, with those of the `drafted` token that has seen everything."""
+        """Gather the kept keys of a request, and those of the `drafted` tokens (0 or 1) that have seen all keys."""
         target, config = self.target, self.config
         if self._keys is None or self._keys.cache.rows != target.cache.rows:
             self._keys = target.selection()

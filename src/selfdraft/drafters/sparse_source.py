@@ -1,9 +1,9 @@
-"""A sparse path as one more source of guesses: what it says comes next, asked where that is expected to pay.
+"""A sparse path as a further source of guesses, asked where that is expected to pay.
 
-Asked at a node of the tree that the other sources make, it reads the branch down to there in one forward and says what
-follows, then what follows that, and so on. Which node and how many tokens, or nothing, is the plan of the most expected
-tokens per second: how likely the text comes by there, how often the path then knows what the others do not, and what
-its forwards and the larger verification cost on this machine.
+The other sources make a tree. Asked at one of its nodes, the path reads the branch down to that node in one forward and
+predicts the next token, then the token after that, and so on. The node and the number of tokens are chosen for the most
+expected tokens per second; this depends on how likely the text reaches the node, how often the path then knows what the
+other sources do not, and the cost of its forwards and of the larger verification on this machine.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
 _EMPTY = TokenTree.empty()
-REMEMBERED = 0.998  # of what is known of a path that is not asked, at every step: one that fails is tried again in 60
-GOES_ON = 0.7  # how often what the path says behind its own right guess is right too, before anything is learned
+# A step that does not ask the path multiplies the weight of its counts by this, so a path that failed is tried again.
+REMEMBERED = 0.998
+GOES_ON = 0.7  # prior probability that the path's next guess is right too, after a right one
 
 Guesses = list[tuple[int, float]]  # tokens with their chances, the likeliest first
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask: `count` tokens behind `node` of the others' tree.
+    """A request to the path for `count` tokens after `node` of the tree that the other sources make.
 
     Attributes:
         branch: the tokens from the root's child down to the node.
-        doubt: of the other sources there, see `doubt`. rival: their best guess there, if any.
+        doubt: how unsure the other sources are after the node, see `doubt`.
+        rival: their best guess after the node, if any.
     """
 
     node: int
@@ -45,10 +47,11 @@ class Question:
 
 @dataclass
 class Answer:
-    """What the path said: by the tokens that lead from the root to a place, its guesses there.
+    """The path's answer to a question.
 
     Attributes:
-        reuse: what the verification is spared.
+        guesses: the path's guesses, by the tokens that lead from the root to them.
+        reuse: hidden states that the verification need not compute again.
     """
 
     question: Question
@@ -60,8 +63,8 @@ class SparseSource:
     """A path, asked for tokens in a tree.
 
     Attributes:
-        reuses: whether what its leading layers compute is left to the verification. Such a path is asked for one token
-            behind the root: its states have to be those of the block's first tokens.
+        reuses: whether the verification reuses the states that the path's leading layers compute. Such a path is only
+            asked for one token after the root, because the states must be those of the block's first tokens.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class SparseSource:
         """Measure what asking costs.
 
         Args:
-            costs: of full forwards; None where costs do not count. guesses: wanted in every place. longest: the most
-                tokens asked for, one behind the other. prior: how often the path knows the next token where the other
-                sources have no idea, before anything is learned.
+            costs: seconds of full forwards, by tokens; None if tokens are to count as free.
+            guesses: number of guesses for each token asked for.
+            prior: prior probability that the path knows the next token where the other sources name none.
+            longest: the most tokens to ask for, one after the other.
         """
         self.target, self.path, self.costs = target, path, costs
         self.guesses, self.prior, self.longest = guesses, prior, longest
@@ -84,19 +88,21 @@ class SparseSource:
                 self._spared = max(costs(1) - late(1), 0.0)
 
     def expected_gain(self, learned: Estimates, best: float) -> float:
-        """How often the path is expected to know the next token where the others' best guess fails.
+        """Return the probability that the path knows the next token and the other sources' best guess does not.
 
         Args:
-            best: the chance of that guess.
+            best: the chance of the other sources' best guess.
         """
         return learned.chance(("asked", doubt(best)), self.prior * (1 - best))
 
     def question(self, learned: Estimates, growth: Growth, size: int, room: int, rows: int = 1) -> Question | None:
-        """What to ask so that a step's expected tokens per second rise most; None where they would fall.
+        """Return the question that raises a step's expected tokens per second most; None if none raises them.
 
         Args:
-            growth: the tree that the other sources make, of which `size` nodes would be drafted. room: the most tokens
-                that one branch may have. rows: of the step.
+            growth: the tree that the other sources make.
+            size: number of its nodes that would be drafted.
+            room: the most tokens that one branch may have.
+            rows: number of requests that the step decodes together.
         """
         best_token, best_chance = _best_below(growth, size)
         costs = None if self.costs is None else self.costs.shared_by(rows)
@@ -129,12 +135,12 @@ class SparseSource:
 
     @torch.inference_mode()
     def ask(self, context: Context, question: Question) -> Answer:
-        """One forward for every token. The guesses are no random draws, and are verified as they stand."""
+        """Return the path's answer, by one forward per token. The guesses are not sampled, so they need no q."""
         states: list[torch.Tensor] = []
         keep = [states] if self.reuses else None
         answer, said = Answer(question), question.branch
         for number in range(question.count):
-            first = number == 0  # then the branch is read, too
+            first = number == 0  # then the forward also reads the branch
             tree = TokenTree.chain(said) if first else _EMPTY
             root, offset = (context.tokens[-1], 0) if first else (said[-1], len(said))
             logits = self.target.draft_forward(self.path, [context.row], offset, [root], [tree], keep=keep)[0][-1:]
@@ -150,7 +156,7 @@ class SparseSource:
 
     @staticmethod
     def learn(learned: Estimates, answer: Answer, emitted: tuple[int, ...]) -> None:
-        """Whether the path knew what came where the others did not, and whether it went on being right."""
+        """Learn whether the path knew the token where the others did not, and whether its next guesses were right."""
         question, said = answer.question, answer.question.branch
         while said in answer.guesses and len(said) < len(emitted) and emitted[: len(said)] == said:
             guesses = answer.guesses[said]
@@ -165,12 +171,15 @@ class SparseSource:
 
 
 def doubt(best: float) -> int:
-    """How unsure the other sources are whose best guess has this chance, in eighths."""
+    """Return how unsure sources are whose best guess has the chance `best`, in eighths."""
     return int(8 * (1 - best))
 
 
 def _best_below(growth: Growth, size: int) -> tuple[list[int | None], list[float]]:
-    """By node + 1, for the root and `size` nodes: the likeliest child's token and path probability; None and 0."""
+    """Return the token and the probability from the root of each node's likeliest child, or None and 0.0.
+
+    Both lists are indexed by node + 1, for the root and the first `size` nodes.
+    """
     tokens: list[int | None] = [None] * (size + 1)
     chances = [0.0] * (size + 1)
     for token, parent, probability in zip(growth.tokens, growth.parents, growth.probabilities, strict=True):
