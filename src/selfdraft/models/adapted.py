@@ -1,6 +1,6 @@
-"""An adapter's weights put in place: as a draft path beside the model, which stays as it is.
+"""Put an adapter's weights in place, as a draft path beside the model, which stays as it is.
 
-LoRA is added into copies of the matrices it belongs to: drafting then costs what it costs without.
+LoRA is merged into copies of its matrices, so that drafting costs no more than without it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def adapted_path(target: Target, adapter: Adapter) -> Path:
-    """The path that the adapter was trained for.
+    """Return the path that the adapter was trained for.
 
     Raises:
-        UserError: it has no path, or its weights do not fit this model.
+        UserError: it was trained for no path, or its weights do not fit this model.
     """
     settings, stock = adapter.settings, target.anatomy.layers
     if "pseudo" in adapter.tensors:
@@ -55,7 +55,7 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
 
 
 def _square(target: Target, weight: Tensor) -> nn.Linear:
-    """A matrix from hidden states to hidden states."""
+    """Return a (C, C) weight as a linear from hidden states to hidden states."""
     width = target.model.config.hidden_size
     if weight.shape != (width, width):
         raise _misfit(FEATURE)
@@ -65,7 +65,7 @@ def _square(target: Target, weight: Tensor) -> nn.Linear:
 
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """A copy of a module with some of its parameters replaced."""
+    """Return a copy of a module with some of its parameters replaced."""
     twin = copy.deepcopy(module)
     own = dict(twin.named_parameters())
     for name, tensor in tensors.items():
@@ -76,7 +76,7 @@ def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Module:
-    """A light copy of a layer with ``scale * B A`` added to copies of some of its matrices."""
+    """Return a light copy of a layer with ``scale * B A`` added to copies of some of its matrices."""
     left = {name.rsplit(".", 1)[0] for name in lora}
 
     def swap(name: str, module: nn.Module) -> nn.Module | None:
@@ -95,7 +95,7 @@ def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Modul
 
 
 def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.Linear:
-    """A copy of a matrix W as W + scale * B A, summed in float32."""
+    """Return a copy of a matrix W as W + scale * B A, summed in float32."""
     weight = linear.weight.detach()
     more = scale * (b.float() @ a.float()).to(weight.device)
     twin = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")

@@ -3,10 +3,10 @@
 An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says how to draft with it. Its tensors:
 
 * ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, times ``settings["scale"]``;
-* ``layer.{layer}.{parameter}``: in the place of that layer's own;
-* ``norm.{parameter}``: in the place of the final norm's;
-* ``feature.weight`` (C, C): makes of the last committed token's final hidden state what is added behind the exit;
-* ``vocabulary`` (v,): the only ids that drafts say;
+* ``layer.{layer}.{parameter}``: replaces that layer's own parameter;
+* ``norm.{parameter}``: replaces the final norm's parameter;
+* ``feature.weight`` (C, C): maps the last committed token's final hidden state to an addend (see `Path.feature`);
+* ``vocabulary`` (v,): the only token ids that are drafted;
 * ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`.
 """
 
@@ -36,12 +36,12 @@ NAMES = re.compile(r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|sampler
 
 @dataclass(frozen=True)
 class Adapter:
-    """Trained weights by name, and what is needed to put them in place.
+    """Trained weights by name, and the settings needed to put them in place.
 
     Attributes:
-        recipe: that trained them.
-        settings: of the recipe, such as the scale of its LoRA; plain values only.
-        tensors: see the module.
+        recipe: name of the recipe that trained them.
+        settings: the recipe's settings, such as the scale of its LoRA; plain values only.
+        tensors: by name, as listed at the top of this file.
     """
 
     recipe: str
@@ -49,11 +49,11 @@ class Adapter:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it."""
+        """Return the tensors whose names begin with `prefix`, by name without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def write(self, folder: Path) -> None:
-        """Write the adapter into a folder, which is made where there is none. The file appears whole or not at all."""
+        """Write the adapter into a folder, which is created if needed. The file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
         partial = folder / f".{FILE}.partial"
@@ -77,11 +77,11 @@ class Adapter:
         """Refuse an adapter that was trained for a model with more layers or token ids than this one has.
 
         Args:
-            layers: how many the model has. vocabulary: how many token ids.
+            layers: number of layers of the model. vocabulary: number of its token ids.
             name: what the user gave as the adapter, for the message; None leaves it out.
 
         Raises:
-            UserError: the adapter has weights of, or skips, a layer that is not there, or drafts such a token.
+            UserError: the adapter trains or skips a layer that the model lacks, or drafts an id that it lacks.
         """
         theirs = (int(name.split(".")[1]) for name in self.tensors if name.startswith(("lora.", "layer.")))
         skipped = (layer for name in SKIPPED for layer in self.settings.get(name, ()))
@@ -94,7 +94,7 @@ class Adapter:
 
 
 class _NoAdapter(Exception):
-    """Why a file is no adapter."""
+    """A file is no adapter; the message says why."""
 
 
 def _read(file: Path) -> Adapter:
@@ -108,7 +108,7 @@ def _read(file: Path) -> Adapter:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
     except _NoAdapter:
         raise
-    except Exception as error:  # whatever the bytes of a file make its reader stumble over
+    except Exception as error:  # a damaged file may make its reader raise anything
         raise _NoAdapter(next(iter(str(error).splitlines()), type(error).__name__)) from None
     try:
         settings = json.loads(said["settings"])
@@ -131,7 +131,7 @@ def _read(file: Path) -> Adapter:
 
 
 def _wrong(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with a tensor, if anything is."""
+    """Return what is wrong with a tensor, or None."""
     if name == "vocabulary":
         fits = (
             tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 1 and len(tensor) and int(tensor.min()) >= 0

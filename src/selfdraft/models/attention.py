@@ -1,4 +1,4 @@
-"""Attention masks, built bool in one place and converted in one place; and our attention function.
+"""Attention masks, built as bool in one place and converted in one place, and our attention functions.
 
 Shapes: B rows, N query tokens, K key slots, H query heads, G key/value heads, D head size.
 """
@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
 IMPLEMENTATIONS = ("sdpa", "eager", "flex")
-SMALLEST_FLEX = 16  # numbers of a head, at least, for the kernels that flex attention is compiled to
+SMALLEST_FLEX = 16  # the smallest head size that the kernels of compiled flex attention take
 _compiled_flex = torch.compile(flex_attention, dynamic=True)  # compiles nothing before it is called
 
 
@@ -30,7 +30,7 @@ def visible_slots(
     behind: Sequence[int] | None = None,
     held: Sequence[Tensor] | None = None,
 ) -> Tensor | None:
-    """(B, N, K) bool: which key slots each token may look at, or None where all look at everything.
+    """Return (B, N, K) bool: which key slots each token may see; None where all see everything.
 
     Args:
         starts: B numbers: the slot of each row's first token.
@@ -38,8 +38,8 @@ def visible_slots(
         sees: (B, N, N) bool: which tokens of this forward each token sees; None means causal, in order.
         span: K.
         window: how many latest positions a sliding layer sees, the token itself included; None for all.
-        behind: B numbers: the position of each row's first token, if not that of its slot; it sees the slots before
-            that number (and before its own), which hold its prefix in order of position, unless `held` says otherwise.
+        behind: B numbers: the position of each row's first token, if not that of its slot. The row sees the slots
+            before the smaller of the two, which hold its prefix in order of position unless `held` is given.
         held: per row, the positions of all slots before its start: a selection of its prefix, all of it seen.
     """
     rows, width = depths.shape
@@ -65,11 +65,11 @@ def visible_slots(
 
 
 def additive(visible: Tensor | None, dtype: torch.dtype, share: int = 1) -> Tensor | None:
-    """(B, 1, share * N, K) mask to add to the scores. Additive is right for sdpa, eager and flex alike; bool is not.
+    """Return the (B, 1, share * N, K) mask to add to the scores: sdpa, eager and flex all take it, unlike a bool one.
 
     Args:
-        share: query heads that `grouped_sdpa` folds into the query length: the mask is repeated for them here, once a
-            forward, and not in every layer.
+        share: query heads that `grouped_sdpa` folds into the query length: the mask is repeated for them here, once per
+            forward instead of in every layer.
     """
     if visible is None:
         return None
@@ -119,9 +119,9 @@ def flex(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """torch's flex attention with the mask added to the scores, behind the family's capping of scores, if any.
+    """torch's flex attention with the mask added to the scores, after the family's capping of scores, if any.
 
-    Uncompiled with small heads, and on a CPU: torch 2.13's compiled CPU kernel reads a mask and corrupts memory.
+    Not compiled for small heads, nor on a CPU: there, torch 2.13's compiled kernel corrupts memory if it reads a mask.
 
     Args:
         query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, N, K) of `additive`, or None.

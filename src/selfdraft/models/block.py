@@ -1,4 +1,4 @@
-"""One forward's tokens, and where they stand: between token trees and the layers."""
+"""The tokens of one forward and their places in the cache: made of token trees, for the layers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Block:
     Attributes:
         rows, starts: cache rows, and the slot of each row's first token.
         tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
-        cache: where their keys go. behind, held: see `visible_slots`.
-        key_block: what the number of keys that they attend to is rounded up to (see `invariance`).
+        cache: where their keys are written. behind, held: see `visible_slots`.
+        key_block: the number of keys that they attend to is rounded up to a multiple of this (see `invariance`).
     """
 
     rows: Sequence[int]
@@ -43,7 +43,7 @@ class Block:
         row_block: int,
         key_block: int,
     ) -> Block:
-        """Every row's root and tree, padded to a common number of tokens, a multiple of `row_block`."""
+        """Return the block of every row's root and tree, padded to one number of tokens, a multiple of `row_block`."""
         width = -(-(1 + max(len(tree) for tree in trees)) // row_block) * row_block
         tokens = torch.empty(len(rows), width, dtype=torch.long)
         depths = torch.zeros(len(rows), width, dtype=torch.long)

@@ -1,8 +1,8 @@
 """The target's key/value cache: preallocated, written at chosen slots, rolled back by not advancing a length.
 
 Shapes: R cache rows (one a request), S slots, H key/value heads, D head size, N tokens of one forward.
-A row's first ``lengths[row]`` slots hold its committed tokens; slots behind them are scratch that the next forward
-overwrites, which is why neither drafting nor rejecting ever copies or crops anything.
+A row's first ``lengths[row]`` slots hold its committed tokens; slots after them are scratch that the next forward
+overwrites, so neither drafting nor rejecting ever copies or crops anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KVCache:
     Attributes:
         lengths: committed tokens of every row.
         prefilled_at: per row, how long its text was when it was prefilled, the first root included (see `rotary`).
-        finals: (C,) the full model's final hidden state of each row's last committed token; None where it is not known.
+        finals: per row, the full model's (C,) final hidden state of the last committed token; None if not known.
     """
 
     def __init__(self, layers: int, rows: int, slots: int) -> None:
@@ -50,7 +50,7 @@ class KVCache:
         self.slots = slots
 
     def window(self, rows: Sequence[int], starts: Sequence[int], width: int, *, key_block: int = 1) -> CacheWindow:
-        """What the layers of one forward get: writes tokens of row ``rows[i]`` at ``starts[i] …``, `width` of them.
+        """Return one forward's view of the cache: writes `width` tokens of ``rows[i]`` from slot ``starts[i]`` on.
 
         Args:
             key_block: round the number of keys that layers are given up to a multiple of this.
@@ -69,7 +69,7 @@ class KVCache:
         """
         length = self.lengths[row]
         kept = len(path)
-        if kept and path[-1] != kept - 1:  # not a prefix of the block: gather the path's slots, layer by layer
+        if kept and path[-1] != kept - 1:  # not a prefix of the block: gather the nodes' slots, layer by layer
             source = torch.tensor(path) + (length + 1)
             for tensors in (self._keys, self._values):
                 for tensor in tensors:
@@ -96,7 +96,7 @@ class KVCache:
 
     @torch.inference_mode()
     def gather(self, row: int, source: KVCache, positions: Tensor) -> None:
-        """Commit to a row what the same row of another cache holds at `positions` (n,), and nothing else."""
+        """Replace a row's committed tokens by those that another cache holds in the same row at `positions` (n,)."""
         count = self.lengths[row] = len(positions)
         self.reserve(count)
         for layer, (keys, values) in enumerate(zip(source._keys, source._values, strict=True)):
@@ -109,7 +109,7 @@ class KVCache:
         self.lengths[row], self.prefilled_at[row], self.finals[row] = 0, 0, None
 
     def rewind(self, row: int, length: int) -> None:
-        """Forget what is committed behind the first `length` tokens of a row."""
+        """Forget the committed tokens of a row after the first `length`."""
         if length < self.lengths[row]:
             self.lengths[row], self.finals[row] = length, None
 
@@ -133,11 +133,11 @@ class CacheWindow:
 
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int, span: int) -> None:
         self._cache, self._rows, self._starts, self._width = cache, rows, starts, width
-        self.span = span  # keys that layers are given; those behind the written ones are masked
+        self.span = span  # keys that layers are given; those after the written ones are masked
         self._index: tuple[Tensor, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write (B, H, N, D) keys and values of one layer, return (B, H, span, D) of all slots up to the span."""
+        """Write one layer's (B, H, N, D) keys and values; return those of all slots up to the span, (B, H, span, D)."""
         all_keys, all_values = self._cache._layer(layer_idx, keys, values)
         if len(self._rows) == 1:
             row, start = self._rows[0], self._starts[0]
@@ -161,7 +161,7 @@ class CacheWindow:
         return all_keys[rows.flatten(), :, : self.span], all_values[rows.flatten(), :, : self.span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before this forward (asked for by some families' layers)."""
+        """Return the number of tokens before this forward, which some families' layers ask for."""
         return self._starts[0]
 
 

@@ -1,12 +1,12 @@
-"""Whether what was prepared from a model still is what the model is.
+"""Check whether a prepared target still matches its model.
 
 A prepared target holds copies: of module objects (their attributes, hooks and adapters' switches), and on a CPU of
-matrices, laid out anew. Models change between two calls: they are trained, adapters are switched or merged, hooks come
-and go. Nothing tells us, since fused optimizers, `p.data` and numpy views do not even count a tensor's version up. So
+matrices in another layout. Models change between two calls: they are trained, adapters are switched or merged, hooks
+come and go. Nothing reports that: fused optimizers, `p.data` and numpy views do not even raise a tensor's version. So
 
-1. the attributes of every module and configuration are compared with what they were: of each whose copy is in use;
-2. of every matrix that a packed copy stands for, each row is summed up as integers, over all its bits. One changed
-   number changes its row's sum. That reads the weights once: less than one forward of one token, for each call.
+1. the attributes of modules and configurations that the copies depend on are compared with their earlier values;
+2. each row of every matrix that has a packed copy is summed as integers, over all its bits, so that one changed number
+   changes its row's sum. That reads the weights once per call, which takes less than a forward of one token.
 
 Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums.
 """
@@ -24,18 +24,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.target import Target
 
-_LANE = 8  # bytes that are summed up as one integer
+_LANE = 8  # bytes that are summed as one integer
 
 
 class Currency:
-    """What a model was like when a target was made of it."""
+    """The state of a model when a target was made from it."""
 
     def __init__(self, target: Target) -> None:
-        """Write it down; the target was made a moment ago."""
+        """Record the state of the model of `target`, which was made a moment ago."""
         model = target.model
         self._model = model
         watched = dict.fromkeys(model.modules(), _watched)
-        watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # it remembers the longest text
+        watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # others change with texts
         self._modules = [(m, type(m), attributes, _frozen(attributes(m))) for m, attributes in watched.items()]
         self._forwards = {kind: kind.forward for kind in map(type, watched)}
         self._configs = [(config, _frozen(vars(config))) for config in _configs(model)]
@@ -45,7 +45,7 @@ class Currency:
         self._sums = [(tensor, row_sums(tensor)) for tensor in copied.values()]
 
     def holds(self, model: nn.Module) -> bool:
-        """Whether `model` is the same one, unchanged in everything that copies were made of."""
+        """Whether `model` is the same object, and nothing that copies were made from has changed."""
         return model is self._model and self._same_objects() and self._same_numbers()
 
     def _same_objects(self) -> bool:
@@ -56,7 +56,7 @@ class Currency:
                 and all(vars(config) == then for config, then in self._configs)
                 and self._storage == _storage(self._model)
             )
-        except (RuntimeError, ValueError):  # another tensor or array stands there: they do not compare to one bool
+        except (RuntimeError, ValueError):  # a tensor or array was replaced: they do not compare to one bool
             return False
 
     def _same_numbers(self) -> bool:
@@ -64,7 +64,7 @@ class Currency:
 
 
 def row_sums(tensor: Tensor) -> np.ndarray:
-    """Sum up the bits of each row of a CPU tensor (r, ...) as 64-bit integers, modulo 2^64.
+    """Sum the bits of each row of a CPU tensor (r, ...) as 64-bit integers, modulo 2^64.
 
     Returns:
         (r,) sums; one sum for a vector. Zeros are appended to a row whose bytes do not fill whole integers.
@@ -78,7 +78,7 @@ def row_sums(tensor: Tensor) -> np.ndarray:
 
 
 def _watched(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that copies depend on. A whole model is not copied: only its parts are."""
+    """Return the attributes of a module that copies depend on. Only the parts of a model are copied, not its object."""
     own = module.__dict__
     if isinstance(module, PreTrainedModel):
         return {name: own[name] for name in ("_modules", "_parameters", "_buffers", "config")}
@@ -86,13 +86,13 @@ def _watched(module: nn.Module) -> dict[str, Any]:
 
 
 def _watched_calls(module: nn.Module) -> dict[str, Any]:
-    """What changes the calls of a module that keeps a state from call to call."""
+    """Return the attributes that redirect a module's calls; its others may change from call to call (rotary tables)."""
     own = module.__dict__
     return {name: own[name] for name in ("_forward_hooks", "_forward_pre_hooks", "forward") if name in own}
 
 
 def _frozen(value: Any) -> Any:
-    """Copy containers all the way down, so that a later change of one in place is seen; objects stay themselves."""
+    """Copy containers at every depth, so that a later change in place is noticed; other objects are not copied."""
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -101,7 +101,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
-    """Yield the configurations that modules hold, and those within them."""
+    """Yield the configurations that modules hold, and those inside them."""
     waiting = [model.config, *(getattr(m, "config", None) for m in model.modules())]
     seen: set[int] = set()
     while waiting:
@@ -113,5 +113,5 @@ def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
 
 
 def _storage(model: PreTrainedModel) -> list[tuple[int, int, torch.dtype]]:
-    """Where the parameters lie, and how often torch knows that they were written to."""
+    """Return every parameter's address, dtype and version, which counts the writes that torch knows of."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()]

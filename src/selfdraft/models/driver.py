@@ -1,4 +1,4 @@
-"""Drives one stock model layer by layer: any of its layers, over blocks of tokens that stand anywhere in a cache.
+"""Run a stock model layer by layer: any of its layers, on blocks of tokens at any place of a cache.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with the root), V vocabulary, C hidden size.
 """
@@ -41,7 +41,7 @@ class Driver:
         """Take a loaded model in eval mode. See `Target` for the arguments.
 
         Raises:
-            UserError: where the family cannot be driven, by name.
+            UserError: the family cannot be driven; the message names it.
         """
         self.model = model
         self.anatomy = dissect(model)
@@ -56,17 +56,17 @@ class Driver:
             self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
 
     def driven(self, layer: nn.Module) -> nn.Module:
-        """A stock layer as forwards run it: a light copy with our attention, fused and packed where possible."""
+        """Return a light copy of a stock layer for forwards: with our attention, fused and packed where possible."""
         layer = light_copy(layer, _stock)
         self._set_attention(layer)
         return self.fastest(layer)
 
     def fastest(self, module: nn.Module) -> nn.Module:
-        """A light copy of a module, fused and packed where possible."""
+        """Return a light copy of a module, fused and packed where possible."""
         return light_copy(module, partial(fast_module, rotated=self.rotated) if self.packed else _stock)
 
     def linears(self) -> list[nn.Module]:
-        """Every matrix of the full path and the head, packed or not."""
+        """Return every matrix of the full path and the head, packed or not."""
         modules = (part for module in (*self.full.layers, self.head) for part in module.modules())
         return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
@@ -83,8 +83,8 @@ class Driver:
         """Return the (B, N, C) hidden states of a block's tokens after the layers of `path`.
 
         Args:
-            hidden: (B, N, C) what the first layer gets; None for the tokens' embeddings.
-            since: compute only the tokens from this one on: the keys of those before are in the cache.
+            hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
+            since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
             states: gets the hidden states before the first layer and after every layer.
         """
@@ -129,7 +129,7 @@ class Driver:
         return (path.norm or self.norm)(hidden) if normed else hidden
 
     def logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
-        """Per row (n + 1, V), from (B, N, C) final hidden states."""
+        """Return (n + 1, V) logits per row, from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
         logits = (path.head or self.head)(real)
@@ -140,13 +140,13 @@ class Driver:
 
     @torch.inference_mode()
     def _rotated(self) -> frozenset[int]:
-        """How many numbers of a head are rotated, in any kind of layer: some families rotate a part of them only."""
+        """Return how many numbers of a head are rotated, for every layer type: some families rotate only a part."""
         hidden = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device)
         first = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         return frozenset(self.rotary(hidden, first, kind)[0].shape[-1] for kind in set(self.anatomy.layer_types))
 
     def _set_attention(self, layer: nn.Module) -> None:
-        """Give a light copy its attention function. sdpa cannot cap scores: where a family does (Gemma 2), eager."""
+        """Give a light copy its attention function: eager in place of sdpa if scores are capped (Gemma 2)."""
         attention, name = getattr(layer, self.anatomy.attention_name), self.attention
         attention.config = copy.copy(attention.config)
         if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
@@ -156,4 +156,4 @@ class Driver:
 
 
 def _stock(_: str, __: nn.Module) -> None:
-    """No module is swapped for another."""
+    """Keep every module: a `Swap` for `light_copy`."""

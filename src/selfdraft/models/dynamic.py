@@ -1,8 +1,9 @@
-"""Which layers to skip, read off hidden states of the full model (CLaSp, Chen et al. 2025, arXiv 2505.24196).
+"""Choose layers to skip from hidden states of the full model (CLaSp, Chen et al. 2025, arXiv 2505.24196).
 
-Shapes: L layers, C hidden size, M layers to skip. ``g(i, j)`` is the state behind the first i layers with j of them
-skipped: of ``g(i - 1, j)`` run through layer i, and ``g(i - 1, j - 1)`` bypassing it, the one more similar to the full
-model's. All j are rows of one forward, so a choice costs about one forward of M + 1 tokens.
+Shapes: L layers, C hidden size, M layers to skip. ``g(i, j)`` is the state after the first i layers with j of them
+skipped. There are two candidates for it: ``g(i - 1, j)`` run through layer i, and ``g(i - 1, j - 1)`` bypassing it. The
+one more similar to the full model's state is kept. All j are tokens of one forward, so a choice costs about one forward
+of M + 1 tokens.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class _Choice(nn.Module):
     """A layer that each of the M + 1 states runs through or bypasses."""
 
     def __init__(self, layer: nn.Module, wanted: Tensor, most: int) -> None:
-        """`wanted`: (C,) the full model's state behind the layer. `most`: how many may have been skipped before it."""
+        """`wanted`: (C,) the full model's state after the layer. `most`: how many may have been skipped before it."""
         super().__init__()
         self.layer, self.wanted, self.most = layer, wanted, most
         self.bypassed = torch.zeros(0)
 
     def forward(self, states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """(1, M + 1, C) in and out."""
+        """Return the (1, M + 1, C) states after the layer, from those before it."""
         ran = self.layer(states, *args, **kwargs)
         bypassed = states.roll(1, dims=1)
         skipped = torch.arange(states.shape[1], device=states.device)
@@ -46,10 +47,11 @@ class _Choice(nn.Module):
 def most_similar_skips(
     target: Target, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
 ) -> SkipSet:
-    """The set of `count` of `layers`, skipped whole, with which the committed `token` keeps most of its last state.
+    """Choose `count` of `layers` to skip whole so that the committed `token` keeps a last state as similar as possible.
 
     Args:
-        position: of the token, whose keys are not used. states: (L + 1, C) the full model's, before and behind layers.
+        position: of the token; its own keys in the cache are not used.
+        states: (L + 1, C) the full model's states of the token, before the first layer and after each.
     """
     path, most, chosen = [], 0, []
     for index, layer in enumerate(target.full.layers):

@@ -1,6 +1,6 @@
-"""LoRA that some rows of a forward feel and no other row does: gated LoRA (Samragh et al. 2025, arXiv 2507.11851).
+"""Gated LoRA: LoRA that is added to some rows of a forward and to no other (Samragh et al. 2025, arXiv 2507.11851).
 
-Shapes: B rows of N tokens, m of these B * N let through, r rank.
+Shapes: B rows of N tokens, m of these B * N get the LoRA, r rank.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from selfdraft.models.packing import PackedLinear, product_by
 
 
 class Gate:
-    """Which of the B * N rows of the forward that is going on are probes: a slice or (m,) indices; None for none.
+    """The probes among the B * N rows of the current forward.
 
     Attributes:
+        rows: the probes, as a slice or (m,) indices; None for none.
         total: B * N. A product of any other number of rows (an expert's, which gets some of the tokens) has no probes.
     """
 
@@ -27,12 +28,12 @@ class Gate:
         self.total = 0
 
     def within(self, x: Tensor) -> Tensor | slice | None:
-        """The probes among the rows of (…, in), if these are the forward's."""
+        """Return the probes among the rows of (…, in); None if these are not the rows of the forward."""
         return self.rows if x.shape[:-1].numel() == self.total else None
 
     @contextmanager
     def open(self, rows: Tensor, total: int, device: torch.device) -> Iterator[None]:
-        """For one forward, rows being on the host. Of one request the probes come last: a slice is faster there."""
+        """Open the gate to `rows`, given on the host, for one forward. A slice is faster if they are contiguous."""
         self.total = total
         if not len(rows):
             self.rows = None
@@ -47,7 +48,7 @@ class Gate:
 
 
 class GatedLinear(nn.Module):
-    """One matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
+    """A matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
 
     def __init__(
         self, base: nn.Module, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate
@@ -56,14 +57,14 @@ class GatedLinear(nn.Module):
 
         Args:
             base: an `nn.Linear`, or a `PackedLinear` of as many linears as there are `loras`.
-            loras: of each, A (r, in) and B (out, r), or None; one at least has some.
+            loras: for each linear A (r, in) and B (out, r), or None; at least one linear has a LoRA.
         """
         super().__init__()
         self.base, self.gate = base, gate
         like = base.weight
         widths = [w.shape[0] for w in _weights(base)]
         have = [i for i, lora in enumerate(loras) if lora is not None]
-        self.which = range(have[0], have[-1] + 1)  # from the first that has one to the last: their columns are joined
+        self.which = range(have[0], have[-1] + 1)  # from the first linear with a LoRA to the last: columns are joined
         self.widths = widths[have[0] : have[-1] + 1]
         self.columns = slice(sum(widths[: have[0]]), sum(widths[: have[-1] + 1]))
         parts = [(like.new_zeros(0, like.shape[1]), like.new_zeros(width, 0)) for width in self.widths]
@@ -73,16 +74,16 @@ class GatedLinear(nn.Module):
                 raise ValueError("a LoRA of another matrix")
         down = torch.cat([a.to(like) for a, _ in parts]).detach()  # (sum r, in)
         up = torch.block_diag(*(scale * b.to(like) for _, b in parts)).detach()  # (sum out, sum r)
-        # Two small products a matrix: unpacked, they took half as long as the whole forward.
+        # Two small products for every matrix: unpacked, they took half as long as the whole forward.
         self.down, self.up = (product_by(weight, packed=isinstance(base, PackedLinear)) for weight in (down, up))
 
     @property
     def weight(self) -> Tensor:
-        """(out, in) the matrix itself: some layers look at its dtype."""
+        """The (out, in) matrix itself: some layers read its dtype."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, in) to (B, N, sum of outs)."""
+        """Return (B, N, sum of outs) from (B, N, in)."""
         out = self.base(x)
         if (rows := self.gate.within(x)) is not None:
             _add(out[..., self.columns], rows, self._added(x, rows))
@@ -97,13 +98,13 @@ class GatedLinear(nn.Module):
         return parts
 
     def _added(self, x: Tensor, rows: Tensor | slice) -> Tensor:
-        """(m, outs of `which`)"""
+        """Return what the LoRA adds to the probes: (m, sum of outs of `which`)."""
         probes = x.flatten(0, -2)[rows]
         return self.up(self.down(probes))
 
 
 def gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float, gate: Gate) -> Swap:
-    """What `light_copy` swaps in: linears are known by their weights, whatever they were fused into."""
+    """Return a `Swap` that wraps the linears with a LoRA, recognised by their weights even where they were fused."""
 
     def lora(weight: Tensor) -> tuple[Tensor, Tensor] | None:
         name = names.get(id(weight), "")
@@ -123,7 +124,7 @@ def _weights(linear: nn.Module) -> list[Tensor]:
 
 
 def _add(out: Tensor, rows: Tensor | slice, added: Tensor) -> None:
-    """Add (m, w) to these of the rows of `out` (B, N, w), a part of a product whose rows lie evenly apart."""
+    """Add (m, w) to the given rows of `out` (B, N, w), a view of a product with evenly spaced rows."""
     flat = out.view(-1, out.shape[-1])
     if isinstance(rows, slice):
         flat[rows].add_(added)  # += would copy the sum back onto itself

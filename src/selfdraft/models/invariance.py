@@ -1,17 +1,17 @@
-"""Shape-invariant forwards: a token's logits have the same bits in whatever block they are computed (grade 3, *bits*).
+"""Shape-invariant forwards: a token's logits have the same bits in every block that computes them (grade 3, *bits*).
 
 Measured on oneDNN's packed CPU kernels, in float32 and bfloat16:
 
-* A row of a packed product has the same bits for any number of rows but one: rows are padded to an even number.
-* Attention gives a query the same bits for any number of queries, unless one or two alone are left over from its blocks
-  of 32: with the even number, that first happens at 22 rows where three query heads share a key, in float32.
-* The number of keys decides how they are summed up, whether they are masked or not. So it must hang on nothing but the
-  token's position: keys are padded to whole blocks, and no draft reaches from one block into the next. The smaller the
-  block, the fewer masked keys are paid for and the more drafts are cut short: 128 costs least (invariance_cost.py).
+* A row of a packed product has the same bits for any number of rows except one: rows are padded to an even number.
+* Attention gives a query the same bits for any number of queries, unless only one or two remain after its blocks of 32.
+  With an even number of rows, that first happens at 22 rows if three query heads share a key, in float32.
+* The number of keys decides how they are summed, whether they are masked or not. So it must depend only on the token's
+  position: keys are padded to whole blocks, and no draft reaches from one block into the next. With smaller blocks
+  fewer masked keys are computed and more drafts are cut short: 128 costs least (invariance_cost.py).
 
-A tree puts keys into other slots than a chain, to be summed up in another order: only chains are verified in this mode.
-None of this is promised by anybody, so it is tried on the loaded model before it is relied on, width by width: drafts
-stay within the widths that passed.
+A tree puts keys into other slots than a chain and so sums them in another order: only chains are verified in this mode.
+No library guarantees any of this, so it is tried on the loaded model first, width by width, and drafts stay within the
+widths that passed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from selfdraft.models.target import Target
 
 KEY_BLOCK, ROW_BLOCK = 128, 2
 WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # rows of a padded forward, tried against single tokens
-TRIED_BLOCKS = (1, 4, 5)  # of keys: few, and the most that are summed up at once, and then more than those
-LEAST = 8  # rows below which drafting is not worth while
+TRIED_BLOCKS = (1, 4, 5)  # numbers of key blocks: few, the most that are summed at once, and more than that
+LEAST = 8  # rows; with fewer, drafting is not worthwhile
 
 
 def make_shape_invariant(target: Target) -> None:
     """Switch `target` to shape-invariant forwards, for the baseline as for every drafter.
 
     Raises:
-        UserError: this machine or model rounds differently all the same.
+        UserError: blocks and single tokens still round differently on this machine or model.
     """
     target.key_block, target.row_block = KEY_BLOCK, ROW_BLOCK
     for linear in target.linears():
@@ -50,9 +50,9 @@ def make_shape_invariant(target: Target) -> None:
 
 
 def widest_alike(target: Target) -> int:
-    """The largest of `WIDTHS` for which it and all smaller ones round as single tokens do; 0 if the first does not.
+    """Return the largest of `WIDTHS` up to which all round as single tokens do; 0 if the first does not.
 
-    On random texts that end where blocks of keys end.
+    Tried on random texts that end near the end of a block of keys.
     """
     passed, count = max(WIDTHS), max(WIDTHS) + ROW_BLOCK
     forwards, generator = target.forwards, torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""Learned pseudo tokens: probes whose embeddings, and whose LoRA, were trained to say what comes after the next token.
+"""Learned pseudo tokens: probes whose embeddings and LoRA were trained to predict the tokens after the next one.
 
-PaSS (arXiv 2311.13581), BiTA (2401.12522), gated LoRA (see `gated`). In a forward with pseudo
-tokens every probe of a tree is one: the j-th of a chain of probes is the j-th pseudo token. Only their rows get the
-LoRA, and only probes see a probe: the root and the candidates keep the target's own logits, to the bit.
+In a forward with pseudo tokens every probe of a tree is one: the j-th of a chain of probes is the j-th pseudo token.
+Only their rows get the LoRA, and only probes see a probe: the root and the candidates keep the target's own logits, to
+the bit. Sources: PaSS (arXiv 2311.13581), BiTA (2401.12522), gated LoRA (see `gated`).
 
 Shapes: k pseudo tokens, C hidden size, r rank, B rows of N tokens, m of these B * N probes, V vocabulary.
 """
@@ -30,13 +30,13 @@ from selfdraft.models.sparse import sliced_head
 if TYPE_CHECKING:
     from selfdraft.models.target import Target
 
-Branch = tuple[int, ...]  # the tokens of a way down a tree
+Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
 RANK = 2  # of the random LoRA of `untrained`
-IDS = 4096  # embedded at once for the mean: a large vocabulary's embeddings are not copied as a whole
+IDS = 4096  # ids embedded at once for the mean, so that a large vocabulary's embeddings are not copied as a whole
 
 
 class SamplerHead(nn.Module):
-    """Tells a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
+    """Adds to a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -45,23 +45,25 @@ class SamplerHead(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """(n, C) for the head, from (n, C) normed hidden states and the (n, C) embeddings of the tokens before."""
+        """Return (n, C) input of the head, from (n, C) normed hidden states and embeddings of the tokens before."""
         return hidden + self.outer(functional.silu(self.inner(torch.cat([hidden, previous], dim=-1))))
 
 
 class PseudoTokens:
-    """An adapter's pseudo tokens in place: what a forward of the target needs to run a tree's probes as such.
+    """An adapter's pseudo tokens and LoRA, put in place for forwards of the target.
 
     Attributes:
         embeddings: (k, C), as the first layer gets them. count: k.
-        sampler: where the adapter has one. head, vocabulary: what it is read by, and the ids of its rows; None for all.
+        path: the full path, with gated LoRA in its layers.
+        sampler: the adapter's sampler, or None. head: reads what the sampler returns. vocabulary: the ids of the head's
+            rows; None for all.
     """
 
     def __init__(self, target: Target, adapter: Adapter, name: str = "null") -> None:
         """Put an adapter around the target's full path, which is left as it is.
 
         Args:
-            name: what users call the adapter.
+            name: the user's name for the adapter, for messages.
 
         Raises:
             UserError: it holds no pseudo tokens, or was made for another model.
@@ -87,7 +89,7 @@ class PseudoTokens:
             self.head, self.vocabulary = sliced_head(target.head, words.tolist(), packed=target.packed)
 
     def run(self, block: Block, trees: Sequence[TokenTree], states: list[Tensor] | None = None) -> Tensor:
-        """(B, N, C) final hidden states of every row's root and tree, whose probes are pseudo tokens.
+        """Return (B, N, C) final hidden states of every row's root and tree, with pseudo tokens as its probes.
 
         Args:
             states: see `Target.run`.
@@ -102,16 +104,16 @@ class PseudoTokens:
 
     @torch.inference_mode()
     def resampled(self, states: Tensor, previous: int, count: int, branches: int = 1) -> list[dict[Branch, Weighted]]:
-        """By depth, the best `count` tokens of a chain of probes behind each of the likeliest `branches` down to there.
+        """Return, for each probe of a chain, the best `count` tokens after each of the `branches` most likely prefixes.
 
-        Each knows the token before it. What a sampler costs is reading its weights and its head's, however many
-        branches share that. They are drawn from the adapter's vocabulary where it has one.
+        The sampler knows the token before each probe. Its cost is reading its weights and the head's, however many
+        branches share them. Tokens are from the adapter's vocabulary where it has one.
 
         Args:
-            states: (j, C) behind the last layer. previous: the token before the first probe's.
+            states: (j, C) hidden states of the probes after the last layer. previous: the token before the first probe.
 
         Returns:
-            For every probe, by the tokens from the first probe's on that lead to it, what `weighted` makes of them.
+            For every probe, the best tokens with their weights (see `weighted`), by the branch that leads to it.
         """
         assert self.sampler is not None
         anatomy, device = self.target.anatomy, states.device
@@ -129,7 +131,7 @@ class PseudoTokens:
         return _by_branch([best.cpu() for best in found], [at.tolist() for at in followed])
 
     def _layers(self, adapter: Adapter) -> tuple[nn.Module, ...]:
-        """The full path's, with gated linears where the adapter has a LoRA."""
+        """Return the full path's layers, with gated linears where the adapter has a LoRA."""
         scale = float(adapter.settings.get("scale", 1.0))
         missing = {name.rpartition(".")[0] for name in adapter.under("lora.")}
         layers = []
@@ -165,7 +167,7 @@ class PseudoTokens:
 
 
 def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[dict[Branch, Weighted]]:
-    """Each depth's (2, b, k) best tokens, by the branches that were followed: numbers of b * k at the depth above."""
+    """Return each depth's (2, b, k) best tokens by branch; `followed`: those of b * k that the next depth follows."""
     levels, branches = [], [()]
     for best, at in zip(found, followed, strict=True):
         levels.append(dict(zip(branches, weighted(best), strict=True)))
@@ -175,10 +177,11 @@ def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[d
 
 
 def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
-    """What stands in for an adapter: `count` copies of the mean input embedding, and no LoRA.
+    """Return a substitute for a trained adapter: `count` copies of the mean input embedding, and no LoRA.
 
     Args:
-        noise: makes them differ, by so many sigmas of an embedding, and adds a random LoRA of that size everywhere.
+        noise: makes the copies differ, by this many sigmas of an embedding, and adds a random LoRA of that size to
+            every matrix.
     """
     embed, random = target.anatomy.embed, torch.Generator().manual_seed(0)
     ids = torch.arange(target.vocab_size, device=target.device)
@@ -190,7 +193,7 @@ def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
     tensors = {"pseudo": pseudo}
     for index, layer in enumerate(target.anatomy.layers if noise else ()):
         for name, module in layer.named_modules():
-            if type(module) is nn.Linear:  # a subclass (PhiMoE's router) gives other things than a product
+            if type(module) is nn.Linear:  # a subclass (PhiMoE's router) does more than a product
                 out, width = module.weight.shape
                 into = torch.randn(RANK, width, generator=random) / width**0.5
                 tensors[f"lora.{index}.{name}.A"] = into
@@ -199,7 +202,7 @@ def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
 
 
 def pseudo_numbers(trees: Sequence[TokenTree], width: int) -> Tensor:
-    """(B, N) which pseudo token each token of a block is, from 0; -1 for roots, candidates and padding."""
+    """Return (B, N) the number of each token's pseudo token, from 0; -1 for roots, candidates and padding."""
     which = torch.full((len(trees), width), -1)
     for b, tree in enumerate(trees):
         probes = ~tree.is_candidate

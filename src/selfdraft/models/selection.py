@@ -1,7 +1,8 @@
 """Sparse keys: drafting that attends to a selection of the text instead of to all of it.
 
 The selected keys and values are gathered into a small cache of their own, so that attention over a long prompt really
-reads less; keys carry their rotary positions with them, and positions go on as in the whole text.
+reads less. Keys keep the rotary positions that they were computed with, and a draft goes on at its position in the
+whole text.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Selection:
         self._chosen, self._behind = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
 
     def choose(self, row: int, source: KVCache, positions: Tensor, drafted: int = 0) -> None:
-        """Gather `positions` (n,), ascending, of what `source` has committed to the row.
+        """Copy the row's committed keys and values at `positions` (n,), ascending, from `source`.
 
-        `drafted`: so many tokens of a draft, which stand in the scratch slots behind, come along.
+        `drafted`: number of tokens of a draft, in the scratch slots after the committed ones, to copy as well.
         """
         end = source.lengths[row]
         self.cache.gather(row, source, torch.cat([positions, torch.arange(end, end + drafted)]))
@@ -44,19 +45,19 @@ class Selection:
         self._chosen[row], self._behind[row] = positions, end
 
     def positions(self, row: int, offset: int) -> Tensor:
-        """(n + offset,) positions of the row's slots: those chosen, then `offset` tokens of a draft."""
+        """Return (n + offset,) positions of the row's slots: those chosen, then `offset` tokens of a draft."""
         behind = self._behind[row]
         return torch.cat([self._chosen[row], torch.arange(behind, behind + offset)])
 
 
 class Scores:
-    """How much attention each key got from the last query of a forward, summed over heads and layers."""
+    """The attention that each key got from the last query of a forward, summed over heads and layers."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
     def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        """Args: query (B, H, N, D), of which the last counts; key (B, G, K, D)."""
+        """Add the attention of one layer: query (B, H, N, D), of which only the last counts; key (B, G, K, D)."""
         size = query.shape[-1]
         last = query[:, :, -1].reshape(len(query), key.shape[1], -1, size)
         scores = last @ key.transpose(-1, -2) * (size**-0.5 if scaling is None else scaling)
@@ -64,7 +65,7 @@ class Scores:
         self.sums = weight if self.sums is None else self.sums + weight
 
     def best(self, count: int, first: int, end: int) -> Tensor:
-        """(count,) positions from `first` up to `end`, ascending, of the keys of row 0 that got the most."""
+        """Return the (count,) positions from `first` up to `end`, ascending, of row 0's keys with most attention."""
         assert self.sums is not None
         return first + self.sums[0, first:end].topk(min(count, end - first)).indices.sort().values.cpu()
 
@@ -78,7 +79,7 @@ def scored_sdpa(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """`grouped_sdpa`, after writing the scores down."""
+    """Record the scores, then run `grouped_sdpa`."""
     module.scores.add(query, key, scaling)
     return grouped_sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
 
@@ -87,10 +88,10 @@ AttentionInterface.register(SCORED, scored_sdpa)
 
 
 def scoring(target: Target, path: Path) -> tuple[Path, Scores]:
-    """`path` with attention that writes its scores down; for one row and one query of causal attention to all keys.
+    """Return `path` with attention that records its scores, and the record; for one row and one query that sees all.
 
     Raises:
-        UserError: in a family whose attention is not ours to observe, or sees a window alone.
+        UserError: the family's attention cannot be observed, or it sees only a window.
     """
     name, scores, layers = target.anatomy.attention_name, Scores(), []
     for layer in path.layers:
