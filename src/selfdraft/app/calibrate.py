@@ -1,4 +1,4 @@
-"""task=calibrate: search for what to skip, check the prediction, and write drafter.yaml."""
+"""task=calibrate: search for the best skip set, check the predicted speedup, and write drafter.yaml."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.run_folder import claim_run_dir, digest
 
 CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
-LARGEST = 0.6  # share of the inner sublayers that a candidate of `tokens_per_s` skips at most
+LARGEST = 0.6  # largest share of the inner sublayers that a candidate of `tokens_per_s` skips
 CLOSE = 0.1  # a prediction within this of the measured speedup counts as right
 
 
 def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Run a calibration in `folder`, or go on with the one that was interrupted there.
+    """Run a calibration in `folder`, or resume the one that was interrupted there.
 
     Returns:
         The objective: the value of the best candidate; None on ranks other than 0.
 
     Raises:
-        UserError: whatever in configuration, model, data or folder cannot be used.
+        UserError: something in configuration, model, data or folder cannot be used.
     """
     options, drafter = config.calibrate, config.drafter
     if not isinstance(drafter, LayerSkipConfig):
@@ -102,7 +102,7 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
 
 
 def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """So many prompts, evenly spread: datasets are sorted by family."""
+    """Return `count` prompts, evenly spread over the dataset, because datasets are sorted by family."""
     picked = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
     return [prompts[i] for i in picked]
 
@@ -140,12 +140,12 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
 
 
 def _options(line: dict[str, Any]) -> dict[str, Any]:
-    """What of a candidate are options of the drafter."""
+    """Return the drafter's options that a candidate determines."""
     return {key: line[key] for key in CHOSEN}
 
 
 def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of each skip set."""
+    """Return the first line of each skip set."""
     return list({(*line["skip_attention"], -1, *line["skip_mlp"]): line for line in reversed(lines)}.values())[::-1]
 
 

@@ -1,4 +1,4 @@
-"""What is done to the command line before Hydra reads it."""
+"""Changes to the command line before Hydra reads it: prompts are quoted, and `drafter.from` is expanded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DRAFTER = "drafter="
 
 
 def quoted_prompt(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the value of `prompt=…` quoted for Hydra, which would read its commas and brackets itself.
+    """Return the arguments with the value of `prompt=…` quoted, so that Hydra does not parse its commas and brackets.
 
-    A prompt is text: `${oc.env:HOME}` in it is not looked up. A value that is in quotes already is left in them, and
+    A prompt is text: `${oc.env:HOME}` in it is not looked up. A value that is quoted already keeps its quotes, and
     quoting twice changes nothing.
     """
     return [_with_quoted_prompt(argument) for argument in arguments]
@@ -32,23 +32,23 @@ def _with_quoted_prompt(argument: str) -> str:
     if text in ("", "null"):
         return argument
     if QUOTED.fullmatch(text):
-        # Hydra's own notation, in which \\${ stands for ${ already: only what is not escaped is.
+        # Hydra's own notation, in which \\${ already means ${: escape only those that are not escaped yet.
         return key + re.sub(r"(?<!\\)((?:\\\\)*)\$\{", r"\1\\${", text)
     return key + quoted(text)
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's notation, with which Hydra and OmegaConf read just this text, whatever is in it."""
-    # OmegaConf: \\${ stands for ${, and backslashes before it stand for half as many.
+    """Return `text` in Hydra's notation, from which Hydra and OmegaConf read exactly this text, whatever it holds."""
+    # In OmegaConf \\${ means ${, and backslashes before it mean half as many: double those.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    # In Hydra's quoted strings a backslash stands for itself unless backslashes lead up to a quote: double those.
+    # In Hydra's quoted strings a backslash is literal unless it belongs to a run that ends at a quote: double those.
     parts = text.split('"')
     escaped = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
     return '"' + '\\"'.join(escaped) + '"'
 
 
 def as_override(value: Any) -> str:
-    """A plain value in Hydra's notation."""
+    """Return a plain value in Hydra's notation."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, list):
@@ -57,13 +57,13 @@ def as_override(value: Any) -> str:
 
 
 def with_artifact(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `drafter.from=PATH` replaced by what the artifact at PATH says, as if it had been typed.
+    """Return the arguments with `drafter.from=PATH` replaced by the options of the artifact at PATH, as if typed.
 
-    `from` is a keyword of Python, so it cannot be a field of a schema. Spelled out, the options are in the run's
-    config.yaml, and what is typed after them overrides them. `artifact=PATH` is added, to compare models later.
+    `from` is a keyword of Python, so it cannot be a field of a schema. This way the options are in the run's
+    config.yaml, and options typed after them override them. `artifact=PATH` is added, to compare models later.
 
     Raises:
-        UserError: there is no such artifact, or it is another drafter's than the one asked for.
+        UserError: there is no such artifact, or it belongs to another drafter than the one asked for.
     """
     out: list[str] = []
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""What a wrong configuration or file looks like to the user: one line, exit status 2, no traceback."""
+"""Error messages: a user's mistake in the configuration or a file ends in one line and exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from selfdraft.core.messages import one_line
 
 HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
-# What a disk or a path does not allow is no fault of the program's.
+# Errors of a disk or a path: the user can mend them, so they are explained without a traceback.
 OF_THE_DISK = {
     errno.ENOSPC: "the disk is full: make room, and the same command goes on",
     errno.EDQUOT: "your share of the disk is used up: make room, and the same command goes on",
@@ -48,14 +48,14 @@ OF_THE_DISK = {
     errno.ESTALE: "the network drive has lost it",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us, so that processes we start know that FULL_ERROR is not the user's wish
+TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us: tells the processes we start that FULL_ERROR was not set by the user
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn the user's mistakes into one line and exit status 2. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
-    Hydra prints and exits on its own unless that variable is set, so it is set here to have the exception itself.
+    Unless that variable is set, Hydra itself prints the error and exits, so it is set here to get the exception.
     """
     if FULL_ERROR not in os.environ:
         os.environ[FULL_ERROR] = os.environ[TERSE] = "1"
@@ -71,7 +71,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:
-    """Decorate the `main` of scripts/<name>.py: it returns the exit status, which is 2 after the line of a mistake."""
+    """Decorate the `main` of scripts/<name>.py: print a mistake as one line, and return the exit status (0 or 2)."""
 
     def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
         @wraps(main)
@@ -99,7 +99,7 @@ def is_terse() -> bool:
 
 
 def fail(line: str) -> None:
-    """Print the line and leave with status 2.
+    """Print the line and exit with status 2.
 
     Raises:
         SystemExit: always.
@@ -109,7 +109,7 @@ def fail(line: str) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """The one line for a mistake of the user's; None for anything else, which is a bug and wants its traceback."""
+    """Return the line that explains a user's mistake; None for any other error: a bug, which needs its traceback."""
     if isinstance(error, UserError):
         return one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -124,7 +124,7 @@ def explain(error: BaseException) -> str | None:
         return "nothing more can be written: the program that read the output has ended"
     if isinstance(error, OSError) and error.errno in OF_THE_DISK and error.filename is not None:
         return f"{error.filename}: {OF_THE_DISK[error.errno]}"
-    if isinstance(error, OSError) and error.errno in FULL:  # a write names no file: it may be the output's
+    if isinstance(error, OSError) and error.errno in FULL:  # a failed write names no file: it may be stdout's
         return f"nothing more can be written: {OF_THE_DISK[error.errno]}"
     if isinstance(error, HydraException):
         if str(error).startswith("Ambiguous value for argument"):
@@ -140,7 +140,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _while_composing(error: BaseException) -> bool:
-    """Whether Hydra was composing the configuration: ours composes, so that something typed is at fault."""
+    """Return whether Hydra was composing: our own configuration composes, so something that was typed is wrong."""
     files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(Path(file).parts[-3:] == ("hydra", "_internal", "config_loader_impl.py") for file in files)
 

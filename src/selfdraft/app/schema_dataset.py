@@ -1,4 +1,4 @@
-"""The datasets that can be configured: where each comes from, and which of its prompts are taken."""
+"""Config schemas of the datasets: where each comes from, and which of its prompts are used."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_
 
 @dataclass
 class DatasetConfig(Options):
-    """Which prompts: of `categories` (families or their categories), `per_category` of each family, `limit` in all.
+    """Which prompts to use: of `categories` (families or categories), `per_category` of each family, `limit` in all.
 
-    `skip_per_category` first leaves out so many of each family: to train on others than those that are evaluated on.
+    `skip_per_category` first leaves out that many of each family, to train on other prompts than those of evaluations.
     `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
-    matters to drafters with a memory of earlier requests (`drafter.warm`).
+    matters to drafters that keep state between requests (`drafter.warm`).
     """
 
     group: ClassVar[str] = "dataset"
@@ -33,7 +33,7 @@ class DatasetConfig(Options):
     shuffle: int | None = None
 
     def load(self) -> list[Prompt]:
-        """The chosen prompts, in file order or shuffled."""
+        """Return the chosen prompts, in file order or shuffled."""
         return select(
             self.read(),
             categories=self.categories,
@@ -45,7 +45,7 @@ class DatasetConfig(Options):
         )
 
     def read(self) -> list[Prompt]:
-        """All prompts."""
+        """Return all prompts of the dataset."""
         raise UserError("dataset: choose one, e.g. dataset=bundled")
 
 
@@ -56,20 +56,20 @@ class BundledConfig(DatasetConfig):
     name: str = "bundled"
 
     def read(self) -> list[Prompt]:
-        """All 48."""
+        """Return all 48 prompts."""
         return load_bundled()
 
 
 @dataclass
 class JsonlConfig(DatasetConfig):
-    """A JSONL file in Spec-Bench's schema, or with a `prompt` a line; `prompt_field` names another key than those."""
+    """A JSONL file in Spec-Bench's schema, or with a `prompt` on each line; `prompt_field` names another key."""
 
     name: str = "jsonl"
     path: str = MISSING
     prompt_field: str | None = None
 
     def read(self) -> list[Prompt]:
-        """Every line."""
+        """Return one prompt per line."""
         return load_jsonl(expanded(self.path, "dataset.path"), self.prompt_field)
 
 
@@ -80,13 +80,13 @@ class HumanEvalConfig(DatasetConfig):
     name: str = "humaneval"
 
     def read(self) -> list[Prompt]:
-        """All 164."""
+        """Return all 164 prompts."""
         return load_humaneval()
 
 
 @dataclass
 class HubConfig(DatasetConfig):
-    """A dataset of the Hugging Face Hub, or a local dataset folder. Its `path` is what `datasets` calls the name."""
+    """A dataset of the Hugging Face Hub, or a local dataset folder: `name` is the `path` of `datasets.load_dataset`."""
 
     name: str = MISSING
     split: str = "test"
@@ -95,8 +95,8 @@ class HubConfig(DatasetConfig):
     revision: str | None = None
 
     def read(self) -> list[Prompt]:
-        """One prompt a row."""
-        # A name of the Hub stays as it is; only a folder can begin with a home folder.
+        """Return one prompt per row."""
+        # Names of the Hub stay as they are; only the path of a folder can begin with a home folder.
         name = str(expanded(self.name, "dataset.name")) if self.name.startswith("~") else self.name
         return load_hub(
             name,

@@ -1,7 +1,7 @@
-"""The typed configuration: one dataclass a choice, registered as the schema of its YAML under conf/.
+"""The typed configuration: one dataclass per choice, registered as the schema of its YAML under conf/.
 
-A wrong key or type fails when Hydra composes; a wrong range when the objects are made (see `core.options`). Drafters
-bring their own schemas: a new one needs no line here.
+A wrong key or type fails when Hydra composes; a value out of range fails when the objects are made (see
+`core.options`). Drafters have their own schemas: a new one needs no line here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from selfdraft.modules.search import METHODS
 
 @dataclass
 class TaskConfig(Options):
-    """What to do."""
+    """The task to run."""
 
     group: ClassVar[str] = "task"
     name: str = MISSING
@@ -44,7 +44,7 @@ class TaskConfig(Options):
 class EvaluateConfig(TaskConfig):
     """Decode a dataset with the drafter and with the baseline, interleaved, and compare.
 
-    `repeats`: how often each prompt is decoded by each. `references`: what else runs beside.
+    `repeats`: how often each of them decodes each prompt. `references`: decoders outside SelfDraft to time as well.
     """
 
     name: str = "evaluate"
@@ -70,7 +70,7 @@ class TraceConfig(TaskConfig):
 
 @dataclass
 class ProfileConfig(TaskConfig):
-    """Measure forwards behind `context` tokens, each `rounds` times; with `grid`, other contexts and batches too."""
+    """Measure forwards after `context` tokens, each `rounds` times; with `grid`, other contexts and batches too."""
 
     name: str = "profile"
     rounds: int = option(5, at_least=1)
@@ -87,7 +87,7 @@ class CalibrateTask(TaskConfig):
 
 @dataclass
 class FinetuneTask(TaskConfig):
-    """Train draft-only weights; how is a choice of the group `finetune`."""
+    """Train draft-only weights; the recipe is a choice of the group `finetune`."""
 
     name: str = "finetune"
 
@@ -97,7 +97,7 @@ class CalibrateConfig(Options):
     """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives.
 
     `trials` candidates are scored on `prompts` prompts of the dataset, each answered with `tokens` tokens. The `check`
-    best are decoded in earnest.
+    best ones then really decode, to compare predicted and measured speedups.
     """
 
     group: ClassVar[str] = "calibrate"
@@ -112,18 +112,18 @@ class CalibrateConfig(Options):
 
 @dataclass
 class DistillTask(TaskConfig):
-    """Write the target's own answers as a dataset to learn from; its options are those of the group `distill`."""
+    """Write the target's own answers as a dataset to train on; its options are those of the group `distill`."""
 
     name: str = "distill_data"
 
 
 @dataclass
 class DistillConfig(Options):
-    """What task=distill_data records besides the answers.
+    """Options of task=distill_data.
 
-    `trajectories`: how answers, in blocks of so many tokens, come about by Jacobi iteration, refined up to `passes`
-    times (see `decoding.trajectories`); null: only the answers. `invented`: besides those of the dataset, so many
-    prompts that the model writes itself, by sampling.
+    `trajectories`: also record the Jacobi iterates of the answers, in blocks of this many tokens, refined up to
+    `passes` times (see `decoding.trajectories`); null: only the answers. `invented`: number of prompts, besides those
+    of the dataset, that the model writes itself by sampling.
     """
 
     group: ClassVar[str] = "distill"
@@ -137,10 +137,10 @@ class DistillConfig(Options):
 class DecodingConfig(Options):
     """How answers are decoded.
 
-    `batch_size`: how many prompts are decoded at once, each at its own pace; a finished one makes room for the next.
+    `batch_size`: how many prompts are decoded at once, each at its own pace; when one ends, the next takes its row.
     `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
-    whatever block they are computed: the drafter's output is then that of autoregressive decoding in any dtype.
-    `guard`: draft only where that is predicted to pay. Off unless asked for: a run measures the drafter itself.
+    every block, whatever its size: the output is then that of autoregressive decoding in any dtype. `guard`: draft only
+    where a speedup is predicted. Off by default, because a run measures the drafter itself.
     """
 
     group: ClassVar[str] = "decoding"
@@ -177,9 +177,9 @@ class SampleConfig(DecodingConfig):
 
 @dataclass
 class HardwareConfig(Options):
-    """Lightning's accelerator, devices and strategy; `threads` of torch a process (null: cores / processes).
+    """Lightning's accelerator, devices and strategy; `threads`: torch's threads per process (null: cores / processes).
 
-    `tree_parallel`: the processes share out every tree among them, instead of the prompts.
+    `tree_parallel`: the processes divide the branches of every tree among them, instead of the prompts.
     """
 
     group: ClassVar[str] = "hardware"
@@ -192,7 +192,7 @@ class HardwareConfig(Options):
 
     @property
     def torch_device(self) -> str:
-        """What torch calls the accelerator."""
+        """The accelerator's name in torch."""
         return "cuda" if self.accelerator == "gpu" else "cpu"
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class HardwareConfig(Options):
 
 @dataclass
 class LoggerConfig(Options):
-    """Where results are logged besides the run's folder. `mode` is W&B's; null: what WANDB_MODE says, else offline."""
+    """Where results are logged besides the run's folder. `mode`: W&B's; null: that of WANDB_MODE, otherwise offline."""
 
     group: ClassVar[str] = "logger"
     name: str = option("wandb", choices=("wandb", "csv", "none"))
@@ -226,7 +226,10 @@ class LoggerConfig(Options):
 
 @dataclass
 class Config(Options):
-    """Everything. `prompt`: what generate and trace answer; `artifact`: where drafter.from found its options."""
+    """The whole configuration.
+
+    `prompt`: the text that generate and trace answer. `artifact`: the path given as drafter.from.
+    """
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -259,7 +262,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
 
 
 def register_schemas() -> None:
-    """Give every YAML under conf/ the schema that its defaults list names, e.g. `schema/JacobiConfig`."""
+    """Register all schemas under the names that the defaults lists in conf/ use, e.g. `schema/JacobiConfig`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():

@@ -1,4 +1,4 @@
-"""task=trace: one answer, step by step: what was proposed, and what became of it."""
+"""task=trace: show one answer step by step: the drafts, and which of their tokens were accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def trace(config: Config, folder: Path) -> None:
     """Answer `prompt`, or the dataset's first one, and write every step to trace.json in `folder`.
 
     Raises:
-        UserError: a dataset, model or drafter that cannot be used.
+        UserError: the dataset, model or drafter cannot be used.
     """
     task = config.task
     assert isinstance(task, TraceConfig)
