@@ -1,4 +1,4 @@
-"""F2: one file a drafter. Every losslessness test runs over `DRAFTERS`."""
+"""Floor 2: the drafters, one file each. Every losslessness test runs over `DRAFTERS`."""
 
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.cascade import Cascade

@@ -1,6 +1,7 @@
-"""CLaSp (Chen et al. 2025, arXiv 2505.24196): layers are chosen anew by what they did to the last accepted token.
+"""CLaSp (Chen et al. 2025, arXiv 2505.24196): choose the skipped layers by the last accepted token's hidden states.
 
-No search: a dynamic programme over the hidden states of a verification picks the layers that change least.
+Instead of a search, dynamic programming over the hidden states of a verification finds the layers whose removal changes
+the last state least.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from selfdraft.models.target import Target
 
 @dataclass
 class ClaspConfig(SparseConfig):
-    """Skip the share `sparsity` of the layers, whole ones, of all but the first and the last; choose anew every
+    """Skip a share `sparsity` of the layers between the first and the last, as whole layers; choose them anew every
     `interval` steps."""
 
     name: str = "clasp"
@@ -27,7 +28,7 @@ class ClaspConfig(SparseConfig):
 
 
 class Clasp(SparseDrafter):
-    """Drafts through whole layers, chosen by the text. A request begins with an even choice, no layer's half."""
+    """Drafts without the whole layers that the text chooses. A request begins with evenly spread ones."""
 
     Config = ClaspConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache
@@ -43,24 +44,24 @@ class Clasp(SparseDrafter):
         self.use(SkipSet(even, even))
 
     def start(self, context: Context) -> None:
-        """No steps yet."""
+        """Begin with no steps counted."""
         super().start(context)
         context.memory.own = 0
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """The verifications after which layers are chosen keep their hidden states."""
+        """Return drafts; verifications after which layers are chosen keep their hidden states."""
         return [
             replace(draft, wants_states=self._is_due(context))
             for context, draft in zip(contexts, super().propose_batch(contexts), strict=True)
         ]
 
     def observe(self, context: Context, step: Step) -> None:
-        """Choose layers by the last accepted token: the root where no draft stood."""
+        """If due, choose layers by the last accepted node, or by the root if no node was accepted."""
         super().observe(context, step)
         memory: Memory = context.memory
         if self._is_due(context) and step.states is not None:
             node = step.path[-1] + 1 if step.path else 0
-            position = len(context.tokens) - 2  # behind it stands only the bonus, which no forward has seen
+            position = len(context.tokens) - 2  # only the bonus token comes after it, which no forward has seen
             chosen = self.target.most_similar_skips(
                 context.row, position, context.tokens[position], step.states[:, node], self.count, self.inner
             )

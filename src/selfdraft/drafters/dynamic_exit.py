@@ -1,7 +1,7 @@
-"""DEL (Entezari Zarch et al. 2025, arXiv 2504.05598): exit layer and draft length by predicted tokens per layer.
+"""DEL (Entezari Zarch et al. 2025, arXiv 2504.05598): choose exit layer and draft length by expected tokens per layer.
 
-What each layer would have drafted is read off the hidden states of a verification (*shadow tokens*); how often that is
-what the whole model says is the layer's acceptance, with older tokens counting less.
+The hidden states of a verification show which tokens each exit layer would have drafted (*shadow tokens*). An exit's
+acceptance rate is the share of its shadow tokens that equal the whole model's tokens; older tokens count less.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from selfdraft.models.target import Target
 
 @dataclass
 class DynamicExitConfig(SparseConfig):
-    """Every `stride`-th layer is an exit that may be chosen, anew after every `interval`-th verification, whose shadow
-    tokens are read. A token counts `decay` times the one after it. Drafts have up to `draft_length` tokens, or none."""
+    """Every `stride`-th layer is an exit. After every `interval`-th verification its shadow tokens are read, and the
+    exit and the draft length, from 0 to `draft_length`, are chosen anew. A token counts `decay` times the next one."""
 
     name: str = "dynamic_exit"
     draft_length: int = option(8, at_least=1)
@@ -33,7 +33,7 @@ class DynamicExitConfig(SparseConfig):
 
 @dataclass
 class Shadow:
-    """Of one request: per exit the decayed counts of shadow tokens, and of those that were right; and steps so far."""
+    """One request's decayed counts of shadow tokens, and of the right ones per exit, and its number of steps."""
 
     right: np.ndarray
     counted: np.ndarray = field(default_factory=lambda: np.ones(1))
@@ -41,7 +41,7 @@ class Shadow:
 
 
 class DynamicExit(SparseDrafter):
-    """Early exit at a layer that the text decides. Where states are not read, verification reuses what was drafted."""
+    """Drafts by early exit at a layer chosen by the text. Verifications whose states are not read reuse the draft's."""
 
     Config = DynamicExitConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache
@@ -56,20 +56,20 @@ class DynamicExit(SparseDrafter):
         self.paths = [target.sparse_path(SkipSet.from_layer(self.layers, e)) for e in self.exits]
 
     def start(self, context: Context) -> None:
-        """Nothing is known of any exit: as if the square root of its depth's share had been right of one token."""
+        """Begin with one shadow token counted per exit, of which sqrt(exit / layers) was right: the prior."""
         super().start(context)
         context.memory.own = Shadow(np.sqrt(np.array(self.exits) / self.layers))
         self._choose(context.memory)
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """The verifications whose shadow tokens are read keep their hidden states."""
+        """Return drafts; verifications whose shadow tokens are read keep their hidden states."""
         return [
             replace(draft, wants_states=context.memory.own.steps % self.config.interval == 0)
             for context, draft in zip(contexts, super().propose_batch(contexts), strict=True)
         ]
 
     def observe(self, context: Context, step: Step) -> None:
-        """Compare shadow tokens after the root and every accepted node with what followed."""
+        """Compare the shadow tokens after the root and every accepted node with the tokens that followed."""
         super().observe(context, step)
         shadow: Shadow = context.memory.own
         if shadow.steps % self.config.interval == 0 and step.states is not None:
@@ -84,7 +84,7 @@ class DynamicExit(SparseDrafter):
         shadow.steps += 1
 
     def _choose(self, memory: Memory) -> None:
-        """The exit and length with the most expected tokens for each layer that is run, drafting and verifying."""
+        """Choose the exit and draft length with the most expected tokens per layer run, drafting and verifying."""
         shadow: Shadow = memory.own
         acceptance = np.minimum(shadow.right / shadow.counted, 1.0)[:, None]
         lengths = np.arange(self.config.draft_length + 1)

@@ -1,6 +1,6 @@
 """Early exit: the first layers, the final norm and the head draft (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
 
-The exit's layers are the full model's own, so verification goes on from the keys and hidden states that drafting left.
+The exit uses the full model's own layers, so verification continues from the keys and hidden states that drafting left.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from selfdraft.models.target import Target
 
 @dataclass
 class EarlyExitConfig(SparseConfig):
-    """Draft with the first `exit_layer` layers, half of them if it is not given.
+    """Draft with the first `exit_layer` layers, by default half of them.
 
-    With `reuse`, verification runs only the other layers. The last drafted token has not been through the first ones
-    yet: `bonus=keep` runs them on it, which gains a token where all drafts stand; `forgo` leaves the token out; `auto`
-    decides at every step by this machine's costs. `adapter`: the folder of weights that task=finetune made for a path
-    of leading layers and trained ones; the exit is then the adapter's.
+    With `reuse`, verification runs only the other layers. The last drafted token has not been through the first layers
+    yet: `bonus=keep` runs them on it, which gains a token if the whole draft is accepted; `forgo` leaves the token out;
+    `auto` decides at every step by this machine's costs. `adapter`: a folder of weights that task=finetune made for a
+    path of leading layers and trained layers; the adapter then sets the exit.
     """
 
     name: str = "early_exit"
@@ -41,7 +41,7 @@ class EarlyExit(SparseDrafter):
         """Build the path.
 
         Raises:
-            UserError: for an exit that is no layer before the last; for an adapter that cannot be used.
+            UserError: for an exit that is not before the last layer; for an adapter that cannot be used.
         """
         self.reuse, self.bonus = config.reuse, config.bonus
         super().__init__(target, config)

@@ -1,14 +1,16 @@
 """Never slower: a drafter around another one, which lets it draft only where that pays, or is cheap to try.
 
-Two rules. *Prediction*: a request drafts on while its own recent drafts gave more tokens per second than plain
-decoding. *Balance*: what drafts gain and lose, in seconds, is kept in an account with little room for gains; a request
-whose drafts do not pay may try again only while the account is not overdrawn, and a share `BUDGET` of the time decoded
-is paid into it. So a drafter that never pays costs that share and the first few tries, and no more. What a drafter does
-for later drafts alone, such as a search, is paid from the same account.
+1. *Prediction*: a request drafts on while its own recent drafts gave more tokens per second than plain decoding.
+2. *Balance*: the seconds that drafts gain and lose are kept in an account, which holds few gains. A request whose
+   drafts do not pay may try again only while the account is not overdrawn. A share `BUDGET` of the decoding time is
+   paid into it.
 
-Prices: verification is `Target.costs` of the draft's size, measured when the guard is made and free of the noise of
-other work on the machine; the time that the drafter itself takes, its forwards included, is clocked. In a batch a row
-is charged its share, as though the others' drafts were as long.
+So a drafter that never pays costs no more than that share and the first few tries. Work that only helps later drafts,
+such as a search, is paid from the same account.
+
+Costs: a verification costs `Target.costs` of the draft's size, measured when the guard is made and free of the noise of
+other work on the machine. The drafter's own time, its forwards included, is measured by the clock. In a batch, a row is
+charged its share, as if the other rows' drafts were as long.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
 
 STOOD_DOWN = "stood down"  # the source of the empty drafts of steps that the guard decided against
-BUDGET = 0.01  # share of the time decoded that goes into trying again
-CREDIT = 2.0  # plain steps that the account holds at first, and at most
-MEMORY = 0.8  # weight of a request's earlier drafts in its prediction, with every further draft
+BUDGET = 0.01  # share of the decoding time that may be spent on trying again
+CREDIT = 2.0  # the account's first and highest balance, in steps of plain decoding
+MEMORY = 0.8  # each further draft multiplies the weight of a request's earlier drafts in its prediction by this
 
 
 @dataclass
 class Watch:
-    """What the guard remembers of one request.
+    """The guard's state for one request.
 
     Attributes:
-        inner: the memory of the drafter within.
-        tokens, seconds: of its recent drafted steps, fading.
-        spent: seconds that drafting for the present step took; None where the drafter was not asked.
+        inner: the inner drafter's state.
+        tokens, seconds: sums over the request's recent drafted steps, weighted by `MEMORY`.
+        spent: seconds that drafting for the present step took; None if the drafter was not asked.
     """
 
     inner: Any = None
@@ -43,18 +45,19 @@ class Watch:
     spent: float | None = None
 
     def pays(self, plain_s: float) -> bool:
-        """Whether recent drafts gave at least a token in the time of a plain step; not known before the first."""
+        """Return whether recent drafts gave at least one token per time of a plain step; False before the first."""
         return self.seconds > 0 and self.tokens * plain_s >= self.seconds
 
 
 class Guard(Drafter):
-    """Around `inner`, whose options and states stay its own. The account is the machine's, kept over all requests."""
+    """Lets `inner` draft where that pays. One account serves all requests."""
 
     def __init__(self, inner: Drafter, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Take a drafter.
+        """Guard a drafter.
 
         Args:
-            clock: seconds; tests give their own.
+            inner: the drafter to guard.
+            clock: returns seconds; tests pass their own.
         """
         super().__init__(inner.target, inner.config)
         self.inner, self.clock = inner, clock
@@ -62,16 +65,16 @@ class Guard(Drafter):
         self.balance = CREDIT * self.costs(1)
 
     def start(self, context: Context) -> None:
-        """A request of which nothing is known."""
+        """Begin a request, with no recent drafts."""
         self.inner.start(context)
         context.memory = Watch(context.memory)
 
     def propose(self, context: Context) -> Draft:
-        """The inner drafter's draft, or none."""
+        """Return the inner drafter's draft, or an empty one."""
         return self.propose_batch([context])[0]
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """The inner drafter is asked for all requests that may draft at once."""
+        """Return the inner drafter's drafts, made together, for requests that may draft; empty ones for the others."""
         going = [c for c in contexts if self.balance >= 0 or c.memory.pays(self._plain_s(c))]
         drafts = {}
         if going:
@@ -85,11 +88,11 @@ class Guard(Drafter):
         return [drafts.get(c.row, stood_down) for c in contexts]
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
-        """The inner drafter's."""
+        """Return the inner drafter's diagnostics."""
         return self.inner.diagnostics(replace(context, memory=context.memory.inner))
 
     def observe(self, context: Context, step: Step) -> None:
-        """Settle up, and let the inner drafter see the step, its own or a plain one."""
+        """Let the inner drafter observe the step, drafted or plain, and book the seconds gained or lost."""
         watch: Watch = context.memory
         view = replace(context, memory=watch.inner)
         begin = self.clock()
@@ -103,13 +106,13 @@ class Guard(Drafter):
             if size or step.draft.target_forwards:
                 watch.tokens = MEMORY * watch.tokens + tokens
                 watch.seconds = MEMORY * watch.seconds + seconds
-            else:  # that a lookup found nothing says nothing of what it finds, but looking has its price
+            else:  # an empty draft says nothing about acceptance; charge only its time
                 watch.seconds += max(seconds - tokens * plain_s, 0.0)
         watch.spent = None
         self.balance = min(self.balance + earned, CREDIT * plain_s)
 
     def explore(self, context: Context) -> None:
-        """The inner drafter explores while the account is not overdrawn."""
+        """Let the inner drafter explore while the account is not overdrawn."""
         if self.balance < 0:
             return
         view = replace(context, memory=context.memory.inner)
@@ -119,5 +122,5 @@ class Guard(Drafter):
         self.balance -= self.clock() - begin
 
     def _plain_s(self, context: Context) -> float:
-        """What a step of a request costs without a draft."""
+        """Return the seconds that a request's step costs without a draft."""
         return self.costs.shared_by(context.rows)(1)

@@ -2,9 +2,9 @@
 
 Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 
-* `fused`: every pass refines *and* verifies. It commits the block's matching prefix, and the other predictions are the
-  next iterate, carried to the next pass. One forward a step.
-* `literal`: N refining forwards, then the verifying one, as the figure is drawn. N + 1 forwards a step.
+* `fused`: every pass refines *and* verifies. It commits the block's matching prefix; the other predictions are carried
+  to the next pass as its iterate. One forward per step.
+* `literal`: N refining forwards, then one that verifies, as in the figure. N + 1 forwards per step.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ ORDERS = ("jacobi", "gauss_seidel")
 
 @dataclass
 class JacobiConfig(DrafterConfig):
-    """Window W, number of refinements N, how blocks begin, and `fused` or `literal`.
+    """The block length `window` (W), the number of refinements `refine_steps` (N), how blocks begin, and the mode.
 
-    In fused mode the guesses left over from a pass are kept and filled up by `init`; after N passes they are dropped
-    for a fresh block. With ``init=previous_tail`` they are kept for good.
+    In fused mode the guesses left over from a pass are kept, and `init` appends guesses up to W; after N passes a fresh
+    block begins. With ``init=previous_tail`` the guesses are kept for good.
 
-    `candidates`: so many blocks are tried at once, as branches of one tree; the one that matches furthest is carried
-    on, the others begin anew at every step (see `BlockInit.others`).
+    `candidates`: number of blocks that are tried at once, as branches of one tree; the one that matches furthest is
+    carried on, the others begin anew at every step (see `BlockInit.others`).
 
-    `order` of literal mode: ``jacobi`` refines the whole block at once, from the values it had before.
-    ``gauss_seidel`` cuts it into `sub_blocks` and refines them one after the other, each from the newest values of
-    those before it: more becomes right in one refinement, which costs a forward of the target for each sub-block.
+    `order` of literal mode: ``jacobi`` refines the whole block at once, from its previous values. ``gauss_seidel`` cuts
+    it into `sub_blocks` and refines them one after the other, each from the newest values of those before it: one
+    refinement gets more tokens right, but costs a forward of the target for each sub-block.
 
-    `adapter`: the folder of weights that task=finetune made for refining, in literal mode; the target still verifies.
+    `adapter`: a folder of weights that task=finetune made for refining, in literal mode; the target still verifies.
     """
 
     name: str = "jacobi"
@@ -69,12 +69,14 @@ class JacobiConfig(DrafterConfig):
 
 @dataclass
 class Block:
-    """What a request's block looks like between two steps.
+    """A request's block between two steps.
 
     Attributes:
-        guesses: refined guesses for the positions behind the root. q: (len(guesses), V) what they were drawn from.
-        passes: since the block was last started afresh. number: how many blocks were started before it.
-        iterates: (k, up to W) what went into each refining forward of the step that is going on.
+        guesses: refined guesses for the positions after the root.
+        q: (len(guesses), V) the distributions that they were drawn from.
+        passes: number of passes since the block was started.
+        number: number of blocks started so far, this one included.
+        iterates: the (k, up to W) input of each refining forward of the present step.
     """
 
     init: BlockInit
@@ -94,16 +96,16 @@ class Jacobi(Drafter):
 
     def __init__(self, target: Target, config: JacobiConfig) -> None:
         super().__init__(target, config)
-        # What refines, in literal mode:
+        # The path that refines, in literal mode:
         self.path = target.full if config.adapter is None else target.adapted_path(Adapter.read(config.adapter))
 
     def start(self, context: Context) -> None:
-        """An empty block."""
+        """Begin with an empty block."""
         prompt = context.tokens[: context.prompt_length]
         context.memory = Block(BlockInit(self.config.init, prompt, self.target.pad_id, context.rng))
 
     def propose(self, context: Context) -> Draft:
-        """The current iterate as a chain of candidates, and beside it the other blocks that are tried."""
+        """Return the current iterate and the other blocks to try, each as a chain of candidates."""
         block: Block = context.memory
         literal = self.config.mode == "literal"
         if self.config.init != "previous_tail" and (literal or block.passes >= self.config.refine_steps):
@@ -122,7 +124,7 @@ class Jacobi(Drafter):
         return Draft(TokenTree.chains(guesses.long()), self.config.name, q, target_forwards=passes)
 
     def observe(self, context: Context, step: Step) -> None:
-        """The logits of the pass are the next iterate: in greedy decoding its argmax, else a fresh draw from them."""
+        """Take the next iterate from the pass: its predictions in greedy decoding, else fresh draws from its logits."""
         block: Block = context.memory
         kept, tree = len(step.path), step.draft.tree
         blocks = max(int((tree.parents < 0).sum()), 1)
@@ -141,11 +143,11 @@ class Jacobi(Drafter):
             block.guesses = draw(block.q, context.uniforms(len(block.q), block.q.device)).tolist()
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
-        """How the blocks converged."""
+        """Return histograms of how the blocks converged."""
         return context.memory.record.histograms(context.tokens)
 
     def _refined(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(k, W) guesses refined `refine_steps` times, or less often if a fixed point comes first, and their q."""
+        """Return (k, W) guesses after `refine_steps` refinements, or fewer up to a fixed point, and their q."""
         width = guesses.shape[1]
         ends = sub_block_ends(width, self.config.sub_blocks if self.config.order == "gauss_seidel" else 1)
         for _ in range(self.config.refine_steps if width else 0):
@@ -159,7 +161,7 @@ class Jacobi(Drafter):
     def _pass(
         self, context: Context, guesses: Tensor, q: Tensor | None, start: int, end: int
     ) -> tuple[Tensor, Tensor | None]:
-        """One forward over the first `end` positions, which refines those from `start` on."""
+        """Refine the positions from `start` on by one forward over the first `end` positions."""
         block: Block = context.memory
         seen, rule = guesses[:, :end], context.rule
         block.iterates.append(seen)
@@ -173,15 +175,15 @@ class Jacobi(Drafter):
         p = by_block(context.distributions(logits, tree=tree), count)[:, start:end]
         drawn = draw(p.flatten(0, 1), context.uniforms(count * (end - start), p.device))
         guesses[:, start:end] = drawn.view(count, -1).cpu()
-        # From the first pass on, all that has been refined was drawn; what has not is there with certainty.
+        # Guesses that have been refined were drawn from p; the others are certain.
         q = _certain(guesses, p) if q is None else q.clone()
         q[:, start:end] = p
         return guesses, q
 
     def _drawn_from(self, block: Block, guesses: Tensor) -> Tensor | None:
-        """(k, W, V) what each guess was drawn from: the last pass's distributions, certainty for those filled up.
+        """Return the (k, W, V) distribution of each guess: the last pass's for carried guesses, one-hot for others.
 
-        The distributions of speculative Jacobi decoding: each guess is a fresh draw from the previous iterate's.
+        As in speculative Jacobi decoding, each guess is a fresh draw from the previous iterate's distribution.
         """
         if block.q is None or not len(block.q):
             return None
@@ -192,5 +194,5 @@ class Jacobi(Drafter):
 
 
 def _certain(guesses: Tensor, like: Tensor) -> Tensor:
-    """(k, W, V) the distributions that leave no choice."""
+    """Return the (k, W, V) one-hot distributions of the guesses."""
     return torch.nn.functional.one_hot(guesses.long(), like.shape[-1]).to(like)

@@ -17,9 +17,9 @@ from selfdraft.models.target import Target
 class LayerSkipConfig(SparseConfig):
     """Skip an even share `sparsity` of the sublayers, or exactly those named in `skip_attention` and `skip_mlp`.
 
-    Where the first of them comes late, verification may `reuse` what the layers before it computed while drafting; for
-    that and `bonus` see `EarlyExitConfig`. `adapter`: the folder of weights that task=finetune made for a skip set,
-    which is then the adapter's.
+    With `reuse`, verification continues from what the layers before the first skipped sublayer computed while drafting;
+    for that and `bonus` see `EarlyExitConfig`. `adapter`: a folder of weights that task=finetune made for a skip set;
+    the adapter then sets the skip set.
     """
 
     name: str = "layer_skip"

@@ -1,7 +1,7 @@
 """Lookahead decoding (Fu et al. 2024, arXiv 2402.02057): Jacobi iterations that keep the n-grams they find.
 
-Every step forwards one tree: n-grams of the pool that begin with the last token, as candidates, and beside them the 2-D
-window, as probes, whose predictions are new n-grams. Whatever is accepted, the target's next token comes on top.
+Every step forwards one tree. Its candidates are n-grams of the pool that begin with the last token. Its probes are the
+2-D window; their predictions give new n-grams.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from selfdraft.models.target import Target
 
 @dataclass
 class LookaheadConfig(DrafterConfig):
-    """A window of `window` columns (W), n-grams of `ngram` tokens (N), and up to `guesses` of them a step (G).
+    """A window of `window` columns (W), n-grams of `ngram` tokens (N), and up to `guesses` of them per step (G).
 
-    `seed_from_prompt`: the pool begins with the prompt's n-grams. `warm`: behind it, one of all requests so far.
+    `seed_from_prompt`: the pool begins with the prompt's n-grams. `warm`: n-grams of all earlier requests are guessed
+    too, after the request's own.
     """
 
     name: str = "lookahead"
@@ -36,7 +37,12 @@ class LookaheadConfig(DrafterConfig):
 
 @dataclass
 class Memory:
-    """Of one request. `root`, `guessed`: of the last proposal, its root and how many nodes stand before the window."""
+    """The drafter's state for one request.
+
+    Attributes:
+        root: the root token of the last proposal.
+        guessed: number of its nodes before the window's nodes.
+    """
 
     pool: NgramPool
     window: Window
@@ -45,7 +51,7 @@ class Memory:
 
 
 class Lookahead(Drafter):
-    """The pool's n-grams verify while the window finds new ones, in one forward."""
+    """Verifies n-grams of the pool and finds new ones in the window, in one forward."""
 
     Config = LookaheadConfig
     config: LookaheadConfig
@@ -55,7 +61,7 @@ class Lookahead(Drafter):
         self.shared = NgramPool(config.guesses)
 
     def start(self, context: Context) -> None:
-        """Row 0 of the window from random prompt tokens; the pool, which may know something already."""
+        """Begin with row 0 of the window, random prompt tokens, and a pool, which may already hold n-grams."""
         pool = NgramPool(self.config.guesses, earlier=self.shared if self.config.warm else None)
         prompt = context.tokens[: context.prompt_length]
         if self.config.seed_from_prompt:
@@ -64,7 +70,7 @@ class Lookahead(Drafter):
         context.memory = Memory(pool, Window(first, self.config.ngram))
 
     def propose(self, context: Context) -> Draft:
-        """The guesses first, so that they are what remains where only a chain will do; then the window."""
+        """Return the guesses, then the window: if the target takes only a chain, the first guess remains."""
         memory: Memory = context.memory
         memory.root = context.tokens[-1]
         guesses = TokenTree.merged([tail[: context.room] for tail in memory.pool.after(memory.root)])
@@ -73,18 +79,18 @@ class Lookahead(Drafter):
         return Draft(guesses.beside(memory.window.tokens, memory.window.parents), "lookahead")
 
     def observe(self, context: Context, step: Step) -> None:
-        """The predictions behind the window's last row are its next row, and complete an n-gram in every column.
+        """Take the predictions after the window's last row as its next row; they complete an n-gram in every column.
 
-        When sampling they are the tokens drawn there. That they share their random numbers with the text to come takes
-        nothing from exactness: those numbers alone decide the text, whatever is guessed.
+        When sampling, they are the tokens drawn there, with the random numbers of the text to come. The output stays
+        exact, because only those numbers decide the text, whatever is guessed.
         """
         memory: Memory = context.memory
         if not memory.window.rows or len(step.draft.tree) < memory.guessed + len(memory.window.tokens):
-            return  # no window is left, or it was cut off: the target takes chains only
+            return  # no window is left, or it was cut off because the target takes only chains
         for ngram in memory.window.advance(memory.root, step.predictions[self._front(memory)]):
             memory.pool.add(ngram)
 
     def _front(self, memory: Memory) -> Tensor:
-        """(w,) where the window's next row stands among the predictions, of which the root's is the first."""
+        """Return the (w,) indices of the window's next row in `Step.predictions`, whose first entry is the root's."""
         front = memory.window.front
         return torch.where(front < 0, 0, front + memory.guessed + 1)

@@ -14,5 +14,5 @@ class NoDrafter(Drafter):
     Config = DrafterConfig
 
     def propose(self, context: Context) -> Draft:
-        """The empty tree."""
+        """Return the empty draft."""
         return Draft(_EMPTY)

@@ -1,7 +1,7 @@
-"""Suffix decoding (after Oliaro et al. 2024, arXiv 2411.04975): what followed the longest match becomes a tree.
+"""Suffix decoding (after Oliaro et al. 2024, arXiv 2411.04975): draft a tree of what followed the longest match.
 
-The text's end is matched, however long, with prompt, output and (warm) earlier requests. Branches carry an estimate of
-their probability from counts, and the tree takes the most probable ones.
+The longest suffix of the text that occurs earlier, in prompt, output or (warm) other requests, is looked up. Counts
+give each branch an estimated probability, and the tree takes the most probable nodes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from selfdraft.models.target import Target
 
 @dataclass
 class SuffixConfig(DrafterConfig):
-    """The `max_nodes` most probable nodes, none below `min_probability`, at most `branches` under one parent.
+    """Draft the `max_nodes` most probable nodes, none below `min_probability`, at most `branches` under one parent.
 
-    `branches=1` drafts a chain. `costs`: of those nodes, as many as pay by the measured cost of a forward, or, `flat`,
-    all. `warm`: matches are looked for in earlier requests too, prompts and answers.
+    `branches=1` drafts a chain. `costs`: `measured` drafts as many of those nodes as pay at the measured cost of a
+    forward, `flat` drafts all. `warm`: the prompts and answers of earlier requests are searched for matches too.
     """
 
     name: str = "suffix"
@@ -33,7 +33,7 @@ class SuffixConfig(DrafterConfig):
 
 
 class Suffix(Drafter):
-    """The longest match and its own suffixes say what may follow; so does each node of the tree, with its match."""
+    """Predicts what may follow the text, and each node of the tree, from the longest match and its suffixes."""
 
     Config = SuffixConfig
     config: SuffixConfig
@@ -44,11 +44,11 @@ class Suffix(Drafter):
         self.shared = SuffixAutomaton()
 
     def start(self, context: Context) -> None:
-        """A new text; the prompt enters the automaton with the first proposal."""
+        """Begin a new text; the prompt enters the automaton with the first proposal."""
         context.memory = SuffixText(self.shared if self.config.warm else SuffixAutomaton())
 
     def propose(self, context: Context) -> Draft:
-        """Best-first from the match of the text's end; nothing where nothing matches, or nothing pays."""
+        """Return the tree grown best-first from the text's match; empty if nothing matches or nothing pays."""
         text: SuffixText = context.memory
         text.read_on(context.tokens)
         growth = grow(
@@ -65,7 +65,7 @@ class Suffix(Drafter):
     def _expand(
         self, automaton: SuffixAutomaton, matches: list[tuple[int, int]], node: int, parent: int, token: int
     ) -> list[tuple[int, float]]:
-        """What may follow a node; its match is kept for its children, the root's first."""
+        """Return what may follow a node, and append its match to `matches`, which begins with the root's."""
         if node >= 0:
             matches.append(automaton.advance(*matches[parent + 1], token))
         return automaton.chances(*matches[node + 1], self.config.branches)

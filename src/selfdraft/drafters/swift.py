@@ -1,7 +1,8 @@
-"""SWIFT (Xia et al. 2025, arXiv 2410.06916): the skip set is searched while decoding, by the text decoded so far.
+"""SWIFT (Xia et al. 2025, arXiv 2410.06916): search for the skip set while decoding, on the text decoded so far.
 
-At every step one candidate is scored: the share of a window's tokens that one parallel forward of the sparse model
-predicts (*matchness*). Options default to the paper's procedure; its weaknesses are mended by options, one each.
+Each step of the search scores one candidate skip set by its *matchness*: the share of a window's tokens that one
+parallel forward of the sparse model predicts. Options default to the paper's procedure; each further option mends one
+weakness of it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from selfdraft.models.target import Target
 
 @dataclass
 class SwiftConfig(SparseConfig):
-    """The paper's knobs, then our repairs.
+    """The paper's options, then our repairs.
 
     Once `context_window` tokens are generated, a candidate is scored every `interval` steps, until the matchness
-    reaches `enough`, `tolerance` candidates brought nothing, or `max_candidates` were tried. Each `bayes_interval`-th
-    comes from a Gaussian process. `warm`: the search goes on over prompts, as in the paper's code.
+    reaches `enough`, `tolerance` candidates in a row were no better, or `max_candidates` were tried. Each
+    `bayes_interval`-th comes from a Gaussian process. `warm`: the search goes on over prompts, as in the paper's code.
 
-    `score_initial`: the first, evenly spread set has to be beaten, instead of being dropped for whatever comes first.
-    `recent_window`: score on the latest tokens, not the first ones. `rescore_incumbent`: a set that seems beaten is
-    scored on the same window first. `cost_aware`: maximise the predicted speedup, not the matchness. `neighbours`:
-    candidates are the incumbent with a sublayer or two exchanged.
+    `score_initial`: score the first, evenly spread set too; otherwise any candidate replaces it. `recent_window`: score
+    on the latest tokens instead of the first ones. `rescore_incumbent`: score the incumbent on the same window before a
+    candidate replaces it. `cost_aware`: maximise the predicted speedup instead of the matchness. `neighbours`: a
+    candidate is the incumbent with one or two sublayers exchanged.
     """
 
     name: str = "swift"
@@ -54,12 +55,15 @@ class SwiftConfig(SparseConfig):
 
 @dataclass
 class State:
-    """A search, its sparse path, and how it stands.
+    """A search, and its progress.
 
     Attributes:
-        steps: of decoding, since it began. forwards: of sparse paths, made to score.
-        matchness: of the last candidate scored.
-        fresh: whether the incumbent's score belongs to the present text.
+        path: the sparse path of the best skip set found.
+        steps: decoding steps since the search began.
+        forwards: forwards of sparse paths that scored candidates.
+        matchness: of the skip set scored last.
+        fresh: whether the incumbent's score comes from the present text.
+        done: whether the search has ended.
     """
 
     search: SkipSearch
@@ -92,7 +96,7 @@ class Swift(SparseDrafter):
         self._shared = self._new_state()
 
     def start(self, context: Context) -> None:
-        """A search of its own, or the shared one."""
+        """Begin a search or, if `warm`, continue the shared one."""
         super().start(context)
         memory: Memory = context.memory
         memory.own = self._shared if self.config.warm else self._new_state()
@@ -100,13 +104,13 @@ class Swift(SparseDrafter):
         self._follow(memory)
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """Through the present incumbent, which another request may have found."""
+        """Draft through the present incumbent, which another request may have found."""
         for context in contexts:
             self._follow(context.memory)
         return super().propose_batch(contexts)
 
     def explore(self, context: Context) -> None:
-        """Score a candidate."""
+        """Score a candidate, if one is due."""
         state: State = context.memory.own
         state.steps += 1
         if state.done or len(context.tokens) - context.prompt_length < self.config.context_window:
@@ -115,7 +119,7 @@ class Swift(SparseDrafter):
             self._search(context, state)
 
     def _search(self, context: Context, state: State) -> None:
-        """One candidate, and what the repairs ask for before it."""
+        """Score one candidate, or the first set; score the incumbent again if `rescore_incumbent` asks for it."""
         config, search = self.config, state.search
         if not search.is_possible or len(search.history) >= config.max_candidates:
             state.done = True
@@ -138,7 +142,7 @@ class Swift(SparseDrafter):
         state.done |= state.search.stale > self.config.tolerance
 
     def _score(self, context: Context, state: State, skip: SkipSet) -> float:
-        """Matchness on a window of the generated tokens, or the speedup that it promises."""
+        """Return the matchness on a window of the generated tokens or, if `cost_aware`, the speedup it predicts."""
         window, tokens = self.config.context_window, context.tokens
         first = len(tokens) - window if self.config.recent_window else context.prompt_length
         state.matchness = matchness(self.target, skip, context.row, tokens, first, window)
@@ -151,7 +155,7 @@ class Swift(SparseDrafter):
         return best_speedup(state.matchness, max(seconds, 0.0), self._full, self.config.draft_length)
 
     def _follow(self, memory: Memory) -> None:
-        """Draft through the incumbent, with the request's own head."""
+        """Set the request's path to the incumbent, with the request's own head."""
         found: Path = memory.own.path
         if memory.path.layers is not found.layers:  # one object for all requests without a head of their own
             head, vocabulary = memory.path.head, memory.path.vocabulary
@@ -166,9 +170,9 @@ class Swift(SparseDrafter):
 
 
 def matchness(target: Target, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
-    """Of the `count` tokens from `first` on, all committed, the share that the model without `skip` predicts.
+    """Return the share of the `count` committed tokens from `first` on that the model without `skip` predicts.
 
-    One forward, in which each token stands behind the text as it is.
+    One forward predicts each token from the true text before it.
     """
     logits = target.replay(target.sparse_path(skip), row, first - 1, tokens[first - 1 : first - 1 + count])
     predicted = logits.argmax(-1).tolist()

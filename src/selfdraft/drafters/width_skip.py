@@ -1,6 +1,6 @@
 """Width sparsity: MLPs with only the neurons that the prompt uses most (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
 
-The prompt runs once through layers that write down their activations; then the weights are sliced, once a prompt.
+The prompt runs once through layers that record their activations; then the weights are sliced, once per prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfdraft.models.target import Target
 
 @dataclass
 class WidthSkipConfig(SparseConfig):
-    """Keep the share `ratio` of every MLP's neurons; skip an even share `sparsity` of the sublayers besides."""
+    """Keep the share `ratio` of every MLP's neurons; also skip an even share `sparsity` of the sublayers."""
 
     name: str = "width_skip"
     ratio: float = option(0.5, at_least=0.0, at_most=1.0)
@@ -27,17 +27,17 @@ class WidthSkipConfig(SparseConfig):
 
 
 class WidthSkip(SparseDrafter):
-    """Drafts through a path of each prompt's own."""
+    """Drafts through a path that is sliced for each prompt."""
 
     Config = WidthSkipConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: WidthSkipConfig
 
     def __init__(self, target: Target, config: WidthSkipConfig) -> None:
-        """Try one slice, for its cost.
+        """Slice one path, to measure its cost.
 
         Raises:
-            UserError: for a family whose MLPs cannot be sliced, by name.
+            UserError: for a model family whose MLPs cannot be sliced.
         """
         super().__init__(target, config)
         self.skip = SkipSet.spread(len(target.full.layers), config.sparsity)
@@ -47,11 +47,11 @@ class WidthSkip(SparseDrafter):
             self._path_costs = target.costs_of(path)
 
     def path_for(self, context: Context) -> Path:
-        """None of its own before the first draft: slicing costs what a dozen drafts do, and a guard may want none."""
+        """Return the shared unsliced path. Slicing costs as much as a dozen drafts, and a guard may want no draft."""
         return self._unsliced
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """Through each request's own slices."""
+        """Slice the paths of requests that have none yet, and draft through each request's own path."""
         for context in contexts:
             if context.memory.path is self._unsliced:
                 ids = None if self.config.draft_vocabulary is None else self.vocabulary(context)
