@@ -1,7 +1,8 @@
-"""Which drafted nodes stand: exact acceptance over chains and trees, greedy and sampled.
+"""Decide which drafted nodes are accepted: exact acceptance over chains and trees, greedy and sampled.
 
-Every rule first decides for each node whether *its parent* would take it (`right`), and for each position which token
-follows if no child is taken (`after`), all nodes at once and on the device. `follow` then walks down on the host.
+1. On the device, for all nodes at once: `match` or `reject` decides for each node whether *its parent* would take it
+   (`right`), and for each position which token follows if no child is taken (`after`).
+2. On the host: `follow` walks down the tree and returns the accepted nodes and the bonus token.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from selfdraft.core.tree import TokenTree
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What one verification decided.
+    """The result of one verification.
 
     Attributes:
-        path: indices of the accepted nodes, from the root downwards; empty where nothing was accepted.
-        bonus: the token that the target itself puts after the path. Every step commits at least this one.
+        path: indices of the accepted nodes, from the root downwards; empty if nothing was accepted.
+        bonus: the token that the target itself puts after the accepted nodes. Every step commits at least this one.
     """
 
     path: tuple[int, ...]
@@ -29,13 +30,13 @@ class Acceptance:
 
 
 def follow(tree: TokenTree, right: Tensor, after: Tensor) -> Acceptance:
-    """The longest path of candidates that are right, and the token after it.
+    """Return the longest branch of candidates that are all right, and the token after it.
 
     Args:
         tree: n nodes.
-        right: (n,) bool on the CPU: the node is what its parent continues with. At most one child of each is, or
-            several with the same token.
-        after: (n + 1,) int64 on the CPU: the token after the root, and after each node, where the path ends there.
+        right: (n,) bool on the CPU: whether the node's parent continues with it. This holds for at most one child of
+            each parent, or for several children with the same token.
+        after: (n + 1,) int64 on the CPU: the token after the root, and after each node, if acceptance ends there.
     """
     if not len(tree):
         return Acceptance((), int(after[0]))
@@ -52,11 +53,11 @@ def follow(tree: TokenTree, right: Tensor, after: Tensor) -> Acceptance:
 
 
 def match(tree: TokenTree, predictions: Tensor) -> Tensor:
-    """(n,) bool: nodes whose token is the one predicted after their parent.
+    """Return (n,) bool: whether each node's token is the one predicted after its parent.
 
     With argmax predictions this is greedy acceptance. With predictions *drawn* from the target's distributions it is
-    exact sampling for drafts that are no random draws themselves: a node x is taken with probability p(x), and
-    otherwise the token is what the same draw gave, which is p without x, renormalised.
+    exact sampling for drafts that are not random draws themselves: a node x is taken with probability p(x); otherwise
+    the token of the same draw follows, which is distributed as p without x, renormalised.
 
     Args:
         predictions: (n + 1,) int64, after the root and after each node.
@@ -65,10 +66,10 @@ def match(tree: TokenTree, predictions: Tensor) -> Tensor:
 
 
 def accept_greedy(tree: TokenTree, predictions: Tensor) -> Acceptance:
-    """Accept the longest path on which every token is the target's argmax after its parent.
+    """Accept the longest branch on which every token is the target's argmax after its parent.
 
-    Equal to autoregressive greedy decoding by induction: a node is accepted only if all before it were, and only if it
-    is the very token the target would have written next.
+    The output equals autoregressive greedy decoding by induction: a node is accepted only if all its ancestors are, and
+    only if its token is the one that the target would have written next.
     """
     return follow(tree, match(tree, predictions), predictions)
 
@@ -76,17 +77,18 @@ def accept_greedy(tree: TokenTree, predictions: Tensor) -> Acceptance:
 def reject(tree: TokenTree, p: Tensor, q: Tensor, trials: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Rejection sampling for drafts drawn from distributions q (Leviathan et al. 2023; siblings as in SpecInfer).
 
-    A parent tries its children in order. With r what is left of the target's distribution, first p itself, child x
-    drawn from q is taken with probability min(1, r(x) / q(x)); if not, r becomes max(r - q, 0), renormalised, and the
-    next child is tried. If none is taken, the next token comes from the last r. So the token after every parent is
-    distributed as p, for siblings drawn with replacement (all from one q) and without (each from q without those
-    before it, renormalised) alike: what counts is that ``q[i]`` is what node i was really drawn from.
+    A parent tries its children in order. Let r be the rest of the target's distribution, at first p itself. Child x,
+    drawn from q, is taken with probability min(1, r(x) / q(x)). If it is not taken, r becomes max(r - q, 0),
+    renormalised, and the next child is tried. If none is taken, the next token is drawn from the last r. So the token
+    after every parent is distributed as p. This holds for siblings drawn with replacement (all from one q) and without
+    (each from q without those before it, renormalised), as long as node i was really drawn from ``q[i]``.
 
     Args:
         tree: n nodes; siblings in the order in which they were drawn.
         p: (n + 1, V) the target's distributions after the root and each node, warped.
         q: (n, V) the distribution that each node was drawn from.
-        trials: (n,) uniform numbers, one for each node's trial. draws: (n + 1,) for the tokens after.
+        trials: (n,) uniform numbers, one for each node's trial.
+        draws: (n + 1,) uniform numbers, one for each token in `after`.
 
     Returns:
         `right` (n,) and `after` (n + 1,), for `follow`.
@@ -106,6 +108,6 @@ def reject(tree: TokenTree, p: Tensor, q: Tensor, trials: Tensor, draws: Tensor)
         open_[over] &= ~right[nodes]
         rest = (r - drawn_from).clamp_(min=0)
         total = rest.sum(-1, keepdim=True)
-        # Where r equals q, rejection has probability zero and leaves nothing: keep r, so that nothing becomes NaN.
+        # Where r equals q, rejection has probability zero and r - q is zero. Keep r there, so that nothing becomes NaN.
         left[over] = torch.where(total > 0, rest / total, r)
     return right, draw(left, draws)

@@ -1,4 +1,4 @@
-"""How a block of guesses begins, before anything has refined it."""
+"""Initial guesses for a block of positions, before any refinement."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
 
 INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
-NGRAM_MIN, NGRAM_MAX = 1, 3  # of init=ngram: as prompt lookup, so that the two compare
+NGRAM_MIN, NGRAM_MAX = 1, 3  # for init=ngram: the defaults of prompt lookup, so that the two can be compared
 
 
 class BlockInit:
-    """The initial guesses of one request.
+    """Makes the initial guesses of one request, in one of these ways (`INITS`):
 
     * `prompt_random`: tokens drawn from the prompt.
     * `pad`: the padding token.
-    * `ngram`: what followed the last n-gram before; behind that, as repeat_last.
-    * `repeat_last`, `previous_tail`: the last token known, guesses that were carried over included, repeated.
+    * `ngram`: the tokens that followed an earlier occurrence of the last n-gram; after those, as repeat_last.
+    * `repeat_last`, `previous_tail`: the last known token, repeated; carried-over guesses count as known.
     """
 
     def __init__(self, kind: str, prompt: Sequence[int], pad_id: int, rng: np.random.Generator) -> None:
@@ -26,7 +26,7 @@ class BlockInit:
         self.index = NgramIndex(NGRAM_MIN, NGRAM_MAX)
 
     def filled(self, text: Sequence[int], carried: list[int], width: int) -> list[int]:
-        """The carried guesses for the positions behind `text`, filled up to `width`."""
+        """Return the carried guesses for the positions after `text`, filled up to `width` tokens."""
         missing = width - len(carried)
         if missing <= 0:
             return carried[:width]
@@ -39,10 +39,10 @@ class BlockInit:
         return _stretched(carried, text[-1], width)
 
     def others(self, text: Sequence[int], first: list[int], count: int) -> list[list[int]]:
-        """`count` blocks to try beside `first`, as wide as it is.
+        """Return `count` blocks to try in addition to `first`, of the same width.
 
-        With `ngram`, what else followed the last tokens before, by n-grams of other lengths. Where that is not enough,
-        and with every other init, tokens drawn from the prompt.
+        With `ngram` these are continuations after n-grams of other lengths. If there are too few of them, and with
+        every other init, blocks are filled with tokens drawn from the prompt.
         """
         width, found = len(first), []
         if self.kind == "ngram" and count:
@@ -56,5 +56,5 @@ class BlockInit:
 
 
 def _stretched(block: list[int], last: int, width: int) -> list[int]:
-    """The block with its last token, or `last` where it is empty, repeated up to `width`."""
+    """Return the block with its last token (`last` if it is empty) repeated up to `width` tokens."""
     return block + [block[-1] if block else last] * (width - len(block))

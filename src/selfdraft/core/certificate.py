@@ -1,9 +1,9 @@
 """The losslessness certificate of one output (DESIGN: grade 2, *numbers*).
 
-A forward of k tokens and k forwards of one token round differently, so where the two best tokens are closer than that
-rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch*, and fails the run. How far rounding
-reaches is measured on the same text (the *control*), and bounded by what rounding can do at all (`rounding.Ceiling`):
-beyond that, it is our forward that is wrong, whatever the texts say.
+A forward of k tokens (M=k) and k forwards of one token (M=1) round differently, so if the logits of the two best tokens
+are closer than that rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch*, and fails the
+run. The effect of rounding is measured on the same text (the *control*). The control has a limit, the largest effect
+that rounding can have (`rounding.Ceiling`): above it our forward is wrong, even if the texts agree.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ REASONS: dict[Reason, str] = {
 
 @dataclass(frozen=True)
 class Float32:
-    """A tie, looked at without the rounding that made it one.
+    """The float32 logits at a tie that was found in a narrower dtype.
 
     Attributes:
         margin: logit of the autoregressive token minus logit of the drafter's token.
         control: the largest change of such a margin between float32 and the dtype's M=1 and M=k forwards.
-        prefers: whose token float32 would have written.
+        prefers: the decoder whose token float32 would have written.
     """
 
     margin: float
@@ -47,19 +47,20 @@ class Certificate:
     """One prompt's verdict.
 
     Attributes:
-        verdict: `exact` where both outputs are the same ids, to the last. `sampled` where they are two draws from one
+        verdict: `exact` if all token ids of both outputs are the same. `sampled` if they are two draws from one
             distribution: no comparison of texts can judge that; the chi-square tests of the suite do.
-        first_divergence: index into the output of the first differing token; with the reason `stock`, of the token
-            that the model's own forward would not have chosen.
-        margin: the best logit minus that of the worse of the two tokens there, in the M=1 forward. Decoded alone, the
-            autoregressive token is the best; in a batch either may have lost to rounding. It is at least the
-            top-1/top-2 margin, and equal to it where one of the two tokens is the runner-up. With the reason `stock`,
+        first_divergence: index into the output of the first differing token. With the reason `stock`, index of the
+            token that the model's own forward would not have chosen.
+        margin: the best logit minus that of the worse of the two tokens there, in the M=1 forward. For a prompt decoded
+            by itself, the autoregressive token is the best; in a batch either may have lost to rounding. It is at least
+            the top-1/top-2 margin, and equal to it if one of the two tokens is the runner-up. With the reason `stock`,
             the best logit of the model's own forward minus that of the token written.
         control: the largest change of such a margin between forwards of the same tokens of this text, in this dtype.
-        float32: of a tie in a narrower dtype, what the same model says in float32.
-        reason: of a mismatch, one of `REASONS`.
-        distance, ceiling: how far our forwards of the text are from the model's own forward, and how far rounding can
-            take them, in sigmas of a logit: of the stretch of text where the former is the largest part of the latter.
+        float32: for a tie in a narrower dtype, the same comparison in float32.
+        reason: for a mismatch, one of `REASONS`.
+        distance, ceiling: the distance between our forwards of the text and the model's own forward, and the largest
+            distance that rounding can cause, both in sigmas of a logit. They belong to the stretch of text with the
+            highest ratio of distance to ceiling.
     """
 
     verdict: Verdict
@@ -72,12 +73,12 @@ class Certificate:
     ceiling: float | None = None
 
     def to_dict(self) -> dict:
-        """As it stands in prompts.jsonl."""
+        """Return the certificate as it is written to prompts.jsonl."""
         return asdict(self)
 
 
 def first_divergence(output: Sequence[int], reference: Sequence[int]) -> int | None:
-    """Index of the first token in which the two differ, a missing token counting as different; None if equal."""
+    """Return the index of the first token that differs, a missing token counting as different; None if equal."""
     for index, (ours, theirs) in enumerate(zip(output, reference, strict=False)):
         if ours != theirs:
             return index
@@ -87,8 +88,8 @@ def first_divergence(output: Sequence[int], reference: Sequence[int]) -> int | N
 def judge(index: int, margin: float, control: float, ceiling: float, reason: Reason = "token") -> Certificate:
     """Return the verdict on a divergence at `index`: a tie within the control, otherwise a mismatch.
 
-    A control above the ceiling, what rounding can do, excuses nothing: a mismatch for the reason `control`.
-    `reason`: of a mismatch whose margin is above the control.
+    A control above the ceiling is more than rounding can cause, so it is a mismatch with the reason `control`.
+    `reason` is the reason of a mismatch whose margin is above the control.
     """
     if not margin <= control:
         return Certificate("mismatch", index, margin, control, reason=reason)
@@ -98,20 +99,20 @@ def judge(index: int, margin: float, control: float, ceiling: float, reason: Rea
 
 
 def recheck(tie: Certificate, margin: float, control: float, ceiling: float) -> Certificate:
-    """Return the tie with what float32 says. Two tokens further apart there than rounding reaches are a mismatch."""
+    """Return the tie with its float32 result; a mismatch if rounding cannot explain the float32 margin either."""
     checked = judge(tie.first_divergence or 0, abs(margin), control, ceiling)
     found = Float32(margin, control, "baseline" if margin >= 0 else "drafter")
     return replace(tie, verdict=checked.verdict, reason=checked.reason, float32=found)
 
 
 def largest(changes: Iterable[float]) -> float:
-    """Return the largest of at least one change; NaN where one is NaN, which `max` may pass over."""
+    """Return the largest of at least one change; NaN if any is NaN, which `max` may overlook."""
     every = list(changes)
     return math.nan if any(map(math.isnan, every)) else max(every)
 
 
 def margin_control(single: Tensor, block: Tensor) -> float:
-    """How far rounding alone moves the margin between the two best tokens.
+    """Return how far rounding by itself moves the margin between the two best tokens, in logits.
 
     Args:
         single: (k, V) logits of k tokens from k forwards of one token.
@@ -124,6 +125,7 @@ def margin_control(single: Tensor, block: Tensor) -> float:
     best = single.float().topk(2, dim=-1).indices
     one, many = (x.float().gather(-1, best) for x in (single, block))
     change = (one[:, 0] - one[:, 1]) - (many[:, 0] - many[:, 1])
-    # inf - inf: a rule left one token, in both. A NaN in the logits themselves is not excused.
+    # A processor may leave one token only, in both forwards; then the margins are infinite and their difference is NaN.
+    # That is no change. A NaN in the logits themselves is kept, so that it is reported.
     banned = one.isinf().any(-1) & many.isinf().any(-1)
     return float(change.masked_fill(banned, 0.0).abs().max())

@@ -1,7 +1,7 @@
-"""What one model's forwards cost on one machine, in parts: any skip set's cost is a sum of them.
+"""The cost of one model's forwards on one machine, in parts that add up to the cost of any skip set.
 
-Measured by `task=profile`, or computed from published figures by `roofline`; both give the same structure, so that a
-decision or a prediction made for this machine can be made for another one.
+The parts are measured by `task=profile`, or computed from published figures by `roofline`. Both give the same
+structure, so decisions and predictions can be made for another machine in the same way as for this one.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PARTS = ("base", "layer", "attention", "mlp", "head")
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of forwards of one row against their tokens, root included.
+    """Seconds of a forward of one row, by its number of tokens (the root included), in total and for each part.
 
     Attributes:
-        device, model, dtype: what of.
-        source: how the numbers came about: a command, or published figures.
-        layers: of the model.
-        forward: all of a forward, ending with the argmax on the host.
+        device, model, dtype: the machine and the model that the costs are for.
+        source: where the numbers come from: a command, or published figures.
+        layers: number of layers of the model.
+        forward: a whole forward, ending with the argmax on the host.
         base: a forward without any layer: embedding, masks, final norm, head and argmax.
-        layer: what one layer costs beyond its two sublayers (norms, sums), where it is called at all.
+        layer: the rest of one layer besides its two sublayers (norms, sums); a layer that is not called costs nothing.
         attention, mlp: one sublayer.
-        head: the head alone, a part of `base`.
-        confidence_s: asking for a drafted token's probability: a softmax over the vocabulary and a transfer.
-        by_context: ``{context, sizes, seconds}`` of whole forwards behind other prefixes.
+        head: the head by itself; it is a part of `base`.
+        confidence_s: computing a drafted token's probability: a softmax over the vocabulary and a transfer.
+        by_context: ``{context, sizes, seconds}`` of whole forwards after prefixes of other lengths.
         by_batch: ``{rows, sizes, seconds}`` of whole forwards of several rows.
     """
 
@@ -51,7 +51,7 @@ class CostModel:
     by_batch: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     def sparse(self, skip: SkipSet) -> CostCurve:
-        """A forward through the path that bypasses `skip`: layers skipped altogether cost nothing."""
+        """Return the cost of a forward through the path that bypasses `skip`; layers skipped entirely cost nothing."""
         return self.kept(
             layers=self.layers - len(skip.whole_layers()),
             attentions=self.layers - len(skip.attention),
@@ -59,7 +59,7 @@ class CostModel:
         )
 
     def kept(self, layers: float, attentions: float, mlps: float) -> CostCurve:
-        """A forward through so many layers, attention and MLP sublayers, which may be fractions of a model's."""
+        """Return the cost of a forward through these numbers of layers and sublayers, which may be fractional."""
         sizes = self.base.sizes
         return CostCurve.measured(
             sizes,
@@ -73,10 +73,18 @@ class CostModel:
     def from_parts(
         full: CostCurve, without: Mapping[str, CostCurve], layers: int, head: CostCurve, **labels: Any
     ) -> CostModel:
-        """From whole forwards: with everything, and `without` all ``attention``, all ``mlp``, and all layers (``all``).
+        """Compute the parts from the costs of whole forwards.
 
-        Four measurements for four unknowns: with every layer called, a forward is base + L (layer + attention + mlp).
-        Differences of whole forwards hold what timing a sublayer alone would miss: weights that have left the caches.
+        These are four measurements for four unknowns: a forward that calls all L layers costs
+        base + L (layer + attention + mlp). Differences of whole forwards include a cost that timing one sublayer
+        repeatedly would miss: its weights have to be read into the caches again.
+
+        Args:
+            full: forwards through everything.
+            without: forwards without any ``attention``, without any ``mlp``, and without any layer (``all``).
+            layers: number of layers of the model.
+            head: the head by itself.
+            labels: the other fields of the result.
         """
         sizes = without["all"].sizes
 
@@ -96,7 +104,7 @@ class CostModel:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return the model as plain values, for a JSON file."""
         curves = {name: getattr(self, name) for name in ("forward", *PARTS)}
         return {
             "device": self.device,
@@ -165,14 +173,16 @@ def roofline(
     bytes_per_number: int = 2,
     sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
 ) -> CostModel:
-    """The ideal cost of a Llama-shaped model's forwards: each part takes as long as its slower resource needs.
+    """Return the ideal cost of a Llama-shaped model's forwards: each part takes as long as its slower resource needs.
 
-    Williams et al. 2009. Weights and the `context` keys and values are read once, products run at peak; launching
-    kernels, the host and everything else is free. So forwards are shorter than real ones, and since what is left out
-    hardly grows with the tokens, so are they steeper: real drafts cost rather less than predicted, in forwards.
+    Weights and the `context` keys and values are read once, and products run at peak. Kernel launches, the host and
+    everything else are free, so real forwards take longer. As the omitted costs hardly grow with the number of tokens,
+    real costs also rise less with it, relative to a forward of one token: real drafts cost rather less than predicted,
+    in forwards. (Williams et al. 2009.)
 
     Args:
-        bytes_per_s: memory bandwidth. flops_per_s: peak of dense products in the dtype.
+        bytes_per_s: memory bandwidth.
+        flops_per_s: peak rate of dense products in the dtype.
     """
     size = hidden // heads
     projections = 2 * hidden * hidden + 2 * hidden * kv_heads * size  # q and o, k and v

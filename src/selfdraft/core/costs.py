@@ -1,7 +1,7 @@
-"""What a forward costs against how many tokens it takes: measured points, and what lies between them.
+"""The cost of a forward by its number of tokens, interpolated between measured points.
 
-Seconds throughout. Whatever decides by cost (trees, draft lengths, skip sets, the guard) asks this one structure, so
-that a curve measured elsewhere can stand in for the machine at hand.
+Costs are in seconds. Every decision by cost (trees, draft lengths, skip sets, the guard) uses this one structure, so a
+curve measured on another machine can take the place of this machine's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class CostCurve:
 
     @staticmethod
     def measured(sizes: Sequence[int], seconds: Sequence[float]) -> CostCurve:
-        """A curve through measured points, noise that makes more tokens look cheaper than fewer levelled out."""
+        """Return a curve through measured points; where noise makes more tokens look cheaper, it is made flat."""
         level, rising = 0.0, []
         for value in seconds:
             level = max(level, value)
@@ -34,18 +34,18 @@ class CostCurve:
             raise ValueError("sizes of a cost curve must ascend, and its seconds must not fall")
 
     def __call__(self, size: float) -> float:
-        """Seconds of a forward of `size` tokens: linear between the points, and on along the last (or first) slope."""
+        """Return the seconds of a forward of `size` tokens: linear between points, and beyond them by the end slope."""
         right = min(max(bisect_right(self.sizes, size), 1), len(self.sizes) - 1)
         (x0, x1), (y0, y1) = self.sizes[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
         return max(y0 + (y1 - y0) * (size - x0) / (x1 - x0), 0.0)
 
     def shared_by(self, rows: int) -> CostCurve:
-        """Of a forward in which each of `rows` rows has so many tokens, one row's share of the seconds.
+        """Return the cost per row of a batched forward of `rows` rows, by the tokens of each row.
 
-        What a forward costs is taken to hang on how many tokens it has in all: a batch leaves less room for guesses.
+        The cost of a forward is assumed to depend on its total number of tokens, so drafts pay less in a batch.
         """
         return self if rows == 1 else CostCurve(*(tuple(x / rows for x in xs) for xs in (self.sizes, self.seconds)))
 
     def relative(self, size: float) -> float:
-        """In forwards of one token."""
+        """Return the cost of a forward of `size` tokens as a multiple of that of one token."""
         return self(size) / self(1)

@@ -1,4 +1,4 @@
-"""Counts of one decoding: summed over prompts and processes, and only then divided."""
+"""Counts of one decoding. They are summed over prompts and processes first, and only then divided."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Counts:
-    """What decoding consumed and produced.
+    """Tokens and forwards of a decoding, and acceptance by depth.
 
     Attributes:
-        new_tokens: emitted tokens, the end-of-sequence token included, nothing behind it.
-        target_forwards: full target forwards after prefill, those without a draft and those a drafter asked for too.
-        offered: ``offered[d - 1]`` steps that had a candidate at depth d.
-        accepted: ``accepted[d - 1]`` steps whose emitted path reached depth d.
+        new_tokens: emitted tokens, including the end-of-sequence token and nothing after it.
+        target_forwards: full target forwards after prefill, including those without a draft and those that a drafter
+            asked for.
+        offered: ``offered[d - 1]`` steps had a candidate at depth d.
+        accepted: in ``accepted[d - 1]`` steps the emitted drafted tokens reached depth d.
     """
 
     new_tokens: int = 0
@@ -33,5 +34,5 @@ class Counts:
             self.accepted[depth] += int(depth < accepted)
 
     def acceptance_by_depth(self) -> list[dict[str, int]]:
-        """``[{offered, accepted}, …]`` from depth 1."""
+        """Return ``[{offered, accepted}, …]``, from depth 1."""
         return [{"offered": o, "accepted": a} for o, a in zip(self.offered, self.accepted, strict=True)]

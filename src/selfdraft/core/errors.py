@@ -1,4 +1,4 @@
-"""The one exception that users meet."""
+"""The one exception that users see."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Learning online how often a kind of guess is right: counts over a prior, old ones fading."""
+"""Online estimates of how often each kind of guess is right, from a prior and counts that fade with time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Hashable
 
 
 class Estimates:
-    """By kind of guess, a Beta posterior: the prior chance counts like `strength` trials, and every trial since.
+    """A Beta posterior for each kind of guess; the prior chance counts as much as `strength` trials.
 
-    Each further trial of a kind multiplies what its older ones count by `fading`, so that estimates follow the text.
+    Each further trial of a kind multiplies the weight of its older ones by `fading`, so that estimates follow the text.
     """
 
     def __init__(self, strength: float = 8.0, fading: float = 0.98) -> None:
@@ -16,17 +16,17 @@ class Estimates:
         self._counts: dict[Hashable, tuple[float, float]] = {}  # trials, hits
 
     def chance(self, kind: Hashable, prior: float) -> float:
-        """The posterior mean of a guess of this kind whose own prior chance is `prior`."""
+        """Return the posterior mean chance of a guess of this kind whose own prior chance is `prior`."""
         trials, hits = self._counts.get(kind, (0.0, 0.0))
         return (self.strength * prior + hits) / (self.strength + trials)
 
     def observe(self, kind: Hashable, hit: bool) -> None:
-        """A guess of this kind was right, or was not."""
+        """Record whether a guess of this kind was right."""
         trials, hits = self._counts.get(kind, (0.0, 0.0))
         self._counts[kind] = self.fading * trials + 1.0, self.fading * hits + hit
 
     def fade(self, kind: Hashable, share: float) -> None:
-        """Let what is known of a kind count less: left alone, its chance returns to the prior."""
+        """Multiply the weight of a kind's trials by `share`. Without new trials its chance returns to the prior."""
         if kind in self._counts:
             trials, hits = self._counts[kind]
             self._counts[kind] = share * trials, share * hits

@@ -1,8 +1,9 @@
-"""Growing a token tree best-first: the most probable nodes, and as many of them as pay.
+"""Grow a token tree best-first: add the most probable nodes, and keep as many of them as pay.
 
-A node stands if all nodes above it do, so the tokens that a tree is expected to gain are the sum of its nodes' path
-probabilities. Best-first growth adds nodes in the order of these, never a child before its parent: so each of its
-prefixes is the best tree of that size, and what remains is to choose the size (cf. Sequoia, arXiv 2402.12374).
+The *branch probability* of a node is the probability that it and all nodes above it are accepted. So the expected
+number of accepted tokens is the sum of the branch probabilities of a tree's nodes. Best-first growth adds nodes in
+descending order of branch probability, never a child before its parent. So its first n nodes are the best tree of n
+nodes, for every n, and only the size is left to choose (cf. Sequoia, arXiv 2402.12374).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ the node stands. For the root ``(ROOT, ROOT, ROOT)``."""
 
 @dataclass
 class Growth:
-    """A tree as it grows: by node its token, parent and path probability, which never rises."""
+    """A growing tree: the token, parent and branch probability of each node. The probabilities never rise."""
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 
     def branch(self, node: int) -> tuple[int, ...]:
-        """The tokens from the root's child down to `node`; none for the root."""
+        """Return the tokens from the root's child down to `node`; none for the root."""
         tokens: list[int] = []
         while node != ROOT:
             tokens.append(self.tokens[node])
@@ -38,10 +39,10 @@ class Growth:
         return tuple(reversed(tokens))
 
     def order(self, size: int) -> list[int]:
-        """The first `size` nodes, every branch down to its end before the next, the most probable one first.
+        """Return the first `size` nodes, each branch down to its end before the next, the most probable branch first.
 
-        The path that is likeliest to stand is then the beginning of the block, and what was computed of it lies where
-        it is to stay: other paths have to be moved, layer by layer, when they are committed.
+        The branch that is most likely to be accepted then comes first in the block, so its keys and values are already
+        in their final place in the cache. Those of other branches have to be moved, layer by layer, at the commit.
         """
         below: list[list[int]] = [[] for _ in range(size + 1)]
         for node in reversed(range(size)):
@@ -53,11 +54,11 @@ class Growth:
         return order
 
     def places(self, size: int) -> dict[int, int]:
-        """Where each of the first `size` nodes, and the root, stands in that order."""
+        """Return the place of each of the first `size` nodes, and of the root, in the order of `order`."""
         return {ROOT: ROOT, **{node: at for at, node in enumerate(self.order(size))}}
 
     def tree(self, size: int) -> TokenTree:
-        """The first `size` nodes in that order, all candidates."""
+        """Return the tree of the first `size` nodes in the order of `order`, all candidates."""
         order, place = self.order(size), self.places(size)
         tokens = torch.tensor([self.tokens[node] for node in order], dtype=torch.long)
         parents = torch.tensor([place[self.parents[node]] for node in order], dtype=torch.long)
@@ -65,10 +66,10 @@ class Growth:
 
 
 def grow(expand: Expand, *, nodes: int, depth: int, least: float = 0.0) -> Growth:
-    """Up to `nodes` nodes, none deeper than `depth` or less probable than `least`."""
+    """Return a tree of up to `nodes` nodes, none deeper than `depth` or less probable than `least`."""
     growth = Growth()
-    # Of every node that could be added: (-probability, when it was offered, parent, depth, token). Of equally probable
-    # ones the first offered wins, so a parent's children are tried in the order in which `expand` names them.
+    # Nodes that could be added, each as (-branch probability, number of the offer, parent, depth, token). Among equally
+    # probable nodes the first offered wins, so a parent's children are tried in the order in which `expand` names them.
     waiting: list[tuple[float, int, int, int, int]] = []
     offers = 0
 
@@ -91,9 +92,10 @@ def grow(expand: Expand, *, nodes: int, depth: int, least: float = 0.0) -> Growt
 
 
 def best_size(probabilities: Sequence[float], costs: CostCurve | Callable[[int], float]) -> int:
-    """How many of the first nodes make the tree with the most expected tokens per second; 0 where drafting loses.
+    """Return how many of the first nodes give the most expected tokens per second; 0 if drafting does not pay.
 
-    Expected of n nodes: the bonus and the sum of their path probabilities, at the cost of n + 1 tokens.
+    A tree of n nodes is expected to emit the bonus token plus the sum of their branch probabilities, at the cost of a
+    forward of n + 1 tokens.
     """
     best, size, expected = 1.0 / costs(1), 0, 1.0
     for n, probability in enumerate(probabilities, start=1):
@@ -105,17 +107,18 @@ def best_size(probabilities: Sequence[float], costs: CostCurve | Callable[[int],
 
 
 def best_probed(growth: Growth, costs: Callable[[int], float], count: int, worth: float) -> tuple[int, list[int]]:
-    """How many of the first nodes to draft, and under which of them, or ``ROOT``, `count` probes are to hang.
+    """Choose how many of the first nodes to draft, and under which nodes (or ``ROOT``) to put `count` probes each.
 
-    The probes under the node where the accepted tokens end are the next step's draft, `worth` so many tokens; those
-    under all others are for nothing. So the likeliest ends come first, and how many of each is what makes the most
-    expected tokens per second. One end has probes always: without any, nothing would be drafted ever again.
+    Acceptance ends at one node (or the root). The probes under that node give the next step's draft, which is worth
+    `worth` tokens; all other probes are wasted. So probes go to the nodes at which acceptance is most likely to end.
+    Both numbers, of nodes and of nodes with probes, are chosen for the most expected tokens per second. At least one
+    node gets probes, because without any probe nothing would ever be drafted again.
 
     Returns:
-        The size, and the nodes, the likeliest end first.
+        The number of nodes, and the nodes with probes, the most likely end first.
     """
     best, found = 0.0, (0, [ROOT])
-    chances, tokens = [1.0], 1.0  # by node + 1, of ending there
+    chances, tokens = [1.0], 1.0  # chances[node + 1]: of acceptance ending at that node
     for size in range(len(growth.tokens) + 1):
         if size:
             stands = growth.probabilities[size - 1]

@@ -3,7 +3,7 @@
 Greedy decoding is the fixed point of ``y[i] = argmax p(. | prefix, y[:i])``. One parallel forward over a block y gives
 the right-hand side for all i at once; feeding it back in place of y is one Jacobi iteration.
 
-Shapes: W tokens a block, k blocks tried at once.
+Shapes: W tokens per block, k blocks tried at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def next_iterate(predictions: Tensor) -> Tensor:
-    """The block after one more iteration, aligned with the block that was forwarded.
+    """Return the block after one more iteration, aligned with the block that was forwarded.
 
     Args:
         predictions: (W + 1,) argmax after the root and after each of the W block tokens.
@@ -29,56 +29,57 @@ def next_iterate(predictions: Tensor) -> Tensor:
 
 
 def carried_block(predictions: Tensor, accepted: int) -> Tensor:
-    """What a *fused* pass leaves for the next block, after it committed `accepted` tokens and its bonus token.
+    """Return the guesses that a *fused* pass leaves for the next block, after `accepted` tokens and the bonus token.
 
-    The next iterate holds positions 1..W + 1 behind the old root. The first ``accepted + 1`` of them are committed now,
-    so what remains, W - accepted tokens, already stands in its place behind the new root.
+    The predictions are for positions 1..W + 1 after the old root. The first ``accepted + 1`` of them are committed now,
+    so the other W - accepted tokens are aligned with the positions after the new root.
 
     Args:
         predictions: (W + 1,) argmax after the root and after each of the W block tokens.
         accepted: how many block tokens were accepted.
 
     Returns:
-        (W - accepted,) refined guesses for the positions behind the new root.
+        (W - accepted,) refined guesses for the positions after the new root.
     """
     return predictions[accepted + 1 :]
 
 
 def by_block(after: Tensor, blocks: int) -> Tensor:
-    """(k, W + 1, …) what stands after the root and each token of every block, of (k * W + 1, …) of the whole tree."""
+    """Regroup (k * W + 1, …) values of a tree as (k, W + 1, …): by block, after the root and each of its tokens."""
     root, rest = after[:1], after[1:].unflatten(0, (blocks, -1))
     return torch.cat([root.expand(blocks, *root.shape).clone(), rest], dim=1)
 
 
 def is_fixed_point(block: Tensor, refined: Tensor) -> bool:
-    """Whether a further iteration would change nothing: the block is the target's own greedy continuation."""
+    """Return whether a further iteration would change nothing: the block is the target's own greedy continuation."""
     return bool((block == refined).all())
 
 
 def sub_block_ends(width: int, parts: int) -> list[int]:
-    """Where each of `parts` sub-blocks ends, as even as can be; none is empty."""
+    """Return the ends of `parts` sub-blocks of nearly equal width; empty ones are left out."""
     return sorted({width * (i + 1) // parts for i in range(parts)} - {0})
 
 
 @dataclass
 class Convergence:
-    """How the blocks of one request came to rest: every pass's iterate, to be judged once the text is known.
+    """The convergence of the blocks of one request: records each pass's iterate, to be judged once the text is known.
 
     Attributes:
-        passes: per pass the block it belongs to, where in the text the iterate stands, and the iterate that went in.
+        passes: for each pass, the number of its block, the position of the iterate in the text, and the iterate that
+            the pass was given.
     """
 
     passes: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
     def histograms(self, text: Sequence[int]) -> dict[str, list[int]]:
-        """How many passes (blocks) had 0, 1, 2, … of something.
+        """Return three histograms, each a list of how many passes (or blocks) had 0, 1, 2, … of these:
 
-        * `tokens_fixed_per_pass`: tokens that became certain with a pass: those before the iterate's first error and
-          the target's own behind them, less what the passes before had made certain.
-        * `right_before_their_turn_per_pass`: guesses behind the first error that are nevertheless the text's tokens.
-        * `passes_per_block`: from a block's beginning until it was accepted whole or dropped.
+        * `tokens_fixed_per_pass`: tokens that became certain in a pass. Certain are the tokens before the iterate's
+          first error and the target's own token after them; those that earlier passes made certain do not count.
+        * `right_before_their_turn_per_pass`: guesses after the first error that are nevertheless the text's tokens.
+        * `passes_per_block`: passes from a block's beginning until it was accepted completely or dropped.
 
-        Guesses for positions that the text never reached count nowhere.
+        Guesses for positions that the text never reached are not counted.
         """
         known, certain = np.asarray(text), 0
         fixed, early, blocks = [], [], []
@@ -99,5 +100,5 @@ class Convergence:
 
 
 def _histogram(values: Sequence[int] | np.ndarray) -> list[int]:
-    """``[number of 0s, number of 1s, …]``."""
+    """Return ``[number of 0s, number of 1s, …]``."""
     return np.bincount(np.asarray(values, dtype=int)).tolist()

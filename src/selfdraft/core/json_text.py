@@ -1,4 +1,4 @@
-"""JSON that a user hands over: whatever is wrong with it is one kind of error with a reason that fits into a line."""
+"""Parse JSON from users; every fault raises the same kind of error, with a reason that fits on one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class MalformedJSON(ValueError):
-    """A text is no JSON that can be read. The message is the reason, with the place where there is one."""
+    """A text cannot be read as JSON. The message is the reason, with line and column if they are known."""
 
 
 def parse_json(text: str) -> Any:
-    """Return the value that `text` stands for.
+    """Return the value of a JSON text.
 
     Raises:
         MalformedJSON: it is not JSON, is nested too deeply for the parser, or has a number of too many digits.
@@ -28,9 +28,9 @@ def parse_json(text: str) -> Any:
 
 
 def lone_surrogate(text: str) -> str | None:
-    r"""Return the first half of a character that stands alone, such as \ud83d, written out; None where there is none.
+    r"""Return the first unpaired half of a character, as an escape such as \ud83d; None if there is none.
 
-    JSON and undecodable bytes of a command line bring such halves into a string. UTF-8 cannot hold them, so that the
+    JSON and undecodable bytes of a command line can put such halves into a string. UTF-8 cannot hold them, so the
     string could neither be tokenized nor written to a file.
     """
     return next((f"\\u{ord(letter):04x}" for letter in text if "\ud800" <= letter <= "\udfff"), None)

@@ -1,6 +1,6 @@
-"""When to stop drafting: rules that look at how sure the drafter was of each token of a chain.
+"""Length rules: decide when to stop drafting a chain, from the drafter's confidence in each of its tokens.
 
-A *confidence* is the probability that the drafting model gave the token it drafted.
+The *confidence* of a drafted token is its probability in the drafting model.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from selfdraft.core.costs import CostCurve
 
 
 class Rule(ABC):
-    """Decides behind every drafted token whether one more is drafted, and learns from what was accepted."""
+    """A length rule: decides after each drafted token whether to draft one more, and learns from acceptance."""
 
     needs_confidence = True
 
     @abstractmethod
     def goes_on(self, confidences: Sequence[float]) -> bool:
-        """Whether to draft behind a chain with these confidences."""
+        """Return whether to draft one more token after a chain with these confidences."""
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:  # noqa: B027  (optional)
-        """Of a chain with these confidences, the first `accepted` tokens stood."""
+        """Learn that the first `accepted` tokens of a chain with these confidences were accepted."""
 
 
 class Threshold(Rule):
-    """Stop behind the first token less sure than `least`; 0 leaves the length to its limit alone."""
+    """Stop after the first token with a confidence below `least`; with 0, only the length limit applies."""
 
     def __init__(self, least: float) -> None:
         self.least, self.needs_confidence = least, least > 0
@@ -65,9 +65,9 @@ class AdaptiveThreshold(Rule):
 
 
 class Calibration:
-    """How often tokens of some confidence stood, in ten bins that begin at the confidence itself."""
+    """Acceptance rate by confidence, in ten bins; before any token is seen, it equals the confidence."""
 
-    BINS, PRIOR = 10, 4.0  # what a bin says at first counts as much as four tokens do
+    BINS, PRIOR = 10, 4.0  # the initial rate of a bin counts as much as four tokens
 
     def __init__(self) -> None:
         self._offered = np.full(self.BINS, self.PRIOR)
@@ -77,27 +77,27 @@ class Calibration:
         return min(int(confidence * self.BINS), self.BINS - 1)
 
     def __call__(self, confidence: float) -> float:
-        """The probability that such a token stands, given that those before it do."""
+        """Return the probability that a token with this confidence is accepted, given that those before it are."""
         b = self._bin(confidence)
         return float(self._stood[b] / self._offered[b])
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
-        """Count the tokens that stood, and the first that did not; nothing is known about those behind it."""
+        """Count the accepted tokens and the first rejected one; nothing is known about those after it."""
         for depth, confidence in enumerate(confidences[: accepted + 1]):
             self._offered[self._bin(confidence)] += 1
             self._stood[self._bin(confidence)] += depth < accepted
 
     def reaches(self, confidences: Sequence[float]) -> list[float]:
-        """Per token of a chain, the probability that it and all before it stand."""
+        """Return, for each token of a chain, the probability that it and all before it are accepted."""
         return list(accumulate(map(self, confidences), mul))
 
 
 class ExpectedGain(Rule):
-    """Draft on while that raises the expected tokens per second of the step.
+    """Draft one more token as long as it raises the expected tokens per second of the step.
 
-    A chain of n tokens is expected to emit 1 + (sum of the probabilities that each is reached) and costs n drafting
-    forwards and a verification of n + 1 tokens. One more pays if its own tokens per second exceed those of the step. Of
-    the next token nothing is known yet: it is taken to be as sure as the last one.
+    A chain of n tokens is expected to emit 1 + (sum of the probabilities that each token is accepted). It costs n
+    drafting forwards and a verification of n + 1 tokens. One more token pays if its own tokens per second exceed those
+    of the step. Its confidence is not known yet, so that of the last token is used.
     """
 
     def __init__(self, full: CostCurve, draft_seconds: float) -> None:
@@ -113,11 +113,12 @@ class ExpectedGain(Rule):
         return gain * seconds > (1 + sum(reached)) * extra
 
     def leaves(self, confidences: Sequence[float], rivals: Sequence[float], size: int) -> int:
-        """How many leaves beside the last token of a chain pay, by the same account.
+        """Return how many siblings of the last token of a chain pay, by the same comparison.
 
         Args:
-            rivals: the draft's probabilities of them, falling; taken as they are. size: tokens of the verification
-                without them, the root included.
+            confidences: those of the chain.
+            rivals: the draft's probabilities of the siblings in descending order, used without calibration.
+            size: tokens of the verification without the siblings, the root included.
         """
         reached = self.calibration.reaches(confidences)
         before = reached[-2] if len(reached) > 1 else 1.0
@@ -135,10 +136,13 @@ class ExpectedGain(Rule):
 
 
 def best_speedup(acceptance: float, draft_seconds: float, full: CostCurve, longest: int) -> float:
-    """Tokens per second against plain decoding, at the best draft length up to `longest`.
+    """Return the speedup over plain decoding at the best draft length up to `longest`.
 
     Args:
-        acceptance: the probability that a drafted token stands where those before it do, the same at every depth.
+        acceptance: the probability that a drafted token is accepted given that those before it are, at every depth.
+        draft_seconds: seconds of one drafting forward.
+        full: cost of a target forward.
+        longest: the longest draft length to try.
     """
     lengths = np.arange(1, longest + 1)
     emitted = 1 + np.cumsum(acceptance**lengths)

@@ -1,6 +1,6 @@
-"""What drafters are trained on: blocks of a text, losses over them, and how far a draft would have got.
+"""Training of drafters: blocks of positions in a text, losses over them, and the acceptance they would have.
 
-Shapes: B rows of packed text, N tokens a row; G blocks of K positions a row; v tokens of the draft vocabulary.
+Shapes: B rows of packed text, N tokens per row; G blocks of K positions per row; v tokens of the draft vocabulary.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Blocks:
-    """Positions at which a drafter is trained, in blocks that see the target's own keys of everything before them.
+    """Positions at which a drafter is trained, in blocks that see the target's own keys of all earlier positions.
 
-    A position stands for the prediction of the token behind it.
+    At each position, the token after it is predicted.
 
     Attributes:
-        index: (B, G, K) places in the row. valid: (B, G, K) whether the text goes on there: only those count.
+        index: (B, G, K) positions in the row.
+        valid: (B, G, K) bool, whether the position counts: it and all before it in the block are wanted, in one text.
     """
 
     index: Tensor
     valid: Tensor
 
     def gathered(self, values: Tensor) -> Tensor:
-        """(B, N, …) values of every place, as (B, G * K, …)."""
+        """Select from (B, N, …) values of every position those of the blocks, (B, G * K, …)."""
         flat = self.index.flatten(1)
         return values.gather(1, flat.view(*flat.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:]))
 
     def before(self, values: Tensor, texts: Tensor) -> Tensor:
-        """(B, G * K, C) values of the place before each block, at its first position; zeros at the others, and where
-        a text begins.
+        """Return (B, G * K, C): at a block's first position, the value of the position before it; zeros elsewhere.
+
+        A block at the beginning of a text has zeros at its first position, too.
 
         Args:
-            values: (B, N, C) of every place. texts: (B, N) number of the text there.
+            values: (B, N, C) of every position. texts: (B, N) number of the text at every position.
         """
         known = torch.zeros_like(values)
         known[:, 1:] = values[:, :-1] * (texts[:, 1:] == texts[:, :-1])[..., None]
@@ -49,10 +51,11 @@ class Blocks:
 
 
 def blocks_of(texts: Tensor, wanted: Tensor, size: int, stride: int, offset: int) -> Blocks:
-    """Blocks of `size` positions, one every `stride` from `offset` on, that begin where something is to be learnt.
+    """Return blocks of `size` positions, one every `stride` from `offset` on, that begin at a wanted position.
 
     Args:
-        texts: (B, N) number of the text at every place. wanted: (B, N) bool, whether the token behind is to be learnt.
+        texts: (B, N) number of the text at every position.
+        wanted: (B, N) bool, whether the token after the position is to be learnt.
     """
     rows, length = texts.shape
     first = torch.arange(offset, max(length - size, offset) + 1, stride, device=texts.device)
@@ -63,7 +66,7 @@ def blocks_of(texts: Tensor, wanted: Tensor, size: int, stride: int, offset: int
     flat = index.flatten(1)
     same = texts.gather(1, flat).view_as(index) == texts.gather(1, index[..., 0])[..., None]
     valid = (wanted.gather(1, flat).view_as(index) & same).cumprod(-1).bool()
-    # Blocks that count come first, and those that count in no row are left out.
+    # Sort each row so that blocks that count come first, and drop the columns of blocks that count in no row.
     order = (~valid[..., 0]).to(torch.int8).argsort(dim=1, stable=True)
     kept = max(int(valid[..., 0].sum(1).max()), 1)
     order = order[:, :kept, None].expand(-1, -1, size)
@@ -71,7 +74,7 @@ def blocks_of(texts: Tensor, wanted: Tensor, size: int, stride: int, offset: int
 
 
 def wanted_positions(texts: Tensor, answers: Tensor, *, answers_only: bool) -> Tensor:
-    """(B, N) bool: where the next token belongs to the same text, and, if so wanted, to an answer."""
+    """Return (B, N) bool: whether the next token is in the same text and, with `answers_only`, in an answer."""
     wanted = torch.zeros_like(answers)
     wanted[:, :-1] = (texts[:, :-1] == texts[:, 1:]) & (texts[:, :-1] >= 0)
     if answers_only:
@@ -80,28 +83,29 @@ def wanted_positions(texts: Tensor, answers: Tensor, *, answers_only: bool) -> T
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """(n,) Kullback-Leibler divergence of the student's next-token distributions from the teacher's; (n, v) logits."""
+    """Return the (n,) KL divergence of the student's next-token distributions from the teacher's; (n, v) logits."""
     ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """(n,) squared distance of hidden states, relative to the teacher's length."""
+    """Return the (n,) mean squared distance of hidden states, relative to the teacher's mean square."""
     return (student - teacher).square().mean(-1) / teacher.square().mean(-1).clamp(min=1e-6)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The mean of (n,) values by (n,) weights, zero where there is nothing to weigh."""
+    """Return the weighted mean of (n,) values; zero if all (n,) weights are zero."""
     return (values * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def chain_counts(right: Tensor, valid: Tensor) -> Tensor:
-    """(K, 2) drafted tokens offered and accepted at every depth, had each block been a chain in greedy decoding.
+    """Return (K, 2) drafted tokens offered and accepted at every depth, if each block were a chain in greedy decoding.
 
-    Until its first wrong token a chain is the text itself, so predictions behind the true tokens are the draft's.
+    Up to its first wrong token a chain equals the text, so predictions after the true tokens are those of the draft.
 
     Args:
-        right, valid: (…, K) bool, whether the prediction is the token that follows.
+        right: (…, K) bool, whether the prediction is the token that follows.
+        valid: (…, K) bool, see `Blocks`.
     """
     right, valid = right.flatten(0, -2), valid.flatten(0, -2)
     stands = (right & valid).long().cumprod(-1)
@@ -110,7 +114,7 @@ def chain_counts(right: Tensor, valid: Tensor) -> Tensor:
 
 
 def expected_accepted(counts: Tensor) -> float:
-    """Tokens accepted of a chain, on average, from (K, 2) counts by depth: what decides how long to train."""
+    """Return the mean acceptance length of a chain, from (K, 2) counts by depth; it decides how long to train."""
     reached, expected = 1.0, 0.0
     for offered, accepted in counts.tolist():
         reached *= accepted / offered if offered else 0.0
@@ -119,15 +123,21 @@ def expected_accepted(counts: Tensor) -> float:
 
 
 def layer_dropout(layers: int, largest: float) -> list[float]:
-    """LayerSkip's rates (arXiv 2404.16710): from zero at the first layer to `largest` at the last, exponentially."""
+    """Return LayerSkip's dropout rates: zero at the first layer, rising exponentially to `largest` at the last.
+
+    Elhoushi et al. 2024, arXiv 2404.16710.
+    """
     return [largest * (2.0 ** (i / max(layers - 1, 1)) - 1.0) for i in range(layers)]
 
 
 def early_layer(curriculum: str, layers: int, step: int, steps: int) -> int | None:
-    """At which layer but the last LayerSkip's curriculum adds an early-exit loss at this step; None for nowhere.
+    """Return the layer, other than the last, at which LayerSkip's curriculum adds an early-exit loss at this step.
 
-    `rotational`: one layer after the other. `gradual`: from the last but one towards the first, over half the training,
-    then rotating among all.
+    `rotational`: one layer after the other. `gradual`: layers are enabled from the last but one towards the first over
+    half the training, and the loss rotates among those enabled. `none`: no layer.
+
+    Returns:
+        The layer's index, or None.
     """
     inner = layers - 1
     if curriculum == "none" or inner < 1:

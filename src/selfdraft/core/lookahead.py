@@ -1,9 +1,9 @@
 """The 2-D window of lookahead decoding, and the pool of n-grams that it fills (Fu et al. 2024, arXiv 2402.02057).
 
-The window is a Jacobi iteration that remembers: row 0 is the oldest iterate, each row below was predicted from the one
-above it. So every column, read downwards, is an n-gram that the model itself has written.
+The window is a Jacobi iteration that keeps its last iterates: row 0 is the oldest one, and each row was predicted from
+the one above it. So every column, read downwards, is an n-gram that the model itself has written.
 
-Shapes: w columns, f + 1 rows; N tokens an n-gram. Column 0 of row 0 is the root, which is no node of the tree.
+Shapes: w columns, f + 1 rows; N tokens per n-gram. Column 0 of row 0 is the root, which is not a node of the tree.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch import Tensor
 
 
 class NgramPool:
-    """Per first token, the latest n-grams that began with it: at most `limit`, the least recently seen leaves first."""
+    """For each first token, the latest n-grams that begin with it: at most `limit`; the least recent is dropped."""
 
     def __init__(self, limit: int, earlier: NgramPool | None = None) -> None:
-        """Empty.
+        """Make an empty pool.
 
         Args:
-            earlier: what other texts have left, behind what this one knows; it takes in all that this one does.
+            limit: n-grams kept for each first token.
+            earlier: a pool of other texts. Its n-grams come after this pool's own; each addition is made to both.
         """
         self.limit, self.earlier = limit, earlier
         self._tails: dict[int, dict[tuple[int, ...], None]] = {}  # a dict is an ordered set: oldest first
 
     def add(self, ngram: Sequence[int]) -> None:
-        """Take in an n-gram, or make a known one the latest."""
+        """Add an n-gram, or make a known one the latest."""
         first, *rest = ngram
         tails, tail = self._tails.setdefault(first, {}), tuple(rest)
         tails.pop(tail, None)
@@ -39,12 +40,12 @@ class NgramPool:
             self.earlier.add(ngram)
 
     def add_text(self, text: Sequence[int], n: int) -> None:
-        """Take in every n-gram of a text, the last one as the latest."""
+        """Add every n-gram of a text, the last one as the latest."""
         for start in range(len(text) - n + 1):
             self.add(text[start : start + n])
 
     def after(self, first: int) -> list[tuple[int, ...]]:
-        """What followed a token, the latest first."""
+        """Return the other tokens of the n-grams that begin with `first`, the latest n-gram first."""
         found = dict.fromkeys(reversed(self._tails.get(first, {})))
         if self.earlier is not None:
             found |= dict.fromkeys(self.earlier.after(first))
@@ -56,10 +57,10 @@ class NgramPool:
 
 @lru_cache(maxsize=256)
 def window_parents(width: int, depth: int) -> Tensor:
-    """The parents of a window's nodes, row by row: row 0 is a chain, every other node hangs under the one above it.
+    """Return the parents of a window's nodes, row by row: row 0 is a chain, other nodes are under the one above them.
 
-    So row 0's column j stands j positions behind the root, and row l's column j stands j + l behind it, each seeing
-    row 0 up to its column and the rows above: the paper's mask and positions.
+    So column j of row l is j + l positions after the root. It sees row 0 up to column j, and its own column in the rows
+    above it. These are the paper's mask and positions.
 
     Args:
         width: w, counting the root as row 0's column 0.
@@ -68,7 +69,7 @@ def window_parents(width: int, depth: int) -> Tensor:
     Returns:
         (w - 1 + f * w,) int64.
     """
-    first = torch.arange(-1, width - 1)  # of row 1, whose column 0 hangs under the root, and of row 0 without its end
+    first = torch.arange(-1, width - 1)  # of row 1 (column 0 is under the root); without the last one, of row 0
     below = torch.arange(width - 1, width - 1 + max(depth - 1, 0) * width)
     return torch.cat([first[:-1], *([first] if depth else []), below])
 
@@ -81,23 +82,23 @@ class Window:
     """
 
     def __init__(self, first: Sequence[int], n: int) -> None:
-        """Begin with row 0 alone: W + N - 3 tokens, of which N - 2 steps of warming up use up all but W - 1."""
+        """Begin with row 0 only, of W + N - 3 tokens. Each of N - 2 warm-up steps uses one, so W - 1 are left."""
         self.n = n
         self.rows = [torch.as_tensor(first, dtype=torch.long)]
 
     @property
     def width(self) -> int:
-        """w: columns, the root's included."""
+        """Number of columns w, including the root's."""
         return len(self.rows[0]) + 1 if self.rows else 0
 
     @property
     def tokens(self) -> Tensor:
-        """(m,) the window's nodes, row by row."""
+        """(m,) tokens of the window's nodes, row by row."""
         return torch.cat(self.rows) if self.rows else torch.empty(0, dtype=torch.long)
 
     @property
     def parents(self) -> Tensor:
-        """(m,) among themselves."""
+        """(m,) parents of the window's nodes, numbered within the window; -1 for the root."""
         return window_parents(self.width, len(self.rows) - 1)
 
     @property
@@ -107,21 +108,22 @@ class Window:
         return torch.arange(count - self.width, count)
 
     def narrow(self, deepest: int) -> None:
-        """Drop the columns that reach more than `deepest` positions behind the root: nobody will ever emit them."""
+        """Drop the columns that reach more than `deepest` positions after the root, which can never be emitted."""
         width = min(self.width, deepest - len(self.rows) + 2)
         self.rows = [self.rows[0][: width - 1], *(row[:width] for row in self.rows[1:])] if width > 0 else []
 
     def advance(self, root: int, predicted: Tensor) -> list[list[int]]:
-        """One step on: the predicted row comes in, and, once the window is full, the oldest row goes out.
+        """Move on by one step: add the predicted row and, once the window is full, drop the oldest row.
 
         Args:
-            root: the token that the window was forwarded behind. predicted: (w,) after the nodes of `front`.
+            root: the token after which the window was forwarded.
+            predicted: (w,) predictions after the nodes of `front`.
 
         Returns:
-            The n-gram of every column, or none while the window is filling.
+            The n-gram of every column; an empty list while the window is filling.
         """
         if len(self.rows) < self.n - 1:
-            # Everything moves one position to the left of where it was predicted: column 0 falls behind the root.
+            # The window moves on by one position, so every row loses its column 0.
             filled = [*(row[1:] for row in self.rows), predicted[1:]]
             self.rows = filled if self.width > 1 else []
             return []

@@ -1,4 +1,4 @@
-"""Texts of others on their way to a terminal, and failures that are told in a line while the work goes on."""
+"""Print untrusted text safely to a terminal, and report harmless failures in a warning line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a terminal would obey instead of show: C0 and C1 controls but newline and tab; the signs that turn the direction
-# of writing, by which a line can be made to read as another; and halves of characters, which no encoding has.
+# Characters that a terminal would obey instead of showing: C0 and C1 controls except newline and tab; the characters
+# that change the direction of writing, which can make a line read as another one; and unpaired halves of characters,
+# which cannot be encoded.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -29,7 +30,7 @@ def warn(line: object) -> None:
 
 @contextmanager
 def harmless(what: str) -> Iterator[None]:
-    """Do what the work does not depend on: a failure is a warning line that begins with `what`, and no error."""
+    """Turn any exception of a block that the work does not depend on into a warning line that begins with `what`."""
     try:
         yield
     except Exception as error:

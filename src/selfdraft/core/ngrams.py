@@ -1,4 +1,4 @@
-"""Looking a context's last n-gram up in what was said before."""
+"""Look up the last n-gram of a text in its earlier part."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from selfdraft.core.errors import UserError
 
 
 class NgramIndex:
-    """Where each n-gram of one growing text was continued.
+    """The positions after each n-gram of one growing text, for all sizes from `smallest` to `largest`.
 
-    Filled as tokens are committed, so that a lookup costs one dictionary access per n and no scan of the text
-    (n-grams of all sizes between `smallest` and `largest`).
+    It is filled as tokens are committed, so that a lookup costs one dictionary access per size and no scan of the text.
     """
 
     def __init__(self, smallest: int, largest: int) -> None:
@@ -22,7 +21,7 @@ class NgramIndex:
         self._starts: dict[tuple[int, ...], list[int]] = {}  # ascending
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text. The n-grams that *end* with the text stay out until something follows them."""
+        """Append tokens to the text. The n-grams that *end* the text are added only when a token follows them."""
         for token in tokens:
             end = len(self._text)
             for n in range(self.smallest, min(self.largest, end) + 1):
@@ -30,17 +29,17 @@ class NgramIndex:
             self._text.append(int(token))
 
     def continuation(self, length: int) -> list[int]:
-        """Up to `length` tokens that followed the latest earlier occurrence of the longest matching last n-gram."""
+        """Return up to `length` tokens after the latest earlier occurrence of the longest last n-gram that has one."""
         return self.match(length)[1]
 
     def match(self, length: int) -> tuple[int, list[int]]:
-        """The n of that longest n-gram, and its continuation; 0 and nothing where none was said before."""
+        """Return the size of that longest n-gram, and its continuation; 0 and an empty list if none occurred before."""
         for n, starts in self._matching():
             return n, self._text[starts[-1] : starts[-1] + length]
         return 0, []
 
     def matches(self, length: int, most: int) -> list[tuple[int, list[int]]]:
-        """Up to `most` of these that begin with different tokens: after the longest n-gram first, the latest first."""
+        """Return up to `most` pairs as of `match`, with different first tokens: longest n-gram first, latest first."""
         found: dict[int, tuple[int, list[int]]] = {}  # by first token
         for n, starts in self._matching():
             for start in reversed(starts):
@@ -51,12 +50,12 @@ class NgramIndex:
         return list(found.values())
 
     def continuations(self, length: int) -> list[list[int]]:
-        """The latest continuation for every n that matches, the longest first."""
+        """Return the latest continuation for every matching size, the longest n-gram first."""
         latest = dict.fromkeys(starts[-1] for _, starts in self._matching())
         return [self._text[start : start + length] for start in latest]
 
     def _matching(self) -> Iterator[tuple[int, list[int]]]:
-        """From the largest n on, where the text's last n tokens were continued, if they were."""
+        """Yield (n, positions after earlier occurrences of the last n tokens), the largest matching n first."""
         for n in range(min(self.largest, len(self._text) - 1), self.smallest - 1, -1):
             if (starts := self._starts.get(tuple(self._text[-n:]))) is not None:
                 yield n, starts
@@ -66,15 +65,15 @@ class NgramIndex:
 
 
 def random_prompt_tokens(prompt: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
-    """`count` tokens drawn from the prompt: the cheapest block that at least speaks about the right things."""
+    """Return `count` tokens drawn from the prompt: the cheapest guesses that are at least about the right topic."""
     return [int(token) for token in rng.choice(np.asarray(prompt), size=count)]
 
 
 def refuse_sizes(ngram_min: int, ngram_max: int) -> None:
-    """Refuse options of which the least n-gram is larger than the largest.
+    """Refuse options whose smallest n-gram is larger than the largest.
 
     Raises:
-        UserError: naming both.
+        UserError: it is; the message names both options.
     """
     if ngram_min > ngram_max:
         raise UserError(f"drafter.ngram_min={ngram_min}: must be at most drafter.ngram_max={ngram_max}")

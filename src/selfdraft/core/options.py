@@ -1,4 +1,4 @@
-"""Config options with ranges: declared once beside their default, checked wherever a config object is made."""
+"""Config options with ranges, declared once with their defaults and checked whenever a config object is made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def option(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """A dataclass field with a range. Lists are copied for every object, and their items are what is checked."""
+    """Return a dataclass field with a range. Lists are copied for every object, and the range is for their items."""
     limits = {"at_least": at_least, "at_most": at_most, "below": below, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=limits)
@@ -34,17 +34,17 @@ class Options:
     """Base of all config objects: checks every option's range when it is made.
 
     Attributes:
-        group: the config group that the object stands in, for messages.
+        group: the config group that the object belongs to, for messages.
     """
 
     group: ClassVar[str] = ""
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """Return the object that a file's values describe, of which nothing is known yet.
+        """Return the object that a file's unchecked values describe.
 
         Raises:
-            UserError: an option that there is not, or a value of another type or out of its range.
+            UserError: an option does not exist, or a value has another type or is out of range.
         """
         types = get_type_hints(cls)
         hints = {f.name: types[f.name] for f in fields(cls)}
@@ -93,7 +93,7 @@ class Options:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value out of a file is of a field's type: an int may stand for a float, and a bool for nothing else."""
+    """Return whether a value from a file has a field's type. An int is accepted as a float, a bool only as a bool."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_of(value, one) for one in arguments)

@@ -1,4 +1,4 @@
-"""Paths as users type them."""
+"""File paths as users type them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from selfdraft.core.errors import UserError
 
 
 def expanded(path: str | Path, option: str) -> Path:
-    """Return the path with the home folder in the place of a leading `~` or `~name`.
+    """Return the path with a leading `~` or `~name` replaced by the home folder.
 
     Args:
-        option: what gave the path, for the message.
+        path: as the user typed it.
+        option: the option that the path was given in, for the message.
 
     Raises:
         UserError: there is no such home folder.
@@ -28,8 +29,8 @@ def expanded(path: str | Path, option: str) -> Path:
 def file_at(path: str | Path, name: str) -> Path:
     """Return the file that a user means: `path` itself, or the file called `name` in it where it is a folder.
 
-    Where `~` stands for no home folder it stays as it is, and so does a path that no file system accepts: opening such
-    a file raises an error that says why.
+    A `~` without a home folder, and a path that no file system accepts, are returned unchanged: opening such a file
+    raises an error with the reason.
     """
     path = Path(path)
     with suppress(RuntimeError, ValueError):

@@ -1,7 +1,7 @@
-"""What the model has been seen to predict after short contexts: the n-grams of Jacobi trajectories and recycled tokens.
+"""A table of the model's predictions after short contexts: n-grams of Jacobi trajectories, and recycled tokens.
 
-A verified tree tells the model's best next tokens at every node, at rejected ones too. Kept under the node's last token
-they are token recycling's edges; under its last two or three tokens, the n-grams of a Jacobi trajectory.
+Verifying a tree gives the model's best next tokens after every node, including rejected ones. Stored by the last
+token, these are the edges of token recycling; stored by the last two or three, the n-grams of a Jacobi trajectory.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ BLOCK = 256
 
 
 class PredictionTable:
-    """Contexts of a few tokens, each with what the model predicted when it last read them."""
+    """Contexts of a few tokens, each with the model's latest predictions after it."""
 
     def __init__(self, earlier: PredictionTable | None = None) -> None:
-        """Empty.
+        """Make an empty table.
 
         Args:
-            earlier: what other texts have left, for contexts that this one has not had; it learns all that is recorded.
+            earlier: a table of other texts, used for contexts that this one lacks; all that is recorded here is also
+                recorded there.
         """
         self.earlier = earlier
         self._table: dict[Context, Weighted] = {}
 
     def record(self, contexts: Sequence[Context], predictions: Sequence[Weighted]) -> None:
-        """Predictions after contexts, the best first; they stand for the contexts' suffixes too."""
+        """Record the predictions after each context, the best first, for the context and for all its suffixes."""
         for context, following in zip(contexts, predictions, strict=True):
             for first in range(len(context)):
                 self._table[context[first:]] = following
@@ -38,7 +39,7 @@ class PredictionTable:
             self.earlier.record(contexts, predictions)
 
     def after(self, context: Context) -> list[tuple[int, Weighted]]:
-        """What is known of a context's suffixes: how long each is and what was predicted, the longest first."""
+        """Return (length, predictions) for each known suffix of a context, the longest first."""
         suffixes = (context[first:] for first in range(len(context)))
         return [(len(suffix), found) for suffix in suffixes if (found := self._known(suffix)) is not None]
 
@@ -51,11 +52,11 @@ class PredictionTable:
 
 
 def best_tokens(logits: Tensor, count: int) -> Tensor:
-    """(2, n, count) the best tokens of each row of (n, V) logits, the best first, and their chances among themselves.
+    """Return (2, n, count): the best tokens of each row of (n, V) logits, the best first, and their chances.
 
-    As doubles, which hold ids exactly, so that both travel as one tensor. Of `count` best tokens each stands in one of
-    the `count` blocks with the highest maxima. So only these are searched, which takes a quarter of the time of `topk`
-    over a whole vocabulary.
+    The chances are a softmax over these `count` tokens only. Both are doubles, which hold ids exactly, so that one
+    tensor carries both to the host. Each of the `count` best tokens is in one of the `count` slices of `BLOCK` logits
+    with the highest maxima, so only these are searched. That takes a quarter of the time of `topk` over a vocabulary.
     """
     n, vocabulary = logits.shape
     if vocabulary % BLOCK or vocabulary // BLOCK < count:
@@ -70,6 +71,6 @@ def best_tokens(logits: Tensor, count: int) -> Tensor:
 
 
 def weighted(best: Tensor) -> list[Weighted]:
-    """By row, the tokens of `best_tokens` with their chances."""
+    """Return, for each row, the (token, chance) pairs of a result of `best_tokens`."""
     ids, chances = best[0].long().tolist(), best[1].tolist()
     return [list(zip(row, chance, strict=True)) for row, chance in zip(ids, chances, strict=True)]

@@ -1,26 +1,27 @@
-"""How often a source is right: an estimate from counts that fade."""
+"""Estimate how often a source is right, from counts that fade with time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# How often looked-up tokens are right before anything is known, by the length of the n-gram that matched; the last
-# number holds for longer ones too.
+# Prior probability that a looked-up token is right, for matched n-grams of 1, 2 and 3 or more tokens.
 LOOKUP_PRIORS = (0.4, 0.6, 0.75)
-FADING = 0.98  # what a trial still counts a step later
+FADING = 0.98  # weight of a trial one step later
 
 
 def lookup_prior(matched: int) -> float:
-    """Of `LOOKUP_PRIORS`, that of a match of so many tokens."""
+    """Return the entry of `LOOKUP_PRIORS` for a match of `matched` tokens."""
     return LOOKUP_PRIORS[min(matched, len(LOOKUP_PRIORS)) - 1]
 
 
 @dataclass
 class Rate:
-    """How often a source is right, estimated from counts that fade; what is known is mixed with a prior.
+    """How often a source is right: an estimate from a prior and counts that fade.
 
     Attributes:
-        prior: the rate before anything is known. weight: how many trials that is worth.
+        prior: the rate before anything is known.
+        weight: number of trials that the prior counts as.
+        right, trials: the faded counts.
     """
 
     prior: float
@@ -29,14 +30,14 @@ class Rate:
     trials: float = 0.0
 
     def __call__(self) -> float:
-        """The estimate, below 1."""
+        """Return the estimate, at most 0.99."""
         return min((self.right + self.weight * self.prior) / (self.trials + self.weight), 0.99)
 
     def fade(self, share: float) -> None:
-        """Forget: left alone, the estimate returns to the prior, so that a source is tried again one day."""
+        """Multiply the counts by `share`, so that the estimate returns to the prior and the source is tried again."""
         self.right, self.trials = self.right * share, self.trials * share
 
     def learn(self, accepted: int, offered: int) -> None:
-        """A run of `offered` tokens was right in its first `accepted`; those behind the first wrong one say nothing."""
+        """Count a chain of `offered` tokens: the first `accepted`, which were right, and the first wrong one."""
         self.right += accepted
         self.trials += accepted + (accepted < offered)

@@ -1,6 +1,6 @@
-"""Token recycling (Luo et al. 2024, arXiv 2408.08696): which tokens follow which, and a tree of fixed shape from that.
+"""Token recycling (Luo et al. 2024, arXiv 2408.08696): an adjacency matrix of tokens, and draft trees made from it.
 
-Shapes: V vocabulary, K edges a token, n nodes. NumPy, because these arrays are small and a torch call costs more.
+Shapes: V vocabulary, K edges per token, n nodes. NumPy, because these arrays are small and a torch call costs more.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from selfdraft.core.growth import grow
 
-NOTHING = -1  # an edge not known yet
+NOTHING = -1  # an edge that is not known yet
 
 
 class Adjacency:
-    """(V, K) the tokens that may follow each token, the likeliest first."""
+    """(V, K) tokens that may follow each token, the most likely first."""
 
     def __init__(self, vocabulary: int, edges: int) -> None:
         self.edges: NDArray[np.int32] = np.full((vocabulary, edges), NOTHING, dtype=np.int32)
 
     def copy(self) -> Adjacency:
-        """The same edges, to go on from."""
+        """Return a copy that can be changed by itself."""
         twin = Adjacency(0, 0)
         twin.edges = self.edges.copy()
         return twin
 
     def seed(self, text: Sequence[int]) -> None:
-        """Put what followed each token in a text to the front of its edges: of several, the last to follow."""
+        """Move the token that last followed each token of a text to the front of its edges."""
         for token, following in pairwise(text):
             row = self.edges[token]
             known = np.flatnonzero(row == following)
@@ -39,23 +39,23 @@ class Adjacency:
             row[0] = following
 
     def update(self, tokens: NDArray[np.int64], following: NDArray[np.int64]) -> None:
-        """Replace the edges of (n,) `tokens` by the (n, K) `following`; of a token named twice, the last counts."""
+        """Replace the edges of (n,) `tokens` by (n, K) `following`; for a token given twice, the last row counts."""
         self.edges[tokens] = following
 
 
 @dataclass(frozen=True)
 class Template:
-    """The shape of a tree, level by level: of each node its parent's place in the level above, and which edge it is."""
+    """The shape of a tree, level by level: each node's parent (its index in the level above), and its edge's rank."""
 
     parents: tuple[NDArray[np.int64], ...]
     ranks: tuple[NDArray[np.int64], ...]
 
     @staticmethod
     def of(children: Sequence[int]) -> Template:
-        """From the number of children of the root and of each node, breadth-first; nodes not named have none.
+        """Make a template from the numbers of children of the root and of each node, breadth-first; 0 when missing.
 
         Raises:
-            ValueError: it names more nodes than it makes.
+            ValueError: a node that does not exist is given children.
         """
         parents, ranks, named, width = [], [], 0, 1
         while width and named < len(children):
@@ -71,7 +71,7 @@ class Template:
 
     @staticmethod
     def likeliest(chances: Sequence[float], nodes: int, depth: int) -> Template:
-        """The `nodes` nodes that stand most often, if a token's r-th edge is right with chance ``chances[r]``."""
+        """Return the `nodes` nodes accepted most often, if a token's r-th edge is right with chance ``chances[r]``."""
         edges = list(enumerate(chances))
         growth = grow(lambda *_: edges, nodes=nodes, depth=depth)
         children: dict[int, list[int]] = {}
@@ -87,13 +87,13 @@ class Template:
         return sum(map(len, self.parents))
 
     def filled(self, adjacency: Adjacency, root: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tree below token `root`, down to `depth`: (n,) tokens and parents, without the edges not known.
+        """Return the tree below token `root`, down to `depth`, without unknown edges: (n,) tokens and (n,) parents.
 
-        One gather a level, no loop over nodes.
+        It takes one gather per level, and no loop over nodes.
         """
         tokens, parents = [], []
-        level = np.asarray([root])  # tokens of the level above; of a node left out: NOTHING
-        place = np.asarray([-1])  # and where they stand in the tree
+        level = np.asarray([root])  # tokens of the level above; NOTHING for nodes that were left out
+        place = np.asarray([-1])  # and their indices in the tree
         count = 0
         for above, rank in zip(self.parents[:depth], self.ranks[:depth], strict=True):
             filled = adjacency.edges[level[above], rank].astype(np.int64)

@@ -1,8 +1,8 @@
-"""Acceptance once seen, replayed: what would other draft lengths, thresholds or machines have made of it?
+"""Replay recorded acceptance: predict the speedup with other draft lengths, thresholds or machines.
 
-A *trace* is what a sparse path would have drafted at every place of a text that the full model wrote: whether it was
-right there, and how sure it was. One parallel forward gives it, and any chain drafter that the path could be is a walk
-along it.
+A *trace* records, for every position of a text that the full model wrote, whether a sparse path would have drafted the
+right token there, and with what confidence. One parallel forward gives the whole trace. Decoding with any chain drafter
+on that path is then a walk along the trace.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ CONFIDENCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Trace:
-    """One generated text of n tokens, as a drafter sees it.
+    """A drafter's tokens along one generated text of n tokens.
 
     Attributes:
-        agrees: (n,) bool, the drafter's token at each place, given the right ones before, is the one written.
-        confidence: (n,) its probability in the drafter.
+        agrees: (n,) bool, whether the drafter's token, given the true tokens before it, is the true one.
+        confidence: (n,) the drafter's probability of its token.
     """
 
     agrees: np.ndarray
@@ -34,10 +34,12 @@ class Trace:
 
 @dataclass
 class Walk:
-    """What decoding along traces consumed and produced.
+    """Counts of tokens and forwards of a decoding along traces.
 
     Attributes:
-        tokens: emitted. drafted: draft forwards. verified: ``verified[k]`` full forwards of a draft of k tokens.
+        tokens: emitted tokens.
+        drafted: draft forwards.
+        verified: ``verified[k]`` full forwards verified a draft of k tokens.
     """
 
     tokens: int
@@ -45,19 +47,20 @@ class Walk:
     verified: list[int]
 
     def seconds(self, verify: CostCurve, draft_s: float) -> float:
-        """Time, at `draft_s` seconds a drafted token and `verify(k + 1)` a verification of k."""
+        """Return the time, with `draft_s` seconds per drafted token and `verify(k + 1)` per verification of k."""
         return self.drafted * draft_s + sum(count * verify(k + 1) for k, count in enumerate(self.verified) if count)
 
     def speedup(self, verify: CostCurve, draft_s: float) -> float:
-        """Against decoding the same tokens one forward each."""
+        """Return the speedup over decoding the same tokens with one forward each."""
         return self.tokens * verify(1) / self.seconds(verify, draft_s)
 
 
 def walk(traces: Sequence[Trace], draft_length: int, min_confidence: float) -> Walk:
-    """Decode along the traces: drafts of up to `draft_length`, ending behind the first token less sure than that.
+    """Decode along the traces with drafts of up to `draft_length` tokens.
 
-    A step emits what of its draft is right and one token more. Behind a wrong token the drafter goes on as sure as it
-    was at these places given the right text, which is all that a trace knows.
+    A draft ends after the first token with a confidence below `min_confidence`. Each step emits the right tokens of its
+    draft and one more. After a wrong token the drafter's confidences are taken from the trace, although they belong to
+    the right text, because a trace has no others.
     """
     tokens = drafted = 0
     verified = [0] * (draft_length + 1)
@@ -74,19 +77,19 @@ def walk(traces: Sequence[Trace], draft_length: int, min_confidence: float) -> W
 
 
 def acceptance_by_depth(traces: Sequence[Trace], depth: int) -> list[float]:
-    """Share of places from which the first 1, 2, …, `depth` drafted tokens are all right."""
+    """Return the share of positions from which the first 1, 2, …, `depth` drafted tokens are all right."""
     runs = np.array([run for trace in traces for run in _runs(trace.agrees)])
     return [float((runs >= d).mean()) for d in range(1, depth + 1)]
 
 
 def agreement(traces: Sequence[Trace]) -> float:
-    """SWIFT's matchness: the share of tokens that the path would have drafted right, given the right text before."""
+    """Return SWIFT's matchness: the share of tokens that the path drafts right, given the true text before them."""
     return float(np.concatenate([trace.agrees for trace in traces]).mean())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best way to draft along a path, and what it is predicted to give."""
+    """The best draft length and threshold for a path, and the predicted speedup."""
 
     draft_length: int
     min_confidence: float
@@ -101,21 +104,25 @@ def best_choice(
     lengths: Sequence[int] = DRAFT_LENGTHS,
     confidences: Sequence[float] = CONFIDENCES,
 ) -> Choice:
-    """The draft length and threshold of the highest predicted speedup.
+    """Return the draft length and threshold with the highest predicted speedup.
 
     Args:
-        draft_s: seconds of one sparse forward. confidence_s: what asking for a confidence adds to it.
+        traces: the path's traces.
+        verify: cost of a target forward.
+        draft_s: seconds of one sparse forward.
+        confidence_s: seconds that computing a confidence adds to it.
+        lengths, confidences: the draft lengths and thresholds to try.
     """
     choices = (
         Choice(k, c, walk(traces, k, c).speedup(verify, draft_s + (confidence_s if c else 0.0)))
         for k, c in product(lengths, confidences)
-        if k > 1 or not c  # a draft of one token asks nobody how sure it is
+        if k > 1 or not c  # a draft of one token needs no confidence
     )
     return max(choices, key=lambda choice: choice.speedup)
 
 
 def _runs(flags: np.ndarray) -> list[int]:
-    """For every place, how many flags in a row are set from there on."""
+    """Return, for every position, how many flags in a row are set from there on."""
     runs, run = [0] * len(flags), 0
     for i in range(len(flags) - 1, -1, -1):
         run = run + 1 if flags[i] else 0

@@ -1,10 +1,11 @@
-"""How far rounding can move logits: the measures, and the limits beyond which a difference is a fault.
+"""Measure how far rounding moves logits, and set the limits above which a difference is a fault.
 
 Two forwards of one text round differently. Here a difference is measured in sigmas: the standard deviation of a
-position's logits over the vocabulary. Two logits that have nothing to do with one another differ by 1.4 sigmas.
+position's logits over the vocabulary. Two unrelated logits differ by 1.4 sigmas.
 
-**float32.** Rounding is reckoned. A product of `width` terms, summed in float32, errs by about u * sqrt(width) of its
-size (u = 2^-24; Higham and Mary 2019, a random walk of roundings), and rounding its result adds the dtype's own unit.
+**float32.** The effect of rounding is calculated. A product of `width` terms, summed in float32, has a relative error
+of about u * sqrt(width) (u = 2^-24; Higham and Mary 2019, a random walk of roundings), and rounding its result adds the
+dtype's own unit roundoff.
 The `2 * layers` sublayers and the head add up like independent errors, with the square root of their number:
 
     expected = (u_dtype + u_float32 * sqrt(width)) * sqrt(2 * layers + 1)        1e-6 (4 layers) to 3e-5 (7B) of a sigma
@@ -13,7 +14,7 @@ Sharp softmaxes amplify this. Among 81 random models (9 families, 4 and 12 layer
 reached 54 times as much and margins 60 times, within 50 tokens. `AMPLIFIED` allows for 100 on average over a stretch,
 some 1e-4 to 3e-3 of a sigma, and `AMPLIFIED_MARGIN` for 300 in the worst margin of hundreds of tokens.
 
-**bfloat16 and float16.** Reckoned like that, the limit would be a whole sigma and hide faults. Rounding is measured
+**bfloat16 and float16.** Calculated like that, the limit would be a whole sigma and hide faults. Rounding is measured
 instead, on the same text, by forwards that are not ours: the distance between the stock model in its dtype and its
 float32 copy. Over stretches of 50 tokens, our own forwards were 0.9 to 1.1 times as far from that copy (108 random
 models; SmolLM2-135M: 0.02 of a sigma, 0.9 to 1.0 times as far), and margins of single positions changed by up to 12
@@ -32,14 +33,15 @@ AMPLIFIED = 100.0
 AMPLIFIED_MARGIN = 300.0
 AS_FAR = 2.0
 MARGINS = 20.0
-BANNED = 1e5  # logits beyond this are no numbers, but tokens that a model bans
+BANNED = 1e5  # a logit of larger magnitude marks a token that the model bans
 
-_PRECISIONS = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of a float32 product, as torch is told
+# Unit roundoff of a float32 product, by torch's setting.
+_PRECISIONS = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two forwards of a stretch of text are from one another.
+    """The distance between the logits of two forwards of a stretch of text.
 
     Attributes:
         sigmas: root mean square over positions and vocabulary, each position in its own sigmas.
@@ -64,10 +66,12 @@ def distance(logits: Tensor, reference: Tensor) -> Distance:
 
 
 def expected(dtype: torch.dtype, layers: int, width: int) -> float:
-    """Reckon what rounding usually does to the logits of a model, in sigmas.
+    """Calculate the usual effect of rounding on the logits of a model, in sigmas.
 
     Args:
-        layers: how many it has. width: of its residual stream.
+        dtype: of the model.
+        layers: number of its layers.
+        width: of its residual stream.
     """
     product = _PRECISIONS[torch.get_float32_matmul_precision()]
     unit = max(torch.finfo(dtype).eps / 2, product)
@@ -91,7 +95,8 @@ class Ceiling:
         """Return the ceiling for a dtype that is compared with itself.
 
         Args:
-            usual: what rounding usually does, in sigmas (see `expected`). sigma: of the text, in logits.
+            usual: the usual effect of rounding, in sigmas (see `expected`).
+            sigma: of the text, in logits.
         """
         return Ceiling(AMPLIFIED * usual, AMPLIFIED_MARGIN * usual * sigma)
 
@@ -101,7 +106,7 @@ class Ceiling:
 
         Args:
             stock: the distance between the stock model in that dtype and its float32 copy.
-            usual: what rounding usually does in float32, in sigmas; a smaller measured distance counts as this.
+            usual: the usual effect of rounding in float32, in sigmas; a smaller measured distance counts as this.
         """
         noise = max(stock.sigmas, usual)
         return Ceiling(AS_FAR * noise, MARGINS * noise * stock.sigma)

@@ -1,4 +1,4 @@
-"""From logits to the next token's distribution, and drawing from it.
+"""Turn logits into the distribution of the next token, and draw from it.
 
 Shapes: n rows (a root and the nodes of its tree, or any batch of positions), V vocabulary.
 """
@@ -18,33 +18,33 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """(n, V) scores with all but the k best of each row at -inf; ties with the k-th are kept."""
+    """Return (n, V) scores with all but the k best of each row at -inf; ties with the k-th are kept."""
     if k >= scores.shape[-1]:
         return scores
     return scores.masked_fill(scores < scores.topk(k, dim=-1).values[:, -1:], float("-inf"))
 
 
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """(n, V) scores with all but the smallest set of probability >= p at -inf (Holtzman et al. 2020)."""
+    """Return (n, V) scores with all but the smallest set of probability >= p at -inf (Holtzman et al. 2020)."""
     ordered, order = scores.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
-    # A token is dropped when those before it reach p already: the best one never is.
+    # A token is dropped if those before it reach p already, so the best one never is.
     dropped = probabilities.cumsum(-1) - probabilities >= p
     return scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), float("-inf"))
 
 
 def keep_min_p(scores: Tensor, p: float) -> Tensor:
-    """(n, V) scores with tokens less probable than p times the most probable one at -inf (Nguyen et al. 2024)."""
+    """Return (n, V) scores with tokens below p times the highest probability at -inf (Nguyen et al. 2024)."""
     return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + torch.tensor(p).log().item(), float("-inf"))
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """The rule by which the next token is chosen, the same for the target and for every drafter.
+    """The sampling rule, which chooses the next token; the same for the target and for every drafter.
 
     Attributes:
         sample: draw from the distribution; otherwise take its argmax.
-        temperature, top_k, top_p, min_p: applied in this order, as transformers does; None leaves one out.
+        temperature, top_k, top_p, min_p: applied in this order, as transformers does; None omits one.
         processors: applied before them, each with the true token history of every row.
         eos, min_new_tokens: no end-of-sequence token is chosen among the first `min_new_tokens` new ones.
     """
@@ -59,10 +59,13 @@ class NextToken:
     min_new_tokens: int = 0
 
     def scores(self, logits: Tensor, history: Sequence[int], prompt_length: int, tree: TokenTree) -> Tensor:
-        """(n + 1, V) logits after the root and each node of `tree`, processed but not yet warped.
+        """Return (n + 1, V) logits after the root and each node of `tree`, processed but not yet warped.
 
         Args:
-            logits: (n + 1, V). history: tokens up to and including the root.
+            logits: (n + 1, V).
+            history: tokens up to and including the root.
+            prompt_length: how many of them are the prompt's.
+            tree: n nodes.
         """
         depths = torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
         early = len(history) - prompt_length + depths < self.min_new_tokens
@@ -75,7 +78,7 @@ class NextToken:
         return logits
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(n, V) float32 distributions after temperature, top-k, top-p and min-p."""
+        """Return (n, V) float32 distributions after temperature, top-k, top-p and min-p."""
         scores = scores.float() / self.temperature
         if self.top_k is not None:
             scores = keep_top_k(scores, self.top_k)
@@ -86,11 +89,11 @@ class NextToken:
         return scores.softmax(-1)
 
     def distributions(self, logits: Tensor, history: Sequence[int], prompt_length: int, tree: TokenTree) -> Tensor:
-        """`scores`, then `probabilities`."""
+        """Apply `scores`, then `probabilities`."""
         return self.probabilities(self.scores(logits, history, prompt_length, tree))
 
     def _processed(self, logits: Tensor, history: Sequence[int], tree: TokenTree, depths: Tensor) -> Tensor:
-        """Every processor, on each depth's nodes together: their histories are equally long."""
+        """Apply every processor, to all nodes of a depth at once, because their histories have the same length."""
         logits = logits.clone()
         base = torch.tensor(list(history))
         for depth in range(int(depths.max()) + 1):
@@ -108,12 +111,13 @@ class NextToken:
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """(n,) tokens by inverse transform: the first one whose cumulated probability exceeds the uniform number.
+    """Draw (n,) tokens by inverse transform: the first one whose cumulated probability exceeds the uniform number.
 
-    A token of probability zero is never drawn, whatever the rounding of the sum.
+    A token of probability zero is never drawn, even if the sum is rounded.
 
     Args:
-        probabilities: (n, V), not necessarily of sum one. uniforms: (n,) in [0, 1).
+        probabilities: (n, V); a row's sum need not be one.
+        uniforms: (n,) in [0, 1).
     """
     cumulated = probabilities.double().cumsum(-1)
     thresholds = uniforms.double()[:, None] * cumulated[:, -1:]

@@ -1,7 +1,7 @@
-"""Online search for a skip set: random candidates, and every now and then the one that a Gaussian process hopes for.
+"""Search a skip set online: random candidates, and at intervals the most promising one by a Gaussian process.
 
-SWIFT's procedure (Xia et al. 2025, arXiv 2410.06916). A candidate is a choice of sublayers of all layers but the first
-and the last; whoever searches scores it and tells the result.
+This is SWIFT's procedure (Xia et al. 2025, arXiv 2410.06916). A candidate is a set of sublayers of all layers except
+the first and the last. The caller scores each candidate and reports the score.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 
 from selfdraft.core.skipset import SkipSet
 
-NOISE, KAPPA = 1e-2, 2.5  # of the process and of its upper confidence bound, as in the paper's code
-LENGTH_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # tried: the likeliest is used
+NOISE, KAPPA = 1e-2, 2.5  # of the process, and of its upper confidence bound; both as in the paper's code
+LENGTH_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # the one with the highest likelihood is used
 POOL = 1000  # candidates among which the bound is maximised
 
 
@@ -21,14 +21,21 @@ class SkipSearch:
     """Searches sets of exactly ``int(2 (layers - 2) ratio)`` sublayers.
 
     Attributes:
-        best, score: the incumbent, and what it scored; at first an even spread that has no score.
-        history: every candidate told, with its score, in order.
-        stale: candidates since the last better one.
+        best, score: the incumbent and its score; at first an even spread with score 0.
+        history: every scored candidate with its score, in order.
+        stale: number of candidates scored since the incumbent last changed.
     """
 
     def __init__(self, layers: int, ratio: float, *, bayes_interval: int = 25, neighbours: bool = False) -> None:
-        """`bayes_interval`: how often the process proposes. `neighbours`: other candidates are the incumbent with one
-        or two sublayers exchanged, instead of wholly random (ours)."""
+        """Start with an even spread as the incumbent.
+
+        Args:
+            layers: number of the model's layers.
+            ratio: share of the sublayers of the inner layers that are skipped.
+            bayes_interval: every so many candidates, the Gaussian process proposes one.
+            neighbours: make the other candidates from the incumbent, with one or two sublayers exchanged, instead of at
+                random (our addition to SWIFT).
+        """
         self.inner = max(layers - 2, 0)
         self.count = int(2 * self.inner * ratio)
         self.bayes_interval, self.neighbours = bayes_interval, neighbours
@@ -38,11 +45,11 @@ class SkipSearch:
 
     @property
     def is_possible(self) -> bool:
-        """Whether there is more than one candidate."""
+        """Whether there is more than one possible candidate."""
         return 0 < self.count < 2 * self.inner
 
     def candidate(self, rng: np.random.Generator) -> SkipSet:
-        """The next one to score."""
+        """Return the next candidate to score."""
         if (len(self.history) + 1) % self.bayes_interval == 0:
             return self._hoped_for(rng)
         if self.neighbours:
@@ -50,7 +57,7 @@ class SkipSearch:
         return self._set(self._random(rng))
 
     def tell(self, candidate: SkipSet, score: float) -> bool:
-        """A candidate's score; whether it is the new incumbent."""
+        """Record a candidate's score, and return whether it is the new incumbent."""
         self.history.append((candidate, score))
         self.stale += 1
         if score > self.score:
@@ -69,7 +76,7 @@ class SkipSearch:
         return self._set(np.flatnonzero(inside))
 
     def _hoped_for(self, rng: np.random.Generator) -> SkipSet:
-        """Of a pool of random candidates the one with the highest upper confidence bound."""
+        """Return the candidate with the highest upper confidence bound in a random pool."""
         if not self.history:
             return self._set(self._random(rng))
         pool = np.zeros((POOL, 2 * self.inner))
@@ -80,7 +87,7 @@ class SkipSearch:
         return self._set(np.flatnonzero(pool[bound.argmax()]))
 
     def _set(self, sublayers: np.ndarray) -> SkipSet:
-        """Sublayers 0 to inner - 1 are attentions of layers 1, 2, …; those behind them are their MLPs."""
+        """Return the skip set; sublayers 0 to inner - 1 are the attentions of layers 1, 2, …, the others their MLPs."""
         ids = [int(i) for i in sublayers]
         attention = frozenset(1 + i for i in ids if i < self.inner)
         return SkipSet(attention, frozenset(1 + i - self.inner for i in ids if i >= self.inner))
@@ -92,10 +99,12 @@ class SkipSearch:
 
 
 def upper_confidence(points: np.ndarray, scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """(m,) mean + `KAPPA` deviations of a Gaussian process with a Matérn 5/2 kernel, in standardised scores.
+    """Return (m,) mean + `KAPPA` standard deviations of a Gaussian process with a Matérn 5/2 kernel.
 
     Args:
-        points: (n, d) tried. scores: (n,). pool: (m, d).
+        points: (n, d) tried points.
+        scores: (n,) their scores; they are standardised, and so is the result.
+        pool: (m, d) points to predict.
     """
     spread = scores.std() or 1.0
     y = (scores - scores.mean()) / spread

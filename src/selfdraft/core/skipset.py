@@ -1,4 +1,4 @@
-"""Skip sets: which attention and MLP sublayers a sparse draft path leaves out."""
+"""Skip sets: the attention and MLP sublayers that a sparse path leaves out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ class SkipSet:
 
     @staticmethod
     def of(layers: int, attention: Iterable[int], mlp: Iterable[int], group: str = "drafter") -> SkipSet:
-        """Checked against a model of `layers` layers; `group`: of the options that named it, for messages.
+        """Return a skip set, checked against a model of `layers` layers.
+
+        Args:
+            layers: number of the model's layers.
+            attention, mlp: indices of the layers in which each is skipped.
+            group: config group of the options that named them, for messages.
 
         Raises:
-            UserError: where a layer does not exist.
+            UserError: a layer does not exist.
         """
         chosen = SkipSet(frozenset(attention), frozenset(mlp))
         for name, ids in (("skip_attention", chosen.attention), ("skip_mlp", chosen.mlp)):
@@ -38,10 +43,10 @@ class SkipSet:
 
     @staticmethod
     def spread(layers: int, sparsity: float) -> SkipSet:
-        """``int(2 (layers - 2) sparsity)`` sublayers, evenly spread over all but the first and the last layer.
+        """Skip ``int(2 (layers - 2) sparsity)`` sublayers, evenly spread over all layers but the first and the last.
 
-        The count is SWIFT's (arXiv 2410.06916); even spreading is the simplest set that no search has seen. Half of
-        them are attentions and half MLPs, each kind spread by itself, the MLPs shifted by half a step.
+        The number is SWIFT's (arXiv 2410.06916); an even spread is the simplest set that needs no search. Half of the
+        sublayers are attentions and half MLPs. Each kind is spread by itself, the MLPs shifted by half a step.
         """
         inner = max(layers - 2, 0)
         count = int(2 * inner * sparsity)
@@ -52,10 +57,10 @@ class SkipSet:
     def named_or_spread(
         layers: int, attention: Iterable[int] | None, mlp: Iterable[int] | None, sparsity: float
     ) -> SkipSet:
-        """The sublayers that are named; where none are, an even share of them.
+        """Skip the named sublayers; if neither kind is named, an even spread of them.
 
         Raises:
-            UserError: where a layer does not exist.
+            UserError: a layer does not exist.
         """
         if attention is None and mlp is None:
             return SkipSet.spread(layers, sparsity)
@@ -63,12 +68,12 @@ class SkipSet:
 
     @staticmethod
     def from_layer(layers: int, exit_layer: int) -> SkipSet:
-        """Early exit: everything from layer `exit_layer` on."""
+        """Skip everything from layer `exit_layer` on (early exit)."""
         rest = frozenset(range(exit_layer, layers))
         return SkipSet(rest, rest)
 
     def whole_layers(self) -> frozenset[int]:
-        """Layers skipped altogether: they are not even called."""
+        """Return the layers that are skipped entirely, which are not even called."""
         return self.attention & self.mlp
 
     def __len__(self) -> int:
@@ -76,6 +81,6 @@ class SkipSet:
 
 
 def _spread(inner: int, count: int, shift: float) -> frozenset[int]:
-    """`count` of the layers 1 to `inner`, each in the middle of an equal share of them, moved on by `shift` shares."""
+    """Return `count` of the layers 1 to `inner`: the middles of equal shares of them, moved on by `shift` shares."""
     picks = ((np.arange(count) + 0.5 + shift) * inner / max(count, 1)).astype(int) % max(inner, 1)
     return frozenset(1 + int(i) for i in picks)

@@ -1,4 +1,4 @@
-"""How sure a measured ratio is: bootstrap intervals over prompts."""
+"""Confidence intervals of measured ratios, by bootstrap over prompts."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -24,19 +24,19 @@ def paired_bootstrap(
     resamples: int = 2000,
     statistic: Callable[[np.ndarray], float] = np.median,
 ) -> Interval:
-    """The statistic of paired ratios, with a percentile bootstrap interval.
+    """Return the statistic of paired ratios, with a percentile bootstrap interval.
 
     Args:
         ratios: one paired ratio for each measurement, e.g. our token rate over the baseline's on the same prompt.
-        seed: of the resampling; the same ratios and seed give the same interval.
-        groups: what each ratio belongs to. Whole groups are drawn: the turns of one conversation resemble each other,
-            and drawing them as if they were independent would make the interval too narrow. None: each stands alone.
+        seed: for the resampling; the same ratios and seed give the same interval.
+        groups: the group of each ratio. Whole groups are drawn, because the turns of one conversation resemble each
+            other, and drawing them independently would make the interval too narrow. None: each ratio is its own group.
         confidence: coverage of the interval, in (0, 1).
         resamples: number of bootstrap draws.
         statistic: maps a 1-D array of ratios to the estimate.
 
     Returns:
-        The estimate and its bounds; from a single group there is nothing to resample, and the three are equal.
+        The estimate and its bounds; with a single group there is nothing to resample, and all three are equal.
 
     Raises:
         ValueError: no ratio, a ratio that is not finite, or `groups` of another length.
@@ -71,13 +71,13 @@ def paired_bootstrap(
 
 
 def median_and_p95(values: Sequence[float]) -> dict[str, float]:
-    """`{median, p95}` of at least one value, in its unit: what is usual, and what one in twenty exceeds."""
+    """Return `{median, p95}` of at least one value, in its unit; one value in twenty exceeds p95."""
     median, p95 = np.quantile(np.asarray(values, dtype=np.float64), (0.5, 0.95)).tolist()
     return {"median": median, "p95": p95}
 
 
 def _members(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
-    """values[n] as rows[group, member], short rows padded with NaN; groups in order of first appearance."""
+    """Return values[n] as rows[group, member], short rows padded with NaN; groups in order of first appearance."""
     if groups is None:
         return values[:, None]
     rows: dict[Hashable, list[float]] = {}

@@ -1,7 +1,7 @@
 """Token trees: the one structure that every drafter proposes and every target forward verifies.
 
-Shapes: n nodes. Node i hangs under node ``parents[i] < i``, or under the *root*, the last committed token, where
-``parents[i] == -1``. The root is no node of the tree: it is what the target is given anyway.
+Shapes: n nodes. The parent of node i is node ``parents[i] < i``, or the *root*, the last committed token, if
+``parents[i] == -1``. The root is not a node of the tree, because every forward contains it in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = -1
 
 @dataclass(frozen=True, eq=False)
 class TokenTree:
-    """A draft as the target sees it.
+    """A draft in the form that the target verifies.
 
     Attributes:
         tokens: (n,) int64 on the CPU, the token at every node.
@@ -32,19 +32,19 @@ class TokenTree:
 
     @staticmethod
     def empty() -> TokenTree:
-        """The tree of a step without a draft: plain autoregressive decoding."""
+        """Return the tree of a step without a draft (plain autoregressive decoding)."""
         return TokenTree.chain([])
 
     @staticmethod
     def chain(tokens: Sequence[int] | Tensor) -> TokenTree:
-        """One branch: every token hangs under the one before it."""
+        """Return a tree of one branch, in which every token is the child of the one before it."""
         tokens = torch.as_tensor(tokens, dtype=torch.long)
         n = len(tokens)
         return TokenTree(tokens, torch.arange(-1, n - 1), torch.ones(n, dtype=torch.bool))
 
     @staticmethod
     def chains(tokens: Tensor) -> TokenTree:
-        """Branches of equal length, side by side: (k, w) tokens, a branch a row."""
+        """Return a tree of k separate branches of w tokens, from (k, w) tokens."""
         count, width = tokens.shape
         parents = torch.arange(-1, count * width - 1).view(count, width).clone()
         parents[:, :1] = ROOT
@@ -52,7 +52,7 @@ class TokenTree:
 
     @staticmethod
     def merged(branches: Sequence[Sequence[int]]) -> TokenTree:
-        """Several branches under the root, what they begin with in common only once; the first branch stays first."""
+        """Return a tree of several branches that share their common beginnings; the first branch stays first."""
         tokens: list[int] = []
         parents: list[int] = []
         node_of: dict[tuple[int, int], int] = {}  # (parent, token) to node
@@ -70,18 +70,20 @@ class TokenTree:
         )
 
     def beside(self, tokens: Tensor, parents: Tensor) -> TokenTree:
-        """This tree with probes beside it: more nodes under the same root, `parents` numbered among themselves."""
+        """Return this tree with probes added under the same root; `parents` are numbered among the probes."""
         shifted = torch.where(parents < 0, ROOT, parents + len(self))
         flags = torch.cat([self.is_candidate, torch.zeros(len(tokens), dtype=torch.bool)])
         return TokenTree(torch.cat([self.tokens, tokens]), torch.cat([self.parents, shifted]), flags)
 
     def probed(self, count: int, token: int, under: Sequence[int] | None = None) -> TokenTree:
-        """This tree with a chain of `count` probes, all holding `token`, under the root and under every node.
+        """Return this tree with a chain of `count` probes, all holding `token`, under the root and under every node.
 
-        They stand behind all nodes, so that a node's first child is no probe unless it has no other.
+        The probes come after all other nodes, so a node's first child is a probe only if it has no other child.
 
         Args:
-            under: only under these, ``ROOT`` or nodes.
+            count: probes in each chain.
+            token: of every probe.
+            under: the nodes (or ``ROOT``) that get probes; None for all.
         """
         n = len(self)
         heads = torch.arange(ROOT, n) if under is None else torch.tensor(sorted(under), dtype=torch.long)
@@ -103,17 +105,17 @@ class TokenTree:
 
     @cached_property
     def is_chain(self) -> bool:
-        """Whether every node hangs under the one before it, so that accepted nodes are a prefix of the tree."""
+        """Whether every node is the child of the one before it, so that accepted nodes are a prefix of the tree."""
         return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
 
     @cached_property
     def sees(self) -> Tensor:
-        """(n, n) bool: ``sees[i, j]`` where node j is node i or an ancestor of it."""
+        """(n, n) bool: ``sees[i, j]`` if node j is node i or an ancestor of it."""
         n = len(self)
         if self.is_chain:
             return torch.ones(n, n, dtype=torch.bool).tril()
-        # Pointer doubling: after k rounds every node knows its ancestors up to 2^k levels above. log2(depth) matrix
-        # products instead of a Python loop over the nodes.
+        # Pointer doubling: after k rounds every node knows its ancestors up to 2^k levels above. This takes log2(depth)
+        # matrix products instead of a Python loop over the nodes.
         reach = torch.eye(n)
         inner = self.parents >= 0
         reach[inner, self.parents[inner]] = 1.0
@@ -137,23 +139,23 @@ class TokenTree:
         return same_parent.tril(-1).sum(dim=1)
 
     def first_branch(self) -> Tensor:
-        """(n,) bool: the chain of first children, for where only a chain will do."""
+        """Return (n,) bool: the chain of first children, for uses that accept only a chain."""
         first = self.sibling_ranks == 0
         return ~(self.sees & ~first).any(dim=1)
 
     def restricted_to(self, kept: Tensor) -> TokenTree:
-        """The nodes of `kept` (n,) bool, which must hold the parents of all it holds."""
+        """Return the tree of the nodes in `kept`, (n,) bool, which must include the parent of every node in it."""
         renumbered = torch.cat([torch.cumsum(kept, 0) - 1, torch.tensor([ROOT])])  # the last entry serves parent -1
         return TokenTree(self.tokens[kept], renumbered[self.parents[kept]], self.is_candidate[kept])
 
     def up_to_depth(self, depth: int) -> TokenTree:
-        """The tree without the nodes below `depth`: what can never be emitted need not be computed."""
+        """Return the tree without nodes deeper than `depth`, which can never be emitted and need not be computed."""
         if not len(self) or int(self.depths.max()) <= depth:
             return self
         return self.restricted_to(self.depths <= depth)
 
     def offered_by_depth(self) -> list[bool]:
-        """For depth 1, 2, …: does the tree hold a candidate there?"""
+        """Return, for depth 1, 2, …, whether the tree has a candidate there."""
         if not bool(self.is_candidate.any()):
             return []
         deep = torch.bincount(self.depths[self.is_candidate])
