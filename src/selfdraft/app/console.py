@@ -1,4 +1,4 @@
-"""The one way to the terminal: what others wrote is shown there, and never obeyed by it."""
+"""Output to the terminal: escape sequences in texts from others are shown, and never executed by the terminal."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from rich.text import Text
 
 from selfdraft.core.messages import printable
 
-PLAIN_WIDTH = 100  # columns where there is no terminal to ask: a log file, a pipe
-ESCAPING = "selfdraft.escaping"  # the name of our handler of characters that an encoding has not
+PLAIN_WIDTH = 100  # columns where there is no terminal: a log file, a pipe
+ESCAPING = "selfdraft.escaping"  # name of our error handler for characters that an encoding lacks
 _INSTEAD = {"·": "-", "×": "x", "–": "-", "…": "...", "━": "=", "┈": ".", "⏎": "\\n", "⇥": "\\t", "✗": "x"}
-_CURSOR = re.compile("\n*(\x1b\\[A)*")  # how tqdm moves between bars, in a write of its own
+_CURSOR = re.compile("\n*(\x1b\\[A)*")  # how tqdm moves between bars, in a separate write
 
 
 class PlainConsole(Console):
     """A rich console that takes texts as they are: no markup, no emoji codes, no control characters.
 
-    Prompts, answers, categories, paths and names of models come from others. Styles are given as rich's `Text`.
+    Prompts, answers, categories, paths and model names come from others. To style a text, pass rich's `Text`.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, **options, "markup": False, "emoji": False})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a rich text of a plain one, escaped before rich measures it, and drops some of what it holds."""
+        """Make a rich text of a plain one, escaped first, because rich measures it and drops some characters."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Render, and escape what a terminal would obey: all but rich's own cursor movements."""
+        """Render, and escape all control characters except rich's own cursor movements."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
-        """A spinner beside `status`; rich would read a text as markup."""
+        """Show a spinner beside `status`, as a `Text`, because rich would read a string as markup."""
         return super().status(Text(status) if isinstance(status, str) else status, **options)
 
     @property
     def file(self) -> IO[str]:
-        """The stream below all that rich and we have wrapped around it: styles are escape sequences, and meant."""
+        """The stream without the wrappers of rich and of `Shielded`: the escape sequences of styles must reach it."""
         stream = Console.file.fget(self)
         while (inner := getattr(stream, "rich_proxied_file", None)) is not None:
             stream = inner
@@ -59,24 +59,24 @@ class PlainConsole(Console):
 
     @property
     def encoding(self) -> str:
-        """The stream's encoding: rich draws boxes in ASCII where it has no other characters."""
+        """The stream's encoding, by which rich decides whether to draw boxes in ASCII."""
         return (getattr(self.file, "encoding", None) or "utf-8").lower()
 
 
 def make_console(**options: Any) -> PlainConsole:
-    """A console that does not fall back to 80 columns when its output goes to a file."""
+    """Return a console that does not fall back to 80 columns when its output goes to a file."""
     console = PlainConsole(**options)
     return console if console.is_terminal else PlainConsole(width=PLAIN_WIDTH, **options)
 
 
 class Shielded:
-    """A text stream that escapes what a terminal would obey, for all who print past our console."""
+    """A text stream that escapes control characters, for code that prints without our console."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.rich_proxied_file = stream  # by this name rich finds the stream to write its styles to
+        self.rich_proxied_file = stream  # rich looks for the inner stream under this name
 
     def write(self, text: str) -> int:
-        """Write `text` escaped; a carriage return at either end is a progress bar's, and stays."""
+        """Write `text` escaped, except carriage returns at either end, which belong to progress bars."""
         stream, given = self.rich_proxied_file, len(text)
         if not (_CURSOR.fullmatch(text) and stream.isatty()):
             inner = text.strip("\r")
@@ -86,7 +86,7 @@ class Shielded:
         return given
 
     def writelines(self, lines: Any) -> None:
-        """Write one after the other."""
+        """Write the lines one after the other."""
         for line in lines:
             self.write(line)
 
@@ -95,9 +95,9 @@ class Shielded:
 
 
 def shield_output() -> None:
-    """From now on, nothing printed to stdout or stderr steers the terminal, and no character ends the run.
+    """Wrap stdout and stderr so that no text controls the terminal and no character raises an encoding error.
 
-    Streams whose encoding lacks a character (ASCII, Latin-1) get an escape, or something alike, in its place.
+    If a stream's encoding (ASCII, Latin-1) lacks a character, an escape or a similar character is written instead.
     """
     codecs.register_error(ESCAPING, _escaped)
     for name in ("stdout", "stderr"):
@@ -111,7 +111,7 @@ def shield_output() -> None:
 
 @contextmanager
 def shielded_output() -> Iterator[None]:
-    """`shield_output` within the block."""
+    """Apply `shield_output` within the block, and restore both streams after it."""
     before = sys.stdout, sys.stderr
     shield_output()
     try:
@@ -121,14 +121,14 @@ def shielded_output() -> Iterator[None]:
 
 
 def drop_unwritten() -> None:
-    """Forget what was printed and cannot be written, on a full disk or into a closed pipe; the rest is written.
+    """Flush stdout, and discard what cannot be written because of a full disk or a closed pipe.
 
-    Python would try again when the process ends, and print a traceback then.
+    Otherwise Python would try again when the process ends, and print a traceback then.
     """
     try:
         sys.stdout.flush()
     except OSError:
-        with suppress(OSError):  # a stream without a file of the system
+        with suppress(OSError):  # the stream has no file descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

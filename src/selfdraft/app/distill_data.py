@@ -1,4 +1,4 @@
-"""task=distill_data: the target's own answers to a dataset's prompts, as a dataset to learn from."""
+"""task=distill_data: write the target's own answers to a dataset's prompts, as a dataset to train on."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from selfdraft.tracking.run_folder import claim_run_dir
 
 
 def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Write texts in `folder`, or go on with those that were interrupted there.
+    """Write texts in `folder`, or resume a run that was interrupted there.
 
     Returns:
         The objective: tokens per second; None on ranks other than 0.
 
     Raises:
-        UserError: whatever in configuration, model, data or folder cannot be used.
+        UserError: something in configuration, model, data or folder cannot be used.
         SystemExit: status 130 after Ctrl-C.
     """
     _refuse(config)
     options, is_rank_zero = config.distill, rank_zero_only.rank in (None, 0)
     console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     prompts = [*config.dataset.load(), *to_invent(options.invented, config.seed)]
-    if is_rank_zero:  # the others start later, and share what there is
+    if is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=False)
     use_threads(config.hardware)
     with owned(folder, is_rank_zero, config.task.name):
@@ -65,7 +65,7 @@ def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | 
         )
         trainer = quiet_trainer(config.hardware, folder, progress)
         with resumable(trainer, folder, console, "finished texts are kept"):
-            # All of a rank's prompts in one step: a batch then runs dry only once, at the very end.
+            # All of a rank's prompts in one step: the batch's rows then become empty only once, at the very end.
             trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
             trainer.strategy.barrier("every rank has written its texts")
         return _conclude(config, prompts, folder, console) if is_rank_zero else None
@@ -122,9 +122,10 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
 
 
 def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all texts, those of earlier runs in this folder included. Processes work at the same time: the slowest counts.
+    """Return totals over all texts in the folder, including those of an interrupted run.
 
-    `tokens_per_s` is that of decoding the answers; `seconds` are prefills, invention and trajectories too.
+    `tokens_per_s` counts the seconds of decoding the answers; `seconds` includes prefills, invention and trajectories.
+    Processes work at the same time, so both take the seconds of the slowest one.
     """
     decode_s, seconds = defaultdict[int, float](float), defaultdict[int, float](float)
     for line in lines:

