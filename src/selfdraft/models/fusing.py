@@ -1,8 +1,8 @@
 """Fewer and larger operations for the sublayers of the Llama kind: joined projections, one rotation for q and k.
 
-At one token a forward, half the time of a small model on a CPU goes to operations that move a few kilobytes. What is
-fused here computes what the stock module computes; that is tried on random input when a target is made, and a module
-whose output differs (another rotation, a norm of its own, …) stays stock. New modules around shared weights: the
+At one token per forward, a small model on a CPU spends half its time in operations that move a few kilobytes. Fused
+modules compute what the stock module computes. That is tried on random input when a target is made, and a module whose
+output differs (another rotation, a norm of its own, …) stays stock. They are new modules around shared weights: the
 model itself is left as it is.
 
 Shapes: B rows, N tokens, C hidden size, H query heads, G key/value heads, D head size.
@@ -53,7 +53,7 @@ class FusedMLP(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """Attention whose q, k and v are one product, and whose q and k are rotated as one."""
+    """Attention whose q, k and v are one product, and whose q and k are rotated together."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FusedAttention(nn.Module):
         self.rotated = self.heads + stock.k_proj.out_features // self.size
         self.num_key_value_groups = stock.num_key_value_groups
         half = torch.ones(self.size // 2, dtype=stock.q_proj.weight.dtype)
-        self.sign = torch.cat([-half, half])  # of the rotated half: a roll and a sign in place of slices and a negation
+        self.sign = torch.cat([-half, half])  # rotates halves by a roll and this sign, without slices and a negation
 
     def forward(
         self,
@@ -89,7 +89,7 @@ class FusedAttention(nn.Module):
 
 
 def stays_stock(fuse: Callable[..., nn.Module | None]) -> Callable[..., nn.Module | None]:
-    """Have a function answer None where trying a module raises anything: then it is of another kind."""
+    """Make a function return None if trying a module raises anything: the module is then of another kind."""
 
     @wraps(fuse)
     def attempt(stock: nn.Module, **options: object) -> nn.Module | None:
@@ -102,7 +102,7 @@ def stays_stock(fuse: Callable[..., nn.Module | None]) -> Callable[..., nn.Modul
 
 
 def fast_module(_: str, module: nn.Module, rotated: Set[int] | None = None) -> nn.Module | None:
-    """The fused or packed form of a module on a CPU, where it has one: what `light_copy` swaps in.
+    """Return the fused or packed form of a module on a CPU, or None: a `Swap` for `light_copy`.
 
     Args:
         rotated: see `fused_attention`.
@@ -117,7 +117,7 @@ def fast_module(_: str, module: nn.Module, rotated: Set[int] | None = None) -> n
 
 @stays_stock
 def fused_norm(stock: nn.Module) -> nn.Module | None:
-    """The fused form of a norm, where it has one."""
+    """Return the fused form of a norm, or None if it has none."""
     if not hasattr(stock, "variance_epsilon") or getattr(stock, "weight", None) is None:
         return None
     fused = FusedNorm(stock)
@@ -127,7 +127,7 @@ def fused_norm(stock: nn.Module) -> nn.Module | None:
 
 @stays_stock
 def fused_mlp(stock: nn.Module) -> nn.Module | None:
-    """The fused form of an MLP, where it has one."""
+    """Return the fused form of an MLP, or None if it has none."""
     parts = dict(stock.named_children())
     if set(parts) != set(GATED) or not can_pack(*(parts[name] for name in GATED[:3])):
         return None
@@ -138,19 +138,19 @@ def fused_mlp(stock: nn.Module) -> nn.Module | None:
 
 @stays_stock
 def fused_attention(stock: nn.Module, *, rotated: Set[int] | None = None) -> nn.Module | None:
-    """The fused form of an attention sublayer, where it has one.
+    """Return the fused form of an attention sublayer, or None if it has none.
 
     Args:
-        stock: with `grouped_sdpa` as its attention function.
+        stock: must have `grouped_sdpa` as its attention function.
         rotated: how many numbers of a head the model rotates, one entry for each way it does; None for all of them.
     """
     if rotated is not None and rotated != {stock.head_dim}:
-        return None  # a trial with whole heads would not show it
+        return None  # the trial below rotates whole heads and would not notice
     parts = dict(stock.named_children())
     if set(parts) != set(PROJECTIONS) or not (can_pack(*_qkv(stock)) and can_pack(stock.o_proj)):
         return None
     if getattr(getattr(stock, "config", None), "_attn_implementation", None) != NAME:
-        return None  # it caps its scores, which a trial with small ones would not show
+        return None  # it caps its scores, which a trial with small scores would not notice
     weight, width = stock.q_proj.weight, 3
     x = _random(weight, 1, width, stock.q_proj.in_features)
     angles = _random(weight, 1, width, stock.head_dim // 2).repeat(1, 1, 2)
@@ -171,7 +171,7 @@ def _qkv(attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 class _NoCache:
-    """What a trial's attention writes to: it looks at its own keys alone."""
+    """The cache of a trial's attention, which sees only its own keys."""
 
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return keys, values
@@ -179,7 +179,7 @@ class _NoCache:
 
 @torch.inference_mode()
 def _agree(fused: nn.Module, stock: nn.Module, run: Callable[[nn.Module], Tensor]) -> bool:
-    """Whether both give the same, up to rounding."""
+    """Whether both modules return the same, up to rounding."""
     theirs, ours = run(stock).float(), run(fused).float()
     tolerance = 1e-4 if next(stock.parameters()).dtype == torch.float32 else 3e-2
     return bool((theirs - ours).abs().max() <= tolerance * theirs.abs().max())

@@ -1,4 +1,4 @@
-"""Memory: what a run will need, told before it starts; and what it did need, phase by phase. MB are 10^6 bytes."""
+"""Memory of the machine: estimated before a run starts, and measured in each of its phases. MB are 10^6 bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from selfdraft.models.anatomy import dissect, refusing
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
 
-PROMPT = 1024  # tokens of a long prompt: real ones are known only once the tokenizer is there
+PROMPT = 1024  # tokens of a long prompt, because the real lengths are known only after the tokenizer is loaded
 TREE = 64  # tokens of a large tree
-CONTROLS = 5 * 128  # logits that a certificate looks at at once
+CONTROLS = 5 * 128  # rows of logits that a certificate holds at once
 
 # Linux: writing 5 here sets the peak of the resident set (VmHWM) back to what is resident now.
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -27,7 +27,7 @@ _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes that one process will hold. What Python and torch hold before is not in it."""
+    """Bytes that one process will hold, besides those that Python and torch hold already."""
 
     weights: int
     packed: int
@@ -50,11 +50,11 @@ def needed(
     outline: PreTrainedModel, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
     certify: bool,
 ) -> Needed:  # fmt: skip
-    """What a run will hold.
+    """Estimate the bytes that a run will hold.
 
     Args:
-        outline: the model, on any device: "meta" costs nothing. rows: of the cache.
-        certify: whether outputs are certified, in a narrower dtype by a float32 copy.
+        outline: the model, on any device: "meta" costs nothing. rows: number of cache rows.
+        certify: whether outputs are certified, which takes a float32 copy of models in another dtype.
 
     Raises:
         UserError: the family cannot be driven, so that no run would begin.
@@ -77,19 +77,19 @@ def needed(
 
 
 def _layer_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """One for each layer: the model's, or their own in families whose layers differ in their heads (Gemma 4)."""
+    """Return a config for each layer: the model's, or its own in families whose layers differ in heads (Gemma 4)."""
     own = getattr(config, "per_layer_config", None)
     return [own[i] if own else config for i in range(config.num_hidden_layers)]
 
 
 def _key_size(config: PreTrainedConfig) -> int:
-    """Numbers in one token's keys of a layer."""
+    """Return how many numbers one token's keys have in a layer."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can be had now: of the GPU where it runs on one."""
+    """Return the free bytes of the device: of the GPU, or of the machine for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
@@ -97,7 +97,7 @@ def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 
     """Refuse a run that needs more memory than is free, before anything is loaded.
 
     Args:
-        processes: how many of them share the device's memory.
+        processes: how many processes, each with that need, share the device's memory.
 
     Raises:
         UserError: the run does not fit; the message has the numbers.
@@ -114,8 +114,8 @@ def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 
 class PeakMemory:
     """The most memory held in each phase, in MB.
 
-    On a GPU: what torch had allocated on it. On Linux: the process's resident set, its peak set back at every change of
-    phase. Elsewhere: the resident set at the end of each phase, which may miss a peak within it.
+    On a GPU this is the memory that torch had allocated there. On Linux it is the process's resident set, whose peak is
+    reset at every change of phase; elsewhere the resident set at the end of each phase, which may miss a peak within.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -124,7 +124,7 @@ class PeakMemory:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """The block belongs to `phase`; a phase within another one is not counted as the outer one's."""
+        """Count the memory held in this `with` block for `phase`, and not for a phase around it."""
         self._note()
         self._phases.append(phase)
         try:

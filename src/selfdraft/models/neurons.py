@@ -1,4 +1,4 @@
-"""MLP neurons that a prompt uses, and MLPs of these alone (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
+"""Build MLPs of only the neurons that a prompt uses most (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
 
 Shapes: S prompt tokens, F neurons of an MLP (its intermediate size), k of them kept.
 """
@@ -27,24 +27,24 @@ DOWN = "down_proj"
 
 
 class _Recorder(nn.Module):
-    """In the place of an MLP's last matrix: sums up how large each neuron's share in each token's activation is."""
+    """Replaces an MLP's last matrix: sums the squares of each neuron's share of every token's activation."""
 
     def __init__(self, down: nn.Module) -> None:
         super().__init__()
         self.down, self.squares = down, torch.zeros(())
 
     def forward(self, activations: Tensor) -> Tensor:
-        """(B, S, F) in; what the matrix gives out."""
+        """Record (B, S, F) activations; return what the matrix returns for them."""
         shares = torch.nn.functional.normalize(activations.detach().float(), dim=-1)
         self.squares = self.squares + shares.square().flatten(0, -2).sum(0)
         return self.down(activations)
 
 
 def most_used_mlps(target: Target, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
-    """By layer outside `skip`, its MLP with the share `ratio` of its neurons that `tokens` use most.
+    """Return, by layer outside `skip`, its MLP with only the fraction `ratio` of neurons that `tokens` use most.
 
     Raises:
-        UserError: where the family's MLPs cannot be sliced, by name.
+        UserError: the family's MLPs cannot be sliced; the message names it.
     """
     require_gated_mlps(target)
     return sliced_mlps(target, most_active(neuron_statistics(target, tokens), ratio), skip)
@@ -67,9 +67,9 @@ def require_gated_mlps(target: Target) -> None:
 
 @torch.inference_mode()
 def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
-    """Per layer (F,): each neuron's normalised activation over the tokens, as a norm over them (GRIFFIN's statistic).
+    """Return, per layer, (F,) the norm over the tokens of each neuron's normalised activation (GRIFFIN's statistic).
 
-    Runs the full layers once over the tokens, in a cache that is thrown away.
+    Runs the full layers once over the tokens, with a temporary cache.
     """
     anatomy, layers, recorders = target.anatomy, [], []
     for layer in target.full.layers:
@@ -86,7 +86,7 @@ def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
 
 @torch.inference_mode()
 def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[int, nn.Module]:
-    """By layer, its MLP with the neurons of ``kept[layer]`` (k,) alone; layers whose MLP is skipped have none."""
+    """Return, by layer, its MLP with only the neurons ``kept[layer]`` (k,); layers whose MLP is skipped have none."""
     sliced = {}
     for index, layer in enumerate(target.anatomy.layers):
         if index in skip.mlp:
@@ -106,5 +106,5 @@ def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[i
 
 
 def most_active(statistics: Sequence[Tensor], ratio: float) -> list[Tensor]:
-    """Per layer the share `ratio` of its neurons with the largest statistics, at least one, in their own order."""
+    """Return, per layer, the fraction `ratio` of neurons with the largest statistics, at least one, ascending."""
     return [s.topk(max(1, round(ratio * len(s)))).indices.sort().values for s in statistics]

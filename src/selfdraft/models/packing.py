@@ -1,7 +1,7 @@
-"""Linear layers pre-packed for oneDNN: the same numbers, laid out for few-row products on a CPU.
+"""Linear layers packed in advance for oneDNN: the same numbers, in a layout for few-row products on a CPU.
 
-A plain ``F.linear`` re-packs its weight at every call; at the one to sixteen rows of decoding that is a large part of
-the cost.
+A plain ``F.linear`` packs its weight again at every call; at the one to sixteen rows of decoding that is a large part
+of the cost.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.nn import functional
 
 
 def packable(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for a dtype on this processor: for bfloat16, which takes AVX-512 or AVX-NE-CONVERT."""
+    """Whether oneDNN has kernels for a dtype on this processor; bfloat16 needs AVX-512 or AVX-NE-CONVERT."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(nn.Module):
-    """Drop-in for one ``nn.Linear`` in inference, or for several with the same input, whose outputs come joined.
+    """Replaces one ``nn.Linear`` in inference, or several with the same input, whose outputs are then joined.
 
     Holds a packed copy beside the shared original weights.
 
     Attributes:
-        plain_rows: products of at most this many rows use the originals. In float32 the plain kernel of some processors
-            reads memory as fast as it comes for a few rows, and for longer where the output is narrower than the
-            input; that of others is several times slower (`plain_pays` tries it). In bfloat16 packing always pays
-            (measured, see experiments/first_numbers).
+        plain_rows: products of at most this many rows use the originals. In float32, some processors' plain kernel is
+            limited only by reading memory for a few rows, and for more rows if the output is narrower than the input;
+            on others it is several times slower (`plain_pays` tries it). In bfloat16 packing always pays (measured, see
+            experiments/first_numbers).
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out, in) plain; of several linears, a joined copy."""
+        """The plain (out, in) weight; a joined copy for several linears."""
         return joined(list(self.weights))
 
     @property
@@ -58,13 +58,13 @@ class PackedLinear(nn.Module):
         return self._bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), or (…, sum of outs)."""
+        """Return (…, out), or (…, sum of outs) for several linears, from (…, in)."""
         if x.shape[:-1].numel() <= self.plain_rows:
             return joined(self._plain_parts(x), dim=-1)
         return self._joined_product(x)
 
     def parts(self, x: Tensor) -> Sequence[Tensor]:
-        """(…, in) to one (…, out) for each linear, without joining what is computed apart."""
+        """Return one (…, out) for each linear, from (…, in); outputs that are computed separately are not joined."""
         if x.shape[:-1].numel() <= self.plain_rows:
             return self._plain_parts(x)
         return self._joined_product(x).split(self._widths, dim=-1)
@@ -77,12 +77,12 @@ class PackedLinear(nn.Module):
 
 
 def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, in) to (…, out), by a weight that oneDNN has packed."""
+    """Return (…, out) from (…, in), by a weight that oneDNN has packed."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def product_by(weight: Tensor, *, packed: bool) -> Callable[[Tensor], Tensor]:
-    """(…, in) to (…, out), by a weight (out, in) that belongs to no module."""
+    """Return a function from (…, in) to (…, out), by a weight (out, in) that belongs to no module."""
     if not (packed and packable(weight.dtype)):
         return lambda x: functional.linear(x, weight)
     kept = torch.ops.mkldnn._reorder_linear_weight(weight, None)
@@ -92,9 +92,9 @@ def product_by(weight: Tensor, *, packed: bool) -> Callable[[Tensor], Tensor]:
 @lru_cache(maxsize=1)
 @torch.inference_mode()
 def plain_pays(out: int = 3072, inner: int = 576, copies: int = 6, rounds: int = 12) -> bool:
-    """Whether float32's plain kernel is the faster one for a single row, tried once a process with the threads it has.
+    """Whether float32's plain kernel is the faster one for a single row; tried once per process, with its threads.
 
-    `copies` different weights take turns: more than caches hold, since a model's weights come from memory too.
+    `copies` different weights take turns, more than the caches hold, because a model's weights come from memory too.
     """
     x = torch.full((1, inner), 0.5)
     weights = [torch.full((out, inner), 0.5) for _ in range(copies)]
@@ -115,7 +115,7 @@ def _seconds(product: Callable[[], Tensor]) -> float:
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """One tensor of several; of a single one, itself."""
+    """Return several tensors as one; a single tensor as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 

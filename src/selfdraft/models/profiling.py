@@ -1,4 +1,4 @@
-"""Measures what forwards cost on this machine: what every weighing of a draft against its price rests on."""
+"""Measure the cost of forwards on this machine: every decision whether a draft is worth its time uses these numbers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ BATCHES = (2, 4, 8)
 def measure_costs(
     target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 5
 ) -> CostCurve:
-    """Time forwards of chains of every size behind `context` tokens, interleaved, through the full path or another.
+    """Time forwards of chains of every size after `context` tokens, interleaved, through the full path or another.
 
-    The fastest of `rounds` counts: neighbours on the machine only ever add time. What the cache holds is overwritten,
-    so call this between requests; the forwards are not counted as decoding. A path is timed behind full forwards, as it
-    drafts behind them: one that a processor's caches hold would look cheaper than it is.
+    The fastest of `rounds` counts, because other processes on the machine can only add time. The cache is overwritten,
+    so call this between requests; the forwards are not counted as decoding. Each forward of a path is timed after a
+    full forward, as when drafting: a path that stays in the processor's caches would look cheaper than it is.
     """
     sizes = _fitting(target, context, sizes)
     context = _prepare(target, rows=1, context=context, longest=max(sizes))
@@ -84,7 +84,7 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
 
 
 def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
-    """Time whole forwards behind shorter and longer prefixes, then of several rows, one line of the grid at a time.
+    """Time full forwards after shorter and longer prefixes, then of several rows, one line of the grid at a time.
 
     Yields:
         ``by_context`` or ``by_batch``, and a dict with `context` or `rows`, `sizes` and `seconds`.
@@ -103,7 +103,7 @@ def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
 
 
 def interleaved_medians(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of every job, the median of `rounds` runs that take turns, behind one that warms up."""
+    """Return the seconds of every job: the median of `rounds` interleaved runs, after one warm-up run."""
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
@@ -114,7 +114,7 @@ def interleaved_medians(jobs: Mapping[str, Callable[[], object]], rounds: int) -
 
 
 def _prepare(target: Target, rows: int, context: int, longest: int) -> int:
-    """Random prefixes of `context` tokens, or of what the model has positions for, which is returned."""
+    """Prefill random prefixes of `context` tokens, or as many as the model has positions for; return that number."""
     context = max(min(context, target.max_positions - longest), 1)
     generator = torch.Generator().manual_seed(0)
     target.allocate(rows, context + longest)
@@ -131,7 +131,7 @@ def _forward(target: Target, path: Path, rows: int, size: int) -> Callable[[], o
     tokens = torch.randint(target.vocab_size, (size,), generator=torch.Generator().manual_seed(size)).tolist()
     trees = [TokenTree.chain(tokens[1:])] * rows
 
-    def job() -> object:  # to the argmax on the host, as decoding does
+    def job() -> object:  # ends with the argmax on the host, as in decoding
         logits = target.draft_forward(path, range(rows), 0, tokens[:1] * rows, trees)
         return torch.cat([row.argmax(-1) for row in logits]).cpu()
 
@@ -144,10 +144,10 @@ def _product(matrix: nn.Module, hidden: Tensor) -> object:
 
 @torch.inference_mode()
 def _fastest(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
-    """Seconds of every job, the fastest of `rounds` interleaved runs behind one that warms up.
+    """Return the seconds of every job: the fastest of `rounds` interleaved runs, after one warm-up run.
 
     Args:
-        before: done before every run, and not timed.
+        before: called before every run, and not timed.
     """
     forwards, fastest = target.forwards, dict.fromkeys(jobs, float("inf"))
     for _ in range(rounds + 1):

@@ -1,17 +1,17 @@
 """Rotary positions, also those that depend on how long the text is.
 
-Most rotary embeddings rotate a token by its position alone. Two kinds also look at the length of the whole text:
+Most rotary embeddings rotate a token only by its position. Two kinds also depend on the length of the whole text:
 `longrope` (Phi-3, Phi-4, PhiMoE) has two tables, one up to a limit and one past it, and `dynamic` NTK has another table
-for every length past its limit. transformers takes the table by the furthest position of a *forward*, so a token's key
-depends on the forward in which it was computed. With drafts, forwards are other ones than those of plain decoding.
+for every length past its limit. transformers chooses the table by the furthest position of a *forward*, so a token's
+key depends on the forward in which it was computed. With drafts, the forwards are not those of plain decoding.
 
-So here every token names the length of the text at which plain decoding computes it, and gets the table of that length:
+So every token is given the length of the text at which plain decoding computes it, and gets the table of that length:
 
 1. a token of the prompt: the prompt's length (plain decoding forwards the prompt at once);
 2. any other token: its own position + 1 (plain decoding forwards it when it is the last one).
 
-Some families (Phi-3, PhiMoE) throw their keys away when the text grows past the limit, and compute all of them again.
-The whole text then counts as a prompt: `Target.refresh` does that, and no draft may reach across the limit.
+Some families (Phi-3, PhiMoE) discard their keys when the text grows past the limit, and compute all of them again. The
+whole text then counts as a prompt: `Target.refresh` does that, and no draft may reach across the limit.
 
 Shapes: B rows of one forward, N tokens a row, C hidden size, D head size.
 """
@@ -30,7 +30,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from selfdraft.models.anatomy import Anatomy, refuse
 
 Rotation = tuple[Tensor, Tensor]
-PROBE = 4  # positions by which a rotary embedding is tried
+PROBE = 4  # positions on which a rotary embedding is tried
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LengthRule:
     grows: bool
 
     def representative(self, lengths: Tensor) -> Tensor:
-        """For lengths of any shape, one length that stands for all with the same table."""
+        """Map lengths (of any shape) so that all lengths with the same table become one."""
         return lengths.clamp(self.limit, None if self.grows else self.limit + 1)
 
 
@@ -54,7 +54,7 @@ class Rotary:
     """The rotary embedding of one model.
 
     Attributes:
-        rules: by layer type, how tables depend on the length of the text; without the types where they do not.
+        rules: by layer type, how its tables depend on the length of the text; types where they do not are absent.
         recomputed_past: the family computes all keys again when a text grows longer than this; None if it never does.
     """
 
@@ -82,7 +82,7 @@ class Rotary:
 
         Args:
             hidden: (B, N, C), for its dtype and device. positions: (B, N).
-            lengths: (B, N) length of the text at which each token is computed; None: that of the furthest position.
+            lengths: (B, N) length of the text at which each token is computed; None: up to the furthest position.
         """
         rule = self.rules.get(kind)
         if rule is None:
@@ -100,7 +100,7 @@ class Rotary:
         return rotation
 
     def _at_length(self, hidden: Tensor, positions: Tensor, kind: str, length: int, rule: LengthRule) -> Rotation:
-        """Rotate by the table of one length. The stock module takes it from the furthest position, so that is added."""
+        """Rotate by the table of one length: a position is added, since the furthest one decides the stock table."""
         stock = self._own
         if rule.grows:  # it keeps the table of the longest text that it has seen
             stock = copy.deepcopy(stock, {id(stock.config): stock.config})
@@ -109,7 +109,7 @@ class Rotary:
         return cos[:, :-1], sin[:, :-1]
 
     def _fresh_copy(self) -> nn.Module:
-        """A copy for us alone, as the module was before it saw any long text."""
+        """Return a copy of our own, in the state in which the module was before it saw any long text."""
         fresh = copy.deepcopy(self._stock, {id(self._stock.config): self._stock.config})
         start = torch.zeros(1, 1, dtype=torch.long, device=_device(fresh))
         for kind in self.rules:
@@ -131,7 +131,7 @@ class Rotary:
 
 
 def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
-    """By layer type, from the types of rope that the configuration names."""
+    """Return the length rules by layer type, from the types of rope that the configuration names."""
     parameters: Mapping[str, Any] = getattr(model.config, "rope_parameters", None) or {}
     rules = {}
     for kind in set(anatomy.layer_types):
@@ -145,7 +145,7 @@ def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
 
 
 def _recomputed_past(model: PreTrainedModel, rules: Mapping[str, LengthRule]) -> int | None:
-    """Ask the family itself: whether it prepares the next forward with or without the keys that it has."""
+    """Return the length past which the family recomputes keys: there it prepares a forward without those it has."""
     if not rules or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return None
     named = getattr(model.config, "original_max_position_embeddings", None)
@@ -160,7 +160,7 @@ def _recomputed_past(model: PreTrainedModel, rules: Mapping[str, LengthRule]) ->
 
 
 class _Held:
-    """A cache that says how many tokens it holds, and has none."""
+    """A stand-in for a cache: states a number of tokens, and holds none."""
 
     is_compileable = False
 
