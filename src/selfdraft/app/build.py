@@ -1,4 +1,4 @@
-"""From configuration to objects."""
+"""Build the objects of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from selfdraft.tracking.artifact import Artifact
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The composed configuration as dataclasses, every range checked.
+    """Return the composed configuration as dataclasses, with every range checked.
 
     Raises:
-        UserError: an option out of its range. OmegaConf's MissingMandatoryValue: one that must be given.
+        UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
     """
     missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
     if missing:
         OmegaConf.select(composed, missing[0], throw_on_missing=True)
     config = OmegaConf.to_object(OmegaConf.merge(composed, {"prompt": None}))
     assert isinstance(config, Config)
-    # A prompt is text, and ??? is one, which OmegaConf takes for a value that is missing.
+    # A prompt is text and may be ???, which OmegaConf would take for a missing value.
     config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
     _refuse_unknown(composed, config, "")
     for group in (config.task, config.model, config.drafter, config.dataset, config.finetune):
-        own = type(group)().name  # a choice's name says which it is, and is not for the user to change
+        own = type(group)().name  # `name` identifies the choice; the user must not change it
         if own != MISSING and group.name != own:
             raise UserError(f"{group.group}.name={group.name}: choose another one with {group.group}={group.name}")
     return config
 
 
 def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
-    """`+key=value` adds keys that no schema knows: nothing would read them, and a typo would pass for a setting."""
+    """Refuse keys that no schema has: `+key=value` adds them, nothing reads them, and a typo would go unnoticed."""
     known = {f.name for f in fields(options)}
     for key in composed:
         if key not in known:
@@ -65,17 +65,17 @@ def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None
 
 
 def measured_config(composed: DictConfig) -> dict:
-    """What decides a measurement: everything but where it is logged. A run is resumed only with the same."""
+    """Return the options that affect a measurement, all but the logger's; a run is resumed only with the same ones."""
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key != "logger"}
 
 
 def build_bench(config: Config, device: torch.device, references: list[str]) -> Bench:
-    """The contenders, around one loaded model.
+    """Load the model, and return the bench with the decoders that an evaluation compares.
 
     Raises:
-        UserError: a model that cannot be loaded or driven; a drafter option that does not fit the model.
+        UserError: the model cannot be loaded or is not supported; an option does not fit the model or another option.
     """
     plain = DecodingConfig(
         max_new_tokens=config.decoding.max_new_tokens,
@@ -104,7 +104,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
         make_shape_invariant(target)
-    # Each process certifies by itself: what it decides must not hang on the others' rounding.
+    # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
     certifier = Certifier(target, rule, batch_size=batch_size)
     if config.hardware.tree_parallel:
         target = _shared(target, config)
@@ -125,7 +125,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:
-    """The target as one of the processes that share out every tree."""
+    """Return the target of one of the processes that divide every tree among them."""
     if not DRAFTERS[config.drafter.name].tree_parallel:
         raise UserError(
             f"hardware.tree_parallel: drafter={config.drafter.name} reads the whole cache, of which no process has "
@@ -143,13 +143,13 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
 
 
 def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
-    """Before anything is loaded, and before any other process of the run has started.
+    """Refuse a run whose memory the machine does not have, before the model is loaded or other processes start.
 
     Args:
-        certify: whether outputs will be certified: in narrower dtypes by a float32 copy of the model.
+        certify: whether outputs will be certified, for which dtypes below float32 need a float32 copy of the model.
 
     Raises:
-        UserError: with the numbers.
+        UserError: the run does not fit; the message has the numbers.
     """
     device = torch.device(config.hardware.torch_device)
     need = needed(
@@ -165,7 +165,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
 
 
 def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:
-    """How the next token is chosen."""
+    """Return the sampling rule."""
     penalty = decoding.repetition_penalty
     rule = NextToken(
         eos=eos,
@@ -185,7 +185,7 @@ def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:
 
 
 def use_threads(hardware: HardwareConfig) -> None:
-    """Share the cores between this machine's processes: two that each take all of them slow each other manifold."""
+    """Divide the cores among this machine's processes: two that each use all of them slow each other down severely."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usable = min(usable, torch.get_num_threads())  # OMP_NUM_THREADS may ask for fewer
     torch.set_num_threads(hardware.threads or max(1, usable // hardware.devices))

@@ -1,4 +1,4 @@
-"""task=evaluate: decode a dataset with the drafter and the baseline, and leave result files behind."""
+"""task=evaluate: decode a dataset with the drafter and the baseline, compare them, and write result files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ BATCHES_A_STEP = 4
 
 
 def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Run an evaluation in `folder`, or go on with the one that was interrupted there.
+    """Run an evaluation in `folder`, or resume the one that was interrupted there.
 
     Returns:
         The objective, the median speedup; None on ranks other than 0.
 
     Raises:
-        UserError: whatever in configuration, model, data or folder cannot be used.
+        UserError: something in configuration, model, data or folder cannot be used.
         SystemExit: status 1 after a mismatch, 130 after Ctrl-C.
     """
     task = config.task
@@ -55,7 +55,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
             "leave one of them out"
         )
     prompts = config.dataset.load()
-    if is_rank_zero:  # the others start later, and share what there is
+    if is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=True)
     use_threads(config.hardware)
     with owned(folder, is_rank_zero, task.name):
@@ -83,7 +83,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
                 tell=partial(tell_resumed, console, folder, len(prompts)),
             )
             batch_size = config.decoding.batch_size
-            # Several batches to a step, so that finished rows are refilled as in serving; alone, prompt by prompt.
+            # Several batches per step, so that finished rows are refilled as in serving; without batches, one prompt.
             together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
             data = PromptDataModule(prompts, together, shared=config.hardware.tree_parallel)
             _run(module, data, config, folder, console)
@@ -126,7 +126,7 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
     result["objective"] = result["speedup"]["median"]
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
-    # What is lost from here on is no result: it warns, and the run's verdict stays.
+    # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
     picture = folder / "result.png"
     with harmless("result.png was not drawn"):
         plot_result(result, picture)

@@ -1,4 +1,4 @@
-"""task=finetune: train draft-only weights by a recipe, and write the artifact that drafts with them."""
+"""task=finetune: train draft-only weights by a recipe, and write the artifact with which runs draft with them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ from selfdraft.tracking.run_folder import claim_run_dir, digest
 
 
 def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Train in `folder`, or go on with the training that was interrupted there.
+    """Train in `folder`, or resume the training that was interrupted there.
 
     Returns:
-        The objective: tokens accepted of a draft, expected on held-out prompts; None on ranks other than 0.
+        The objective: expected accepted tokens per draft on held-out prompts; None on ranks other than 0.
 
     Raises:
-        UserError: whatever in configuration, model, data or folder cannot be used.
+        UserError: something in configuration, model, data or folder cannot be used.
     """
     recipe = config.finetune
     is_rank_zero = rank_zero_only.rank in (None, 0)
@@ -69,7 +69,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"
         )
     use_threads(config.hardware)
-    # Trained in float32: updates are smaller than bfloat16 can tell. An adapter serves the model in any dtype.
+    # Trained in float32, because bfloat16 would round small updates away. The adapter fits the model in any dtype.
     device = torch.device(config.hardware.torch_device)
     loaded = replace(config.model, dtype="float32").load(torch.device("cpu"))
     texts = _texts(recipe, loaded)
@@ -80,7 +80,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         length=recipe.length,
         longest_prompt=recipe.longest_prompt,
         batch_size=recipe.batch_size,
-        steps=recipe.validate_every * recipe.accumulate,  # an epoch is what lies between two validations
+        steps=recipe.validate_every * recipe.accumulate,  # an epoch is the batches between two validations
         seed=config.seed,
     )
     module = RECIPES[recipe.name](
@@ -102,7 +102,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
             rows = len(data.train_rows) + len(data.validation_rows)
             _tell_memory(console, recipe, loaded, device, rows)
         begun = last.exists()
-        if begun:  # before other processes are started, and before hours are spent on what cannot be concluded
+        if begun:  # a damaged checkpoint must be found before processes start and hours are spent
             for checkpoint in (last, best):
                 read_checkpoint(checkpoint)
         if is_rank_zero and begun:
@@ -133,16 +133,16 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
 
 
 def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
-    """All texts of all sources; prompts of the same name in two sources are the same prompt."""
+    """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    # Of a list, neither a shell nor `with_home` expands the items. A name of the Hub is no path, and stays as it is.
+    # Neither a shell nor `with_home` expands ~ in the items of a list. A name on the Hub is not a path and stays as is.
     paths = [expanded(path, "finetune.data") if path.startswith("~") else path for path in recipe.data]
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 
 def _frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:
-    """The `count` ids that occur most, the lowest ones where there are not so many."""
+    """Return the `count` most frequent token ids, filled up with the lowest other ids; None if that is all of them."""
     if count is None or count >= size:
         return None
     seen = Counter(token for text in texts for token in (*text.prompt, *text.answer))
@@ -156,14 +156,14 @@ def _amount(texts: Sequence[Text]) -> str:
 
 
 def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, rows: int) -> None:
-    """One line before it starts: the weights, what a step keeps for the way back, and the lessons kept, roughly."""
+    """Print one line of estimated memory: weights, activations kept for the backward pass, logits, teacher outputs."""
     config = loaded.model.config
     weights = 4 * sum(p.numel() for p in loaded.model.parameters())
     tokens = recipe.batch_size * recipe.length
     wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     steps = 4 * tokens * config.num_hidden_layers * wide
     logits = 3 * 4 * tokens * (recipe.vocabulary or config.vocab_size)
-    # Of every token two hidden states, and keys and values of at most all layers, in bfloat16 (see LessonBook).
+    # For each token two hidden states, and keys and values of at most all layers, in bfloat16 (see `LessonBook`).
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * (2 * config.hidden_size + 2 * config.num_hidden_layers * heads * size)
@@ -188,7 +188,7 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
-        # Layers that are dropped leave their weights without gradients.
+        # The weights of layers that are dropped get no gradients.
         strategy="ddp_find_unused_parameters_true" if hardware.strategy == "ddp" else hardware.strategy,
         precision=recipe.precision,
         use_distributed_sampler=False,
@@ -207,7 +207,7 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
 
 
 def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Console, loaded: LoadedModel) -> float:
-    """Take the best weights back, and write them with the numbers that were counted for them."""
+    """Restore the best weights, write the artifact, the results and the training's picture; return the objective."""
     history, path = module.history, folder / CHECKPOINTS / BEST
     saved = read_checkpoint(path)
     module.load_state_dict(fitted(saved, {"state_dict": module.state_dict()}, path)["state_dict"], strict=False)

@@ -1,4 +1,4 @@
-"""task=generate: stream one answer to the terminal, then say what it cost."""
+"""task=generate: stream one answer to the terminal, then print its speed and whether it is lossless."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def generate(config: Config) -> None:
     """Answer `prompt`.
 
     Raises:
-        UserError: no prompt; or a model or drafter that cannot be used.
+        UserError: there is no prompt, or the model or drafter cannot be used.
+        SystemExit: status 1 after a mismatch.
     """
     task = config.task
     assert isinstance(task, GenerateConfig)
@@ -34,7 +35,7 @@ def generate(config: Config) -> None:
     shown = ""
     for _, generation in bench.drafter.run([Request(ids, config.seed)]):
         text = bench.chat.decode(generation.output)
-        # A character may be cut between two tokens: its first half decodes to U+FFFD and waits for the other.
+        # Two tokens may share a character: its first part decodes to U+FFFD and is printed when the rest has come.
         whole = text if generation.ended else text.rstrip("\ufffd")
         console.print(whole[len(shown) :], end="")
         shown = whole

@@ -1,7 +1,7 @@
-"""What was typed is looked at before Hydra takes it: what its parser or its composing would stumble over is refused.
+"""Checks of typed overrides before Hydra reads them: refuse those that its parser or its composing cannot handle.
 
-Hydra answers most mistakes with exceptions of its own. The others, such as a group that is null, a number of 5,000
-digits or a list in a list in a list, end in whatever exception the code underneath happens to raise.
+Hydra reports most mistakes with its own exceptions. Others, such as a group that is null, a number of 5,000 digits or
+deeply nested lists, end in any exception that the code underneath happens to raise.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from selfdraft.core.json_text import lone_surrogate
 from selfdraft.core.messages import printable
 
 HOME = re.compile(r"([^=\s]+=)(~[^,]*)", re.DOTALL)
-SEVERAL = ("experiment",)  # groups of which none, or several choices may be taken
+SEVERAL = ("experiment",)  # groups that may have no choice, or several
 MAX_SHOWN = 80  # characters of an override that a message repeats
 
 
 def with_home(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the home folder in `key=~/folder`: shells expand that only at the beginning of a word."""
+    """Return the arguments with ~ expanded in `key=~/folder`; shells expand it only at the beginning of an argument."""
     return [_with_home(argument) for argument in arguments]
 
 
@@ -38,19 +38,19 @@ def _with_home(argument: str) -> str:
     key, path = found.groups()
     try:
         return key + quoted(str(Path(path).expanduser()))
-    except (RuntimeError, ValueError):  # there is no such user, and there cannot be
+    except (RuntimeError, ValueError):  # there is no such user, or there cannot be one of this name
         return key + quoted(path)
 
 
 def checked(arguments: Sequence[str], conf: Path) -> list[str]:
-    """The arguments; `experiment=null` stands as it does in config.yaml, for none.
+    """Return the arguments if all can be read; `experiment=null` becomes `experiment=[]`, no experiment.
 
     Args:
         conf: the folder of the groups.
 
     Raises:
-        UserError, OverrideParseException: an override cannot be read, or is no choice of its group.
-        SystemExit: an option with dashes that Hydra does not have; its usage is printed.
+        UserError: an override cannot be read, or its value cannot be a choice of its group.
+        SystemExit: Hydra has no such option with dashes; its usage is printed.
     """
     overrides = get_args_parser().parse_args(list(arguments)).overrides
     parsed = {text: _parsed(text) for text in overrides}
@@ -77,7 +77,7 @@ def _parsed(text: str) -> Override:
 
 
 def _refuse_no_choice(override: Override, conf: Path) -> None:
-    """Refuse values that are not even the name of a choice; names are Hydra's to look up."""
+    """Refuse values that cannot be the name of a choice; Hydra looks up the names."""
     group = override.key_or_group
     if override.is_delete() or not ((conf / group).is_dir() or group.startswith("hydra/")):
         return

@@ -1,7 +1,7 @@
-"""The processes of one run: rank 0 is the one that the user started, and it starts the others and watches them.
+"""The processes of one run: rank 0 is the process that the user started; it starts the others and watches them.
 
-Ranks come from nowhere else. Variables such as RANK or SLURM_PROCID, which other launchers set and shells keep, would
-otherwise make a single run believe that it is one of several, and that the work or the result is another's.
+Ranks come from nowhere else. Variables such as RANK or SLURM_PROCID, which other launchers set and shells keep, are
+ignored: a single run would take itself for one of several, and leave the work or the result to another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfdraft.app.signals import INTERRUPTED
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine
-TOLD = ("RANK", RANK, "WORLD_SIZE")  # whoever set these may expect that they count
+TOLD = ("RANK", RANK, "WORLD_SIZE")  # a message says that these are ignored: who set them may expect an effect
 IGNORED = (
     *TOLD,
     "LOCAL_WORLD_SIZE",
@@ -40,18 +40,18 @@ IGNORED = (
     "SLURM_LOCALID",
     "JSM_NAMESPACE_RANK",
 )
-LOOK_S = 0.2  # between two looks at the other processes
-SETTLE_S = 3.0  # within this time every process has met a mistake that they all meet, and rank 0 has told of it
-STOP_S = 15.0  # within this time all processes have ended after a signal that stops them
-END_S = 60.0  # within this time a process has ended whose connections have gone, on a busy machine too
+LOOK_S = 0.2  # seconds between two checks of the other processes
+SETTLE_S = 3.0  # seconds until every process has met a mistake that all of them meet, and rank 0 has printed it
+STOP_S = 15.0  # seconds until all processes have ended after a signal that stops them
+END_S = 60.0  # seconds until a process that lost its connections has ended, even on a busy machine
 STOPS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
 
 
 def settle_rank() -> None:
-    """Find out which process of its run this one is, and forget what other launchers say about it.
+    """Find out this process's rank in its run, and remove the variables that other launchers set for it.
 
     Raises:
-        SystemExit: it was started by a run that has ended since.
+        SystemExit: the run that started this process has ended.
     """
     rank = 0
     if MAIN in os.environ:
@@ -70,12 +70,12 @@ def settle_rank() -> None:
 
 
 def tell_mistake(line: str) -> None:
-    """Print a line that ends this process, unless rank 0 meets the same mistake and tells of it.
+    """Print the message of a mistake that ends this process, unless rank 0 prints the same one.
 
-    Every process of a run reads the same configuration, so rank 0 speaks for all. The others wait for it to do so: it
-    ends them then. Only what one of them has met alone is told by that one.
+    Every process of a run reads the same configuration, so rank 0 prints a mistake for all and then ends the others,
+    which wait for that. A process prints only a mistake that rank 0 does not meet.
     """
-    drop_unwritten()  # and write what can be: it belongs before the line
+    drop_unwritten()  # this also flushes earlier output, which belongs before the line
     if rank := rank_zero_only.rank or 0:
         time.sleep(SETTLE_S)
         line = f"process {rank}: {line}"
@@ -83,23 +83,23 @@ def tell_mistake(line: str) -> None:
 
 
 class OwnProcesses(LightningEnvironment):
-    """Tells Lightning that the processes are started by us, whatever the environment holds."""
+    """Tells Lightning that we start the processes, whatever the environment variables are."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """So that Lightning starts none."""
+        """True, so that Lightning starts none."""
         return True
 
 
 @contextlib.contextmanager
 def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
-    """Within the block, the trainer's other processes run the same command beside this one, if it is to have any.
+    """Run the same command in the trainer's other processes, if it has any, while the block runs.
 
-    When one of them fails, this one ends with the same status: it would wait for that one for ever. When this one
-    fails, it ends the others.
+    If one of them fails, this process ends too, because it would wait for that one for ever. If this process fails, it
+    ends the others.
 
     Raises:
-        SystemExit: with the status of a process that failed, in the place of the error that this caused here.
+        SystemExit: another process failed; raised instead of the error that its failure caused here.
     """
     if trainer.world_size == 1:
         yield
@@ -114,10 +114,10 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
         os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
         for rank in range(1, trainer.world_size):
-            others.append(_start(rank))  # one by one: where a start fails, those before it are ended below
+            others.append(_start(rank))  # one by one: if a start fails, those already started are ended below
         launcher = trainer.strategy.launcher
         if hasattr(launcher, "procs"):
-            launcher.procs = others  # Lightning passes on to them what stops this process
+            launcher.procs = others  # Lightning forwards to them the signals that stop this process
         threading.Thread(target=_watch, args=(others, over), daemon=True).start()
         yield
         for other in others:
@@ -138,7 +138,7 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def _is_of_another(error: Exception) -> bool:
-    """Whether an error only says that the connection to another process has gone."""
+    """Return whether an error only says that the connection to another process is lost."""
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
     )
@@ -146,7 +146,7 @@ def _is_of_another(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _quiet_about_others() -> Iterator[None]:
-    """Let the process that failed tell why: rank 0 then ends this one."""
+    """Hold back an error that another process caused: that process prints the reason, and rank 0 ends this one."""
     try:
         yield
     except Exception as error:
@@ -159,14 +159,14 @@ def _quiet_about_others() -> Iterator[None]:
 
 
 def _start(rank: int) -> subprocess.Popen[bytes]:
-    """Run this process's command as that rank, in the same folder."""
+    """Start this process's command as `rank`, in the same folder."""
     folder = HydraConfig.get().runtime.output_dir
     command = [*entry_command(), *sys.argv[1:], f"hydra.run.dir={quoted(folder)}"]
     return subprocess.Popen(command, env={**os.environ, RANK: str(rank), MAIN: str(os.getpid())})
 
 
 def _failed(others: list[subprocess.Popen[bytes]], until: float) -> tuple[int, int] | None:
-    """Rank and status of one that has failed, or fails before then."""
+    """Return rank and exit status of a process that failed; None if none fails before the time `until`."""
     while True:
         for rank, other in enumerate(others, start=1):
             if other.poll():
@@ -177,7 +177,7 @@ def _failed(others: list[subprocess.Popen[bytes]], until: float) -> tuple[int, i
 
 
 def _watch(others: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """End this process with one of the others that failed, once it has had the time to end by itself.
+    """End this process after another one failed, if it does not end by itself in time.
 
     It may hang in a collective operation, which no signal interrupts.
     """
@@ -193,7 +193,7 @@ def _watch(others: list[subprocess.Popen[bytes]], over: threading.Event) -> None
 
 
 def _told(rank: int, status: int) -> int:
-    """Say how another process has ended, unless it has said so itself, and return the exit status for this one."""
+    """Print how another process ended, unless it has printed that itself, and return the exit status for this one."""
     if status == 2:
         return status
     if status in STOPS:

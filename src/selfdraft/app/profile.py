@@ -1,4 +1,4 @@
-"""task=profile: what forwards cost on this device, in parts, as profile.json, a table and a picture."""
+"""task=profile: measure forwards and their parts on this device; write profile.json, a table and a picture."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from selfdraft.tracking.environment import describe_environment
 
 
 def profile(config: Config, composed: DictConfig, folder: Path) -> None:
-    """Measure, write and show.
+    """Measure the costs, write them to `folder` and print them.
 
     Raises:
-        UserError: a model that cannot be loaded or driven.
+        UserError: the model cannot be loaded or is not supported.
     """
     task = config.task
     assert isinstance(task, ProfileConfig)
@@ -56,12 +56,12 @@ def profile(config: Config, composed: DictConfig, folder: Path) -> None:
 
 
 def write_profile(path: Path, costs: CostModel, environment: dict, config: dict) -> None:
-    """The cost model, and where and how it was measured."""
+    """Write the cost model, with the environment and configuration that it was measured in."""
     write_json_atomic(path, {**costs.to_dict(), "environment": environment, "config": config})
 
 
 def describe_device(environment: dict) -> str:
-    """The processor that computes, and how many threads of it."""
+    """Return the name of the GPU, or the name of the CPU and its number of threads."""
     if environment["gpu"]:
         return environment["gpu"]["name"]
     return f"{environment['cpu']['name']}, {environment['cpu']['threads']} threads"

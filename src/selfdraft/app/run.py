@@ -1,4 +1,4 @@
-"""One composed configuration, one task."""
+"""Run the task that a composed configuration names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_task(composed: DictConfig) -> float | None:
                 return profile(config, composed, folder)
         return evaluate(config, composed, folder)
     except Exception as error:
-        # Caught here rather than further out, where Hydra would have printed the job's overrides first.
+        # Caught here, before Hydra prints the job's overrides.
         if is_terse() and (line := explain(error)) is not None:
             fail(line)
         raise

@@ -1,4 +1,4 @@
-"""What tasks that take a while share: a folder of their own, and a Lightning Trainer that keeps quiet."""
+"""Shared parts of long tasks: the lock on a run's folder, a Lightning Trainer without greetings, and resuming."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback)
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         strategy=hardware.strategy,
-        use_distributed_sampler=False,  # it would pad the last round: 11 prompts would count as 12
+        use_distributed_sampler=False,  # it would repeat prompts to fill the last round: 11 would count as 12
         callbacks=[progress],
         plugins=[OwnProcesses()],
         default_root_dir=folder,
@@ -47,7 +47,7 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback)
 
 
 def quiet() -> None:
-    """Keep Lightning's greetings, and its tips on workers, to itself."""
+    """Silence Lightning's greetings and its advice on workers."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -55,9 +55,9 @@ def quiet() -> None:
 
 
 class owned:
-    """The run's folder belongs to one run at a time: two would interleave their lines.
+    """Locks the run's folder for one run at a time: two runs would interleave their lines.
 
-    Raises UserError where the folder is not ours, or another task's, before anything is written there.
+    Raises UserError, before anything is written, if the folder is not one of ours or belongs to another task.
     """
 
     def __init__(self, folder: Path, is_rank_zero: bool, task: str) -> None:
@@ -91,13 +91,13 @@ class owned:
 
 @contextmanager
 def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) -> Iterator[None]:
-    """The block in which a trainer works: with its other processes, and with a hint when it is stopped.
+    """Run a trainer in the block, with its other processes; print how to resume if it is stopped.
 
     Args:
-        kept: what is not lost then, for the hint.
+        kept: says in that message which results are kept.
 
     Raises:
-        SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP; that of another process that failed.
+        SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP; another status after another process failed.
     """
     with other_ranks(trainer), interrupted_by(signal.SIGHUP):
         try:
@@ -109,7 +109,7 @@ def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) ->
 
 
 def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -> None:
-    """Say what an interrupted run has left of `count` prompts, if anything."""
+    """Print how many of `count` prompts an interrupted run has finished, and how many turns no longer count."""
     if resumed.prompts:
         console.print(f"resuming {shown(folder)}: {resumed.prompts} of {count} prompts were finished before")
     if resumed.stale:
@@ -120,7 +120,7 @@ def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -
 
 
 def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
-    """Return the digest of the adapter that a drafter's options name, as a fact for `claim_run_dir`; {} without one.
+    """Return the digest of the adapter in a drafter's options, as a fact for `claim_run_dir`; {} without an adapter.
 
     Raises:
         UserError: the path begins with a home folder that does not exist.
@@ -133,5 +133,5 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
 
 
 def shown(folder: Path) -> str:
-    """Return the folder as people copy it: relative where it lies below the working directory."""
+    """Return the folder as messages show it: relative if it is below the working directory."""
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)

@@ -1,6 +1,7 @@
-"""The table of a sweep: one row a job, kept in `sweep.csv` from the first job on and printed at the end.
+"""The table of a sweep: one row per job, written to `sweep.csv` from the first job on and printed at the end.
 
-pandas and rich's tables are imported where they are used: every run imports the launcher, and few of them are sweeps.
+pandas and rich's tables are imported only where they are used, because every run imports this module with the launcher
+and few runs are sweeps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from selfdraft.tracking.atomic import write_text_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-# Column -> where the number stands in result.json.
+# Column -> keys that lead to its number in result.json.
 METRICS: dict[str, tuple[str, ...]] = {
     "objective": ("objective",),
     "speedup": ("speedup", "median"),
@@ -31,7 +32,7 @@ COUNTS = ("exact", "tie", "mismatch")
 
 
 class SweepTable:
-    """Rows by job number; `sweep.csv` is written anew at every change, so a kill loses nothing that was finished."""
+    """Rows by job number; `sweep.csv` is rewritten after every job, so a killed sweep keeps all finished jobs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,33 +41,33 @@ class SweepTable:
         self.keys: dict[str, None] = {}  # the overridden keys, in the order in which the user wrote them
 
     def add(self, number: int, overrides: Sequence[str], job_dir: str) -> None:
-        """Announce a job, so that the table also tells what is still to come."""
-        # What UTF-8 has no bytes for, half a character, is written as an escape: in the file, and in pandas' texts.
+        """Add a pending job, so that the table also shows the jobs that are still to run."""
+        # A lone surrogate has no bytes in UTF-8: it is written as an escape, for the file and for pandas.
         texts = (override.encode("utf-8", "backslashreplace").decode() for override in overrides)
         settings = dict(map(split_override, texts))
         self.keys.update(dict.fromkeys(settings))
         self.rows[number] = {"job": number, **settings, "status": "pending", "job_dir": job_dir}
 
     def finish(self, number: int, status: str, result: Mapping[str, Any] | None = None) -> None:
-        """Enter how a job ended and what it measured, and save."""
+        """Enter a job's status and its results, and save the table."""
         self.rows[number] |= {"status": status, **{column: dig(result, path) for column, path in METRICS.items()}}
         write_text_atomic(self.csv, self.frame().to_csv(index=False))
 
     def frame(self) -> pd.DataFrame:
-        """All jobs, best objective first (the objective is maximised), and those without a good end last."""
+        """Return all jobs, the highest objective first, and those that were not completed last."""
         import pandas as pd
 
         table = pd.DataFrame(self.rows.values(), columns=["job", *self.keys, "status", *METRICS, "job_dir"])
         table[list(METRICS)] = table[list(METRICS)].apply(pd.to_numeric, errors="coerce")
-        table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")  # 24 prompts, not 24.0, though some jobs have none
-        # A job that failed may have measured a fine speedup, with a mismatch: that must not come out on top.
+        table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")  # 24 prompts, not 24.0, even if some jobs have none
+        # A job that failed because of a mismatch may have a high speedup: it must not be ranked first.
         ranked = table.assign(completed=table["status"] == "completed").sort_values(
             ["completed", "objective", "speedup", "job"], ascending=[False, False, False, True], na_position="last"
         )
         return ranked.drop(columns="completed")
 
     def show(self) -> None:
-        """Print the table to the terminal: the keys that vary as columns, the ones that do not in the title."""
+        """Print the table to the terminal: keys that vary between jobs as columns, the others in the title."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -79,7 +80,7 @@ class SweepTable:
         table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title_justify="left")
         table.title = f"Sweep of {len(frame)} jobs, best first: {fixed}".removesuffix(": ")
         for heading in ("job", *varying):
-            table.add_column(heading.replace(".", ".\n"), overflow="fold")  # one name a line: they are long
+            table.add_column(heading.replace(".", ".\n"), overflow="fold")  # a line per part of the key: keys are long
         for heading in ("speedup [95 %]", "tok/fwd", "tok/s", "exact/tie/\nmismatch"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("status", min_width=9)
@@ -94,26 +95,26 @@ class SweepTable:
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """`+drafter.window=4` -> (`drafter.window`, `4`). Values keep their own text, commas, quotes and all."""
+    """Return key and value: `+drafter.window=4` -> (`drafter.window`, `4`). Values keep their commas and quotes."""
     key, _, value = override.lstrip("+").partition("=")
     return key, value
 
 
 def dig(tree: Any, path: Sequence[str]) -> Any:
-    """`tree[path[0]][path[1]]…`, or None where a step is missing: not every task measures everything."""
+    """Return `tree[path[0]][path[1]]…`, or None if a key is missing, because not every task measures everything."""
     for step in path:
         tree = tree.get(step) if isinstance(tree, Mapping) else None
     return tree
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A number for the eye; a dash where there is none."""
+    """Return a number as text, with `digits` decimals; a dash if there is none."""
     import pandas as pd
 
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def speedup_cell(row: Mapping[str, Any]) -> str:
-    """The median with its interval, where there is one."""
+    """Return the median speedup as text, with its interval if there is one."""
     median, low, high = (number(row[key]) for key in ("speedup", "speedup_low", "speedup_high"))
     return median if low == "–" else f"{median} [{low}, {high}]"
