@@ -1,4 +1,4 @@
-"""From a conversation to token ids, with the model's own chat template."""
+"""Turn a conversation into token ids with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Chat:
         self.tokenizer = tokenizer
 
     def encode(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Ids of a conversation up to where the model's answer begins.
+        """Return the ids of a conversation up to where the model's answer begins.
 
         Args:
             turns: (role, text) pairs, role `user` or `assistant`, the last one the user's.
@@ -27,18 +27,18 @@ class Chat:
         Raises:
             UserError: the chat template fails on them, or is stopped.
         """
-        if self.tokenizer.chat_template is None:  # a base model: its texts, one after the other
+        if self.tokenizer.chat_template is None:  # a base model: the texts, one after the other
             return self._ids("\n\n".join(text for _, text in turns), add_special_tokens=True)
         messages = [{"role": role, "content": text} for role, text in turns]
         return self._ids(self._text(messages, answer=True))
 
     def opening(self) -> list[int]:
-        """Ids up to where a user's first message begins: what a model goes on with is a question of its own making.
+        """Return the ids up to where a user's first message begins: the model then invents a question.
 
-        Magpie's way to prompts (Xu et al. 2024, arXiv 2406.08464).
+        This is how Magpie makes prompts (Xu et al. 2024, arXiv 2406.08464).
 
         Raises:
-            UserError: there is no chat template, or it says nothing before the message.
+            UserError: there is no chat template, or it writes nothing before the message.
         """
         if self.tokenizer.chat_template is None:
             raise UserError("distill.invented: this model's tokenizer has no chat template that a question stands in")
@@ -50,9 +50,9 @@ class Chat:
         return ids
 
     def _text(self, messages: list[dict[str, str]], *, answer: bool) -> str:
-        """The conversation as the template writes it, up to the answer or up to its own end."""
+        """Return the text that the template makes of a conversation; with `answer`, up to where the answer begins."""
         template = self.tokenizer.chat_template
-        if template == TINY_TEMPLATE:  # our own, which needs no watching
+        if template == TINY_TEMPLATE:  # our own, which needs no limits
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
         if isinstance(template, dict) and "default" not in template:
             raise UserError(f"of the model's chat templates ({', '.join(template)}) none is called default")
@@ -67,5 +67,5 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, special tokens left out."""
+        """Return the text of generated ids, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,12 +1,12 @@
-"""A checkpoint's files before they are used: they are data from others, and may be damaged, huge or hostile.
+"""Check a checkpoint's files before they are used: they are data from others, and may be damaged, huge or hostile.
 
-What is looked at before transformers reads a folder or a hub id, so that nothing in it runs code or takes for ever:
+These checks run before transformers reads a folder or a hub id, so that nothing in it runs code or takes for ever:
 
-1. files have the size that such files have, and `config.json` is an object with a plausible number of layers;
+1. files have plausible sizes, and `config.json` is an object with a plausible number of layers;
 2. weights are safetensors: pickles (.bin) can hold code, and are never loaded;
-3. no other code or model is asked for: none of the checkpoint's own Python, no kernels of a hub, no adapter's base.
+3. no other code or model is asked for: no Python of the checkpoint, no kernels of a hub, no base model of an adapter.
 
-What transformers, tokenizers or safetensors then raise about a file becomes one line that names it.
+An error that transformers, tokenizers or safetensors then raise about a file becomes one line that names the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import parse_json
 from selfdraft.core.paths import expanded
 
-MAX_LAYERS = 2_000  # the deepest models that exist have some two hundred
+MAX_LAYERS = 2_000  # the deepest existing models have about two hundred
 MAX_BYTES = {
     "config.json": 10_000_000,
     "generation_config.json": 10_000_000,
@@ -34,19 +34,19 @@ MAX_BYTES = {
     "tokenizer.json": 1_000_000_000,
     "model.safetensors.index.json": 100_000_000,
 }
-MAX_TEMPLATE = 1_000_000  # bytes of a chat template; long ones have some 30,000
+MAX_TEMPLATE = 1_000_000  # bytes of a chat template; long ones have about 30,000
 INDEX = "model.safetensors.index.json"
 REASON = 240  # characters of an error message that are shown
 
-_NAMED = (AttributeError, IndexError, KeyError, TypeError)  # what they say needs their name to be understood
+_NAMED = (AttributeError, IndexError, KeyError, TypeError)  # their messages are clear only with the class name
 
 
 @contextmanager
 def told_in_one_line(path: str, part: str) -> Iterator[None]:
-    """Tell what reading a user's file raises in one line: there, any exception is the file's fault.
+    """Report an exception from reading a user's file in one line: there, any exception is the file's fault.
 
     Args:
-        path: what the user calls the checkpoint. part: the file or the part of it that is read.
+        path: the user's name for the checkpoint. part: the file or the part of it that is read.
 
     Raises:
         UserError: instead of any exception but UserError itself, Ctrl-C and exits.
@@ -65,7 +65,7 @@ def told_in_one_line(path: str, part: str) -> Iterator[None]:
 
 
 def located(path: str) -> str:
-    """Return what transformers is given for a user's path: the folder in full, or the hub id as it is.
+    """Return what to pass to transformers for a user's path: the full path of a folder, or a hub id as it is.
 
     Raises:
         UserError: there is no such folder, it holds no model, or it cannot be read.
@@ -91,10 +91,10 @@ def read_config(path: str, source: str, revision: str | None = None) -> PreTrain
     """Read the configuration of a decoder-only model.
 
     Args:
-        path: what the user calls it. source: what `located` made of that.
+        path: the user's name for it. source: what `located` returned for that.
 
     Raises:
-        UserError: it cannot be read, or asks for what is never loaded.
+        UserError: it cannot be read, or it asks for code or a size that is never loaded.
     """
     with told_in_one_line(path, "config.json"):
         content = _object(_text(source, "config.json", revision) or "")
@@ -107,10 +107,10 @@ def read_config(path: str, source: str, revision: str | None = None) -> PreTrain
 
 
 def refuse_pickles(path: str, source: str, revision: str | None = None) -> None:
-    """Refuse weights that are not safetensors, also where an index names other files.
+    """Refuse weights that are not safetensors, and an index that names other files.
 
     Raises:
-        UserError: naming the first file.
+        UserError: there are such files; the message names the first.
     """
     with told_in_one_line(path, INDEX):
         if (text := _text(source, INDEX, revision)) is not None:
@@ -141,7 +141,7 @@ def _text(source: str, name: str, revision: str | None) -> str | None:
 
 
 def _path(source: str, name: str, revision: str | None) -> str | None:
-    """Where a file lies. None where the checkpoint has none; OSError where that cannot be known."""
+    """Return the path of a file, or None if the checkpoint has none; raise OSError if that cannot be known."""
     if (folder := Path(source)).is_dir():
         return str(folder / name) if (folder / name).is_file() else None
     return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=name == "config.json")
@@ -155,7 +155,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested objects and lists."""
+    """Yield every key and value of nested objects and lists."""
     waiting = [content]
     while waiting:
         inside = waiting.pop()
@@ -165,7 +165,7 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_entry(path: str, key: str, value: Any) -> None:
-    """One entry of config.json, at any depth."""
+    """Refuse one entry of config.json, at any depth, if it has too many layers or asks for code."""
     if "layer" in key:
         count = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
         if count > MAX_LAYERS:
@@ -181,7 +181,7 @@ def _refuse_entry(path: str, key: str, value: Any) -> None:
 
 
 def _refuse_damaged_json(path: str, folder: Path) -> None:
-    """What transformers raises about these files does not say which one it was."""
+    """Refuse damaged JSON by file name, because the errors of transformers do not name the file."""
     for name in MAX_BYTES:
         if (folder / name).is_file():
             with told_in_one_line(path, name):

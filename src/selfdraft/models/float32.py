@@ -1,4 +1,4 @@
-"""The stock model in float32: what a low-precision model would say if it did not round."""
+"""The stock model in float32: the logits that a low-precision model would have if it did not round."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Float32Reference:
     @cached_property
     @torch.inference_mode()
     def stock(self) -> StockForward:
-        """The copy's own forward."""
-        # What deepcopy finds in its memo it takes as it is: no weight is copied in its own dtype first, and tied
+        """The stock forward of the float32 copy."""
+        # deepcopy takes what it finds in its memo as it is: so no weight is first copied in its own dtype, and tied
         # weights stay tied.
         wide: dict[int, object] = {id(p): nn.Parameter(p.float(), False) for p in self._model.parameters()}
         wide |= {id(b): b.float() for b in self._model.buffers() if b.is_floating_point()}

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer, with every failure told in one line."""
+"""Load a causal language model and its tokenizer, and report every failure in one line."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ class LoadedModel:
 
 
 def load_embedded(dtype: str, device: torch.device) -> LoadedModel:
-    """SmolLM2-135M-Instruct, downloaded and converted on first use."""
+    """Load SmolLM2-135M-Instruct, which is downloaded and converted on first use."""
     return load_pretrained(str(smollm2_135m()), dtype, device)
 
 
 def load_tiny(family: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
-    """A random tiny model of one family with a byte tokenizer: nothing to download, nothing to understand."""
+    """Make a random tiny model of one family with a byte tokenizer; nothing is downloaded."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(family, seed=seed, vocab_size=len(tokenizer), max_positions=4096, dtype=DTYPES[dtype])
     return LoadedModel(model.to(device), tokenizer, _ids(tokenizer.eos_token_id))
 
 
 def load_random(path: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
-    """A model of the shape that a folder's (or hub id's) config.json gives, its weights drawn on the device.
+    """Make a model of the shape that a folder's (or hub id's) config.json gives, with random weights.
 
-    Its text means nothing, and its seconds are those of any weights. The tokenizer is the tiny models' one.
+    Its text is meaningless, but its forwards take the time of trained weights. It gets the tiny models' tokenizer.
 
     Raises:
-        UserError: there is no such configuration, or its vocabulary holds no bytes.
+        UserError: there is no such configuration, or its vocabulary is too small for the byte tokenizer.
     """
     tokenizer = tiny_tokenizer()
     with _quiet_transformers(), told_in_one_line(path, "config.json"):
@@ -67,10 +67,10 @@ def load_random(path: str, seed: int, dtype: str, device: torch.device) -> Loade
 
 
 def load_pretrained(path: str, dtype: str, device: torch.device, revision: str | None = None) -> LoadedModel:
-    """Any causal LM from a folder or a hub id.
+    """Load any causal LM from a folder or a hub id.
 
     Raises:
-        UserError: naming what could not be loaded, and why.
+        UserError: a part could not be loaded; the message names it and the reason.
     """
     source, options = located(path), {"revision": revision, "trust_remote_code": False}
     with _quiet_transformers():
@@ -90,7 +90,7 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
             )
         _refuse_made_up_weights(path, report)
     if ends is None:
-        with told_in_one_line(path, "config.json"):  # from there transformers takes it
+        with told_in_one_line(path, "config.json"):  # transformers takes it from there
             ends = _ids(model.generation_config.eos_token_id)
     model.eval()
     if device.type == "cpu":
@@ -99,10 +99,10 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
 
 
 def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedModel:
-    """The model without its weights, on the "meta" device: its configuration alone is read.
+    """Return the model without its weights, on the "meta" device: only its configuration is read.
 
     Raises:
-        UserError: as `load_pretrained` does, as far as the configuration tells.
+        UserError: as `load_pretrained` does, for reasons that the configuration shows.
     """
     with _quiet_transformers(), told_in_one_line(path, "config.json"), torch.device("meta"):
         config = read_config(path, located(path), revision)
@@ -110,12 +110,12 @@ def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedMode
 
 
 def outline_embedded() -> PreTrainedModel:
-    """SmolLM2-135M-Instruct without its weights; downloaded and converted on first use."""
+    """Return SmolLM2-135M-Instruct without its weights; it is downloaded and converted on first use."""
     return outline_pretrained(str(smollm2_135m()))
 
 
 def _try_chat(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Encode one message, before the weights are read: a template that fails would fail on every prompt."""
+    """Encode one message before the weights are read, because a template that fails would fail on every prompt."""
     with told_in_one_line(path, "chat template"):
         try:
             Chat(tokenizer).encode([("user", "Hello")])
@@ -125,7 +125,7 @@ def _try_chat(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def _told_of_shapes() -> Iterator[None]:
-    """transformers reports shapes that differ to its log, which is silenced here, and only points there."""
+    """Name wrong shapes in the error: that of transformers only points to its log, which is silenced here."""
     try:
         yield
     except RuntimeError as error:
@@ -135,7 +135,7 @@ def _told_of_shapes() -> Iterator[None]:
 
 
 def _refuse_made_up_weights(path: str, report: dict) -> None:
-    """transformers initialises at random what a checkpoint lacks, and only warns."""
+    """Refuse a checkpoint that lacks weights: transformers would initialise them at random, and only warn."""
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacking:
         raise UserError(
@@ -145,7 +145,7 @@ def _refuse_made_up_weights(path: str, report: dict) -> None:
 
 
 def _into_memory(model: PreTrainedModel) -> None:
-    """Own copies of memory-mapped weights: otherwise the first forwards pay page faults, and pages may be dropped."""
+    """Copy memory-mapped weights: otherwise the first forwards pay for page faults, and pages may be dropped."""
     for tensor in (*model.parameters(), *model.buffers()):  # tied parameters come once, and stay tied
         tensor.data = tensor.data.clone()
 
@@ -154,7 +154,7 @@ def _ids(ids: int | list[int] | None) -> frozenset[int]:
     """Return the ids that end answers.
 
     Args:
-        ids: one or several, as a file says.
+        ids: one or several, as the file gives them.
 
     Raises:
         ValueError: one of them is no token id.
@@ -167,7 +167,7 @@ def _ids(ids: int | list[int] | None) -> frozenset[int]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No per-tensor bars and load reports; restored afterwards."""
+    """Silence transformers' per-tensor bars and load reports, and restore them afterwards."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

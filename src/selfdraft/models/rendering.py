@@ -1,10 +1,10 @@
-"""Chat templates are programs from others: they are rendered in a process of its own, with a time and a memory limit.
+"""Render chat templates in a separate process with a time and a memory limit, because they are programs from others.
 
-jinja's sandbox keeps a template from files and from Python's internals, not from loops without an end or from texts
-that fill the memory. Such a process can be ended whatever it does, which no thread can, and it has none of the
-environment's secrets. It is started at the first template, serves all of them, and ends with the process that asks.
+jinja's sandbox keeps a template from files and from Python's internals, but not from endless loops or from texts that
+fill the memory. A process, unlike a thread, can be ended whatever it does, and this one gets none of the environment's
+secrets. It is started at the first template, serves all of them, and ends with the process that asks.
 
-Both ends stand here: requests and answers are lines of JSON. `python -m selfdraft.models.rendering` is the other one.
+Both ends are in this file: requests and answers are lines of JSON, and `python -m selfdraft.models.rendering` answers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from selfdraft.core.errors import UserError
 SECONDS = 10  # for one conversation: real templates take milliseconds
 MEMORY = 1_000_000_000  # bytes beyond what the process has when it is ready
 MAX_TEMPLATE = 1_000_000  # characters
-MAX_TEXT = 1_000_000  # characters that a template may make of a conversation, besides 10 for each of its own
+MAX_TEXT = 1_000_000  # characters of a rendered conversation, besides 10 for each character of its messages
 MODULE = "selfdraft.models.rendering"
-READY = "ready\n"  # the first line of the process: what goes wrong before it is not the template's fault
+READY = "ready\n"  # the first line of the process: a failure before it is not the template's fault
 NEEDED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
 
 
@@ -65,10 +65,10 @@ class _Renderer:
         self._owner, self._lock = 0, threading.Lock()
 
     def ask(self, request: list[Any]) -> dict[str, str] | None:
-        """Return the answer of the other end; None where it died of the request.
+        """Return the answer of the other end; None if it died while answering.
 
         Raises:
-            UserError: there is no other end, because it does not start.
+            UserError: the other end does not start.
         """
         with self._lock:
             try:
@@ -88,7 +88,7 @@ class _Renderer:
             return json.loads(line)
 
     def close(self) -> None:
-        """End the process, if it is ours and there is one."""
+        """End the process, if this process has started one."""
         if self._process is not None and self._owner == os.getpid():
             self._process.kill()
             self._process.communicate()
@@ -122,10 +122,10 @@ atexit.register(_RENDERER.close)
 
 
 def serve() -> None:
-    """Render what comes, line by line, until nobody asks any more."""
+    """Render the requests on standard input, line by line, until it is closed."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    with contextlib.suppress(OSError, ValueError):  # where the system knows no such limit, the time's has to do
+    with contextlib.suppress(OSError, ValueError):  # systems without such a limit have only the time limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

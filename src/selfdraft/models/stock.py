@@ -16,16 +16,17 @@ from selfdraft.models.loading import LoadedModel
 from selfdraft.models.stock_forward import generate
 
 REFERENCES = ("transformers_greedy", "transformers_prompt_lookup")
-PROMPT_LOOKUP_TOKENS = 10  # what its documentation proposes
+PROMPT_LOOKUP_TOKENS = 10  # the value in transformers' documentation
 
 
 @dataclass(frozen=True)
 class StockGeneration:
-    """What `generate` wrote, and how long it took after its first tokens.
+    """The output of `generate`, and how long it took after its first tokens.
 
     Attributes:
         output: ids, up to and including the end of sequence.
-        decoded: how many of them `decode_s` covers: those of the first forward belong to the prefill.
+        decoded: how many of them `decode_s` covers; those of the first forward belong to the prefill.
+        decode_s: seconds from the first tokens to the end.
     """
 
     output: list[int]
@@ -39,7 +40,7 @@ class StockGenerate:
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
         self.positions = int(loaded.model.config.max_position_embeddings)
-        # Nothing of the checkpoint's own: it may bring penalties and bans that greedy decoding must not have.
+        # The checkpoint's own config is not used: it may have penalties and bans that greedy decoding must not have.
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -61,7 +62,7 @@ class StockGenerate:
 
 @dataclass
 class _Stopwatch(BaseStreamer):
-    """Told of the prompt first, then of the tokens as they come: the first tokens end the prefill."""
+    """Gets the prompt first, then the tokens as they come: the first tokens end the prefill."""
 
     times: list[float] = field(default_factory=list)
     first_tokens: int = 0

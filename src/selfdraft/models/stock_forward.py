@@ -1,7 +1,7 @@
-"""The stock model's own logits of a whole text: what our drive is judged by, since none of its parts take part.
+"""The stock model's own logits of a whole text: the reference for our forwards, with none of our code in it.
 
-One forward of transformers' gives all of them, without any cache. Only where rotary positions depend on the length of
-the text (`longrope`, `dynamic` NTK) is that another text's model: there `generate` itself is made to write the text.
+One forward of transformers gives all of them, without a cache. Where rotary positions depend on the length of the text
+(`longrope`, `dynamic` NTK), such a forward differs from decoding: there `generate` itself is made to write the text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StockForward:
         """Yield (n, V) float32 logits, stretch by stretch.
 
         Args:
-            text: a prompt and what was answered, without the last token (nothing follows that).
+            text: a prompt and its answer, without the last token (nothing follows that).
             prompt_length: tokens of the prompt.
             bounds: ascending; a stretch is the logits after the tokens from one bound up to the next. The first one is
                 `prompt_length - 1` where the model depends on the length of the text.
@@ -50,7 +50,7 @@ class StockForward:
         return self.model(input_ids=ids, use_cache=False, logits_to_keep=count).logits[0, -count:].float()
 
     def _generated(self, text: Sequence[int], prompt_length: int) -> Tensor:
-        """(len(text) - prompt_length + 1, V) logits after the prompt and each token that follows it."""
+        """Return (len(text) - prompt_length + 1, V) logits after the prompt and after each token of the answer."""
         self._forget()
         config = GenerationConfig(
             max_new_tokens=len(text) - prompt_length + 1,
@@ -65,12 +65,12 @@ class StockForward:
         return torch.cat(list(written.logits)).float()
 
     def _forget(self) -> None:
-        """Dynamic NTK keeps the table of the longest text so far; a text of one token resets it."""
+        """Run a text of one token: it resets dynamic NTK, which keeps the table of the longest text so far."""
         self._forward([0], 1)
 
 
 def generate(model: PreTrainedModel, prompt: Sequence[int], config: GenerationConfig, **options: Any) -> Any:
-    """Run transformers' `generate` on one prompt, by `config` and by nothing of the model's own generation config.
+    """Run transformers' `generate` on one prompt with `config`, ignoring the model's own generation config.
 
     Args:
         options: further arguments of `generate`.
@@ -79,7 +79,7 @@ def generate(model: PreTrainedModel, prompt: Sequence[int], config: GenerationCo
         What `generate` returns.
     """
     ids = torch.tensor([list(prompt)], device=model.device)
-    # For the time of the call the model has an empty config: what ours leaves open would be taken from the model's.
+    # During the call the model has an empty config, because options that ours leaves open would be taken from it.
     with patch.object(model, "generation_config", GenerationConfig()):
         return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)
 
@@ -92,7 +92,7 @@ class _Dictated(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         length = input_ids.shape[1]
-        if length >= len(self.text):  # what follows the text is of no interest
+        if length >= len(self.text):  # tokens after the text are not used
             return scores
         only = torch.full_like(scores, float("-inf"))
         only[:, self.text[length]] = 0.0
