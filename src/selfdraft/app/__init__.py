@@ -1,1 +1,1 @@
-"""F4: typed configuration, from configuration to objects, and the tasks."""
+"""F4: the typed configuration, the objects built from it, and the tasks."""

@@ -26,7 +26,7 @@ _CURSOR = re.compile("\n*(\x1b\\[A)*")  # how tqdm moves between bars, in a sepa
 class PlainConsole(Console):
     """A rich console that takes texts as they are: no markup, no emoji codes, no control characters.
 
-    Prompts, answers, categories, paths and model names come from others. To style a text, pass rich's `Text`.
+    Prompts, answers, categories, and names of files and models come from others. To style a text, pass rich's `Text`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -111,7 +111,7 @@ def shield_output() -> None:
 
 @contextmanager
 def shielded_output() -> Iterator[None]:
-    """Apply `shield_output` within the block, and restore both streams after it."""
+    """Apply `shield_output` within a `with` block, and restore both streams after it."""
     before = sys.stdout, sys.stderr
     shield_output()
     try:

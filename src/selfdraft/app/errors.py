@@ -30,7 +30,7 @@ from selfdraft.core.messages import one_line
 
 HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
-# Errors of a disk or a path: the user can mend them, so they are explained without a traceback.
+# Errors of a disk or a file name: they are no bugs, so they are explained without a traceback.
 OF_THE_DISK = {
     errno.ENOSPC: "the disk is full: make room, and the same command goes on",
     errno.EDQUOT: "your share of the disk is used up: make room, and the same command goes on",
@@ -94,7 +94,7 @@ def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callab
 
 
 def is_terse() -> bool:
-    """Whether the user wants one line (the default) rather than a traceback."""
+    """Return whether the user wants one line (the default) rather than a traceback."""
     return os.environ.get(TERSE) == "1"
 
 

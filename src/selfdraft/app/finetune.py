@@ -102,7 +102,7 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
             rows = len(data.train_rows) + len(data.validation_rows)
             _tell_memory(console, recipe, loaded, device, rows)
         begun = last.exists()
-        if begun:  # a damaged checkpoint must be found before processes start and hours are spent
+        if begun:  # find a damaged checkpoint before other processes start and hours are spent
             for checkpoint in (last, best):
                 read_checkpoint(checkpoint)
         if is_rank_zero and begun:
@@ -136,7 +136,7 @@ def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    # Neither a shell nor `with_home` expands ~ in the items of a list. A name on the Hub is not a path and stays as is.
+    # Neither a shell nor `with_home` expands ~ in the items of a list. A name on the Hub stays as it is.
     paths = [expanded(path, "finetune.data") if path.startswith("~") else path for path in recipe.data]
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 

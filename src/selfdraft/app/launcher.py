@@ -125,7 +125,7 @@ class ProcessLauncher(Launcher):
         result_file = Path(job.working_dir) / "result.json"
         before = fingerprint(result_file)
         status = run_to_end([*self.command, *self._arguments(job)])
-        # A failed job may still have a result (a mismatch fails the run), but one left by an earlier sweep is not its.
+        # A failed job may have a result (a mismatch fails the run), but a file left by an earlier sweep must not count.
         result = read_json(result_file) if status == 0 or fingerprint(result_file) != before else {}
         job.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
         job.return_value = result.get("objective")

@@ -28,7 +28,7 @@ from selfdraft.app.signals import INTERRUPTED
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine
-TOLD = ("RANK", RANK, "WORLD_SIZE")  # a message says that these are ignored: who set them may expect an effect
+TOLD = ("RANK", RANK, "WORLD_SIZE")  # ignored with a message: whoever set these may expect an effect
 IGNORED = (
     *TOLD,
     "LOCAL_WORLD_SIZE",
@@ -93,13 +93,13 @@ class OwnProcesses(LightningEnvironment):
 
 @contextlib.contextmanager
 def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
-    """Run the same command in the trainer's other processes, if it has any, while the block runs.
+    """Run the same command in the trainer's other processes, if it has any, while the `with` block runs.
 
     If one of them fails, this process ends too, because it would wait for that one for ever. If this process fails, it
     ends the others.
 
     Raises:
-        SystemExit: another process failed; raised instead of the error that its failure caused here.
+        SystemExit: another process failed (status 2, 130 or 1); raised instead of the error that it caused here.
     """
     if trainer.world_size == 1:
         yield

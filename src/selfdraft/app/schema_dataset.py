@@ -96,7 +96,7 @@ class HubConfig(DatasetConfig):
 
     def read(self) -> list[Prompt]:
         """Return one prompt per row."""
-        # Names of the Hub stay as they are; only the path of a folder can begin with a home folder.
+        # A name on the Hub stays as it is; only a local folder can begin with ~.
         name = str(expanded(self.name, "dataset.name")) if self.name.startswith("~") else self.name
         return load_hub(
             name,

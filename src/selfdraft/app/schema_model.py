@@ -88,7 +88,7 @@ class PretrainedModelConfig(ModelConfig):
 
 @dataclass
 class RandomModelConfig(ModelConfig):
-    """Random weights with the shapes that the config.json of `path` (a folder or a hub id) gives: only for timings."""
+    """Random weights in the shapes of the config.json of `path`, a folder or a hub id: for timing and memory only."""
 
     name: str = "random"
     path: str = MISSING

@@ -228,7 +228,7 @@ class LoggerConfig(Options):
 class Config(Options):
     """The whole configuration.
 
-    `prompt`: the text that generate and trace answer. `artifact`: the path given as drafter.from.
+    `prompt`: the text that generate and trace answer. `artifact`: the file or folder given as drafter.from.
     """
 
     defaults: list[Any] = field(default_factory=list)

@@ -29,7 +29,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback) -> pl.Trainer:
-    """A Trainer without checkpoints, loggers, samplers or greetings of its own."""
+    """Return a Trainer without checkpoints, loggers, samplers or greetings of its own."""
     quiet()
     return pl.Trainer(
         accelerator=hardware.accelerator,
@@ -91,7 +91,7 @@ class owned:
 
 @contextmanager
 def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) -> Iterator[None]:
-    """Run a trainer in the block, with its other processes; print how to resume if it is stopped.
+    """Start the trainer's other processes for a `with` block; if it is stopped, print how to resume.
 
     Args:
         kept: says in that message which results are kept.
@@ -123,7 +123,7 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
     """Return the digest of the adapter in a drafter's options, as a fact for `claim_run_dir`; {} without an adapter.
 
     Raises:
-        UserError: the path begins with a home folder that does not exist.
+        UserError: its name begins with a home folder that does not exist.
     """
     named = getattr(drafter, "adapter", None)
     if named is None:

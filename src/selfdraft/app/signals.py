@@ -12,7 +12,7 @@ INTERRUPTED = 130  # the exit status that shells report after Ctrl-C
 
 @contextlib.contextmanager
 def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Make these signals stop the block as Ctrl-C does. A signal that is ignored (nohup) stays ignored."""
+    """Make these signals stop the `with` block as Ctrl-C does. A signal that is ignored (nohup) stays ignored."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt

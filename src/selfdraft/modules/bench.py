@@ -111,7 +111,7 @@ class Measurement:
         return self.runs[BASELINE][0]
 
     def line(self) -> dict:
-        """The measured part of a line of prompts.jsonl. Seconds are medians over the repeats.
+        """Return the measured part of a line of prompts.jsonl. Seconds are medians over the repeats.
 
         In a batch, the seconds of a phase are this prompt's share of them; only a latency is wall time.
         """

@@ -149,7 +149,7 @@ class DistillModule(pl.LightningModule):
         target, rows = self.decoder.target, self.decoder.batch_size
         self.trajectories = None
         if self.width is not None:
-            target.allocate(rows + 1, 0)  # one more row than the decoder's, which may be in use
+            target.allocate(rows + 1, 0)  # one row more: the decoder's rows may hold answers in progress
             self.trajectories = Trajectories(target, self.decoder.rule, width=self.width, passes=self.passes, row=rows)
         if self.global_rank == 0:
             confirm(self.folder, {"model": bench.fingerprint})

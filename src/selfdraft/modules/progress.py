@@ -197,7 +197,7 @@ class TrainingProgress(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Show an empty bar, or that of a resumed training."""
+        """Show a bar: empty, or at the first step of a resumed training."""
         self.begin = self.last_line = time.monotonic()
         self.first = trainer.global_step
         if trainer.is_global_zero and self.console.is_terminal:

@@ -1,4 +1,4 @@
-"""The search methods of a calibration: which skip sets it tries, kept in one Optuna study so that it can be resumed.
+"""The search methods of a calibration: which skip sets it tries. One Optuna study keeps them, so a run can be resumed.
 
 * `random`: sets of random size. `bayes`: Optuna's tree-structured Parzen estimator. `evolution`: its NSGA-II, here with
   a single objective. They choose a size and a priority for every sublayer; those of highest priority are skipped.
@@ -92,7 +92,7 @@ class Search:
         self.study = optuna.create_study(
             storage=storage, study_name="calibrate", direction="maximize", load_if_exists=True
         )
-        if rank == 0:  # trials that an earlier run was killed in
+        if rank == 0:  # trials that a killed run left unfinished
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         seed += RESEED * (len(self.study.get_trials(deepcopy=False)) + rank)

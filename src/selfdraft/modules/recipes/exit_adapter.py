@@ -90,5 +90,5 @@ class ExitAdapter(FinetuneModule):
         return hidden
 
     def options(self) -> dict[str, Any]:
-        """Return the drafter's options; draft length and siblings follow the costs measured where it drafts."""
+        """Return the drafter's options: length and siblings by predicted gain at the drafting machine's costs."""
         return {"draft_length": self.config.block, "siblings": True, "length": "gain"}
