@@ -32,7 +32,7 @@ RELIABILITY = (0.35, 0.8, 0.95)
 SUPERSEDED = 0.1
 LEFT_OVER = 0.05
 DEEP = 2  # nodes at this depth and deeper share their estimates
-NEVER = (0, 0, False)  # no prediction names the token
+NEVER = (0, 0, False)  # a token that no prediction names
 UNASKED = -1  # the sparse path was not asked at this node
 TRAINED = 0.4  # prior probability that a trained path knows the next token where the other sources name none
 

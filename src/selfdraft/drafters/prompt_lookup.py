@@ -19,7 +19,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.target import Target
 
-WEIGHT = 6.0  # a prior counts as many trials
+WEIGHT = 6.0  # number of trials that a prior counts like
 RIVAL = 0.2  # each earlier candidate multiplies the prior probability of a candidate's first token by this
 
 

@@ -85,7 +85,7 @@ class Recycling(Drafter):
         return Draft(tree, source="recycling")
 
     def observe(self, context: Context, step: Step) -> None:
-        """Replace the edges of the root's and every node's token; if a token occurs twice, an accepted node's count."""
+        """Replace the edges of the root's and every node's token; if a token occurs twice, an accepted node's win."""
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
         following = step.best[0].long().numpy()

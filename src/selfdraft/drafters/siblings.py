@@ -13,7 +13,7 @@ from selfdraft.drafters.base import Context
 # SWIFT's thresholds of a drafted token's confidence, and the children per depth above each (the token itself included):
 CONFIDENT = (0.95, 0.8, 0.5, -1.0)
 CHILDREN_GREEDY, CHILDREN_SAMPLED = (3, 5, 8, 10), (1, 3, 5, 10)
-MOST_CHILDREN = 16  # per depth, if the number is chosen by costs
+MOST_CHILDREN = 16  # the most children per depth, if their number is chosen by costs
 
 
 def children(rule: Rule, confidences: Sequence[float], q: Tensor, size: int, *, sample: bool) -> int:
