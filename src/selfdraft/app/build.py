@@ -146,7 +146,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
     """Refuse a run whose memory the machine does not have, before the model is loaded or other processes start.
 
     Args:
-        certify: whether outputs will be certified, for which dtypes below float32 need a float32 copy of the model.
+        certify: whether outputs will be certified; dtypes narrower than float32 then need a float32 copy of the model.
 
     Raises:
         UserError: the run does not fit; the message has the numbers.

@@ -1,4 +1,4 @@
-"""task=finetune: train draft-only weights by a recipe, and write the artifact with which runs draft with them."""
+"""task=finetune: train draft-only weights by a recipe, and write the artifact that later runs draft with."""
 
 from __future__ import annotations
 

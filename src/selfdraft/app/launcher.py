@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 # Settings of the whole sweep: a job that inherited them would start a sweep again, or write to another folder.
 SWEEP_ONLY = ("hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
-SWEEP = "sweep"  # what the mark of a sweep's folder names as its task
+SWEEP = "sweep"  # the task in the mark of a sweep's folder
 GRACE_S = 15.0  # seconds for a job to close its files and its W&B run before it gets a harsher signal
 
 

@@ -94,7 +94,7 @@ def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) ->
     """Start the trainer's other processes for a `with` block; if it is stopped, print how to resume.
 
     Args:
-        kept: says in that message which results are kept.
+        kept: part of that message: which results are kept.
 
     Raises:
         SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP; another status after another process failed.

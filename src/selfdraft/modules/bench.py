@@ -23,7 +23,7 @@ SEVERITY = ("exact", "sampled", "tie", "mismatch")
 
 @dataclass(frozen=True)
 class Bench:
-    """The decoders that answer the same prompts (the "contenders"), and what checks and measures them.
+    """The decoders that answer the same prompts (the "contenders"), with the certifier and the record of peak memory.
 
     Attributes:
         references: by name, decoders outside SelfDraft that are timed too.

@@ -136,7 +136,7 @@ class DistillModule(pl.LightningModule):
             width, passes: of trajectories (see `decoding.trajectories`); width None records none.
             prompts: those of all ranks. Lines that an interrupted run wrote for other prompts do not count.
             tell: called with every line after it is written.
-            tell_resumed: called on rank 0 with what an interrupted run left.
+            tell_resumed: called on rank 0 with the counts of an interrupted run's turns.
         """
         super().__init__()
         self.build, self.folder, self.seed, self.width, self.passes = build, folder, seed, width, passes

@@ -50,7 +50,7 @@ class EvaluateModule(pl.LightningModule):
             repeats: how often each contender decodes each prompt.
             seed: the run's seed.
             shared: all ranks decode every prompt together (tree parallelism), and only rank 0 records them.
-            tell: called on rank 0 with what an interrupted run left.
+            tell: called on rank 0 with the counts of an interrupted run's turns.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed

@@ -81,7 +81,7 @@ class RecipeConfig(Options):
 
 
 class FinetuneModule(pl.LightningModule, ABC):
-    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves what is trained."""
+    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights."""
 
     Config: ClassVar[type[RecipeConfig]]
     drafter: ClassVar[str]
@@ -152,7 +152,7 @@ class FinetuneModule(pl.LightningModule, ABC):
     def extra_loss(
         self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
     ) -> Tensor:
-        """Return what a recipe adds to the divergence; `logits`: (n, v) the target's at the positions that count."""
+        """Return the recipe's additional loss; `logits`: (n, v) the target's at the positions that count."""
         return hidden.new_zeros(())
 
     def dropped(self, rng: Generator) -> tuple[int, ...]:

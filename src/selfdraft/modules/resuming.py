@@ -18,7 +18,7 @@ STALE = "stale"  # lines that answer other prompts are moved to a file such as `
 
 @dataclass(frozen=True)
 class Resumed:
-    """What an interrupted run left.
+    """Counts of an interrupted run's finished turns.
 
     Attributes:
         prompts: number of current prompts with finished turns.

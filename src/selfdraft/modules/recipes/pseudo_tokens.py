@@ -95,7 +95,7 @@ class PseudoTokensRecipe(FinetuneModule):
     def predictions(self, hidden: Tensor, batch: PackedBatch, blocks: Blocks) -> Tensor:
         """Return the hidden states for the head; the sampler, if any, adds the token drafted before each prediction.
 
-        That token is the one which the text has at the pseudo token's own position.
+        In training this is the text's token at the pseudo token's own position.
         """
         if self.sampler is None:
             return hidden
