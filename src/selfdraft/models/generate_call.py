@@ -1,7 +1,7 @@
-"""A call of transformers' `generate`, taken apart: what `custom_generate` is handed, as decoding needs it.
+"""Parse a call of transformers' `generate`: turn the arguments that `custom_generate` gets into those of decoding.
 
 By then `generate` has turned every option of its configuration into logits processors (warpers included, where it
-samples) and stopping criteria. They are taken as they are, so each applies exactly once.
+samples) and stopping criteria. They are used as they are, so each applies exactly once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNFIT = (
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-# They treat every row of a batch in its own way, and know it by its number.
+# They treat each row of a batch differently, and identify it by its number.
 _BY_ROW = (EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
 _EXPECTED = {
     "attention_mask",
@@ -56,8 +56,8 @@ class Row:
 
     Attributes:
         prompt: its ids without padding.
-        rule: how its next token is chosen.
-        criterion: whether an answer so far ends, beyond end of sequence and length; None where nothing else ends it.
+        rule: its sampling rule.
+        criterion: whether an answer so far ends for other reasons than end of sequence and length; None for no others.
     """
 
     prompt: list[int]
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """A whole call. `pad_id`: the id that fills the rows of answers that end before others."""
+    """A whole call. `pad_id`: the id that fills up the rows whose answers end before others."""
 
     rows: list[Row]
     eos: frozenset[int]
@@ -82,14 +82,14 @@ class GenerateCall:
         generation_config: GenerationConfig,
         others: Mapping[str, Any],
     ) -> GenerateCall:
-        """Read what `generate` hands to a decoding method.
+        """Parse the arguments that `generate` passes to a decoding method.
 
         Args:
             input_ids: (B, L), padded on the left.
 
         Raises:
-            UserError: an option that no drafter can follow, such as beams, an assistant, a cache that the caller
-                brings, or outputs other than the ids.
+            UserError: an option does not go with drafts, such as beams, an assistant, a cache of the caller's, or
+                outputs other than the ids.
         """
         _refuse(input_ids, logits_processor, generation_config, others)
         ends = {int(i) for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.flatten()}
@@ -111,13 +111,13 @@ class GenerateCall:
 
 
 def kept_back(name: str) -> Any:
-    """Return an argument that `generate` was called with but does not hand on to `custom_generate`.
+    """Return an argument that `generate` was called with but does not pass on to `custom_generate`.
 
-    transformers 5.23 keeps `assistant_model` and `streamer` to itself. Ignoring them would be a silent fault: whoever
-    reads from the streamer would wait for ever. So they are read from the frame of `generate` on the call stack.
+    transformers 5.23 does not pass on `assistant_model` and `streamer`. Ignoring them would be a silent fault: a reader
+    of the streamer would wait for ever. So they are read from the frame of `generate` on the call stack.
 
     Returns:
-        The argument; None where it was not given, or where no `generate` is on the stack.
+        The argument; None if it was not given, or if no `generate` is on the stack.
     """
     frame = sys._getframe()
     while frame is not None and frame.f_code is not _GENERATE:
@@ -162,8 +162,8 @@ def _of_row(processors: LogitsProcessorList, row: int, rows: int, padding: list[
     """Return one processor that treats nodes of a tree as `processors` treat one row of a batch.
 
     Args:
-        row: which one. rows: how many the batch has.
-        padding: the row's, put before every history, because some processors count from there.
+        row: number of the row. rows: number of rows of the batch.
+        padding: ids that pad the row; they are put before every history, because some processors count from there.
     """
     own = LogitsProcessorList(_at(p, row, rows) if _knows_rows(p) else p for p in processors)
 
@@ -175,12 +175,12 @@ def _of_row(processors: LogitsProcessorList, row: int, rows: int, padding: list[
 
 
 def _knows_rows(processor: Processor) -> bool:
-    ignored = getattr(processor, "prompt_ignore_length", None)  # of the repetition penalty: may be one number a row
+    ignored = getattr(processor, "prompt_ignore_length", None)  # of the repetition penalty: may be one number per row
     return isinstance(processor, _BY_ROW) or isinstance(ignored, Tensor)
 
 
 def _at(processor: Processor, row: int, rows: int) -> Processor:
-    """Return a processor of the nodes of one row that calls a processor of the whole batch, each node at its row."""
+    """Return a processor for nodes of one row; it calls `processor` for a batch that has the node in every row."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         nodes = zip(ids, scores, strict=True)

@@ -1,6 +1,7 @@
-"""What users hang on modules: hooks, and `forward` methods put on one object in place of its class's.
+"""Find what users add to modules: hooks, and a `forward` method on one object that replaces its class's.
 
-A module that is fused or packed is replaced by another one, which would not call them: such modules stay as they are.
+A module that is fused or packed is replaced by another one, which would not call them: modules that have them stay as
+they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import partial
 from torch import nn
 from torch.nn.modules import module as global_registry
 
-_CAPTURING = "transformers.utils.output_capturing"  # its hooks stay on a model for ever, and only write outputs down
+_CAPTURING = "transformers.utils.output_capturing"  # its hooks stay on a model for ever, and only record outputs
 _GLOBAL = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
@@ -21,7 +22,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def called_otherwise(module: nn.Module) -> bool:
-    """Whether a call of the module, or of any part of it, does other things than the `forward` of its class."""
+    """Whether a call of the module, or of any part of it, does anything but the `forward` of its class."""
     return any("forward" in part.__dict__ or has_hooks(part) for part in module.modules())
 
 
@@ -31,7 +32,7 @@ def has_global_hooks() -> bool:
 
 
 def per_call_arguments(module: nn.Module) -> str | None:
-    """Name what PEFT hands to this module for one call of `generate`, such as an adapter for each row of the batch."""
+    """Return the name of an argument that PEFT gives this module for one call, such as an adapter for each row."""
     for hook in _hooks(module):
         if isinstance(hook, partial) and str(getattr(hook.func, "__module__", "")).startswith("peft."):
             return next(iter(hook.keywords), "hooks")

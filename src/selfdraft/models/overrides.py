@@ -1,8 +1,8 @@
-"""Refuse a model that brings what a drive through its layers leaves out.
+"""Refuse a model with changes that have no effect when its layers are called one by one.
 
 `generate` calls the model as a whole. Decoding with drafts calls its embedding, layers, norm and head one by one, and
-puts the next forward's input together by itself. Whoever changes a text between the two (PEFT's prompt and prefix
-tuning, a subclass with its own `forward`, a hook on the whole model) would not be heard: their model is refused.
+builds the next forward's input by itself. Changes in between (PEFT's prompt and prefix tuning, a subclass with its own
+`forward`, a hook on the whole model) would be ignored without notice, so such a model is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def refuse_overrides(model: PreTrainedModel) -> None:
     """Check a model as it is now; it takes about a millisecond.
 
     Raises:
-        UserError: naming what would be left out.
+        UserError: the model has such a change; the message names it.
     """
     base = model.base_model
     for owner, names in ((model, _OF_MODEL), (base, _OF_BASE)):
@@ -46,9 +46,10 @@ def refuse_overrides(model: PreTrainedModel) -> None:
 
 
 def _is_stock(owner: nn.Module, name: str) -> bool:
-    """Whether a method is that of the first transformers class among the owner's which has one.
+    """Whether a method is the one that transformers defines for the owner's class or for its nearest ancestor.
 
-    Where none has (a `forward` of remote code), its own is compared with our drive when the model is prepared.
+    Where transformers defines none (a `forward` of remote code), any method of the class is accepted: it is compared
+    with our forward when the model is prepared.
     """
     line = (c for c in type(owner).__mro__ if c.__module__.startswith("transformers.") and name in vars(c))
     if (known := next(line, None)) is None:
@@ -56,9 +57,9 @@ def _is_stock(owner: nn.Module, name: str) -> bool:
     else:
         stock = getattr(known, name)
         if not str(getattr(inspect.unwrap(stock), "__module__", "")).startswith("transformers."):
-            return False  # put there for the class's own
+            return False  # the class's own was replaced
     found = getattr(owner, name)
-    found = getattr(found, "_torchdynamo_orig_callable", found)  # what torch.compile was given
+    found = getattr(found, "_torchdynamo_orig_callable", found)  # the method before torch.compile
     return getattr(found, "__func__", None) is stock and found.__self__ is owner
 
 
@@ -72,7 +73,7 @@ def _told(owner: nn.Module, name: str) -> str:
 
 
 def _random_when_training(part: nn.Module) -> bool:
-    """Whether training mode makes a module random, or has it leave its keys out of the cache."""
+    """Whether training mode makes a module random, or keeps it from writing its keys to the cache."""
     rate = getattr(part, "attention_dropout", 0.0)
     if isinstance(part, _DropoutNd):
         return part.p > 0

@@ -1,4 +1,4 @@
-"""What one model object has that others of its family do not: a refusal then blames the object, not the family."""
+"""Find changes to one model object that others of its family lack: a refusal then names them, and not the family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfdraft.models.hooks import has_hooks
 
 
 def peculiarity(model: nn.Module) -> str | None:
-    """Say what was done to a model, and what would undo it; None where nothing was found."""
+    """Return what was changed on a model and how to undo it, or None if nothing was found."""
     if not isinstance(model, PreTrainedModel):
         return f"it is wrapped in a {type(model).__name__}; give the transformers model within"
     whole = any(parameter.device.type != "meta" for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""transformers' logits processors, as the rule for the next token takes them."""
+"""transformers' logits processors, in the form that a sampling rule takes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from selfdraft.core.sampling import Processor
 
 
 def repetition_penalty(penalty: float) -> Processor:
-    """Tokens of the history lose: their logits are divided, or multiplied where negative, by `penalty`."""
+    """Return a processor that divides the logits of tokens of the history by `penalty`, or multiplies negative ones."""
     return RepetitionPenaltyLogitsProcessor(penalty)

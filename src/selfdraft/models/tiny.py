@@ -1,7 +1,7 @@
 """Random models of many families, small enough for tests, and a tokenizer for them: nothing is downloaded.
 
-They are stock transformers architectures, so whatever holds on one of them (masks, windows, caches, skipped sublayers)
-is exercised in the code that a real checkpoint of the family runs. Only the sizes are small and the weights random.
+They are stock transformers architectures, so a test on one of them (masks, windows, caches, skipped sublayers) runs the
+same code as a real checkpoint of the family. Only the sizes are small and the weights random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfdraft.core.errors import UserError
 
 WINDOW = 8  # of the families with sliding-window layers: short, so that a few dozen tokens reach past it
 
-# What sets a family apart from the sizes that all share. The keys are transformers' own model types.
+# Options of each family besides the sizes that all share. The keys are transformers' own model types.
 # Gemma's embeddings are untied: tied and random, they make it repeat the last token for ever.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -30,7 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "olmo2": {},
 }
-_WITHOUT_GQA = {"gpt_neox"}  # its configuration has no such field, and one invented here would mislead its readers
+_WITHOUT_GQA = {"gpt_neox"}  # its configuration has no such field, and one added here would mislead code that reads it
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TINY_TEMPLATE = (
@@ -54,7 +54,7 @@ def tiny_model(
     attn_implementation: str | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A random model of a family, in eval mode. One seed gives the same weights in every dtype, up to rounding.
+    """Make a random model of a family, in eval mode. A seed gives the same weights in every dtype, up to rounding.
 
     Args:
         family: One of `FAMILIES`.
@@ -67,7 +67,7 @@ def tiny_model(
         max_positions: The longest sequence the model is made for.
         eos_token_id: None for a model that never stops by itself.
         dtype: Of the parameters.
-        attn_implementation: None for transformers' choice, which is sdpa, but eager for gemma2, which has no other.
+        attn_implementation: None for transformers' choice: sdpa, but eager for gemma2.
         **overrides: Any other field of the family's configuration.
 
     Raises:
@@ -101,7 +101,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
-    # Drawn in float32 and rounded here, so that the seed means one model; the buffers keep their dtype, since rotary
+    # Drawn in float32 and rounded here, so that a seed gives one model. Buffers keep their dtype, because rotary
     # frequencies must not be rounded (`from_pretrained` keeps them as well).
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -110,7 +110,7 @@ def tiny_model(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 256 bytes and three special tokens, with a chat template: any text is encoded, and comes back."""
+    """Make a tokenizer of 256 bytes and three special tokens, with a chat template. It encodes any text losslessly."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, *_SPECIAL])}
     backend = Tokenizer(BPE(vocabulary, merges=[]))
