@@ -1,4 +1,4 @@
-"""F2: the loop that every drafter runs in; `Drafting` brings it to transformers' own `generate`."""
+"""Floor 2: the loop that every drafter runs in; `Drafting` offers it to transformers' own `generate`."""
 
 from selfdraft.decoding.custom_generate import Drafting
 

@@ -1,11 +1,11 @@
-"""Certificates for real outputs: whether our forwards are the model's, where two texts part, and how close it was.
+"""Certificates for real outputs: whether our forwards equal the model's, and whether two texts differ by rounding only.
 
-1. The baseline's text is compared with the stock model's own forward of it: our forwards may differ by no more than
-   rounding, and its tokens are those that the stock model would choose (see `stock_check`).
-2. Where the drafter's text is another one, the same is asked of it, and
-3. the margin at the place where the two part is looked at: within the control it is a tie.
+1. Compare the baseline's text with the stock model's own forward of it. Our forwards may differ by no more than
+   rounding, and the tokens must be those that the stock model would choose (see `stock_check`).
+2. If the drafter's text differs, look at the margin at the first token that differs: within the control it is a tie.
+3. Unless that is a mismatch, check the drafter's text as in step 1.
 
-Everything is measured on the text in question: no text excuses another one.
+Everything is measured on the text that is judged: measurements on one text never excuse another.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.stock_check import StockCheck
 from selfdraft.models.target import Target
 
-CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": what drafts are usually long
-WINDOW = 16  # tokens up to the divergence that the control looks at first
-WIDEST = 256  # and at last: of a short answer, those of its prompt as well
-KEPT = 512  # texts whose check is remembered: repeats, drafters and references have the same baseline
+CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": usual sizes of a verified block
+WINDOW = 16  # the control is first measured on so many tokens up to the divergence
+WIDEST = 256  # and at last on the whole answer, with the end of the prompt if the answer is shorter than this
+KEPT = 512  # number of texts whose check is cached, because repeats, drafters and references share baselines
 
 
 class Certifier:
-    """Judges outputs by the stock model's own forward and by the autoregressive output."""
+    """Compares outputs with the stock model's own forward and with the autoregressive output."""
 
     def __init__(self, target: Target, rule: NextToken | None = None, *, batch_size: int = 1) -> None:
-        """Prepare.
+        """Prepare to certify outputs of a target.
 
         Args:
-            rule: how the outputs were decoded. Of random draws, two that differ are no fault.
-            batch_size: how many rows were decoded at once, by drafter and baseline alike: a step of B rows multiplies
-                matrices by up to B times as many tokens, so blocks of that many belong to the control.
+            rule: the sampling rule of the outputs. Sampled outputs may differ from each other without a fault.
+            batch_size: number of rows that were decoded at once, by drafter and baseline alike. A step of B rows
+                multiplies matrices by up to B times as many tokens, so the control includes blocks of that size.
         """
         self.target, self.rule = target, rule or NextToken()
         self.blocks = sorted({*CONTROL_BLOCKS, *(batch_size * k for k in (1, *CONTROL_BLOCKS))} - {1})
@@ -50,7 +50,7 @@ class Certifier:
         if alone.verdict == "mismatch":
             return alone
         parting = self.compare(prompt, output, baseline)
-        if parting.verdict in ("tie", "sampled"):  # past the place where it parts, it is a text of its own
+        if parting.verdict in ("tie", "sampled"):  # after the divergence, the baseline's check does not cover it
             drafted = self.by_stock(prompt, output)
             if drafted.verdict == "mismatch":
                 return drafted
@@ -82,22 +82,21 @@ class Certifier:
         return Certificate("exact", **measures)
 
     def compare(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
-        """Return the verdict on the place where two texts part, whoever wrote the first one.
+        """Return the verdict on the first token at which an output differs from the baseline.
 
-        There the baseline's text is forwarded again, token by token and in blocks of k: the margin comes from the
-        former, the control is the largest change in the latter. The last `WINDOW` tokens tell mostly: the rest is
-        prefilled alike for all. Nothing is called a mismatch before the whole answer was measured so, which is some
-        ten times as expensive, and where that is short the end of its prompt too: what rounding can do at most is not
-        seen on a dozen tokens. In a dtype narrower than float32 the float32 copy of the model then decides each tie
-        anew. In a batch the baseline rounds as well, so that its token, too, may lose to the best one by no more than
-        the control.
+        The baseline's text is forwarded again, token by token and in blocks of k. The margin comes from the forwards of
+        one token; the control is the largest change of a margin in the blocks. The last `WINDOW` tokens usually suffice
+        for a tie. But a dozen tokens do not show the largest effect of rounding. So before a mismatch is declared, the
+        whole answer is measured, at about ten times the cost, and for a short answer the end of its prompt too. In a
+        dtype narrower than float32, the float32 copy of the model then decides each tie again. In a batch the baseline
+        rounds as well, so its token too may lose to the best one by up to the control.
         """
         index = first_divergence(output, baseline)
         if index is None:
             return Certificate("exact")
         if self.rule.sample:
             return Certificate("sampled", index)
-        if index >= min(len(output), len(baseline)):  # one goes on where the other ended: no rounding does that
+        if index >= min(len(output), len(baseline)):  # one goes on where the other ended; rounding cannot cause that
             return Certificate("mismatch", index, reason="length")
         certificate = Certificate("mismatch", index)
         for first, last in self._spans(len(prompt), len(baseline), index):
@@ -109,7 +108,7 @@ class Certifier:
     def _judge(
         self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int], index: int, first: int, last: int
     ) -> Certificate:
-        """By the logits after the tokens `first` to `last` of the text."""
+        """Judge the divergence at `index` by the logits after the tokens `first` to `last` of the baseline's text."""
         ceiling = self._check(tuple(prompt), tuple(baseline)).control.ceiling
         single, *blocks = self._by_us(prompt, baseline, first, last)
         control = largest(margin_control(single, block) for block in blocks)
@@ -123,24 +122,24 @@ class Certifier:
         return recheck(certificate, float(wide[at, theirs] - wide[at, ours]), control, ceiling)
 
     def _spans(self, prompt_length: int, length: int, index: int) -> list[tuple[int, int]]:
-        """The first and last token of what is measured for the token `index` of an answer: little first, then more."""
-        begin, parting = prompt_length - 1, prompt_length - 1 + index  # the logits after these choose the answer's
+        """Return the (first, last) tokens to measure for token `index` of an answer, from the smallest span up."""
+        begin, parting = prompt_length - 1, prompt_length - 1 + index  # each token's logits choose the next one
         end = begin + length - 1
-        if self._beside_stock.stock.depends_on_length:  # there a text has to be forwarded as it was written
+        if self._beside_stock.stock.depends_on_length:  # then the prompt must be prefilled as in decoding
             return list(dict.fromkeys([(begin, parting), (begin, end)]))
         spans = [(max(begin, parting - WINDOW + 1), parting), (begin, end), (max(min(begin, end - WIDEST + 1), 0), end)]
         return list(dict.fromkeys(spans))
 
     def _by_us(self, prompt: Sequence[int], answer: Sequence[int], first: int, last: int) -> list[Tensor]:
-        """(n, V) scores after the tokens `first` to `last`, by our forwards of one token and of each size of block."""
+        """Return (n, V) scores after the tokens `first` to `last`: first by single tokens, then by each block size."""
         text = [*prompt, *answer][: last + 1]
-        # A block longer than the text is the text in one block, and one of those is enough.
+        # All block sizes longer than the text give one and the same block, so only one of them is used.
         sizes = sorted({min(k, max(last - first + 1, 2)) for k in self.blocks})
         every = self.target.teacher_forced_in(text, first, (1, *sizes))
         return [self._scores(logits, text, first, len(prompt)) for logits in every]
 
     def _by_stock_model(self, prompt: Sequence[int], answer: Sequence[int], first: int, last: int) -> Tensor:
-        """The same by the stock model's forward, in float32."""
+        """Return the same scores by the stock model's forward, in float32."""
         text = [*prompt, *answer][: last + 1]
         (logits,) = self._beside_stock.truth.stretches(text, len(prompt), [first, len(text)])
         return self._scores(logits, text, first, len(prompt))

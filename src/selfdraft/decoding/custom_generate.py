@@ -1,4 +1,4 @@
-"""Drafting for users of transformers: `model.generate(…, custom_generate=Drafting("prompt_lookup"))`."""
+"""Use a drafter in transformers: `model.generate(…, custom_generate=Drafting("prompt_lookup"))`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from selfdraft.models.target import Target
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is made of a model once. `currency` knows whether the model is still as it was then."""
+    """The objects that are built once per model. `currency` checks whether the model has changed since."""
 
     target: Target
     drafter: Drafter
@@ -30,13 +30,14 @@ class _Prepared:
 
 
 class Drafting:
-    """Decodes for `generate`, with any drafter. The model stays as it is: it is driven through light copies.
+    """Decodes for `generate`, with any drafter. The model is not changed, because forwards run through light copies.
 
-    Options of `generate` mean what they always mean; what cannot be honoured is refused. Give stop strings as a
-    `StopStringCriteria` among the `stopping_criteria`: transformers keeps the tokenizer from every `custom_generate`.
+    Options of `generate` keep their meaning; options that cannot be honoured are refused. Give stop strings as a
+    `StopStringCriteria` among the `stopping_criteria`, because transformers does not hand the tokenizer to a
+    `custom_generate`.
 
-    Keep the object: the model is prepared once, and again when it has changed. That is checked at every call, by
-    reading the weights that packed copies stand for: less than one forward. Threads that share an object take turns.
+    Keep the object: the model is prepared once, and again only when it has changed. Every call checks this by reading
+    the weights that have packed copies, in less time than one forward. Threads that share an object take turns.
 
     Processors and criteria see the history of one node or answer at a time, so they must not keep state of their own.
     """
@@ -45,8 +46,9 @@ class Drafting:
         """Choose a drafter.
 
         Args:
-            drafter: its name. options: what its YAML under conf/drafter lists.
-            packed: on a CPU, keep packed copies of the model's matrices: faster, twice the memory.
+            drafter: its name.
+            packed: on a CPU, keep packed copies of the model's matrices: faster, but twice the memory.
+            options: the drafter's options, as its YAML under conf/drafter lists them.
 
         Raises:
             UserError: no such drafter or option, or one out of its range.
@@ -75,20 +77,20 @@ class Drafting:
         stream: Any = None,
         **others: Any,
     ) -> Tensor:
-        """What `generate` calls.
+        """Decode; called by `generate`.
 
         Args:
             input_ids: (B, L), padded on the left.
-            streamer, stream: gets the answer as it grows; `generate` has put the prompt into `streamer` already.
+            streamer, stream: receives the answer as it grows; `generate` has already put the prompt into `streamer`.
 
         Returns:
             (B, L + longest answer): prompts and answers, padded on the right.
 
         Raises:
-            UserError: an option that cannot be honoured, or a model that cannot be driven.
+            UserError: an option cannot be honoured, or the model cannot be driven.
         """
         with self._lock:
-            if self._running:  # by this very thread: other ones wait
+            if self._running:  # by this same thread, because others wait for the lock
                 raise UserError("custom_generate: this Drafting is in the middle of a call; use another one inside")
             self._running = True
             try:
@@ -110,7 +112,7 @@ class Drafting:
         """Return the (B, L + longest answer) ids of prompts and answers; see `__call__`."""
         stopping = Stopping(call.eos, call.max_new_tokens, past_positions=True)
         decoder = Decoder(prepared.target, prepared.drafter, stopping, batch_size=len(call.rows))
-        # The draws come from torch's generator, as they do in `generate`; greedy decoding leaves it alone.
+        # The seeds come from torch's generator, as the draws of `generate` do; greedy decoding does not use it.
         sample = call.rows[0].rule.sample
         seeds = torch.randint(2**62, (len(call.rows),)).tolist() if sample else [0] * len(call.rows)
         requests = [
@@ -124,7 +126,7 @@ class Drafting:
             for b, (row, seed) in enumerate(zip(call.rows, seeds, strict=True))
         ]
         answers: list[list[int]] = [[] for _ in requests]
-        self._prepared = None  # an exception leaves requests half done: then everything is prepared anew
+        self._prepared = None  # after an exception requests are half done, so prepare anew
         for request, generation in decoder.run(requests):
             if streamer is not None:
                 streamer.put(torch.tensor(generation.output[len(answers[0]) :]))
@@ -137,7 +139,7 @@ class Drafting:
         return torch.cat([input_ids, input_ids.new_tensor(padded)], dim=1)
 
     def _current(self, model: nn.Module) -> _Prepared | None:
-        """Return what was prepared of the model as it is now; None where that is nothing.
+        """Return what was prepared for the model as it is now; None if nothing was.
 
         A model that cannot be driven is refused here, before any option is looked at: for such families `generate`
         adds options of its own, and a message about one of them would mislead.
@@ -148,7 +150,7 @@ class Drafting:
         refuse_overrides(model)
         if self._prepared is not None and self._prepared.currency.holds(model):
             return self._prepared
-        self._prepared = None  # frees its memory, before a new one is made
+        self._prepared = None  # frees its memory before a new one is built
         dissect(model)
         return None
 

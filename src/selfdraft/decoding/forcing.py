@@ -1,4 +1,4 @@
-"""A given text through our own forwards, in the hardest way that drafting has: trees with wrong branches in them."""
+"""Forward a given text through our own forwards in the most difficult form of drafting: trees with wrong branches."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from torch import Tensor
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.target import Target
 
-DEPTH = 7  # of a tree: with its root, eight tokens of the text
+DEPTH = 7  # depth of a tree, which with its root covers eight tokens of the text
 
 
 class ForcedText:
-    """Our logits of a text, tree by tree.
+    """Computes our logits of a text, tree by tree.
 
-    Beside every token hangs another one, its sibling. So tokens have other slots than positions, some must not be seen,
-    and committing gathers keys: what is wrong with any of these shows in the logits. In a mode that verifies only
-    chains, the siblings are left out.
+    Every token has a wrong sibling. So slots differ from positions, some tokens must be masked, and committing gathers
+    keys: a fault in any of these shows in the logits. In a mode that verifies only chains, the siblings are left out.
     """
 
     def __init__(self, target: Target, text: Sequence[int], prompt_length: int) -> None:
-        """Take a text, of which `prompt_length` tokens are the prompt. What the target's cache holds is overwritten."""
+        """Take a text whose first `prompt_length` tokens are the prompt. `stretches` overwrites the target's cache."""
         self.target, self.text, self.prompt_length = target, text, prompt_length
         self._siblings = torch.Generator().manual_seed(0)
 
     @torch.inference_mode()
     def stretches(self, bounds: Sequence[int]) -> Iterator[Tensor]:
-        """Yield (n, V) logits, stretch by stretch: after the tokens from one bound up to the next.
+        """Yield, for each pair of neighbouring bounds, the (n, V) logits after the tokens from one up to the next.
 
-        The forwards are not counted as decoding. Nothing else may use the target before the last stretch.
+        The forwards are not counted as decoding. Nothing else may use the target before the last stretch is yielded.
         """
         target = self.target
         target.allocate(1, len(self.text) + 2 * DEPTH)
@@ -46,7 +45,7 @@ class ForcedText:
             yield torch.cat(parts)
 
     def _step(self, first: int, depth: int) -> Tensor:
-        """Forward and commit the token at `first` and the `depth` tokens after it."""
+        """Forward and commit the token at `first` and `depth` more; return the (depth + 1, V) logits after each."""
         tree, path = self._tree(self.text[first + 1 : first + 1 + depth])
         forwards = self.target.forwards
         (logits,) = self.target.forward([0], [self.text[first]], [tree])
@@ -55,7 +54,7 @@ class ForcedText:
         return logits[[0, *(1 + node for node in path)]]
 
     def _tree(self, tokens: Sequence[int]) -> tuple[TokenTree, list[int]]:
-        """The tree, and the nodes that hold `tokens`."""
+        """Return a tree of `tokens` with their wrong siblings, and the nodes that hold `tokens`."""
         if self.target.chains_only:
             return TokenTree.chain(tokens), list(range(len(tokens)))
         others = torch.randint(self.target.vocab_size, (len(tokens),), generator=self._siblings)

@@ -1,4 +1,13 @@
-"""The decoding loop: propose, forward, accept, commit, observe. One screen, for any drafter, rule and batch."""
+"""The decoding loop, for any drafter, sampling rule and batch size.
+
+Each step (`Decoder._step`):
+
+1. propose: the drafter proposes a tree for every request.
+2. forward: the target verifies all trees at once.
+3. accept: the device decides which nodes are right, and the host follows them to the bonus token.
+4. commit: the target keeps the keys of the accepted nodes.
+5. observe: the drafter learns from the step.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +30,17 @@ from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.models.memory import PeakMemory
 from selfdraft.models.target import Target
 
-NOISE_AHEAD = 256  # uniform numbers drawn beyond the one that is needed: few draws for a long answer
+NOISE_AHEAD = 256  # numbers drawn beyond the last one needed, so that a long answer needs few calls of the generator
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer. `seed` feeds the request's own generator; `key` is the caller's, to know it again.
+    """A prompt to answer.
 
-    `rule` and `stopping` are the decoder's where the request brings none of its own.
+    Attributes:
+        seed: for the request's own random generator.
+        key: any object by which the caller recognises the request.
+        rule, stopping: None for the decoder's.
     """
 
     prompt: Sequence[int]
@@ -39,16 +51,17 @@ class Request:
 
 
 class _Noise:
-    """A uniform number for each position of an answer, drawn as far as the answer has come.
+    """A uniform number for each position of an answer, drawn only as far as the answer has come.
 
-    A caller of `generate` may allow billions of tokens and end the answer by another rule.
+    They are not all drawn at first, because a caller of `generate` may allow billions of tokens and end the answer by a
+    stopping criterion.
     """
 
     def __init__(self, seed: int) -> None:
         self._rng, self._drawn = default_rng(seed), torch.empty(0, dtype=torch.double)
 
     def at(self, positions: Tensor) -> Tensor:
-        """Return the numbers of (n,) positions, the same whenever they are asked for."""
+        """Return the numbers of (n,) positions; a position always has the same number."""
         missing = int(positions.max()) + 1 - len(self._drawn)
         if missing > 0:
             self._drawn = torch.cat([self._drawn, torch.from_numpy(self._rng.random(missing + NOISE_AHEAD))])
@@ -57,7 +70,7 @@ class _Noise:
 
 @dataclass
 class _Active:
-    """A request being decoded. `arrived`: at what time."""
+    """A request being decoded. `arrived` is its arrival by `time.perf_counter`."""
 
     request: Request
     context: Context
@@ -69,11 +82,13 @@ class _Active:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What the device decided about one draft.
+    """The device's decision about one draft.
 
     Attributes:
-        right: None where the host can tell it by matching tokens.
-        best: (2, n + 1, k) likeliest tokens and their chances, where the drafter wants them; see `Step`.
+        after: (n + 1,) the token that follows the root and each node if it is the last accepted one.
+        right: (n,) whether each node is accepted if its parent is; None if the host decides by comparing tokens.
+        distributions: (n + 1, V) see `Step`.
+        best: (2, n + 1, k) the likeliest tokens and their chances, if the drafter wants them; see `Step`.
     """
 
     after: Tensor
@@ -83,7 +98,7 @@ class _Verdict:
 
 
 class Decoder:
-    """Decodes requests with a drafter, up to `batch_size` of them at once, greedily or by the rule given."""
+    """Decodes requests with a drafter, up to `batch_size` of them at once, greedily or by the given sampling rule."""
 
     def __init__(
         self,
@@ -100,17 +115,17 @@ class Decoder:
         self.rule, self.batch_size = rule or NextToken(), batch_size
 
     def decode(self, prompt: Sequence[int], *, seed: int = 0, key: object = None) -> Generation:
-        """Answer one prompt."""
+        """Return the answer to one prompt."""
         *_, (_, generation) = self.run([Request(prompt, seed, key)])
         return generation
 
     def answer(self, requests: Sequence[Request]) -> list[Generation]:
-        """Answer all requests, in their order."""
+        """Return the answers to all requests, in the order of the requests."""
         found = {id(request): generation for request, generation in self.run(requests)}
         return [found[id(request)] for request in requests]
 
     def stream(self, prompt: Sequence[int], *, seed: int = 0) -> Iterator[list[int]]:
-        """The tokens of one answer, as each step emits them."""
+        """Yield the tokens of one answer, as each step emits them."""
         shown = 0
         for _, generation in self.run([Request(prompt, seed)]):
             yield generation.output[shown:]
@@ -136,7 +151,7 @@ class Decoder:
             if not active:
                 return
             now = time.perf_counter()
-            for a in active:  # all wait for the prefills of those that came in, a newcomer from its own on
+            for a in active:  # all wait for the new requests' prefills; a new request from its arrival on
                 a.generation.latency_s += now - max(begin, a.arrived)
             clock = PhaseClock()
             with clock.rest("other"):
@@ -194,7 +209,7 @@ class Decoder:
                     self.drafter.explore(a.context)
 
     def _usable(self, draft: Draft, context: Context) -> Draft:
-        """What of a draft can still be emitted, and can be verified in the target's present mode."""
+        """Return the part of a draft that can still be emitted, and verified in the target's present mode."""
         draft = draft.up_to_depth(min(context.room, self.target.longest_draft(context.row)))
         if self.target.chains_only and not draft.tree.is_chain:
             draft = draft.restricted_to(draft.tree.first_branch())
@@ -206,10 +221,10 @@ class Decoder:
         rule = context.rule
         scores = rule.scores(logits, context.tokens, context.prompt_length, tree)
         if not rule.sample:
-            return _Verdict(scores.max(-1).indices)  # argmax takes five times as long on a CPU
+            return _Verdict(scores.max(-1).indices)  # faster than argmax, which takes five times as long on a CPU
         p = rule.probabilities(scores)
         if draft.q is None:
-            # One number for each position, drawn beforehand: the text is the one that sampling without drafts writes.
+            # One random number per position, independent of drafts: the text is what sampling without drafts writes.
             at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
             return _Verdict(draw(p, a.noise.at(at).to(p.device)), distributions=p)
         trials, draws = context.uniforms(len(tree), p.device), context.uniforms(len(tree) + 1, p.device)
@@ -217,7 +232,7 @@ class Decoder:
         return _Verdict(after, right, p)
 
     def _admit(self, waiting: Iterator[Request], active: list[_Active]) -> None:
-        """Prefill waiting requests into the free rows. The last prompt token is left over: it is the first root."""
+        """Prefill waiting requests into the free rows, without the last prompt token, which is the first root."""
         while len(active) < self.batch_size and (request := next(waiting, None)) is not None:
             prompt, positions = list(request.prompt), self.target.max_positions
             stopping = request.stopping or self.stopping
@@ -234,14 +249,14 @@ class Decoder:
                 )
             stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
-            rng.bit_generator.advance(stopping.max_new_tokens + 1)  # the numbers before that are the noise's
+            rng.bit_generator.advance(stopping.max_new_tokens + 1)  # the numbers before that are `_Noise`'s
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
-                self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # grows, if need be
+                self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # may grow it
                 self.target.prefill(row, prompt[:-1])
-                if self.target.device.type == "cuda":  # or the first step would be charged for what is still under way
+                if self.target.device.type == "cuda":  # so that the first step is not charged for it
                     torch.cuda.synchronize(self.target.device)
             with generation.clock("draft"):
                 self.drafter.start(context)
@@ -258,7 +273,10 @@ class Decoder:
 
 
 def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """All rows' decisions in one transfer: the one synchronisation of a step. Doubles hold ids and chances alike."""
+    """Return all rows' (after, right, best) on the host, in one transfer, so that a step waits for the device once.
+
+    Doubles hold both token ids and chances exactly, so one tensor suffices.
+    """
     parts = [part for v in verdicts for part in (v.after, v.right, v.best) if part is not None]
     flat = torch.cat([part.flatten().double() for part in parts]).cpu().split([part.numel() for part in parts])
     there = iter(flat)

@@ -1,4 +1,4 @@
-"""What one decoded request leaves behind."""
+"""The record of one decoded request: its output, counts, times and steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHASES = ("prefill", "draft", "verify", "commit", "other")
 
 
 class PhaseClock:
-    """Seconds spent in each phase. `other` is what a step took beyond its named phases."""
+    """Seconds spent in each phase. `other` is the time of a step outside its named phases."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -30,7 +30,7 @@ class PhaseClock:
 
     @contextmanager
     def rest(self, phase: str) -> Iterator[None]:
-        """Add to `phase` what the block takes beyond the phases named within it."""
+        """Add to `phase` the time of the block outside the phases that are clocked within it."""
         before, begin = sum(self.seconds.values()), time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - begin - (sum(self.seconds.values()) - before)
@@ -42,24 +42,24 @@ class PhaseClock:
 
     @property
     def decode_s(self) -> float:
-        """Everything but the prefill."""
+        """Return the seconds of all phases but the prefill."""
         return sum(self.seconds.values()) - self.seconds["prefill"]
 
 
 @dataclass
 class Generation:
-    """One answer and how it came about.
+    """One answer, and the record of how it was decoded.
 
     Attributes:
-        output: emitted ids, up to and including the end of sequence.
-        clock: time by phase. In a batch a step's time is shared out evenly among its requests, so that sums over
-            requests are the time that passed.
-        latency_s: what the request itself waited for, from its arrival in the batch to its last token: its own prefill,
-            those of others meanwhile, and whole steps.
-        ended: why: `eos`, `length`, `positions` (the model has no more), `stop string` or `criterion`; empty while it
-            goes on.
-        steps: per step `[tokens, parents or None for a chain, accepted path, bonus, source, probes or None]`: what a
-            viewer needs. The bonus is None where the answer ended within the accepted tokens; probes are node indices.
+        output: emitted token ids, up to and including the end of sequence.
+        clock: time by phase. In a batch, a step's time is divided evenly among its requests, so sums over requests are
+            elapsed time.
+        latency_s: seconds from the request's arrival in the batch to its last token: its own prefill, prefills of
+            others meanwhile, and whole steps.
+        ended: why the answer ended: `eos`, `length`, `positions` (the model has no more), `stop string` or `criterion`;
+            empty while it goes on.
+        steps: per step `[tokens, parents or None for a chain, accepted nodes, bonus, source, probes or None]`, for the
+            viewer. The bonus is None if the answer ended within the accepted tokens; nodes and probes are indices.
         diagnostics: the drafter's own histograms, once the answer has ended.
     """
 
@@ -78,7 +78,7 @@ class Generation:
         self.output += step.emitted
         self.counts.new_tokens += len(step.emitted)
         self.counts.target_forwards += 1 + step.draft.target_forwards
-        accepted = min(len(step.path), len(step.emitted))  # a stop inside the accepted run emits fewer
+        accepted = min(len(step.path), len(step.emitted))  # a stop within the accepted tokens emits fewer
         self.counts.record_draft(tree.offered_by_depth(), accepted)
         parents = None if tree.is_chain else tree.parents.tolist()
         bonus = step.emitted[-1] if len(step.emitted) > len(step.path) else None

@@ -1,7 +1,7 @@
-"""One text beside the stock model's own forward of it: whether our forwards are the model's, and its tokens its choice.
+"""Check a text against the stock model's own forward: our logits must equal its logits, and the tokens its choices.
 
-Comparing a drafter with our own autoregressive decoding shows no fault that both have: in the cache, the masks, the
-positions or the parts of the model. The stock forward has none of these from us.
+Comparing a drafter with our own autoregressive decoding cannot show a fault that both share, in the cache, the masks,
+the positions or the parts of the model. The stock forward uses none of our code for these.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ from selfdraft.models.float32 import Float32Reference
 from selfdraft.models.stock_forward import StockForward
 from selfdraft.models.target import Target
 
-STRETCH = 128  # tokens that are compared at once, at most: bounds the (n, V) logits
-LEAST = 32  # tokens that are compared in all, at least: of a short answer, those of its prompt as well
+STRETCH = 128  # the most tokens that are compared at once, to bound the size of the (n, V) logits
+LEAST = 32  # the fewest tokens that are compared in all; a short answer is compared together with the prompt's end
 
 
 class Measure(NamedTuple):
-    """Something that was measured, and what rounding can make of it."""
+    """A measured value, and its ceiling: the largest value that rounding can cause."""
 
     value: float
     ceiling: float
 
     @property
     def excess(self) -> float:
-        """The measure as a part of its ceiling; what is no number exceeds all."""
+        """Return the ratio of the value to its ceiling; infinite for NaN."""
         part = self.value / self.ceiling
         return math.inf if math.isnan(part) else part
 
 
 @dataclass
 class Checked:
-    """What a text's stretches have shown.
+    """The result of comparing a text, stretch by stretch.
 
     Attributes:
-        distance: of the worst stretch, how far our forwards are from the stock model's, in sigmas.
-        control: of the worst stretch, the largest change of a margin between the two, in logits.
-        gaps: per token of the answer that the stock model would not have chosen, its index and by how many logits.
+        distance: the distance between our forwards and the stock model's in the worst stretch, in sigmas.
+        control: the largest change of a margin between the two in the worst stretch, in logits.
+        gaps: for each token of the answer that the stock model would not have chosen, its index, and how many logits it
+            is below the best one.
     """
 
     distance: Measure
@@ -58,11 +59,11 @@ class Checked:
 
 
 class StockCheck:
-    """Compares texts with the stock model's forward: in float32 with itself, in a narrower dtype with a float32 copy.
+    """Compares texts with the stock model's forward in float32; in a narrower dtype, with that of a float32 copy.
 
     Attributes:
         stock: the model's own forward.
-        narrow: whether its dtype is narrower than float32.
+        narrow: whether the model's dtype is narrower than float32.
     """
 
     def __init__(self, target: Target, rule: NextToken) -> None:
@@ -72,7 +73,7 @@ class StockCheck:
         self._usual = expected(torch.float32, len(target.full.layers), int(target.model.config.hidden_size))
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int]) -> Checked:
-        """Compare a prompt's answer, of at least one token."""
+        """Compare an answer of at least one token to a prompt."""
         text, begin = [*prompt, *answer[:-1]], len(prompt) - 1
         bounds = self._bounds(begin, len(text))
         ours = ForcedText(self.target, text, len(prompt)).stretches(bounds)
@@ -97,11 +98,11 @@ class StockCheck:
 
     @property
     def truth(self) -> StockForward:
-        """The stock forward in float32."""
+        """Return the stock forward in float32."""
         return self._float32.stock if self.narrow else self.stock
 
     def _bounds(self, begin: int, end: int) -> list[int]:
-        """Stretches of about the same length, from the prompt's last token (or before) to the end of the text."""
+        """Return bounds of stretches of about the same length, from the prompt's last token (or before) to the end."""
         if not self.stock.depends_on_length:
             begin = max(min(begin, end - LEAST), 0)
         count = -(-(end - begin) // STRETCH)
@@ -109,10 +110,12 @@ class StockCheck:
 
 
 def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[tuple[int, float]]:
-    """By how much the written tokens lose to the best ones.
+    """Return (index, gap) for each written token that is below the best one; the gap is in logits.
 
     Args:
-        scores: (n, V). answer: whole. offset: which token of the answer the first row chooses; before 0 is prompt.
+        scores: (n, V) scores of the stock model.
+        answer: the whole answer.
+        offset: index of the answer's token that the first row chooses; negative for tokens of the prompt.
     """
     scores, offset = scores[max(-offset, 0) :].float(), max(offset, 0)
     if not len(scores):

@@ -1,4 +1,4 @@
-"""When a request ends."""
+"""The rules by which an answer ends."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 from selfdraft.core.errors import UserError
 
-POSITIONS = "positions"  # why an answer ended that the model had no more positions for
+POSITIONS = "positions"  # the reason of an answer that ended because the model had no more positions
 BYTES_A_CHARACTER = 4  # a byte-level token may hold as little as a quarter of a character
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """End of sequence, stop strings and length. Whatever ends an answer is its last token; nothing behind it counts.
+    """End of sequence, stop strings and length. The token that ends an answer is its last one; later ones are dropped.
 
     Attributes:
-        eos: ids that end an answer. The one that ended it is emitted and counted.
-        max_new_tokens: the longest answer.
-        strings: texts that end an answer, also where they stretch over several tokens.
-        decode: from ids to text; needed for `strings`.
-        criterion: any further rule: whether an answer, up to and including a token, ends with it.
-        past_positions: go on where the model's positions are full, as transformers' `generate` does.
-        full: why an answer of `max_new_tokens` ends: `length`, or `positions` where the model's left no more room.
+        eos: token ids that end an answer. The one that ends it is emitted and counted.
+        max_new_tokens: the longest answer, in tokens.
+        strings: texts that end an answer, even if they extend over several tokens.
+        decode: converts token ids to text; needed for `strings`.
+        criterion: a further condition: whether an answer, up to and including a token, ends with it.
+        past_positions: go on after the model's last position, as transformers' `generate` does.
+        full: why an answer of `max_new_tokens` ends: `length`, or `positions` if the model had no positions for more.
     """
 
     eos: frozenset[int]
@@ -38,7 +38,7 @@ class Stopping:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
     def within(self, room: int) -> Stopping:
-        """Return the same rules for answers of at most `room` tokens: what the model's positions leave."""
+        """Return the same rules for answers of at most `room` tokens, the number of positions left in the model."""
         if self.past_positions or room >= self.max_new_tokens:
             return self
         return replace(self, max_new_tokens=room, full=POSITIONS)
@@ -47,10 +47,11 @@ class Stopping:
         """Return those of `tokens` that are emitted after `output`, and why the answer ends there.
 
         Args:
-            output: the answer so far. tokens: what a step would add.
+            output: the answer so far.
+            tokens: the tokens that a step would add.
 
         Returns:
-            The tokens, and the reason (see `Generation.ended`); it is empty where the answer goes on.
+            The tokens, and the reason (see `Generation.ended`), which is empty if the answer goes on.
         """
         kept: list[int] = []
         for token in tokens[: self.max_new_tokens - len(output)]:
@@ -64,7 +65,7 @@ class Stopping:
         return kept, self.full if len(output) + len(kept) >= self.max_new_tokens else ""
 
     def _holds_stop_string(self, output: Sequence[int], kept: Sequence[int]) -> bool:
-        """Whether a stop string has just been completed. Only the tokens that it can stretch over are decoded."""
+        """Return whether a stop string has just been completed. Only the tokens that it can extend over are decoded."""
         assert self.decode is not None
         reach = BYTES_A_CHARACTER * (max(map(len, self.strings)) + 1)
         tail = [*output[-reach:], *kept][-reach:]

@@ -1,4 +1,4 @@
-"""What a sparse path would have drafted at every place of texts that the full model wrote, in one forward a text."""
+"""Find what a sparse path would have drafted at every position of the full model's texts, in one forward per text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.target import Target
 
-BLOCK = 8  # tokens that a path is replayed behind the full model's keys for: about as long as drafts get
+BLOCK = 8  # tokens per replayed block, which sees the full model's keys before it: about the length of a draft
 Text = Sequence[Sequence[int]]  # a prompt and the answer to it
 
 
 class Tracer:
-    """Holds the texts in the target's cache, a row each: nobody else may use it meanwhile."""
+    """Holds the texts in the target's cache, one per row. Nothing else may use the cache meanwhile."""
 
     def __init__(self, target: Target, texts: Sequence[Text], rule: NextToken) -> None:
         """Run the full model over all texts.
 
         Args:
-            rule: how the answers were decoded, greedily.
+            texts: prompts, each with its answer.
+            rule: the rule by which the answers were decoded; it must be greedy.
         """
         self.target, self.texts, self.rule = target, texts, rule
         longest = max(len(prompt) + len(output) for prompt, output in texts)
@@ -35,7 +36,7 @@ class Tracer:
 
     @torch.inference_mode()
     def traces(self, skip: SkipSet) -> list[Trace]:
-        """Of every text, where the path that bypasses `skip` would draft what was written, and how surely."""
+        """Return, for every text, where the path that bypasses `skip` would draft its tokens, and how confidently."""
         path, traces = self.target.sparse_path(skip), []
         for row, (prompt, output) in enumerate(self.texts):
             tokens = [prompt[-1], *output[:-1]]
@@ -48,7 +49,7 @@ class Tracer:
 
     @torch.inference_mode()
     def most_similar(self, count: int) -> SkipSet:
-        """The `count` whole layers that CLaSp's dynamic programme skips for most of the texts' last tokens."""
+        """Return the `count` whole layers that CLaSp's dynamic programming skips for most of the texts' last tokens."""
         inner, votes = range(1, len(self.target.full.layers) - 1), Counter[int]()
         for row, (prompt, output) in enumerate(self.texts):
             last, position = output[-1], len(prompt) + len(output) - 1

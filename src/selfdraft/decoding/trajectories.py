@@ -1,7 +1,8 @@
-"""Jacobi trajectories of finished answers: what parallel refinement would have gone through to write them.
+"""Jacobi trajectories of finished answers: the iterates that parallel refinement goes through on the way to them.
 
-The consistency recipe learns to jump from any iterate to the answer (CLLM, arXiv 2403.00835). There one block
-is refined after the other; here the answer is known: every block sees the true tokens before it, all refined together.
+Consistency training teaches a model to jump from any iterate to the answer (CLLM, arXiv 2403.00835). The paper refines
+one block after the other; here the answer is known, so every block sees the true tokens before it, and all blocks are
+refined together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.target import Target
 
-BLOCKS = 32  # of one forward: each sees a copy of the row's keys
+BLOCKS = 32  # blocks per forward, few because each reads its own copy of the row's keys
 
 
 class Trajectories:
@@ -26,20 +27,21 @@ class Trajectories:
         """Prepare to record.
 
         Args:
-            rule: by which the answers were decoded, greedily.
-            width: tokens a block. After as many passes a block is at its fixed point, whatever it began with.
-            passes: refine so many times at most.
+            rule: the rule by which the answers were decoded; it must be greedy.
+            width: tokens per block. After `width` passes a block is at its fixed point, whatever it began with.
+            passes: the most refinements.
+            row: the cache row to use.
         """
         self.target, self.rule, self.width, self.row = target, rule, width, row
         self.passes = min(passes, width)
 
     @torch.inference_mode()
     def record(self, prompt: Sequence[int], answer: Sequence[int], seed: int) -> list[list[int]]:
-        """The iterates of an answer, each as long as it is.
+        """Return the iterates of an answer, each as long as the answer.
 
         Returns:
-            First random tokens of the prompt, then what each pass made of those before. Where `passes` reach it, the
-            last is the fixed point, the answer itself up to rounding: a pass that changes nothing is not kept.
+            First random tokens of the prompt, then the result of each pass. If `passes` suffice, the last iterate is
+            the fixed point, which is the answer up to rounding. A pass that changes nothing ends the list.
         """
         self.target.cache.clear(self.row)
         self.target.prefill(self.row, [*prompt, *answer[:-1]])
@@ -53,8 +55,9 @@ class Trajectories:
         return iterates
 
     def _refined(self, prompt: Sequence[int], answer: Sequence[int], guesses: Sequence[int]) -> list[int]:
-        """What the full model says in the place of every guess, given those before it in its block."""
-        # A block's last guess is seen by none: in its stead stands, one place on, the true token before the next block.
+        """Return the full model's prediction for every guess, given the guesses before it in its block."""
+        # The input is shifted by one: each block begins with the true token before it, and drops its own last guess,
+        # which no prediction needs.
         known = [prompt[-1], *answer[:-1]]
         seen = [known[i] if i % self.width == 0 else guesses[i - 1] for i in range(len(answer))]
         stride, best = BLOCKS * self.width, []

@@ -1,9 +1,11 @@
 """Tree parallelism: several processes verify one tree, each computing a share of its branches.
 
-Lookahead parallelism (Fu et al. 2024, arXiv 2402.02057, section 3.4) for any drafter: a process forwards the paths to
-its share of the leaves, the logits of all nodes are exchanged, and all processes go on with the same ones. Keys and
-values are not exchanged. A process that did not compute an accepted node *owes* its token to its own cache, and
-forwards it with its next share, as a chain between what it holds and the root.
+Lookahead parallelism (Fu et al. 2024, arXiv 2402.02057, section 3.4) for any drafter:
+
+1. A process forwards the branches down to its share of the leaves.
+2. The logits of all nodes are exchanged, and all processes go on with the same ones. Keys and values are not exchanged.
+3. A process that did not compute an accepted node *owes* its token to its own cache. It forwards the owed tokens with
+   its next share, as a chain between its committed tokens and the root.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from selfdraft.models.target import Path, Target
 
 @dataclass(frozen=True)
 class Share:
-    """How a tree of n nodes is dealt out.
+    """How a tree of n nodes is divided among the ranks.
 
     Attributes:
-        owner: (n,) the rank whose logits of a node are everybody's.
-        held: (ranks, n) bool: the nodes that a rank computes, those on the way to its own included.
+        owner: (n,) the rank whose logits of a node all ranks use.
+        held: (ranks, n) bool, the nodes that a rank computes: its own ones and their ancestors.
     """
 
     owner: Tensor
@@ -37,29 +39,29 @@ class Share:
 
 
 def share_out(tree: TokenTree, ranks: int) -> Share:
-    """Deal the leaves to the ranks in the order of the nodes, with about as many nodes to each.
+    """Divide the leaves among the ranks in the order of the nodes, so that each rank has about as many nodes.
 
-    Of lookahead's tree that makes neighbouring guesses, and neighbouring columns of the window.
+    In lookahead's tree, a rank thus gets neighbouring guesses or neighbouring columns of the window.
     """
     n = len(tree)
     if not n:
         return Share(torch.zeros(0, dtype=torch.long), torch.zeros(ranks, 0, dtype=torch.bool))
     is_leaf = torch.ones(n, dtype=torch.bool)
     is_leaf[tree.parents[tree.parents >= 0]] = False
-    ways = tree.sees[is_leaf]  # (leaves, n): what lies on the way to each
-    new = ways & (ways.cumsum(0) == 1)  # a node belongs to the first leaf that it leads to
+    ways = tree.sees[is_leaf]  # (leaves, n): the nodes from the root's child down to each leaf
+    new = ways & (ways.cumsum(0) == 1)  # (leaves, n): each node only for the first leaf below it
     weight = new.sum(1)
-    middle = 2 * weight.cumsum(0) - weight  # twice over, to stay with integers
+    middle = 2 * weight.cumsum(0) - weight  # doubled, to stay with integers
     rank_of_leaf = middle * ranks // (2 * n)
     held = torch.stack([ways[rank_of_leaf == rank].any(0) for rank in range(ranks)])
     return Share(rank_of_leaf[new.long().argmax(0)], held)
 
 
 class TreeParallelTarget:
-    """A target that computes its share of every tree, behind the interface of `Target`.
+    """A target that computes its rank's share of every tree, with the interface of `Target`.
 
-    All ranks of the process group must decode the same requests in the same order. What a drafter computes by itself
-    (`draft_forward`) is computed by all, and rank 0's result is everybody's: rounding must not make drafts differ.
+    All ranks of the process group must decode the same requests in the same order. Every rank computes a drafter's own
+    forwards (`draft_forward`), but all use rank 0's result, because rounding must not make drafts differ.
     """
 
     def __init__(self, target: Target) -> None:
@@ -74,11 +76,11 @@ class TreeParallelTarget:
 
     @cached_property
     def costs(self) -> CostCurve:
-        """Rank 0's: what is decided by cost must be decided alike."""
+        """Return rank 0's costs, because all ranks must make the same decisions."""
         return _of_rank_0(self.target.costs)
 
     def costs_of(self, path: Path) -> CostCurve:
-        """Rank 0's."""
+        """Return rank 0's costs of `path`."""
         return _of_rank_0(self.target.costs_of(path))
 
     def allocate(self, rows: int, slots: int) -> None:
@@ -87,14 +89,14 @@ class TreeParallelTarget:
         self.target.allocate(rows, slots)
 
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
-        """See `Target.refresh`: where keys are computed anew, none are owed."""
+        """See `Target.refresh`; a row whose keys are computed anew owes none."""
         prefilled_at = self.target.cache.prefilled_at[row]
         self.target.refresh(row, tokens)
         if self.target.cache.prefilled_at[row] != prefilled_at:
             self.owed.pop(row, None)
 
     def longest_draft(self, row: int) -> int:
-        """See `Target.longest_draft`: what is owed is forwarded with a draft, before it."""
+        """See `Target.longest_draft`; shorter by the owed tokens, which are forwarded before a draft."""
         return max(self.target.longest_draft(row) - len(self.owed.get(row, [])), 0)
 
     @torch.inference_mode()
@@ -108,10 +110,11 @@ class TreeParallelTarget:
         keep: None = None,
         pseudo: None = None,
     ) -> list[Tensor]:
-        """This rank's share of one full forward; the logits of all nodes, the same on every rank.
+        """Compute this rank's share of one full forward; return the logits of all nodes, the same on every rank.
 
         Args:
-            reuse: not made use of: it stands for a whole tree. keep, pseudo: see `Drafter.tree_parallel`.
+            reuse: ignored, because it belongs to a whole tree.
+            keep, pseudo: must be None; see `Drafter.tree_parallel`.
         """
         assert keep is None and pseudo is None, "no rank has the states of all nodes"
         shares = [share_out(tree, self.ranks) for tree in trees]
@@ -130,14 +133,14 @@ class TreeParallelTarget:
             if self.rank == 0:
                 out[0] = logits[0]
             out[1:][mine] = logits[1:][mine[held]]
-        dist.all_reduce(whole)  # everybody else's entries are zero
+        dist.all_reduce(whole)  # an entry is zero on all ranks but its owner's
         return self._split(whole, trees)
 
     def commit(self, row: int, path: Sequence[int]) -> None:
-        """Keep what of the accepted path this rank computed; the rest is owed."""
+        """Commit the accepted nodes that this rank computed; it owes the rest."""
         tree, held, owed = self._last[row]
         local = (held.cumsum(0) - 1).tolist()
-        mine = [node for node in path if held[node]]  # with a node its ancestors are held: a prefix of the path
+        mine = [node for node in path if held[node]]  # a node's ancestors are held too, so this is a prefix of `path`
         self.target.commit(row, [*range(owed), *(owed + local[node] for node in mine)])
         self.owed[row] = tree.tokens[list(path[len(mine) :])].tolist()
 
@@ -152,7 +155,7 @@ class TreeParallelTarget:
         *,
         keep: Sequence[list[Tensor]] | None = None,
     ) -> list[Tensor]:
-        """Computed everywhere, behind all committed tokens; rank 0's logits."""
+        """Forward the owed tokens, then draft on every rank; return rank 0's logits."""
         for row in rows:
             if owed := self.owed.pop(row, []):
                 self.target.prefill(row, owed)
@@ -166,7 +169,7 @@ class TreeParallelTarget:
 
 
 class OwingCache:
-    """The target's cache, whose rows take what they owe with them."""
+    """The target's cache; a row's owed tokens are cleared and moved with it."""
 
     def __init__(self, target: TreeParallelTarget) -> None:
         self._target = target
@@ -196,7 +199,7 @@ def _of_rank_0(value: CostCurve) -> CostCurve:
 
 
 def behind(chain: Sequence[int], tree: TokenTree) -> TokenTree:
-    """The tree under the end of a chain: m more nodes, which stand first."""
+    """Return `tree` below the end of `chain`, whose m nodes come first."""
     m = len(chain)
     if not m:
         return tree
