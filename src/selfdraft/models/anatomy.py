@@ -28,7 +28,7 @@ class Anatomy:
 
     Attributes:
         layers: the stock decoder layers, in order.
-        embed, norm, rotary, head: the modules before, beside and after the layers.
+        embed, norm, rotary, head: the input embedding, the final norm, the rotary embedding and the output head.
         attention_name, mlp_name: the attribute names of a layer's two sublayers.
         cache_argument: the keyword under which a layer takes the cache.
         layer_types: per layer, `full_attention` or `sliding_attention`.
@@ -90,7 +90,7 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     """Find the parts of `model`.
 
     Raises:
-        UserError: a part is missing; the message names the family and the part.
+        UserError: a part is missing or of an unknown kind; the message names the family and the part.
     """
     base, config = getattr(model, "base_model", None), getattr(model, "config", None)
     if base is None or config is None:

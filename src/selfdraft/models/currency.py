@@ -2,7 +2,8 @@
 
 A prepared target holds copies: of module objects (their attributes, hooks and adapters' switches), and on a CPU of
 matrices in another layout. Models change between two calls: they are trained, adapters are switched or merged, hooks
-come and go. Nothing reports that: fused optimizers, `p.data` and numpy views do not even raise a tensor's version. So
+come and go. Nothing reports that: fused optimizers, `p.data` and numpy views do not even raise a tensor's version.
+Therefore
 
 1. the attributes of modules and configurations that the copies depend on are compared with their earlier values;
 2. each row of every matrix that has a packed copy is summed as integers, over all its bits, so that one changed number

@@ -35,6 +35,7 @@ class Driver:
         full: the path of all layers. norm, head: the modules that come after the layers.
         rotary: the rotary positions (see `rotary`).
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
+        share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str) -> None:
@@ -80,13 +81,13 @@ class Driver:
         normed: bool = True,
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return the (B, N, C) hidden states of a block's tokens after the layers of `path`.
+        """Return the (B, N - since, C) hidden states of a block's tokens after the layers of `path`.
 
         Args:
             hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
             since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
-            states: gets the hidden states before the first layer and after every layer.
+            states: a list that gets the hidden states before the first layer and after every layer.
         """
         anatomy, (_, width) = self.anatomy, block.tokens.shape
         starts = [start + since for start in block.starts]

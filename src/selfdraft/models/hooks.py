@@ -32,7 +32,7 @@ def has_global_hooks() -> bool:
 
 
 def per_call_arguments(module: nn.Module) -> str | None:
-    """Return the name of an argument that PEFT gives this module for one call, such as an adapter for each row."""
+    """Return the name of an argument that PEFT gives this module for one call, such as an adapter per row, or None."""
     for hook in _hooks(module):
         if isinstance(hook, partial) and str(getattr(hook.func, "__module__", "")).startswith("peft."):
             return next(iter(hook.keywords), "hooks")

@@ -54,7 +54,7 @@ def require_gated_mlps(target: Target) -> None:
     """Refuse a model whose MLPs cannot be sliced.
 
     Raises:
-        UserError: naming the family.
+        UserError: there is such an MLP; the message names the family.
     """
     for layer in target.anatomy.layers:
         mlp = getattr(layer, target.anatomy.mlp_name)

@@ -58,7 +58,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], variables: Mapp
 
 
 class _Renderer:
-    """The end that asks. One at a time, from any thread."""
+    """The end that asks: it sends one request at a time, from any thread."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -106,7 +106,7 @@ class _Renderer:
                 stderr=subprocess.DEVNULL,
                 env={**known, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for the process that asks
+                start_new_session=True,  # so that Ctrl-C reaches only the process that asks
             )
             self._owner = os.getpid()
             assert self._process.stdout is not None

@@ -59,7 +59,7 @@ class Rotary:
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
-        """Find the rules of a model.
+        """Find the length rules of a model.
 
         Raises:
             UserError: the embedding depends on the length of the text in a way that is not known here.

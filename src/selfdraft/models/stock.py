@@ -1,4 +1,4 @@
-"""transformers' own `generate`, on the untouched stock model: the outside reference."""
+"""transformers' own `generate` on the untouched stock model: a reference that shares no code with ours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StockGeneration:
 
 
 class StockGenerate:
-    """Greedy `generate`, plain or with its prompt lookup, within the model's positions as our own decoding is."""
+    """Greedy `generate`, plain or with its prompt lookup, limited to the model's positions like our own decoding."""
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model

@@ -1,4 +1,4 @@
-"""Train draft-only layers: copies of the target's layers with trainable parts, which attend to the target's own keys.
+"""Train draft-only layers: trainable copies of the target's layers, which attend to the target's own keys.
 
 While drafting, a draft path sees the *full* model's keys and values of all committed tokens, and its own of the tokens
 drafted since. It is trained the same way: the target is run over a text once, and the trainable copies are run over
@@ -64,7 +64,7 @@ class Student(nn.Module):
         feature: bool = False,
         vocabulary: Tensor | None = None,
     ) -> None:
-        """Copy the layers of `path`; the target's weights under them are frozen.
+        """Make trainable copies of the layers of `path`; the target's own weights are frozen.
 
         Args:
             first: layers before this one are the target's own, and are not run.

@@ -227,7 +227,7 @@ class Target(Driver):
             rows: B cache rows. roots: their last committed tokens, not yet in the cache. trees: their drafts.
             reuse: per row, what drafting has computed already, so that only the rest is computed. Ignored with `keep`
                 or `pseudo`, and unless all rows have it for the same number of layers.
-            keep: per row, a list that gets the (L + 1, n + 1, C) hidden states before and after every layer.
+            keep: per row, a list that gets the (L + 1, n + 1, C) hidden states before the first layer and after each.
             pseudo: pseudo tokens that take the place of the trees' probes.
 
         Returns:
