@@ -1,1 +1,1 @@
-"""Prompts, where they come from, and the Lightning data module that deals them out to the ranks."""
+"""Prompts and their sources, texts to train on, and the Lightning data modules that share them among the ranks."""

@@ -1,4 +1,4 @@
-"""The Lightning data module: deals every prompt to exactly one rank."""
+"""The Lightning data module of prompts; it gives every prompt to exactly one rank."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,29 +11,29 @@ from selfdraft.data.prompts import Prompt
 
 
 class PromptDataModule(LightningDataModule):
-    """Gives lists of `together` Prompts to the test loop, rank r of n taking prompts r, r + n, r + 2n, ... of them all.
+    """Gives lists of `together` Prompts to the test loop; rank r of n gets prompts r, r + n, r + 2n, ...
 
     Create the Trainer with `use_distributed_sampler=False`: Lightning's own sampler pads the ranks to equal length by
     repeating prompts, which would count those twice. Ranks may therefore differ by one prompt, so nothing inside a
-    test step may wait for another rank. A resumed run passes the prompts that are still to do.
+    test step may wait for another rank. A resumed run passes only the prompts that are not finished.
     """
 
     def __init__(self, prompts: Sequence[Prompt], together: int = 1, *, shared: bool = False) -> None:
-        """Deal out `prompts`; or, where they are `shared`, give all of them to every rank (tree parallelism)."""
+        """Divide `prompts` among the ranks; with `shared`, give all of them to every rank (tree parallelism)."""
         super().__init__()
-        # Fewer prompts than processes leave some without any, which Lightning takes for a mistake unless told.
+        # With fewer prompts than processes some get none, which Lightning refuses without this setting.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prompts, self.together, self.shared = list(prompts), together, shared
 
     def test_dataloader(self) -> DataLoader[Prompt]:
-        """This rank's share, a list of Prompts an item, the last one shorter; without a trainer, all of them."""
+        """Return this rank's share as lists of Prompts, the last one may be shorter; without a trainer, all of them."""
         dealt = self.trainer is not None and not self.shared
         rank = self.trainer.global_rank if dealt else 0
         world_size = self.trainer.world_size if dealt else 1
-        # Loading is a list index, so worker processes would only cost time.
+        # Loading only indexes a list, so worker processes would only cost time.
         share = self.prompts[rank::world_size]
         return DataLoader(share, batch_size=self.together, collate_fn=list, num_workers=0)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the batch alone: a Prompt holds no tensor, and Lightning refuses to walk a frozen dataclass."""
+        """Return the batch unchanged: a Prompt holds no tensor, and Lightning cannot traverse a frozen dataclass."""
         return batch

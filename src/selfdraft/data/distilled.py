@@ -1,4 +1,4 @@
-"""Texts to learn from: what the model wrote itself (task=distill_data), or any dataset with a column of text."""
+"""Texts to train on: the model's own answers (task=distill_data), or any dataset with a column of text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from selfdraft.data.tables import load_table, rows_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DATASET = "dataset"  # the folder of texts within that of a run
-UNFINISHED = "texts.jsonl"  # what a run without that folder has written so far
-DESCRIPTION = "The target's own answers, written by task=distill_data of SelfDraft."  # tells ours from others
+DATASET = "dataset"  # the folder of texts within a run's folder
+UNFINISHED = "texts.jsonl"  # the finished lines of a run that has not written that folder yet
+DESCRIPTION = "The target's own answers, written by task=distill_data of SelfDraft."  # identifies our datasets
 INFO = "dataset_info.json"
-SAVED = {INFO, "state.json"}  # what `save_to_disk` writes, beside files of the rows
+SAVED = {INFO, "state.json"}  # files that `save_to_disk` writes besides those of the rows
 OURS = {"id", "prompt_ids", "output_ids"}
-TRAJECTORIES = "trajectories"  # a column that only some datasets of ours have
+TRAJECTORIES = "trajectories"  # a column that only some of our datasets have
 MAX_VOCABULARY = 2**31  # ids are stored as int32
 
 Encode = Callable[[str], Sequence[int]]
@@ -32,10 +32,10 @@ Encode = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and the answer to it, as token ids; a text from elsewhere is all answer.
+    """A prompt and the answer to it, as token ids; a text from another source is answer only.
 
-    `id` names the conversation: all its turns bear the same. `trajectory` holds iterates of the answer, each as long as
-    it is (see `decoding.trajectories`), the first one a mere guess.
+    `id` names the conversation and is the same for all its turns. `trajectory` holds Jacobi iterates of the answer,
+    each of the answer's length (see `decoding.trajectories`); the first one is the initial guess.
     """
 
     id: str
@@ -45,12 +45,12 @@ class Text:
 
 
 def write_dataset(lines: Iterable[Mapping[str, Any]], folder: Path) -> Path:
-    """Save finished lines as a dataset in `folder`/dataset, in their order. One that this wrote before is replaced.
+    """Save finished lines as a dataset in `folder`/dataset, in their order, replacing one that this function wrote.
 
-    Columns: id, category, turn, prompt_ids, output_ids, text, and trajectories where the lines have them.
+    Columns: id, category, turn, prompt_ids, output_ids, text, and trajectories if any line has them.
 
     Raises:
-        UserError: a dataset folder is there that this has not written.
+        UserError: the dataset folder was written by something else.
     """
     refuse_foreign_dataset(folder)
     import datasets
@@ -72,7 +72,7 @@ def write_dataset(lines: Iterable[Mapping[str, Any]], folder: Path) -> Path:
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        # Made in a folder of its own and moved: a run killed in between leaves no half of a dataset.
+        # It is made in a temporary folder and then moved, so that a killed run leaves no half-written dataset.
         with tempfile.TemporaryDirectory(prefix=f".{DATASET}.", dir=folder) as scratch:
             made, old = Path(scratch, "new"), Path(scratch, "old")
             about = datasets.DatasetInfo(description=DESCRIPTION, features=datasets.Features(columns))
@@ -86,10 +86,10 @@ def write_dataset(lines: Iterable[Mapping[str, Any]], folder: Path) -> Path:
 
 
 def refuse_foreign_dataset(folder: Path) -> None:
-    """See to it that a dataset in `folder`, if there is one, is one of ours and may be replaced.
+    """Refuse a dataset in `folder` that task=distill_data did not write, and that must therefore not be replaced.
 
     Raises:
-        UserError: it is not.
+        UserError: there is one.
     """
     path = folder / DATASET
     if not os.path.lexists(path):
@@ -113,14 +113,14 @@ def load_texts(
     """Read texts from the folder of a run of task=distill_data, or from any dataset with a column of text.
 
     Args:
-        path: a run's folder or the dataset's in it; a folder of `save_to_disk`; or what `load_dataset` takes: a Hub
-            name or a folder of files.
-        encode: from text to ids, for datasets without ids of ours. Texts of no token are passed over.
-        column, split: where the text is, in a dataset of others.
-        vocabulary: how many ids the model has.
+        path: a run's folder or the dataset folder in it; a folder of `save_to_disk`; or what `load_dataset` takes: a
+            Hub name or a folder of files.
+        encode: from text to token ids, for datasets without our id columns. Texts without tokens are left out.
+        column, split: where the text is, in a dataset that is not ours.
+        vocabulary: number of the model's token ids.
 
     Raises:
-        UserError: there is nothing, the run is not finished, the column is missing or there is no way to encode it.
+        UserError: there are no texts, the run is not finished, the column is missing, or `encode` is needed but None.
     """
     rows = _read(path, split)
     texts = _texts(rows, path, encode, column, vocabulary)
@@ -130,10 +130,10 @@ def load_texts(
 
 
 def split_by_prompt(texts: Sequence[Text], share: float, seed: int) -> tuple[list[Text], list[Text]]:
-    """Texts to train on, and the `share` of them held out: whole conversations, at least one on each side.
+    """Return texts to train on, and a held-out `share`: whole conversations, at least one in each part.
 
     Raises:
-        UserError: a share that is none, or texts of one conversation only.
+        UserError: `share` is not between 0 and 1, or there are fewer than two conversations.
     """
     if not 0 < share < 1:
         raise UserError(f"a share of {share} held out: must be between 0 and 1")
@@ -167,7 +167,7 @@ def _texts(rows: Dataset, path: str | Path, encode: Encode | None, column: str, 
 
 
 def _ours(row: Mapping[str, Any], where: str, vocabulary: int) -> Text:
-    """A row of task=distill_data's columns, which somebody else may have filled."""
+    """Check a row with the columns of task=distill_data, which others may have filled, and return its text."""
     prompt, answer, trajectory = row["prompt_ids"], row["output_ids"], row.get(TRAJECTORIES)
     for name, ids in (("prompt_ids", prompt), ("output_ids", answer)):
         if not _are_ids(ids, vocabulary):
@@ -191,7 +191,7 @@ def _read(path: str | Path, split: str) -> Dataset:
     advice = "give the folder of a run of task=distill_data, of a dataset, or a dataset's name"
     try:
         written, is_begun = (Path(path) / DATASET).is_dir(), (Path(path) / UNFINISHED).exists()
-    except OSError:  # longer than any path: a name, then
+    except OSError:  # too long for a file path, so it is a name
         written = is_begun = False
     if is_begun and not written:
         raise UserError(

