@@ -1,4 +1,4 @@
-"""drafter.yaml: what a calibration found or a fine-tuning made. Any run takes it with `drafter.from=PATH`."""
+"""drafter.yaml: the result of a calibration or a fine-tuning. Any run takes it with `drafter.from=PATH`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from selfdraft.tracking.atomic import write_text_atomic
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 FILE = "drafter.yaml"
-ADAPTER = "adapter"  # the option that names a folder of weights; in the file, relative to the file's own
+ADAPTER = "adapter"  # the option that names a folder of weights; in the file, relative to the file's folder
 MODEL = ("label", "dtype", "fingerprint")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A drafter's options, and what they were found for.
+    """A drafter's options, and how they were found.
 
     Attributes:
-        drafter: its name. options: those of its config group that were chosen.
-        model: label, dtype and `fingerprint` of the model that they fit.
-        objective: name, method, value, and what was predicted and measured.
+        drafter: name of the drafter.
+        options: the chosen options of its config group.
+        model: label, dtype and `fingerprint` of the model that they are for.
+        objective: name, method, value, and the predicted and measured results.
         history: every candidate tried, in order: value, skip set, length and threshold.
     """
 
@@ -38,21 +39,22 @@ class Artifact:
     history: Sequence[Mapping[str, Any]]
 
     def write(self, path: Path) -> None:
-        """As YAML, lists in one line each."""
+        """Write the artifact as YAML, each list on one line."""
         write_text_atomic(path, yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None, width=120))
 
     @staticmethod
     def read(path: Path, option: str = "drafter.from") -> Artifact:
-        """Take a file, or the folder of the task that wrote one, as plain data: nothing in it is looked up or run.
+        """Read an artifact as plain data: nothing in the file is looked up or run.
 
         Args:
-            path: of either. option: that named it, for messages.
+            path: of the file, or of the folder of the task that wrote it.
+            option: the option that named it, for messages.
 
         Returns:
-            What it says, every option checked; `adapter` as a path from here.
+            The artifact, with every option checked, and `adapter` relative to the working directory.
 
         Raises:
-            UserError: there is none, or it is not what these tasks write.
+            UserError: there is no file, or these tasks did not write it.
         """
         path = file_at(path, FILE)
         try:
@@ -68,7 +70,11 @@ class Artifact:
         return replace(found, options={**found.options, ADAPTER: str(path.parent / found.options[ADAPTER])})
 
     def refuse_other_model(self, name: str, label: str, fingerprint: str) -> None:
-        """The options of one model mean nothing on another. `name`: of this artifact, as the user gave it.
+        """Refuse a model other than this artifact's, for which its options have no meaning.
+
+        Args:
+            name: this artifact, as the user gave it.
+            label, fingerprint: of the model.
 
         Raises:
             UserError: it is another model.
@@ -81,10 +87,11 @@ class Artifact:
 
 
 def _checked(plain: Any) -> Artifact:
-    """The artifact that a file's values are.
+    """Return the artifact that a file's values describe.
 
     Raises:
-        NotPlain: they are none. UserError: an option of the drafter's is wrong.
+        NotPlain: they describe none.
+        UserError: an option of the drafter is wrong.
     """
     names = [f.name for f in fields(Artifact)]
     if not isinstance(plain, dict) or sorted(plain) != sorted(names):

@@ -1,4 +1,4 @@
-"""A cost model as a person reads it: a table in the terminal, and a picture."""
+"""Show a cost model as a table in the terminal and as a picture."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ COLOURS = ("#3b6fb6", "#e08a2e", "#8a8a8a", "#5aa469")
 
 
 def parts_of(costs: CostModel, tokens: int) -> dict[str, float]:
-    """Seconds that each kind of part takes of a full forward."""
+    """Return the seconds that all parts of each kind take in a full forward of so many tokens."""
     once = {name: getattr(costs, name)(tokens) for name in SHARES}
     return {name: seconds * (1 if name == "base" else costs.layers) for name, seconds in once.items()}
 
 
 def print_costs(costs: CostModel, console: Console) -> None:
-    """Milliseconds of the forward, and of its parts, against tokens."""
+    """Print the milliseconds of a forward and of its parts, by number of tokens."""
     console.print()
     console.print(Text.assemble((printable(costs.model), "bold"), f" in {costs.dtype} on {costs.device}; milliseconds"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -49,7 +49,7 @@ def print_costs(costs: CostModel, console: Console) -> None:
 
 
 def plot_costs(costs: CostModel, path: Path) -> None:
-    """What a forward costs against its tokens, and what one token's consists of, into a PNG file."""
+    """Draw the cost of a forward and of its parts, by number of tokens, into a PNG file."""
     draw(path, (11, 4.2), lambda figure: _paint(costs, figure))
 
 

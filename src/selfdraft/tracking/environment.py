@@ -1,4 +1,4 @@
-"""Where a number was measured: versions, processor, memory and commit, as plain JSON values."""
+"""Describe where a number was measured: versions, processor, memory and commit, as plain JSON values."""
 
 import os
 import platform
@@ -27,10 +27,10 @@ PACKAGES = (
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What another person needs to know before comparing a number of theirs with ours.
+    """Return what another person needs to know before comparing a number of theirs with ours.
 
     Args:
-        device: where the model runs. The processor is described always, the accelerator where it is one.
+        device: where the model runs. The processor is always described, a GPU only if `device` is one.
 
     Returns:
         `versions`, `platform`, `cpu` (name, cores of the machine, cores this process may use, threads torch uses,
@@ -96,7 +96,7 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
 
 def _git() -> dict[str, Any] | None:
     source = Path(selfdraft.__file__).resolve()
-    # Installed into a virtual environment that lies in somebody's repository, this file is in a checkout but not of it.
+    # If the virtual environment is inside some repository, this file is in a checkout that does not track it.
     if _run_git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return None
     commit = _run_git(source.parent, "rev-parse", "HEAD")
@@ -113,7 +113,7 @@ def _run_git(folder: Path, *arguments: str) -> str | None:
 
 
 def _command(arguments: list[str]) -> str:
-    """The command as it was typed, without where on this machine the script and the home folder lie."""
+    """Return the command as it was typed, without this machine's paths of the script and of the home folder."""
     script, *rest = arguments
     command = shlex.join(["python", Path(script).name, *rest])
     try:

@@ -1,4 +1,4 @@
-"""What a finished line must hold before anything is computed from it: lines may have been edited, or be another's."""
+"""Check finished lines before computing from them, because they may be edited or written by something else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.records import PROMPTS, TEXTS, Line, RecordFile, record_path
 
-LEFT_OUT = "left_out"  # the reason why a turn was not decoded; such a line has no measures
+LEFT_OUT = "left_out"  # key of the reason why a turn was not decoded; such a line has no measures
 
 NUMBER, COUNT, ANY = "a number", "a whole number", "anything"
 VERDICT = ("exact", "sampled", "tie", "mismatch")
 OPTIONAL, OR_NULL = "?", "??"
 
-# A shape is one of the words above, a type, a tuple of choices, a list of one shape, or a mapping. In a mapping a key
-# that ends in `?` may be absent, one that ends in `??` may also be null, and the key `*` stands for every key.
+# A shape is one of the constants above, a type, a tuple of choices, a list of one shape, or a mapping. In a mapping, a
+# key that ends in `?` may be absent, one that ends in `??` may also be null, and the key `*` matches every key.
 _CERTIFICATE = {
     "verdict": VERDICT,
     "reason??": str,
@@ -67,7 +67,7 @@ _WRITTEN = {
 
 
 def measured(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines of turns that were decoded; those of turns that were left out hold a reason, and no measures."""
+    """Return the lines of turns that were decoded; lines of turns that were left out have a reason and no measures."""
     return [line for line in lines if LEFT_OUT not in line]
 
 
@@ -86,7 +86,7 @@ def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS
     """Check the fields of the lines in `folder`/`name`.jsonl that results are computed from.
 
     Raises:
-        UserError: a line lacks a field, or has one of another type. The message names the line and the field.
+        UserError: a field is missing or has another type. The message names the line and the field.
     """
     for line in lines:
         shape = _WRITTEN if name == TEXTS else _LEFT_OUT if LEFT_OUT in line else _MEASURED
@@ -98,10 +98,10 @@ def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS
 
 
 def refuse_without_steps(lines: Sequence[Line], folder: Path) -> None:
-    """Check that each line of `folder`/prompts.jsonl holds the steps of a drafter, and the seconds they took.
+    """Check that each line of `folder`/prompts.jsonl has the steps of a drafter, and the seconds that they took.
 
     Raises:
-        UserError: a line does not. The message names it.
+        UserError: a line does not. The message names the line.
     """
     for line in lines:
         is_timed = line["phases_s"].get("verify") and "draft" in line["phases_s"]
@@ -112,7 +112,7 @@ def refuse_without_steps(lines: Sequence[Line], folder: Path) -> None:
 
 
 def _is_step(step: Any) -> bool:
-    """Whether it begins with the drafted tokens, and the parent of each where they are no chain."""
+    """Return whether `step` begins with the drafted tokens, and with the parent of each if they are not a chain."""
     if not isinstance(step, list) or len(step) < 2 or not isinstance(step[0], list):
         return False
     drafted, parents = step[:2]
@@ -123,7 +123,7 @@ def _is_step(step: Any) -> bool:
 
 
 def _fault(value: Any, shape: Any, where: str) -> str | None:
-    """Return what is wrong with `value`, found at the path `where` of a line; None if it has the shape."""
+    """Return what is wrong with `value`, the field `where` of a line; None if it has the shape."""
     if isinstance(shape, Mapping):
         if not isinstance(value, Mapping):
             return f"`{where}` is no JSON object"
@@ -157,7 +157,7 @@ def _fault_of_fields(value: Mapping[str, Any], shape: Mapping[str, Any], prefix:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether arithmetic can be done with it: a finite number of 0 or more that a float can hold."""
+    """Return whether `value` is a finite number of 0 or more that a float can hold."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e300
     except OverflowError:

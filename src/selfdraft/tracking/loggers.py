@@ -1,4 +1,4 @@
-"""Loggers: W&B (offline unless asked), CSV or none; what is logged of a result, and how to look at it."""
+"""Loggers: W&B (offline by default), CSV or none. Log results, and print the commands that show them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 _LABELS = ("task", "model", "drafter", "dataset", "seed")
 _DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
 _MODES = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
-_ANOTHER_NAME = {"run_tags": "WANDB_TAGS", "run_name": "WANDB_NAME"}  # setting -> variable, where they are unlike
+# Settings of W&B whose environment variable has another name.
+_ANOTHER_NAME = {"run_tags": "WANDB_TAGS", "run_name": "WANDB_NAME"}
 
 
 class _Wandb(WandbLogger):
-    """Lightning's logger for W&B, for which a service that is gone is no reason to end a training."""
+    """Lightning's logger for W&B, except that a training goes on if W&B's service has ended."""
 
     _lost = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log; the first failure is a warning, and nothing is logged after it."""
+        """Log the metrics. The first failure is a warning, and nothing is logged after it."""
         if self._lost:
             return
         self._lost = True
@@ -53,20 +54,20 @@ def make_logger(
     name: str | None,
     config: Mapping[str, Any],
 ) -> Logger | None:
-    """The logger of one run, started; None for `kind` "none", a disabled W&B, and one that is broken here.
+    """Start and return the logger of one run; None for `kind` "none", or if W&B is disabled or does not start offline.
 
-    Only rank 0 starts a W&B run: on other ranks the logger is there, and silent.
+    Only rank 0 starts a W&B run; on other ranks the logger exists but logs nothing.
 
     Args:
         kind: "wandb", "csv" or "none".
-        mode: of W&B (see `wandb_mode`). Offline touches no network and needs no account.
+        mode: of W&B (see `wandb_mode`). Offline uses no network and needs no account.
         project: of W&B.
         save_dir: the run's folder; W&B writes save_dir/wandb, CSV writes save_dir/csv.
         name: of the run, as it is listed.
-        config: what to show as the run's configuration.
+        config: shown as the run's configuration.
 
     Raises:
-        UserError: an unknown kind; a setting that W&B refuses; or W&B did not start though it was asked for online.
+        UserError: the kind is unknown; W&B refuses a setting or reports an error; or it did not start in mode online.
     """
     if kind == "none":
         return None
@@ -79,10 +80,10 @@ def make_logger(
         return None
     if rank_zero_only.rank not in (None, 0):
         return _Wandb(save_dir=save_dir, project=project, name=name)
-    import wandb  # takes a second, which runs without it need not pay
+    import wandb  # imported here because it takes a second, which runs without W&B do not need
 
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    # The service of another process, which may be gone by now: ours starts one of its own.
+    # This variable names the service of another process, which may have ended; without it, W&B starts a new one.
     os.environ.pop("WANDB_SERVICE", None)
     try:
         # Started here rather than by WandbLogger, which would set WANDB_MODE for the whole process and its children.
@@ -92,7 +93,7 @@ def make_logger(
             dir=save_dir,
             mode=mode,
             config=dict(config),
-            # silent: no banner. console off: a progress bar redrawn ten times a second is not worth a log file.
+            # silent: no banner. console off: the terminal, with its progress bars, is not copied to a log file.
             settings=wandb.Settings(silent=True, console="off"),
         )
         _define_axes(run)
@@ -101,7 +102,7 @@ def make_logger(
     except wandb.Error as error:
         reason = one_line(str(error).strip().splitlines()[0])
         raise UserError(f"W&B did not start ({reason}): run `wandb login`, or use logger.mode=offline") from error
-    except Exception as error:  # a service that does not come up, a home folder that cannot be written
+    except Exception as error:  # such as a service that does not start, or a home folder that cannot be written
         reason = one_line(error) or type(error).__name__
         if mode == "online":
             raise UserError(f"W&B did not start ({reason}): use logger.mode=offline or logger=none") from error
@@ -111,10 +112,10 @@ def make_logger(
 
 
 def wandb_mode(given: str | None) -> str:
-    """The mode of W&B: `given` (logger.mode), else WANDB_MODE of the environment, else offline.
+    """Return the mode of W&B: `given` (logger.mode), else WANDB_MODE of the environment, else offline.
 
     Raises:
-        UserError: WANDB_MODE is none of W&B's modes that write a run of one process.
+        UserError: WANDB_MODE is not a mode of W&B that this program supports.
     """
     mode = given or os.environ.get("WANDB_MODE") or "offline"
     if mode not in _MODES:
@@ -125,14 +126,14 @@ def wandb_mode(given: str | None) -> str:
 def log_result(
     logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line], picture: Path | None = None
 ) -> None:
-    """Log a finished evaluation: its numbers to any logger; prompts, acceptance and picture to W&B too. Rank 0 only.
+    """Log a finished evaluation on rank 0: numbers to any logger; prompts, acceptance and picture to W&B only.
 
-    Call it after result.json is written: it raises whatever W&B and the disk do.
+    Call it after result.json is written, because it passes on any exception of W&B and of the disk.
 
     Args:
         logger: of `make_logger`.
         result: of `summary.summarize`.
-        lines: those it was made of. A line's `prompt_text`, where it has one, is shown.
+        lines: the lines that `result` was made from. A line's `prompt_text` is shown if there is one.
         picture: of `picture.plot_result`.
     """
     if logger is None or rank_zero_only.rank not in (None, 0):
@@ -156,9 +157,9 @@ def log_result(
 
 
 def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
-    """Write everything out and let go. A W&B run left open would be joined by the next run of this process.
+    """Write out everything and close the logger. The next run of this process would continue an open W&B run.
 
-    A failure is a warning: what was to be logged is in the run's folder.
+    A failure is only a warning, because the run's folder has everything that was to be logged.
     """
     if logger is None:
         return
@@ -174,13 +175,13 @@ def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
     with harmless("the W&B run is not complete"):
         wandb.finish(exit_code=int(failed))
         finished = True
-    if not finished:  # its service is gone: without it, neither the next run nor this process's end may ask it again
+    if not finished:  # the service has ended: detach, so that neither the next run nor the exit of the process uses it
         with suppress(Exception):
             wandb.teardown()
 
 
 def how_to_look(run_dir: Path, mode: str | None = None) -> str:
-    """The commands that show, and send, the W&B run in `run_dir`; empty where there is none. `mode` is logger.mode."""
+    """Return the commands that show and upload the W&B run in `run_dir`; empty without one. `mode` is logger.mode."""
     runs = sorted((Path(run_dir) / "wandb").glob("*run-*"), key=lambda path: path.stat().st_mtime)
     runs = [run for run in runs if run.is_dir() and not run.is_symlink()]
     if not runs:
@@ -191,7 +192,7 @@ def how_to_look(run_dir: Path, mode: str | None = None) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a nested mapping, by path: speedup/median, by_category/qa/speedup/low; lists are left out."""
+    """Yield the numbers of a nested mapping with names such as by_category/qa/speedup/low; lists are left out."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}/")
@@ -200,8 +201,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def _refused_setting(error: ValueError) -> str:
-    """The setting that W&B's own checks refuse, by the environment variable it comes from, and the reason."""
-    found = error.errors() if hasattr(error, "errors") else []  # pydantic's, which W&B checks its settings with
+    """Describe the setting that W&B refuses, by the environment variable it comes from, with the reason."""
+    found = error.errors() if hasattr(error, "errors") else []  # of pydantic, with which W&B checks its settings
     if not found or not found[0]["loc"]:
         return f"a setting ({one_line(error)})"
     setting = str(found[0]["loc"][0])
@@ -212,9 +213,10 @@ def _refused_setting(error: ValueError) -> str:
 
 
 def _define_axes(run: wandb.Run) -> None:
-    """Training curves over Lightning's steps, as WandbLogger has it for runs that it starts; acceptance over depth.
+    """Plot training curves over Lightning's steps, as WandbLogger does for runs that it starts; acceptance over depth.
 
-    A series rather than a bar chart of a table: it shows in the terminal too, and lays several runs over each other.
+    Acceptance is a series rather than a bar chart, because a series is also shown in the terminal, and those of several
+    runs are overlaid.
     """
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -244,13 +246,13 @@ def _prompt_table(lines: Sequence[Line]) -> wandb.Table:
 
 
 def _wandb_program() -> str:
-    """`wandb`, or its path in the environment of this Python where the shell would not find it, or find another."""
+    """Return `wandb`, or its full path if the shell would not find the one of this Python's environment."""
     ours = Path(sys.executable).with_name("wandb")
     found = shutil.which("wandb")
     return "wandb" if not ours.exists() or (found and Path(found).samefile(ours)) else _from_here(ours)
 
 
 def _from_here(path: Path) -> str:
-    """As a shell takes it; relative where it lies below the working directory, since that is what people copy."""
+    """Return the path quoted for a shell, relative if it is below the working directory, so that it is easy to copy."""
     path = path.absolute()
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,4 +1,4 @@
-"""A result as one picture: how much faster on which text, and how deep drafts hold."""
+"""Draw a result as one picture: speedup by family of prompts, and acceptance by depth."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ _BLUE, _ORANGE, _GREY = "#3b6fb6", "#e08a2e", "#8a8a8a"
 
 
 def draw(path: Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> None:
-    """Write what `paint` puts on an empty figure of `size` (width and height in inches) into the PNG file `path`.
+    """Let `paint` draw on an empty figure of `size` (width and height in inches), and write the PNG file `path`.
 
-    Names come from people's files: a dollar sign in them is a dollar sign, and begins no formula.
+    Names come from users' files, so a dollar sign in them does not begin a formula.
     """
-    # A Figure of its own rather than pyplot: no window system, and nothing global that a second run would inherit.
+    # Figure rather than pyplot, which needs a window system and has global state that a second run would inherit.
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         paint(figure)
@@ -44,7 +44,7 @@ def plot_result(result: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path) -> None:
-    """Draw the curve of a fine-tuning into a PNG file: what drafts of held-out prompts would be accepted.
+    """Draw the curve of a fine-tuning into a PNG file: the expected acceptance of drafts for held-out prompts.
 
     Args:
         history: lines with `step`, `acceptance_by_depth` and the quantity named `watched`.
@@ -73,7 +73,7 @@ def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
     rows = {name: row["speedup"] for name, row in rows.items() if row["speedup"]["median"] is not None}
     for height, (name, speedup) in enumerate(rows.items()):
         whiskers = [[speedup["median"] - speedup["low"]], [speedup["high"] - speedup["median"]]]
-        # The median of all data may lie outside the percentiles of its own draws, by rounding.
+        # By rounding, the median of all data may be outside the percentiles of its own draws.
         whiskers = [[max(0.0, length) for length in side] for side in whiskers]
         colour = _ORANGE if name == "all" else _BLUE
         axes.barh(height, speedup["median"], height=0.62, color=colour, alpha=0.85)

@@ -1,8 +1,8 @@
-"""Files that others may have written, read as plain data: bounded in size and depth, and nothing in them is looked up.
+"""Read untrusted YAML files as plain data, with limits on size and depth, and without looking anything up.
 
-YAML can do more than hold values: aliases that grow to gigabytes, tags that make objects, keys that merge. None of it
-is in a file that this program wrote, so a file that has it is refused. Values that look like interpolations
-(`${oc.env:NAME}`) are text here; who passes one on to Hydra has to quote it (see `app.command_line`).
+YAML can hold more than values: aliases that grow to gigabytes, tags that make objects, keys that merge. This program
+writes none of these, so a file that has them is refused. Values that look like interpolations (`${oc.env:NAME}`) are
+text here; callers that pass one on to Hydra have to quote it (see `app.command_line`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NotPlain(ValueError):
-    """A file cannot be read as plain data; the message says why, and is for the end of a longer one."""
+    """A file cannot be read as plain data. The message is the reason, meant for the end of a longer message."""
 
 
 def read_plain_yaml(path: Path) -> Any:
     """Return what a YAML file holds: dicts with text as keys, lists, text, numbers, booleans and None.
 
     Raises:
-        NotPlain: it cannot be opened, is no YAML, is too large or too deep, or holds more than plain values.
+        NotPlain: it cannot be opened, is not YAML, is too large or too deep, or holds more than plain values.
     """
     try:
         if path.exists() and not path.is_file():
@@ -49,12 +49,12 @@ def read_plain_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise NotPlain(f"it is no YAML{where}") from None
-    except (yaml.YAMLError, ValueError, OverflowError):  # the latter two of numbers and dates such as 2026-99-99
+    except (yaml.YAMLError, ValueError, OverflowError):  # the last two: numbers, and dates such as 2026-99-99
         raise NotPlain("it is no YAML") from None
 
 
 def _refuse_more_than_values(text: str) -> None:
-    """Look at the parser's events, which come one by one however deep a file is, before anything is built of them."""
+    """Check the parser's events before any object is built; they come one by one, however deep the file is."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, LOADER)):
         line = event.start_mark.line + 1

@@ -1,4 +1,4 @@
-"""prompts.jsonl and texts.jsonl: a line a finished (prompt, turn), kept through kill -9, merged from all processes."""
+"""prompts.jsonl and texts.jsonl: one line per finished (prompt, turn), safe against kill -9, merged over processes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,18 +8,18 @@ from typing import Any
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import append_whole, as_json, write_bytes_atomic
 
-PROMPTS, TEXTS = "prompts", "texts"  # what evaluating and what generating data leave behind
+PROMPTS, TEXTS = "prompts", "texts"  # names of the files of task=evaluate and of task=distill_data
 
 Line = Mapping[str, Any]
 """What was measured on one turn of one prompt; the keys are those that `summary.summarize` reads."""
 
 
 class RecordFile:
-    """An append-only JSONL file of which at most the last, unfinished line can be lost."""
+    """An append-only JSONL file, of which only the last, unfinished line can be lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._whole = 0  # size of the file up to which it is known to hold whole lines, in bytes
+        self._whole = 0  # bytes from the beginning that are known to be whole lines
 
     def append(self, line: Line) -> None:
         """Add one line and wait until it is on the disk.
@@ -27,17 +27,17 @@ class RecordFile:
         Raises:
             ValueError: the line holds NaN or infinity.
             UserError: an earlier line of the file is malformed.
-            OSError: the disk does not take this one.
+            OSError: this line cannot be written.
         """
         data = as_json(line)
-        # Looked at before every line: whatever tore the last one, a line added to its end would be lost with it.
+        # Checked before every line: a line appended to a torn one would be lost with it.
         if self._size() != self._whole:
             self._drop_torn_line()
         append_whole(self.path, data)
         self._whole = self._size()
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines, in file order; none when there is no file. A torn last line is left out.
+        """Return all complete lines, in file order; none if there is no file. A torn last line is left out.
 
         Raises:
             UserError: a line before the last one is not a JSON object with `id` and `turn`.
@@ -45,11 +45,11 @@ class RecordFile:
         return [line for line, _ in self._scan()]
 
     def done(self) -> set[tuple[str, int]]:
-        """The (id, turn) of every complete line. Raises what `read` raises."""
+        """Return the (id, turn) of every complete line. Raises the same errors as `read`."""
         return {key(line) for line in self.read()}
 
     def _scan(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each complete line with the byte offset at which it ends."""
+        """Yield each complete line with the byte offset of its end."""
         if not self.path.exists():
             return
         raws = self.path.read_bytes().splitlines(keepends=True)
@@ -77,29 +77,29 @@ class RecordFile:
 
 
 def key(line: Line) -> tuple[str, int]:
-    """What makes a line one of a kind: (id, turn)."""
+    """Return what identifies a line: (id, turn)."""
     return line["id"], line["turn"]
 
 
 def record_path(folder: Path, rank: int = 0, *, name: str = PROMPTS) -> Path:
-    """Where process `rank` appends: `name`.jsonl for rank 0, a file of its own for each other one.
+    """Return the file that process `rank` appends to: `name`.jsonl for rank 0, a separate file for each other rank.
 
-    Appends of several processes to one file may interleave, on network file systems above all.
+    Appends of several processes to one file may interleave, especially on network file systems.
     """
     return Path(folder) / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
 
 
 def rank_files(folder: Path, *, name: str = PROMPTS) -> list[Path]:
-    """The files that ranks above 0 have left in `folder`, by rank, whatever the number of processes is now."""
+    """Return all files of ranks above 0 in `folder`, by rank, whatever the number of processes is now."""
     return sorted(Path(folder).glob(f"{name}.rank*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
 def merge_rank_files(folder: Path, *, name: str = PROMPTS) -> list[dict[str, Any]]:
     """Move the lines of all other ranks into `name`.jsonl, and return all of its lines.
 
-    Only rank 0 calls it, while no process appends. Killed half way it can be called again: lines are known by
-    (id, turn), a line of rank 0 goes before one of another rank, and rank files are removed only after the merged file
-    is in place.
+    Only rank 0 calls it, while no process appends. If it is killed, it can be called again: lines are identified by
+    (id, turn), a line of rank 0 has priority over one of another rank, and rank files are removed only after the merged
+    file is in place.
 
     Raises:
         UserError: a line that is not the last of its file is malformed.
@@ -118,12 +118,12 @@ def merge_rank_files(folder: Path, *, name: str = PROMPTS) -> list[dict[str, Any
 
 
 def _decode(raw: bytes) -> Any:
-    """The line's value, or None when the line is torn: no newline yet, or not JSON."""
+    """Return the value of a line; None if the line is torn, so without a newline or not JSON."""
     if not raw.endswith(b"\n"):
         return None
     try:
         return json.loads(raw)
-    except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError alike; brackets without end
+    except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError; or too many nested brackets
         return None
 
 

@@ -1,7 +1,8 @@
-"""Whose a run's folder is: one task's and one configuration's, whose finished lines are kept and never measured again.
+"""Claim a run's folder for one task and one configuration, so that finished lines are kept and not measured again.
 
-The first file that a run writes is a mark, `selfdraft.json`: the task, and what the configuration does not show, such
-as the fingerprint of the model. Nothing is written into a folder that has files and no mark, or another task's.
+The first file that a run writes is a mark, `selfdraft.json`. It has the task, and facts that the configuration does not
+show, such as the fingerprint of the model. Nothing is written into a folder that has files but no mark, or the mark of
+another task.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ MARK, CONFIG, LOCK = "selfdraft.json", "config.yaml", ".lock"
 RUN_DIR = "hydra.run.dir"
 ANOTHER = f"choose another {RUN_DIR}"
 
-# What may lie in a folder that no run has marked: the lock of a run that came to nothing, Hydra's notes, and the output
-# of the command itself, redirected to a file there. None of them bears a name that a run writes.
+# Files that a folder without a mark may have: the lock of a run that failed at once, Hydra's notes, and the output of
+# the command itself, redirected to a file there. A run writes no file of these names.
 _UNMARKED, _REDIRECTED = {LOCK, ".hydra"}, {".log", ".out", ".err"}
-_NOTHING_YET = {MARK, LOCK, CONFIG, "environment.json"}  # what a run has written that has measured nothing
+_NOTHING_YET = {MARK, LOCK, CONFIG, "environment.json"}  # the files of a run that has measured nothing yet
 _ABSENT = object()
-_SHOWN = 3  # keys or files that a message names
+_SHOWN = 3  # number of keys or files that a message names
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What `selfdraft.json` holds.
+    """The content of `selfdraft.json`.
 
     Attributes:
-        task: of the run. version: of SelfDraft, when the run began.
-        facts: digests of what the run is made of beside its configuration: model, adapter, prompts, texts.
+        task: of the run.
+        version: of SelfDraft, when the run began.
+        facts: digests of the run's inputs that the configuration does not fix: model, adapter, prompts, texts.
     """
 
     task: str
@@ -47,16 +49,16 @@ class Mark:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Leave the mark in the folder, which is made if need be."""
+        """Write the mark into the folder, which is made if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / MARK, asdict(self))
 
     @staticmethod
     def read(folder: Path) -> Mark | None:
-        """Return the mark of a folder; None where there is none.
+        """Return the mark of a folder; None if there is none.
 
         Raises:
-            UserError: the file is none of ours.
+            UserError: the file is not a mark of ours.
         """
         path = folder / MARK
         try:
@@ -71,13 +73,13 @@ class Mark:
 
 
 def refuse_foreign(folder: Path, task: str, option: str = RUN_DIR) -> None:
-    """Look whether a run of `task` may write into `folder`, and write nothing. `option` names the folder.
+    """Check that a run of `task` may write into `folder`, without writing. `option` is the one that names the folder.
 
     Raises:
         UserError: it holds files that no run has written, or the run of another task or of an earlier version.
     """
     if not folder.is_dir():
-        return  # a file in its place is refused by the system, as is a folder that nobody may read
+        return  # if it is a file, or a folder that cannot be read, the system refuses it later
     another = f"choose another {option}"
     names = {path.name for path in folder.iterdir()}
     mark = Mark.read(folder)
@@ -104,22 +106,22 @@ def claim_run_dir(
     name: str = PROMPTS,
     facts: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Take `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
+    """Claim `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
-    Marks the folder and writes config.yaml where nothing is finished yet, and gathers what other ranks have left.
-    Only rank 0 calls it, before anything else is written and any process appends.
+    It marks the folder and writes config.yaml if nothing is finished yet, and merges the files of other ranks. Only
+    rank 0 calls it, before anything else is written and any process appends.
 
     Args:
         folder: the run's folder (hydra.run.dir); created if need be.
-        config: all that decides what is measured, and nothing else: without the folder itself and the logger.
+        config: all options that decide what is measured, and no others: not the folder itself and the logger.
         task: the name of the task.
-        started: a file that, where it exists, shows as prompts do that a run has begun here.
+        started: a file that shows, if it exists, that a run has begun here even without finished lines.
         name: of the files that hold the finished lines (see `record_path`).
-        facts: see `Mark`; those known by now (for later ones see `confirm`).
+        facts: see `Mark`; those that are known by now (for later ones see `confirm`).
 
     Raises:
-        UserError: the folder is not ours, another task's, damaged, or holds what was made of another config or other
-            facts. It is left as it is.
+        UserError: the folder is not ours, is another task's, is damaged, or has results of another config or of other
+            facts. It is left unchanged.
     """
     folder, facts = Path(folder), dict(facts or {})
     refuse_foreign(folder, task)
@@ -137,10 +139,10 @@ def claim_run_dir(
 
 
 def confirm(folder: Path, facts: Mapping[str, str]) -> None:
-    """Note facts that were not known yet; what is noted already must be the same. Only rank 0 calls it.
+    """Add new facts to the mark, and check that known ones have not changed. Only rank 0 calls it.
 
     Raises:
-        UserError: one is another than when the run began.
+        UserError: a fact has changed since the run began.
     """
     mark = Mark.read(folder)
     assert mark is not None, "a folder is claimed first"
@@ -155,7 +157,7 @@ def confirm(folder: Path, facts: Mapping[str, str]) -> None:
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """Return 16 hexadecimal digits of a hash of what `repr` shows of each part."""
+    """Return 16 hexadecimal digits of a hash of the `repr` of each part."""
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
@@ -163,7 +165,7 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Return 16 hexadecimal digits of a hash of a file's content; `absent` where there is no file."""
+    """Return 16 hexadecimal digits of a hash of a file's content; `absent` if there is no file."""
     if not path.is_file():
         return "absent"
     hashed = hashlib.sha256()
@@ -174,7 +176,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a run has written this config.yaml, as far as that shows."""
+    """Return whether a run seems to have written this config.yaml."""
     try:
         plain = read_plain_yaml(path)
     except NotPlain:
@@ -183,9 +185,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
-    """Plain YAML that reads back equal: paths and the like as text, tuples as lists.
+    """Return plain YAML that reads back equal: file paths and other objects as text, tuples as lists.
 
-    What looks like an interpolation is text by now, such as a prompt's, and is not resolved (again).
+    Values that look like an interpolation, such as a prompt's, are text here and are not resolved (again).
     """
     return yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), sort_keys=False, allow_unicode=True)
 
@@ -212,7 +214,7 @@ def _refuse_other_config(folder: Path, path: Path, now: Mapping[str, Any]) -> No
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; lists are values, since a longer list is one change and not many."""
+    """Yield dotted names and values. A list is one value, so that a longer list is one difference and not many."""
     if isinstance(config, Mapping) and (config or not prefix):
         for name, value in config.items():
             yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))

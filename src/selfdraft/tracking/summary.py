@@ -1,4 +1,4 @@
-"""From the lines of prompts.jsonl to result.json: counts and seconds are summed first, and divided once."""
+"""Reduce the lines of prompts.jsonl to result.json: counts and seconds are summed first, and divided once."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ VERDICTS = ("exact", "tie", "mismatch")
 
 
 class Pace(NamedTuple):
-    """Tokens that one contender decoded, and the seconds it took, prefill excluded."""
+    """Tokens that one contender decoded, and the seconds that it took, without prefill."""
 
     tokens: int
     seconds: float
 
     @property
     def rate(self) -> float | None:
-        """Tokens per second; None where nothing was decoded, or too little to be timed."""
+        """Tokens per second; None if nothing was decoded, or too little to be timed."""
         return self.tokens / self.seconds if self.tokens > 0 and self.seconds > 0 else None
 
 
@@ -28,17 +28,17 @@ Contender = Callable[[Line], Pace]
 
 
 def drafter_pace(line: Line) -> Pace:
-    """The drafter's pace on one turn."""
+    """Return the drafter's pace on one turn."""
     return Pace(line["new_tokens"], line["decode_s"])
 
 
 def baseline_pace(line: Line) -> Pace:
-    """The pace of the target alone on the same turn, with the same kernels."""
+    """Return the pace of plain decoding on the same turn, with the same kernels."""
     return Pace(line["baseline_new_tokens"], line["baseline_decode_s"])
 
 
 def speedup_of(line: Line) -> float | None:
-    """The paired ratio of token rates, drafter over baseline, on one turn; None where either has no rate."""
+    """Return the paired ratio of token rates, drafter over baseline, on one turn; None if either has no rate."""
     return _ratio(drafter_pace(line), baseline_pace(line))
 
 
@@ -49,18 +49,18 @@ def summarize(
 
     Args:
         lines: all lines of the evaluation, in any order (several processes finish in any order).
-        task: its name; `model`, `drafter` and `dataset` likewise.
+        task, model, drafter, dataset: their names.
         seed: of the bootstrap.
-        labels: further facts to carry along as they are, e.g. dtype="bfloat16".
+        labels: further facts that are copied to the result, e.g. dtype="bfloat16".
 
     Returns:
         The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
         under `references` every other contender against the drafter and against the baseline, on the turns it decoded,
-        with the verdicts on our baseline's text beside its own.
+        with the verdicts of comparing our baseline's text with its own.
         `left_out` counts the turns that were not decoded, which no measure includes.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
-        In a batch the lines hold shares of its seconds, so these rates are the batch's throughput.
-        A speedup is the median paired ratio over turns, its interval drawn by prompt; None where nothing can be paired.
+        In a batch the lines have shares of its seconds, so these rates are the batch's throughput.
+        A speedup is the median paired ratio over turns, its interval drawn by prompt; None if nothing can be paired.
 
     Raises:
         ValueError: there are no lines of decoded turns.
@@ -68,7 +68,7 @@ def summarize(
     if not measured(lines):
         raise ValueError("there is nothing to summarize: no prompt was finished")
     families = list(dict.fromkeys(line["family"] for line in measured(lines)))
-    # The order in which processes finished must not change the bootstrap's draws.
+    # The bootstrap's draws must not depend on the order in which processes finished.
     lines = sorted(lines, key=key)
     names = sorted({name for line in measured(lines) for name in line.get("references") or {}})
     return {
@@ -128,12 +128,12 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
 
 
 def _peaks(peaks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each phase, the highest."""
+    """Return the highest value of each phase."""
     return {phase: max(p.get(phase, 0.0) for p in peaks) for phase in dict.fromkeys(name for p in peaks for name in p)}
 
 
 def mismatches(lines: Sequence[Line]) -> list[str]:
-    """Name every turn whose text is wrong, with the reason: the drafter's, or ours beside a reference's."""
+    """Name every turn with a wrong text, and the reason: the drafter's text, or our baseline's beside a reference."""
     found = []
     for line in lines:
         beside = {name: reference.get("lossless") for name, reference in (line.get("references") or {}).items()}
@@ -145,12 +145,12 @@ def mismatches(lines: Sequence[Line]) -> list[str]:
 
 
 def _reason(certificate: Mapping[str, Any]) -> str:
-    """Why a certificate is a mismatch, in one word (see `core.certificate.REASONS`)."""
+    """Return why a certificate is a mismatch, in one word (see `core.certificate.REASONS`)."""
     return certificate.get("reason") or "token"
 
 
 def _forward_distance(lines: Sequence[Line]) -> dict[str, float] | None:
-    """How far our forwards are from the stock model's, in sigmas, and what rounding can do: of the worst line."""
+    """Return the distance of our forwards from the stock model's, in sigmas, and its ceiling, for the worst line."""
     certificates = [line["lossless"] for line in lines]
     compared = [found for found in certificates if found.get("ceiling") and found.get("distance") is not None]
     if not compared:
@@ -160,14 +160,14 @@ def _forward_distance(lines: Sequence[Line]) -> dict[str, float] | None:
 
 
 def _ties_by_float32(lines: Sequence[Line]) -> dict[str, int]:
-    """How many ties float32 decides the baseline's way, and how many the drafter's."""
+    """Return in how many ties float32 prefers the baseline's token, and in how many the drafter's."""
     checks = (line["lossless"].get("float32") for line in lines if line["lossless"]["verdict"] == "tie")
     prefers = Counter(check["prefers"] for check in checks if check)
     return {side: prefers[side] for side in ("baseline", "drafter")}
 
 
 def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
-    """One other contender, on the turns that it decoded too."""
+    """Return the measures of one other contender, on the turns that it decoded too."""
     lines = [line for line in measured(lines) if name in (line.get("references") or {})]
 
     def pace(line: Line) -> Pace:
@@ -204,7 +204,7 @@ def _paired(lines: Sequence[Line], ours: Contender, theirs: Contender, seed: int
 
 
 def _acceptance(lines: Sequence[Line]) -> list[dict[str, int]]:
-    """Counts by depth; turns that never drafted so deep add nothing."""
+    """Sum the counts by depth; turns that never drafted so deep add nothing."""
     by_depth = zip_longest(*(line["acceptance_by_depth"] for line in lines), fillvalue={"offered": 0, "accepted": 0})
     return [{name: sum(counts[name] for counts in depth) for name in ("offered", "accepted")} for depth in by_depth]
 
@@ -215,7 +215,7 @@ def _summed(phases: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _histograms(parts: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
-    """Of each name the sum, bin by bin."""
+    """Sum the histograms of each name, bin by bin."""
     names = dict.fromkeys(name for each in parts for name in each)
     return {
         name: [sum(bins) for bins in zip_longest(*(each.get(name, []) for each in parts), fillvalue=0)]

@@ -1,4 +1,4 @@
-"""A result as a person reads it in a terminal, within 100 columns."""
+"""Print a result in a terminal, within 100 columns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _NOTHING = "–"
 
 
 def print_result(result: Result, console: Console) -> None:
-    """Print the headline, the table by family, and where drafts and seconds went."""
+    """Print the headline, the table by family, acceptance by depth, and the seconds of each phase."""
     console.print()
     console.print(_headline(result))
     console.print(_families(result))
@@ -41,19 +41,19 @@ def print_result(result: Result, console: Console) -> None:
 
 
 def certificate(lossless: Mapping[str, int]) -> Text:
-    """The verdicts in words, in the colour of the worst one."""
+    """Return the verdicts in words, in the colour of the worst one."""
     worst = next((name for name in ("mismatch", "tie") if lossless[name]), "exact")
     parts = [f"{lossless[name]} {name}" for name in ("exact", "sampled", "tie", "mismatch") if lossless.get(name)]
     return Text(", ".join(parts) or _NOTHING, {"exact": "green", "tie": "yellow", "mismatch": "bold red"}[worst])
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """`value` with `digits` decimals and its unit; a dash where nothing could be measured."""
+    """Return `value` with `digits` decimals and its unit; a dash if nothing could be measured."""
     return _NOTHING if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def interval(bounds: Mapping[str, float | None]) -> str:
-    """A speedup as `1.52× [1.31, 1.78]`, without bounds where a single prompt gives none."""
+    """Return a speedup as `1.52× [1.31, 1.78]`, without bounds if there is only one prompt."""
     if bounds["median"] is None or bounds["low"] == bounds["high"]:
         return number(bounds["median"], 2, "×")
     return f"{bounds['median']:.2f}× [{bounds['low']:.2f}, {bounds['high']:.2f}]"
@@ -80,7 +80,7 @@ def _headline(result: Result) -> RenderableType:
 
 
 def _serving(result: Result) -> Text:
-    """What a server is judged by, throughput and how long an answer takes: with the drafter, and the target alone."""
+    """Return the measures of a server, throughput and latency, with the drafter and for plain decoding."""
     rates, latencies = result["throughput"], result["latency_s"]
     parts = []
     for name, rate, latency in (("drafter", "", "latency "), ("baseline", "alone ", "")):
@@ -123,7 +123,7 @@ def _family_cells(measures: Result) -> list[RenderableType]:
 
 
 def _verdicts(lossless: Mapping[str, int]) -> Text:
-    """The verdicts as `7/1/0`, in the colour of the worst one."""
+    """Return the verdicts as `7/1/0`, in the colour of the worst one."""
     text = "/".join(str(lossless[name]) for name in ("exact", "tie", "mismatch"))
     return Text(text, certificate(lossless).style)
 

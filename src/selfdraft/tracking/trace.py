@@ -1,4 +1,4 @@
-"""Every step of one decoding, as JSON for programs and as lines for eyes."""
+"""Show every step of one decoding, as JSON for programs and as lines for people."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Spell = Callable[[Sequence[int]], str]
 
 
 def trace_steps(generation: Generation, spell: Spell) -> list[dict[str, Any]]:
-    """What every step proposed and what became of it.
+    """Return the draft of every step, and which of its nodes were accepted.
 
     Returns:
-        Per step: `position` and `root`, the last committed token and where it stands in the text; `source`; `nodes`,
-        each with id, text, parent (-1: the root), depth and state; `accepted`, the path; `bonus`, None where the answer
-        ended before it; `emitted`, how many tokens the step added.
+        For each step: `root`, the last committed token, and `position`, its position in the text; `source`; `nodes`,
+        each with id, text, parent (-1: the root), depth and state; `accepted`, the accepted nodes; `bonus`, None if the
+        answer ended before it; `emitted`, how many tokens the step added.
     """
     text, end, steps = [*generation.prompt, *generation.output], len(generation.prompt), []
     for number, (tokens, parents, path, bonus, source, probes) in enumerate(generation.steps, start=1):
@@ -53,7 +53,7 @@ def trace_steps(generation: Generation, spell: Spell) -> list[dict[str, Any]]:
 
 
 def print_trace(steps: Sequence[dict[str, Any]], console: Console, branches: int) -> None:
-    """A line a step, and below it up to `branches` branches that were rejected, from where they left the path."""
+    """Print a line for each step, and below it up to `branches` rejected branches, from their first rejected node."""
     console.print(
         Text.assemble(
             "each step: ", ("accepted", STYLES[ACCEPTED]), " ", ("bonus", STYLES["bonus"]), ", and below ",
@@ -80,7 +80,7 @@ def print_trace(steps: Sequence[dict[str, Any]], console: Console, branches: int
 
 
 def rejected_branches(nodes: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The rejected nodes, one list a leaf, each from where it left the accepted path or the root."""
+    """Return the rejected branches, one for each leaf, from the first rejected node down to the leaf."""
     inner = {node["parent"] for node in nodes if node["state"] == REJECTED}
     branches = []
     for leaf, node in enumerate(nodes):
@@ -98,6 +98,6 @@ def _token(token: int, spell: Spell) -> dict[str, Any]:
 
 
 def _shown(token: dict[str, Any]) -> str:
-    """The token's text in brackets, so that spaces are seen; white space that moves the cursor as a sign."""
+    """Return the token's text in brackets, so that spaces are seen; newlines and tabs are shown as symbols."""
     text = token["text"].translate(MARKS)
     return f"[{text if text.isprintable() and text else token['id']}]"
