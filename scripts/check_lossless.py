@@ -1,8 +1,9 @@
-"""Re-verify a finished run against transformers.generate alone:  python scripts/check_lossless.py RUN_DIR
+"""Re-verify a finished run with transformers.generate only:  python scripts/check_lossless.py RUN_DIR
 
-No drafter, cache or loop of ours takes part: the model of the run's config.yaml is loaded as transformers has it, every
-prompt of prompts.jsonl is decoded greedily by its `generate`, and the ids are compared. Where they part, the stock
-model's own logits there tell by how much: in float32 every prompt should agree; in bfloat16 near ties may not.
+This uses no drafter, cache or loop of ours. It loads the model of the run's config.yaml with transformers, decodes
+every prompt of prompts.jsonl greedily with `generate`, and compares the token ids. If they differ, it prints how
+far our token is below the best one in the stock model's own logits. In float32 every prompt should agree; in bfloat16
+near ties may not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
 
 def model_of(run: dict) -> ModelConfig:
-    """The run's model configuration."""
+    """Return the run's model configuration."""
     known = {schema().name: schema for schema in SCHEMAS["model"]}
     options = run.get("model")
     if not isinstance(options, dict) or options.get("name") not in known:
@@ -34,10 +35,10 @@ def model_of(run: dict) -> ModelConfig:
 
 
 def configuration(path: Path) -> tuple[ModelConfig, DecodingConfig]:
-    """The model and the decoding that a run's config.yaml names.
+    """Return the model and the decoding of a run's config.yaml.
 
     Raises:
-        UserError: it names none, or another decoding than a plain greedy one.
+        UserError: it has none, or the decoding is not plain greedy decoding.
     """
     try:
         run = read_plain_yaml(path)
@@ -51,14 +52,14 @@ def configuration(path: Path) -> tuple[ModelConfig, DecodingConfig]:
 
 
 def margin(model: torch.nn.Module, prompt: list[int], output: list[int], ours: int) -> float:
-    """Logit of the stock model's choice minus that of our token, after `prompt` and `output`, in one plain forward."""
+    """Return the stock model's best logit minus that of our token, after `prompt` and `output`, by a plain forward."""
     logits = model(torch.tensor([[*prompt, *output]], device=model.device), logits_to_keep=1).logits[0, -1].float()
     return float(logits.max() - logits[ours])
 
 
 @torch.inference_mode()
 def check(folder: Path) -> int:
-    """Print what differs and a summary; 1 where anything does.
+    """Print the differences and a summary; return 1 if there is a difference, else 0.
 
     Raises:
         UserError: the folder holds no finished greedy run.

@@ -1,6 +1,6 @@
 """Print a Markdown table of finished runs:  python scripts/compare_runs.py RUN_DIR [RUN_DIR ...]
 
-The tables of docs/results.md are made by this, so that every number in them is one of a result.json.
+This makes the tables of docs/results.md, so that every number in them comes from a result.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = (
 
 
 def row(result: dict) -> str:
-    """One run as a table row. The last two columns: how many times the reference's speed, median over turns."""
+    """Return one run as a table row. The last two columns are speedups over a reference, medians over turns."""
     speedup, lossless = result["speedup"], result["lossless"]
     references = (result["references"].get(name) for name in ("transformers_greedy", "transformers_prompt_lookup"))
     cells = [
@@ -42,10 +42,10 @@ def row(result: dict) -> str:
 
 
 def row_of(folder: Path) -> str:
-    """The row of the run in `folder`.
+    """Return the row of the run in `folder`.
 
     Raises:
-        UserError: there is no result of task=evaluate.
+        UserError: the folder has no result of task=evaluate.
     """
     path = folder / "result.json"
     if not path.is_file():

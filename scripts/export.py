@@ -1,10 +1,10 @@
-"""Fine-tuned draft weights as an ordinary peft adapter:  python scripts/export.py RUN OUT [--push-to-hub OWNER/NAME]
+"""Export fine-tuned draft weights as a peft adapter:  python scripts/export.py RUN OUT [--push-to-hub OWNER/NAME]
 
-RUN is the folder of a task=finetune run, OUT the folder that `peft.PeftModel.from_pretrained(base, OUT)` loads. LoRA
-becomes peft's LoRA; layers that were trained whole, and a trained norm, become its `modules_to_save`. Pseudo tokens,
-their sampler, the draft vocabulary and the skip set have no place in a peft adapter: they lie beside it, in
-selfdraft.safetensors and drafter.yaml, with which `python run.py drafter.from=OUT` drafts as it does from RUN. Of these
-the first holds every trained tensor, peft's once more, so that drafting needs nothing but OUT.
+RUN is the folder of a task=finetune run. OUT is the folder that `peft.PeftModel.from_pretrained(base, OUT)` loads. LoRA
+becomes peft's LoRA; layers that were trained as a whole, and a trained norm, become its `modules_to_save`. Pseudo
+tokens, their sampler, the draft vocabulary and the skip set have no place in a peft adapter. They are written next to
+it, to selfdraft.safetensors and drafter.yaml, with which `python run.py drafter.from=OUT` drafts as it does from RUN.
+selfdraft.safetensors has every trained tensor, including those of the peft adapter, so that drafting needs only OUT.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from selfdraft.models.tiny import FAMILIES
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
-BESIDE = "selfdraft.safetensors"  # what our own drafters read
-IN_PEFT = "base_model.model."  # what peft's names begin with
+BESIDE = "selfdraft.safetensors"  # the weights that our own drafters read
+IN_PEFT = "base_model.model."  # prefix of peft's tensor names
 
 README = """---
 library_name: peft
@@ -63,10 +63,10 @@ python run.py drafter.from=<this folder> {arguments}
 
 
 def read_run(run: Path) -> tuple[Artifact, Adapter]:
-    """What a fine-tuning wrote.
+    """Read the artifact and the adapter of a fine-tuning.
 
     Raises:
-        UserError: the folder is no artifact of task=finetune.
+        UserError: the folder is not that of a task=finetune run.
     """
     if not (run / FILE).is_file():
         raise UserError(f"{run} holds no {FILE}: give the folder of a task=finetune run")
@@ -80,10 +80,10 @@ def read_run(run: Path) -> tuple[Artifact, Adapter]:
 
 
 def model_of(run: Path, label: str, path: str | None) -> ModelConfig:
-    """The model that the weights were trained on: as given, as the run's config.yaml has it, or by its label.
+    """Return the model that the weights were trained on: by `path`, by the run's config.yaml, or by its label.
 
     Raises:
-        UserError: it can only be found with --model.
+        UserError: the model can only be found with --model.
     """
     labelled = {m.label: m for m in (EmbeddedModelConfig(), *(TinyModelConfig(family=name) for name in FAMILIES))}
     if path is not None:
@@ -101,10 +101,10 @@ def model_of(run: Path, label: str, path: str | None) -> ModelConfig:
 
 
 def to_peft(adapter: Adapter, model: PreTrainedModel) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The adapter in peft's terms: its configuration, and tensors by peft's names.
+    """Convert the adapter to peft: return its configuration, and the tensors by peft's names.
 
     Raises:
-        UserError: nothing of it has a place in a peft adapter.
+        UserError: none of its tensors has a place in a peft adapter, or its LoRA has several ranks.
     """
     anatomy, names = dissect(model), {id(module): name for name, module in model.named_modules()}
     tensors: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ def to_peft(adapter: Adapter, model: PreTrainedModel) -> tuple[LoraConfig, dict[
 
 
 def readme(artifact: Artifact, adapter: Adapter, model: ModelConfig) -> str:
-    """What the weights are, what peft does not know about them, and how to draft with them."""
+    """Return the text of README.md: what the weights are, what peft leaves out, and how to draft with them."""
     settings, label, hub, arguments = adapter.settings, artifact.model["label"], "", ""
     if isinstance(model, PretrainedModelConfig):
         is_hub = _is_on_hub(model)
@@ -181,13 +181,13 @@ def _is_on_hub(model: ModelConfig) -> bool:
 
 
 def export(run: Path, out: Path, path: str | None = None) -> None:
-    """Write the folder.
+    """Write the folder `out` from the folder `run`.
 
     Args:
-        path: of the base model, where neither the run's config.yaml nor its label says it.
+        path: of the base model, if neither the run's config.yaml nor its label identifies it.
 
     Raises:
-        UserError: there is nothing to export; the base model is another one; `out` holds other things.
+        UserError: there is nothing to export, the base model is another one, or `out` holds something else.
     """
     artifact, adapter = read_run(run)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / BESIDE).is_file())):
@@ -211,13 +211,13 @@ def export(run: Path, out: Path, path: str | None = None) -> None:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload the folder into a model repository; where there is none, a private one is made.
+    """Upload the folder to a model repository, which is created as a private one if it does not exist.
 
     Raises:
-        UserError: the hub refuses or cannot be reached.
+        UserError: the hub refuses the upload or cannot be reached.
     """
     try:
-        create_repo(repository, private=True, exist_ok=True)  # to publish is the owner's to decide
+        create_repo(repository, private=True, exist_ok=True)  # private, because the owner decides whether to publish it
         print(upload_folder(repo_id=repository, folder_path=folder, commit_message="SelfDraft's draft weights"))
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).split("\n")), "") or type(error).__name__

@@ -1,7 +1,7 @@
-"""What a forward of n tokens costs on this machine:  python scripts/forward_cost.py [bfloat16|float32]
+"""Measure the cost of a forward of n tokens on this machine:  python scripts/forward_cost.py [bfloat16|float32]
 
-The default model, 256 tokens in the cache, sizes interleaved; median milliseconds, and multiples of one token's.
-How steep this is decides what a draft must be accepted to pay.
+It uses the default model with 256 tokens in the cache, and times the sizes interleaved. It prints median milliseconds,
+and multiples of the cost of one token. The faster the cost rises with n, the more of a draft must be accepted to pay.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What a guard let its drafter cost, by family:  python scripts/guard_cost.py RUN [RUN ...] --hardware FILE
+"""Calculate the speed of guarded drafters, by family:  python scripts/guard_cost.py RUN [RUN ...] --hardware FILE
 
-On a machine whose speed drifts by more than a guard may lose, runs against plain decoding beside them cannot tell. So
-this adds up what guarded steps (decoding.guard=true) did otherwise than plain ones: the time that the drafter itself
-took, as a share of the same run's forwards, and verifications of more than one token, priced by FILE, a profile.json of
-task=profile or one of experiments/costs. The rest of a step is the same with and without a drafter, and is left out.
+If the speed of a machine drifts by more than a guard may lose, timing runs against plain decoding cannot show the loss.
+So this adds up the differences between guarded steps (decoding.guard=true) and plain ones: the time of the drafter
+itself, as a share of the same run's forwards, and verifications of more than one token. These are priced by FILE, a
+profile.json of task=profile or a file of experiments/costs. The rest of a step is the same with and without a drafter,
+and is left out.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ def speed(lines: list[dict], costs: CostModel) -> float:
     tokens, seconds = 0, 0.0
     for line in lines:
         verifying = sum(costs.forward(len(drafted) + 1) for drafted, *_ in line["steps"])
-        if verifying:  # an answer of one token takes no step
+        if verifying:  # an answer of one token has no steps
             seconds += verifying * (1 + line["phases_s"]["draft"] / line["phases_s"]["verify"])
         tokens += line["new_tokens"]
     return tokens * costs.forward(1) / seconds if seconds else 1.0
 
 
 def read_lines(folder: Path) -> list[dict]:
-    """The turns of a guarded run.
+    """Return the lines of a guarded run.
 
     Raises:
-        UserError: it is none, or its lines are damaged.
+        UserError: the run was not guarded, or its lines are damaged.
     """
     lines = read_measured(folder)
     refuse_without_steps(lines, folder)
@@ -44,7 +45,7 @@ def read_lines(folder: Path) -> list[dict]:
 
 
 def row(name: str, lines: list[dict], costs: CostModel) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     stood_down, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
     families = dict.fromkeys(line["family"] for line in lines)
     by_family = [speed([line for line in lines if line["family"] == family], costs) for family in families]

@@ -1,13 +1,13 @@
-"""What decoding.shape_invariant costs:  python scripts/invariance_cost.py [FILE] [--prompts N] [--tokens N]
+"""Measure the cost of decoding.shape_invariant:  python scripts/invariance_cost.py [FILE] [--prompts N] [--tokens N]
 
-The default model in bfloat16 twice in one process, plain and made shape-invariant. Each drafter decodes the first turn
-of every prompt with both, the first to decode alternating from prompt to prompt. FILE holds prompts as dataset=jsonl
-takes them; without it the bundled ones are used, evenly spread over the families.
+The default model runs in bfloat16 twice in one process, plain and shape-invariant. Each drafter decodes the first turn
+of every prompt with both; which one is first alternates from prompt to prompt. FILE holds prompts as dataset=jsonl
+takes them; without it, bundled prompts are used, evenly spread over the families.
 
-Printed are ratios of decode seconds, invariant over plain, so that above 1 is what it costs: for each token emitted and
-for each target forward, as the median over prompts and over all of them together, with 95 % bootstrap intervals. At
-near ties the two may write different texts, of which one is luckier with its drafts: seconds a forward hang less on
-that than seconds a token. A drafter's own work is in both.
+Printed are ratios of decode seconds, invariant over plain, so that a ratio above 1 is a cost. They are given for each
+token emitted and for each target forward, as the median over prompts and for all prompts together, with 95 % bootstrap
+intervals. At near ties the two may write different texts, and more drafts may be accepted in one of them. This affects
+seconds per forward less than seconds per token. Both include the drafter's own work.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLAIN, INVARIANT = "plain", "invariant"
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt decoded with both."""
+    """One prompt, decoded by the plain and by the invariant target."""
 
     plain: Generation
     invariant: Generation
@@ -52,20 +52,20 @@ class Pair:
 
 
 def per_token(run: Generation) -> float:
-    """Decode seconds for each token emitted."""
+    """Return the decode seconds for each token emitted."""
     return run.clock.decode_s / run.counts.new_tokens
 
 
 def per_forward(run: Generation) -> float:
-    """Decode seconds for each target forward."""
+    """Return the decode seconds for each target forward."""
     return run.clock.decode_s / run.counts.target_forwards
 
 
 def decoders(loaded: LoadedModel, new_tokens: int) -> dict[str, dict[str, Decoder]]:
-    """By drafter and mode. Both targets pack the same model, so that nothing but the mode differs.
+    """Return a decoder for each drafter and mode. Both targets pack the same model, so that only the mode differs.
 
     Raises:
-        UserError: on this machine forwards cannot be made shape-invariant.
+        UserError: forwards cannot be made shape-invariant on this machine.
     """
     targets = {PLAIN: Target(loaded.model), INVARIANT: Target(loaded.model)}
     make_shape_invariant(targets[INVARIANT])
@@ -80,7 +80,7 @@ def decoders(loaded: LoadedModel, new_tokens: int) -> dict[str, dict[str, Decode
 
 
 def measure(both: dict[str, Decoder], prompts: list[list[int]], name: str) -> list[Pair]:
-    """Decode every prompt with both. The first prompt is decoded once more beforehand, and that is not counted."""
+    """Decode every prompt with both decoders, after decoding the first prompt once without counting it."""
     for decoder in both.values():
         decoder.decode(prompts[0])
     pairs = []
@@ -94,7 +94,7 @@ def measure(both: dict[str, Decoder], prompts: list[list[int]], name: str) -> li
 
 
 def row(name: str, pairs: list[Pair]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     cells = [name, f"{sum(pair.same for pair in pairs)} of {len(pairs)}"]
     for runs in ([pair.plain for pair in pairs], [pair.invariant for pair in pairs]):
         cells.append(f"{1e3 * _total(runs, 'new_tokens'):.2f} / {1e3 * _total(runs, 'target_forwards'):.2f}")
@@ -105,19 +105,19 @@ def row(name: str, pairs: list[Pair]) -> str:
             some = [pairs[int(number)] for number in drawn]
             return _total([p.invariant for p in some], count) / _total([p.plain for p in some], count)
 
-        numbers = range(len(pairs))  # drawn in the place of ratios: a sum has to know whose seconds and counts they are
+        numbers = range(len(pairs))  # resampled instead of ratios, as totals need each prompt's seconds and counts
         for interval in (paired_bootstrap(ratios, seed=0), paired_bootstrap(numbers, seed=0, statistic=overall)):
             cells.append("{:.3f} [{:.3f}, {:.3f}]".format(*interval))
     return f"| {' | '.join(cells)} |"
 
 
 def _total(runs: list[Generation], count: str) -> float:
-    """Decode seconds of all for each of their tokens or forwards: summed first, divided last."""
+    """Return the decode seconds per token or forward over all runs: summed first, divided last."""
     return float(np.sum([r.clock.decode_s for r in runs]) / np.sum([getattr(r.counts, count) for r in runs]))
 
 
 def chosen(path: Path | None, count: int) -> list[Prompt]:
-    """The prompts, evenly spread over their source; all of it where it has no more."""
+    """Return `count` prompts, evenly spread over their source, or all prompts if there are no more."""
     prompts = load_bundled() if path is None else load_jsonl(path)
     return [prompts[i * len(prompts) // count] for i in range(count)] if count < len(prompts) else prompts
 

@@ -1,14 +1,15 @@
-"""Drafters against each other:  python scripts/paired.py FILE "pool" "pool sources=[suffix]" none [--per-family N]
+"""Compare drafters with each other:  python scripts/paired.py FILE "pool" "pool sources=[suffix]" none [--per-family N]
 
-Every drafter, given as its name and options, decodes each prompt in turn in one process, on one model and by one
-measured cost curve; who begins changes from prompt to prompt. So a machine whose speed drifts treats them alike, which
-separate runs against plain decoding do not promise where drafters differ by a few percent.
+Every drafter, given as its name and options, decodes each prompt in turn, in one process, with one model and one
+measured cost curve; which drafter is first changes from prompt to prompt. So a drift of the machine's speed affects all
+drafters alike. Separate runs against plain decoding do not ensure this, and it matters if drafters differ by a few
+percent.
 
-FILE holds prompts as dataset=jsonl takes them; first turns are decoded, greedily. Printed is, for every drafter, how
-many times the tokens per second of the first one it has: the median over prompts, and over all tokens together, with
-95 % bootstrap intervals over prompts, and the median of each family; and the certificates of its texts against plain
-decoding, which is not timed. Where one is a mismatch, the exit status is 1. ``guarded`` before a name puts the guard
-around it, which drafts only where that pays: "guarded layer_skip sparsity=0.3".
+FILE holds prompts as dataset=jsonl takes them; their first turns are decoded greedily. For every drafter, the ratio of
+its tokens per second to those of the first drafter is printed: the median over prompts and the ratio over all tokens,
+with 95 % bootstrap intervals over prompts, and the median of each family. The certificates compare its texts with plain
+decoding, which is not timed; the exit status is 1 if there is a mismatch. ``guarded`` before a name adds the guard,
+which drafts only if that pays: "guarded layer_skip sparsity=0.3".
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ GUARDED = "guarded"
 
 
 def drafter_of(spec: str, target: Target) -> Drafter:
-    """The drafter that a spec names, its costs measured."""
+    """Return the drafter that a spec names, with its costs measured."""
     config = config_of(spec)
     drafter = DRAFTERS[config.name](target, config)
     return Guard(drafter) if spec.split()[0] == GUARDED else drafter
 
 
 def config_of(spec: str) -> DrafterConfig:
-    """The options of ``"[guarded] name option=value …"``.
+    """Return the config of ``"[guarded] name option=value …"``.
 
     Raises:
         UserError: there is no such drafter.
@@ -69,7 +70,7 @@ def config_of(spec: str) -> DrafterConfig:
 
 
 def measure(decoders: list[Decoder], prompts: list[list[int]], repeats: int = 1) -> list[list[Generation]]:
-    """By drafter, every prompt decoded, of `repeats` times the fastest; before them the first prompt, not counted."""
+    """Decode every prompt with each drafter and keep the fastest of `repeats`; the first prompt warms up, uncounted."""
     runs: list[list[Generation]] = [[] for _ in decoders]
     for decoder in decoders:
         decoder.decode(prompts[0])
@@ -85,30 +86,30 @@ def measure(decoders: list[Decoder], prompts: list[list[int]], repeats: int = 1)
 
 
 def rate(runs: list[Generation]) -> float:
-    """Tokens per second of all together: summed first, divided last."""
+    """Return the tokens per second over all runs: summed first, divided last."""
     return sum(run.counts.new_tokens for run in runs) / sum(run.clock.decode_s for run in runs)
 
 
 def ratios(runs: list[Generation], first: list[Generation]) -> list[float]:
-    """Prompt by prompt, how many times the tokens per second of the first."""
+    """Return, for each prompt, the ratio of tokens per second to those of the first drafter."""
     return [rate([mine]) / rate([theirs]) for mine, theirs in zip(runs, first, strict=True)]
 
 
 def by_family(spec: str, runs: list[Generation], first: list[Generation], families: list[str]) -> str:
-    """A line of the table of medians; `families` names that of every prompt."""
+    """Return a line of the table of medians; `families` has the family of every prompt."""
     found = np.array(ratios(runs, first))
     medians = [np.median(found[np.array(families) == family]) for family in dict.fromkeys(families)]
     return f"| {spec} | " + " | ".join(f"{median:.3f}" for median in medians) + " |"
 
 
 def verdicts(certifier: Certifier, runs: list[Generation], plain: list[Generation]) -> Counter[str]:
-    """How many texts are what plain decoding writes, to the last token or up to a near tie."""
+    """Count the verdicts on the texts, compared with those of plain decoding."""
     pairs = zip(runs, plain, strict=True)
     return Counter(certifier.certify(run.prompt, run.output, alone.output).verdict for run, alone in pairs)
 
 
 def row(spec: str, runs: list[Generation], first: list[Generation], found: Counter[str]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
 
     def overall(drawn: np.ndarray) -> float:
         return rate([runs[int(i)] for i in drawn]) / rate([first[int(i)] for i in drawn])

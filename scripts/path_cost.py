@@ -1,9 +1,9 @@
-"""What drafting through trained paths costs on this machine, and what pays:  python scripts/path_cost.py RUN [RUN ...]
+"""Measure the cost of drafting through trained paths on this machine:  python scripts/path_cost.py RUN [RUN ...]
 
-RUN is the folder of a task=finetune run. The default model (--dtype), 256 tokens in the cache; timed interleaved:
-a drafting forward, a verification of two tokens with what drafting left of it, and a plain forward of one
-token. Median milliseconds, shares of a plain forward of one token, and the acceptance from which on drafting a single
-token pays: draft + verification, in those forwards, less one.
+RUN is the folder of a task=finetune run. With 256 tokens in the cache of the default model (--dtype), these are timed
+interleaved: a drafting forward, a verification of two tokens that reuses the draft's work if the path allows it,
+and a plain forward of one token. Printed are median milliseconds, multiples of a plain forward of one token, and the
+acceptance above which drafting a single token pays: draft + verification, in plain forwards, less one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
 CONTEXT, ROUNDS = 256, 40
-TOKEN, NEXT = 17, 5  # any two: what a forward costs does not hang on them
+TOKEN, NEXT = 17, 5  # any two token ids: the cost of a forward does not depend on them
 
 
 def cases(target: Target, path: Path) -> dict[str, Callable[[], object]]:
-    """What is timed of one path, by name."""
+    """Return the calls that are timed for one path, by name."""
     states: list[torch.Tensor] = []
     keep = [states] if path.leading else None
     one, two = [TokenTree.empty()], [TokenTree.chain([NEXT])]

@@ -1,10 +1,10 @@
-"""What a run's acceptances would be worth elsewhere:  python scripts/predict.py RUN --hardware FILE [FILE ...]
+"""Predict the speedup of a run on other machines:  python scripts/predict.py RUN --hardware FILE [FILE ...]
 
 Every recorded step is priced at another machine's costs: its draft by the drafter's own forwards, its verification by
-the size of its tree. FILE is a profile.json of task=profile, or one of experiments/costs. What a drafter accepts hangs
-on model, text and drafter alone, so this says: were *these* acceptances had there, what would the speedup be?
-The host's own work (lookups, Python) is left out, and so are a few small products of trained drafters (the LoRA of
-pseudo tokens and their sampler).
+the size of its tree. FILE is a profile.json of task=profile, or a file of experiments/costs. How many tokens are
+accepted depends only on model, text and drafter. So the result is the speedup that the recorded acceptance would give
+there. The host's own work (lookups, Python) is left out, and so are a few small products of trained drafters (the LoRA
+of pseudo tokens and their sampler).
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from selfdraft.models.adapter import Adapter
 from selfdraft.tracking.lines import read_measured, refuse_without_steps
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
-# Drafters whose drafts cost no forward of their own, and those whose forwards are full ones, counted as such.
+# Drafters without forwards of their own, those whose forwards count as full target forwards, and sparse ones.
 NO_FORWARDS = ("none", "prompt_lookup", "suffix", "recycling", "lookahead", "pool", "pseudo_tokens")
 IN_THE_STEP = ("jacobi",)
 SPARSE = ("layer_skip", "early_exit")
 
 
 class Drafting(NamedTuple):
-    """What drafting costs there.
+    """The cost of drafting on the other machine.
 
     Attributes:
-        token_s: a drafted token. early: the leading layers, which verification need not run again on what was drafted
-            behind them; None where it takes nothing over.
+        token_s: seconds per drafted token.
+        early: seconds of the leading layers, by number of tokens, which verification does not run again for drafted
+            tokens; None if it reuses nothing.
     """
 
     token_s: float
@@ -45,13 +46,13 @@ class Drafting(NamedTuple):
 
 
 def drafting(drafter: dict, layers: int, vocabulary: int, costs: CostModel) -> Drafting | None:
-    """What the drafter's own forwards cost there; None where it makes none.
+    """Return the cost of the drafter's own forwards on the other machine; None if it makes none.
 
-    A skip set is carried over by its shares of attentions, MLPs and whole layers, since models differ in depth, and a
-    draft vocabulary by its share of the tokens.
+    A skip set is transferred by its shares of attentions, MLPs and whole layers, because models differ in depth, and a
+    draft vocabulary by its share of the token ids.
 
     Raises:
-        UserError: a drafter whose forwards this script cannot price.
+        UserError: this script cannot price the drafter's forwards.
     """
     name = drafter["name"]
     if name in IN_THE_STEP or (name in NO_FORWARDS and (name == "pseudo_tokens" or not drafter.get("adapter"))):
@@ -72,7 +73,7 @@ def drafting(drafter: dict, layers: int, vocabulary: int, costs: CostModel) -> D
 
 
 def _path(drafter: dict, layers: int, vocabulary: int) -> tuple[SkipSet, int]:
-    """What a draft skips, and how many tokens it may say."""
+    """Return the skip set of a draft, and the number of token ids in its vocabulary."""
     if drafter.get("adapter"):
         adapter = Adapter.read(drafter["adapter"])
         words = adapter.tensors.get("vocabulary")
@@ -87,7 +88,7 @@ def _path(drafter: dict, layers: int, vocabulary: int) -> tuple[SkipSet, int]:
 
 
 def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs: CostModel) -> tuple[float, float]:
-    """Seconds a token with and without the drafter, over all lines."""
+    """Return the seconds per token with and without the drafter, over all lines."""
     own = drafting(config["drafter"], layers, vocabulary, costs)
     tokens, seconds = 0, 0.0
     for line in lines:
@@ -95,16 +96,17 @@ def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs
         for drafted, parents, *_ in line["steps"]:
             verified = len(drafted) + 1
             seconds += costs.forward(verified)
-            if own is not None:  # a forward for each token of the chain; siblings come along
+            if own is not None:  # one forward for each token of the chain; siblings need none
                 depth = len(drafted) if parents is None else _depth(parents)
                 seconds += depth * own.token_s
                 if own.early is not None and depth:
                     seconds += own.early(verified - depth) - own.early(verified)
         refining = line["target_forwards"] - len(line["steps"])
         if config["drafter"]["name"] in IN_THE_STEP and config["drafter"].get("adapter"):
-            # Those of an adapter are no forwards of the target, and a block may come to rest before the last of them.
+            # Refining forwards of an adapter are not counted as target forwards. This is their largest number,
+            # because a block may converge earlier.
             refining = config["drafter"]["refine_steps"] * sum(len(drafted) > 0 for drafted, *_ in line["steps"])
-        if refining:  # Jacobi's, each of a whole block
+        if refining:  # those of Jacobi drafting, each of a whole block
             seconds += refining * costs.forward(config["drafter"]["window"] + 1)
     return seconds / tokens, costs.forward(1)
 
@@ -117,10 +119,10 @@ def _depth(parents: list[int]) -> int:
 
 
 def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
-    """Lines, configuration and result.
+    """Return a run's lines, configuration and result.
 
     Raises:
-        UserError: it is no finished run.
+        UserError: the folder is not that of a finished run.
     """
     try:
         options = dict(read_plain_yaml(folder / "config.yaml")["drafter"])

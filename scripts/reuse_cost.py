@@ -1,8 +1,8 @@
-"""What reusing a draft's work saves the verification:  python scripts/reuse_cost.py [layers] [hidden]
+"""Measure what verification saves by reusing a draft's work:  python scripts/reuse_cost.py [layers] [hidden]
 
-A Llama of about 1.2 billion random parameters in bfloat16 (16 layers of 2048; no head is tied), early exit at half
-depth, 4 drafted tokens, 256 tokens in the cache. Interleaved; median milliseconds, and shares of a full verification.
-Random weights are enough: time does not depend on them.
+It times a Llama of about 1.2 billion random parameters in bfloat16 (16 layers of 2048, with an untied head), with early
+exit at half depth, 4 drafted tokens and 256 tokens in the cache, interleaved. It prints median milliseconds, and shares
+of a full verification. Random weights are enough, because the time does not depend on them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Write the cost files of GPUs that were computed from published figures:  python scripts/roofline.py [FOLDER]
+"""Write cost files of GPUs, computed from published figures:  python scripts/roofline.py [FOLDER]
 
-Roofline (Williams et al. 2009): ideal, so a bound rather than a measurement; see core/costmodel.roofline. Figures:
+The roofline model (Williams et al. 2009) gives an ideal cost, so a bound and not a measurement; see
+core/costmodel.roofline. The figures:
 
 * NVIDIA A100 80GB SXM (datasheet, 2021): 2,039 GB/s, 312 TFLOP/s dense bfloat16.
 * NVIDIA H100 SXM (datasheet, 2023): 3.35 TB/s, 989 TFLOP/s dense bfloat16.
-* Llama-2 7B and 13B: shapes of their published config.json.
+* Llama-2 7B and 13B: the shapes in their published config.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Count equal outputs of two runs of the same prompts:  python scripts/same_outputs.py RUN_DIR RUN_DIR
 
-In float32 a batch must write what single prompts write: compare a run at decoding.batch_size=8 with one at 1.
-The status is 1 where any output differs, or is in one of the runs only.
+In float32 a batch must give the outputs of single prompts: compare a run with decoding.batch_size=8 and one with 1.
+The exit status is 1 if any output differs, or is in only one of the runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Outputs = dict[tuple[str, int], dict]
 
 
 def outputs_of(folder: Path) -> Outputs:
-    """The lines of a run's prompts.jsonl by (id, turn).
+    """Return the lines of a run's prompts.jsonl by (id, turn).
 
     Raises:
         UserError: there are none.
@@ -31,12 +31,12 @@ def outputs_of(folder: Path) -> Outputs:
 
 
 def baseline(line: dict) -> list[int]:
-    """What the target alone wrote."""
+    """Return the token ids that plain decoding wrote."""
     return line.get("baseline_output_ids", line["output_ids"])
 
 
 def compare(one: Outputs, other: Outputs) -> int:
-    """Print where the runs part, and how many outputs are equal: the drafter's, and the baseline's beside it."""
+    """Print differences, and how many outputs of drafter and baseline are equal. Return 1 if any differs, else 0."""
     common = [found for found in one if found in other]
     same = same_alone = 0
     for found in common:

@@ -1,8 +1,8 @@
-"""What a step costs beside its forward:  python scripts/step_costs.py [nodes] [prefix] [dtype]
+"""Measure the cost of a step outside its forward:  python scripts/step_costs.py [nodes] [prefix] [dtype]
 
-For one verification of a tree that is no chain, on the default model: the time of everything that is not the model's
-layers (making the tree, its mask, the decision, the gather of accepted keys and values, the record), and its share of
-the whole step. Medians of repeated, interleaved measurements.
+For one verification of a tree that is not a chain, on the default model, it prints the time of everything except the
+model's layers (making the tree and its mask, the decision, the gather of accepted keys and values, the record), and its
+share of the whole step. The times are medians of repeated, interleaved measurements.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ REPEATS = 30
 
 
 def draft_tree(nodes: int, vocab: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and parents of a tree whose nodes hang under random earlier ones, four levels deep at least."""
+    """Return tokens and parents of a tree at least four levels deep, whose other nodes have random parents."""
     parents = [-1, -1, 0, 1, 2, 3, 4, *rng.integers(0, 7, max(0, nodes - 7)).tolist()][:nodes]
     return torch.from_numpy(rng.integers(0, vocab, nodes)), torch.tensor(parents)
 
 
 @torch.inference_mode()
 def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
-    """Median milliseconds of each part, by name."""
+    """Return the median milliseconds of each part, by name."""
     rng, seconds = np.random.default_rng(0), {}
     text = rng.integers(0, target.vocab_size, prefix).tolist()
     tokens, parents = draft_tree(nodes, target.vocab_size, rng)
-    path = (0, 2, 4, 6)  # a branch whose nodes are not the first ones: its keys have to be gathered
+    path = (0, 2, 4, 6)  # a branch that is not the first nodes of the tree, so that its keys have to be gathered
     rule, generation = NextToken(), Generation(text)
     target.allocate(1, prefix + nodes + 8)
     target.prefill(0, text)
@@ -57,7 +57,7 @@ def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
         _ = tree.is_chain, tree.depths, tree.sees
         return tree
 
-    def mask(tree: TokenTree) -> None:  # what `Target.forward` does with it, layers apart
+    def mask(tree: TokenTree) -> None:  # what `Target.forward` does with the mask before the layers
         width = 1 + nodes
         depths, sees = torch.zeros(1, width, dtype=torch.long), torch.eye(width, dtype=torch.bool)[None]
         sees[:, :, 0], depths[0, 1:], sees[0, 1:, 1:] = True, tree.depths, tree.sees
@@ -71,7 +71,7 @@ def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
 
     for repeat in range(REPEATS + 3):
         if repeat == 3:
-            seconds.clear()  # the first ones allocate
+            seconds.clear()  # the first repeats allocate memory, so they are not counted
         tree = timed("tree", make_tree)
         (logits,) = timed("forward, with its mask", lambda tree=tree: target.forward([0], [1], [tree]))
         timed("mask", lambda tree=tree: mask(tree))
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     target = Target(load_embedded(dtype, torch.device("cpu")).model)
     parts = measure(target, nodes, prefix)
     forward = parts.pop("forward, with its mask")
-    step = forward + sum(parts.values()) - parts["mask"]  # the forward holds the mask already
+    step = forward + sum(parts.values()) - parts["mask"]  # the forward already includes the mask
     print(
         f"{nodes} nodes after {prefix} tokens, {dtype}, {torch.get_num_threads()} threads: a step takes {step:.2f} ms"
     )

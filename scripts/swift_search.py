@@ -1,8 +1,9 @@
-"""How many candidate forwards SWIFT's search takes, published and repaired:  python scripts/swift_search.py [prompts]
+"""Count the forwards of SWIFT's search, published and repaired:  python scripts/swift_search.py [prompts]
 
-The default model writes 50 tokens to bundled prompts, one a task family. The published procedure scores `CANDIDATES`
-skip sets on them, for each prompt and ratio. Then the repaired one (the first set scored, neighbours of the incumbent
-tried) goes on until it has found as much. Counted are forwards that score, up to the one that reached the matchness.
+The default model writes 50 tokens for bundled prompts, one of each task family. The published procedure scores
+`CANDIDATES` skip sets on them, for each prompt and ratio. Then the repaired one, which scores the first set and tries
+neighbours of the incumbent, runs until it reaches the same matchness. Printed are the numbers of scoring forwards until
+each reached it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0,)
 def searched(
     target: Target, tokens: list[int], first: int, ratio: float, seed: int, enough: float | None
 ) -> list[float]:
-    """The best matchness after each forward: of the published procedure, or until `enough`, of the repaired one."""
+    """Return the best matchness after each forward: of the published search or, until `enough`, of the repaired one."""
     repaired, rng = enough is not None, np.random.default_rng(seed)
     search = SkipSearch(len(target.full.layers), ratio, neighbours=repaired)
     curve: list[float] = []
@@ -44,7 +45,7 @@ def searched(
 
 @one_line_script("swift_search")
 def main(arguments: list[str]) -> None:
-    """Print what each search took."""
+    """Print how many forwards each search took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="?", type=int, default=3)
     count = parser.parse_args(arguments).prompts

@@ -1,7 +1,8 @@
-"""Do trees keep the bits of single tokens in shape-invariant forwards?  python scripts/tree_bits.py [bfloat16|float32]
+"""Compare trees with single tokens in shape-invariant forwards:  python scripts/tree_bits.py [bfloat16|float32]
 
-Forwards random trees through the default model, and compares every node's logits with those of its branch decoded
-token by token: for nodes whose ancestors lie in adjoining slots, as in a chain, and for those whose do not.
+It runs random trees through the default model, and compares every node's logits, bit by bit, with those of its branch
+decoded token by token. Nodes whose ancestors are in adjoining slots, as in a chain, and other nodes are counted
+separately.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TREES, NODES, PREFIXES = 6, 12, (100, 300, 505, 700)
 
 @one_line_script("tree_bits")
 def main(arguments: list[str]) -> None:
-    """Print how many nodes have the bits of single tokens."""
+    """Print how many nodes have the same bits as single tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dtype", nargs="?", choices=sorted(DTYPES), default="bfloat16")
     dtype = parser.parse_args(arguments).dtype
