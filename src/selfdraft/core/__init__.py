@@ -1,1 +1,1 @@
-"""F0, torch only: trees, acceptance, Jacobi updates, n-grams, skip sets, counts, certificates, statistics."""
+"""Floor F0, which imports no other floor: trees, acceptance, drafts without a model, counts, costs, certificates."""

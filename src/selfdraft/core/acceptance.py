@@ -75,7 +75,7 @@ def accept_greedy(tree: TokenTree, predictions: Tensor) -> Acceptance:
 
 
 def reject(tree: TokenTree, p: Tensor, q: Tensor, trials: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Rejection sampling for drafts drawn from distributions q (Leviathan et al. 2023; siblings as in SpecInfer).
+    """Apply rejection sampling to drafts drawn from distributions q (Leviathan et al. 2023; siblings as in SpecInfer).
 
     A parent tries its children in order. Let r be the rest of the target's distribution, at first p itself. Child x,
     drawn from q, is taken with probability min(1, r(x) / q(x)). If it is not taken, r becomes max(r - q, 0),

@@ -29,7 +29,7 @@ REASONS: dict[Reason, str] = {
 
 @dataclass(frozen=True)
 class Float32:
-    """The float32 logits at a tie that was found in a narrower dtype.
+    """A check in float32 of a tie that was found in a narrower dtype.
 
     Attributes:
         margin: logit of the autoregressive token minus logit of the drafter's token.
@@ -99,7 +99,7 @@ def judge(index: int, margin: float, control: float, ceiling: float, reason: Rea
 
 
 def recheck(tie: Certificate, margin: float, control: float, ceiling: float) -> Certificate:
-    """Return the tie with its float32 result; a mismatch if rounding cannot explain the float32 margin either."""
+    """Return the tie with its float32 result; a mismatch if rounding cannot explain the margin in float32."""
     checked = judge(tie.first_divergence or 0, abs(margin), control, ceiling)
     found = Float32(margin, control, "baseline" if margin >= 0 else "drafter")
     return replace(tie, verdict=checked.verdict, reason=checked.reason, float32=found)

@@ -40,7 +40,7 @@ class Threshold(Rule):
 
 
 class AdaptiveThreshold(Rule):
-    """A threshold that moves towards a wanted acceptance rate (Zhang et al. 2023, arXiv 2309.08168, section 3.3).
+    """A threshold that is adjusted to a wanted acceptance rate (Zhang et al. 2023, arXiv 2309.08168, section 3.3).
 
     The rate is smoothed by 0.5; the threshold moves by `step` and is itself smoothed by 0.9, as in the paper.
     """
@@ -65,7 +65,7 @@ class AdaptiveThreshold(Rule):
 
 
 class Calibration:
-    """Acceptance rate by confidence, in ten bins; before any token is seen, it equals the confidence."""
+    """Acceptance rate by confidence, in ten bins; before any token is seen, it is the middle of the bin."""
 
     BINS, PRIOR = 10, 4.0  # the initial rate of a bin counts as much as four tokens
 

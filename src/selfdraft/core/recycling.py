@@ -30,7 +30,7 @@ class Adjacency:
         return twin
 
     def seed(self, text: Sequence[int]) -> None:
-        """Move the token that last followed each token of a text to the front of its edges."""
+        """Move the tokens that followed each token of a text to the front of its edges, the last one first."""
         for token, following in pairwise(text):
             row = self.edges[token]
             known = np.flatnonzero(row == following)
@@ -52,7 +52,7 @@ class Template:
 
     @staticmethod
     def of(children: Sequence[int]) -> Template:
-        """Make a template from the numbers of children of the root and of each node, breadth-first; 0 when missing.
+        """Make a template from the numbers of children of the root and of each node, breadth-first (0 if missing).
 
         Raises:
             ValueError: a node that does not exist is given children.

@@ -5,8 +5,8 @@ position's logits over the vocabulary. Two unrelated logits differ by 1.4 sigmas
 
 **float32.** The effect of rounding is calculated. A product of `width` terms, summed in float32, has a relative error
 of about u * sqrt(width) (u = 2^-24; Higham and Mary 2019, a random walk of roundings), and rounding its result adds the
-dtype's own unit roundoff.
-The `2 * layers` sublayers and the head add up like independent errors, with the square root of their number:
+dtype's own unit roundoff. The errors of the `2 * layers` sublayers and of the head add up like independent ones, with
+the square root of their number:
 
     expected = (u_dtype + u_float32 * sqrt(width)) * sqrt(2 * layers + 1)        1e-6 (4 layers) to 3e-5 (7B) of a sigma
 

@@ -32,7 +32,7 @@ class SkipSearch:
         Args:
             layers: number of the model's layers.
             ratio: share of the sublayers of the inner layers that are skipped.
-            bayes_interval: every so many candidates, the Gaussian process proposes one.
+            bayes_interval: n, if the Gaussian process is to propose every n-th candidate.
             neighbours: make the other candidates from the incumbent, with one or two sublayers exchanged, instead of at
                 random (our addition to SWIFT).
         """

@@ -37,7 +37,10 @@ class SuffixAutomaton:
         return len(self.count)
 
     def append(self, text: int, token: int) -> int:
-        """Append `token` to `text` and return the new state. Takes amortised constant time, plus one step per link."""
+        """Append `token` to `text`, update the counts, and return the new state.
+
+        Takes amortised constant time, plus one step per link.
+        """
         state = self._extended(text, token)
         suffix = state
         while suffix != EMPTY:

@@ -51,13 +51,13 @@ def select(
 ) -> list[Prompt]:
     """Choose prompts, in these steps:
 
-    1. `categories` keeps the named families or categories (empty: all).
-    2. `skip_per_category` leaves out the first so many of each family, so that a run does not train on the prompts on
+    1. `categories`: keep the named families or categories (empty: all).
+    2. `skip_per_category` = n: leave out the first n of each family, so that a run does not train on the prompts on
        which another one is evaluated.
-    3. `per_category` keeps so many of each family: the first ones or, given a `seed`, a random choice that depends only
+    3. `per_category` = n: keep n of each family, the first ones or, given a `seed`, a random choice that depends only
        on the seed and that family's own prompts.
-    4. `limit` keeps the first so many of the rest.
-    5. `shuffle`, a seed, shuffles them; without it they stay in the order of `prompts`.
+    4. `limit` = n: keep the first n of the rest.
+    5. `shuffle`: shuffle them with this seed; without it they stay in the order of `prompts`.
 
     Raises:
         UserError: no prompt has a given category, a number is below one, or there is no prompt to choose from.

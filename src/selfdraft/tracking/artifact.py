@@ -51,7 +51,7 @@ class Artifact:
             option: the option that named it, for messages.
 
         Returns:
-            The artifact, with every option checked, and `adapter` relative to the working directory.
+            The artifact, with every option checked, and `adapter` joined to the folder of the file.
 
         Raises:
             UserError: there is no file, or these tasks did not write it.

@@ -19,7 +19,7 @@ COLOURS = ("#3b6fb6", "#e08a2e", "#8a8a8a", "#5aa469")
 
 
 def parts_of(costs: CostModel, tokens: int) -> dict[str, float]:
-    """Return the seconds that all parts of each kind take in a full forward of so many tokens."""
+    """Return the seconds that all parts of each kind take in a full forward of `tokens` tokens."""
     once = {name: getattr(costs, name)(tokens) for name in SHARES}
     return {name: seconds * (1 if name == "base" else costs.layers) for name, seconds in once.items()}
 
