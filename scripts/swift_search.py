@@ -2,8 +2,8 @@
 
 The default model writes 50 tokens for bundled prompts, one of each task family. The published procedure scores
 `CANDIDATES` skip sets on them, for each prompt and ratio. Then the repaired one, which scores the first set and tries
-neighbours of the incumbent, runs until it reaches the same matchness. Printed are the numbers of scoring forwards until
-each reached it.
+neighbours of the incumbent, runs until it reaches the same matchness or has scored as many sets. Printed are the
+numbers of scoring forwards until each had its best matchness.
 """
 
 from __future__ import annotations
