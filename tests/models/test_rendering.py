@@ -123,3 +123,14 @@ def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch
         with pytest.raises(UserError, match="does not start"):
             rendered(TINY_TEMPLATE)
     assert rendered("{{ bos_token }}") == "<s>"
+
+
+@pytest.mark.parametrize("name", ["jinja2.py", "json.py", "selfdraft.py"])
+def test_no_file_of_the_folder_that_the_user_is_in_is_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    rendering._RENDERER.close()  # so that it starts anew, from here
+    assert rendered("{{ bos_token }}") == "<s>"
+    assert not (tmp_path / "was run").exists()

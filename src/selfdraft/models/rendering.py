@@ -98,12 +98,14 @@ class _Renderer:
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.close()
             known = {name: os.environ[name] for name in NEEDED if name in os.environ}
-            paths = [str(Path(selfdraft.__file__).parents[1]), *filter(None, [known.get("PYTHONPATH")])]
+            ours = Path(selfdraft.__file__).parents[1]
+            paths = [str(ours), *filter(None, [known.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                cwd=ours,  # Python imports from there first, and the user's folder may hold a jinja2.py
                 env={**known, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
                 encoding="utf-8",
                 start_new_session=True,  # so that Ctrl-C reaches only the process that asks
