@@ -56,12 +56,11 @@ KIND_BY_TURNS, OTHER_TURNS = (
     ]
     for first in (0, 1)
 )
-# Every drafter on one text in float32, and one of each kind on the other one in bfloat16.
+# Every drafter on one text in float32, and on the other one in bfloat16.
 DRAFTER_BY_TURNS = [
     pytest.param(dtype, drafter, FAMILIES[(number + turn) % 2], id=f"{drafter}-{dtype}")
     for turn, dtype in enumerate(DTYPES)
     for number, drafter in enumerate(DRAFTERS)
-    if dtype == "float32" or drafter in KINDS
 ]
 
 
@@ -102,9 +101,8 @@ def check(real: Real, family: str, output: list[int]) -> None:
     """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
     if real.target.dtype == torch.float32:
         assert output == real.stock[family]
-    elif output != real.stock[family]:
-        certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
-        assert certificate.verdict == "tie", certificate
+    certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
+    assert certificate.verdict in ("exact", "tie"), certificate
 
 
 @pytest.mark.parametrize(("real", "drafter", "family"), DRAFTER_BY_TURNS, indirect=["real"])
@@ -142,7 +140,7 @@ def test_shape_invariant_forwards_make_every_kind_of_drafter_exact_to_the_bit(re
         pytest.skip(str(refusal))  # said, not passed
     invariant, family = replace(real, target=target), FAMILIES[real.target.dtype == torch.float32]
     alone = invariant.decode("none", family)
-    same = {drafter: invariant.decode(drafter, family) == alone for drafter in KINDS[1:]}
+    same = {drafter: invariant.decode(drafter, family) == alone for drafter in (*KINDS, "layer_skip")}
     assert same == dict.fromkeys(same, True)
 
 
