@@ -24,7 +24,7 @@ from selfdraft.app.schemas import Config
 from selfdraft.app.session import owned, quiet, resumable, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
-from selfdraft.core.paths import expanded
+from selfdraft.core.paths import expanded_name
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.models.fingerprint import fingerprint
@@ -136,8 +136,8 @@ def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    # Neither a shell nor `with_home` expands ~ in the items of a list. A name on the Hub stays as it is.
-    paths = [expanded(path, "finetune.data") if path.startswith("~") else path for path in recipe.data]
+    # Neither a shell nor `with_home` expands ~ in the items of a list.
+    paths = [expanded_name(path, "finetune.data") for path in recipe.data]
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 

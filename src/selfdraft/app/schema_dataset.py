@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
-from selfdraft.core.paths import expanded
+from selfdraft.core.paths import expanded, expanded_name
 from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 
@@ -97,7 +97,7 @@ class HubConfig(DatasetConfig):
     def read(self) -> list[Prompt]:
         """Return one prompt per row."""
         # A name on the Hub stays as it is; only a local folder can begin with ~.
-        name = str(expanded(self.name, "dataset.name")) if self.name.startswith("~") else self.name
+        name = expanded_name(self.name, "dataset.name")
         return load_hub(
             name,
             split=self.split,

@@ -26,6 +26,15 @@ def expanded(path: str | Path, option: str) -> Path:
         ) from None
 
 
+def expanded_name(name: str, option: str) -> str:
+    """Do the same for what may also be a name of the Hub, which is no path: it is returned unchanged.
+
+    Raises:
+        UserError: as `expanded`.
+    """
+    return str(expanded(name, option)) if name.startswith("~") else name
+
+
 def file_at(path: str | Path, name: str) -> Path:
     """Return the file that a user means: `path` itself, or the file called `name` in it where it is a folder.
 
