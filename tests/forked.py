@@ -1,7 +1,8 @@
-"""`python run.py …` without its ten seconds of imports: a server that has made them forks a process for each command.
+"""Run `python run.py …` without the ten seconds that its imports take.
 
-What it forks is a process of its own, with its own session, folder, environment and open files, and ends as the
-interpreter ends. Tests that send signals or close terminals start theirs anew, by `command`.
+A server process makes the imports once, and then forks a new process for each command. That process has its own session,
+folder, environment and open files, and ends as an interpreter does. What Python reads only when it starts, such as
+PYTHONIOENCODING, has no effect on it. Tests of that, of signals and of terminals start a real process by `command`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def run_forked(
     server = _server()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         order = {"argv": [str(script), *arguments], "cwd": str(cwd), "env": dict(env)}
-        # The server opens them by way of this process: they have no names.
+        # The files have no names, so the server opens them through this process.
         order |= {"out": f"/proc/{os.getpid()}/fd/{out.fileno()}", "err": f"/proc/{os.getpid()}/fd/{err.fileno()}"}
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
@@ -56,7 +57,7 @@ def run_forked(
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    """One for each process of the test run; it ends when that one does, whose pipe it reads."""
+    """Start the server, once for each process of the test run. It ends with that process, because its input then closes."""
     from command_line import environment
 
     server = subprocess.Popen(
@@ -68,7 +69,7 @@ def _server() -> subprocess.Popen[str]:
 
 def serve() -> dict[str, Any] | None:
     """Fork for each order that comes in; returns the order in the forked process, and None when there are no more."""
-    # By system calls, as a buffer would be inherited.
+    # Read by system calls: the forked process would inherit what a buffer holds.
     rest = b""
     while True:
         while b"\n" not in rest:
@@ -79,7 +80,7 @@ def serve() -> dict[str, Any] | None:
         order, ready = json.loads(line), os.pipe()
         if (pid := os.fork()) == 0:
             os.close(ready[1])
-            os.read(ready[0], 1)  # until its number is told: it may be asked to be killed
+            os.read(ready[0], 1)  # wait until the caller knows this process's number, by which it kills it
             os.close(ready[0])
             return order
         os.close(ready[0])
@@ -90,7 +91,7 @@ def serve() -> dict[str, Any] | None:
 
 
 def become(order: Mapping[str, Any]) -> None:
-    """Be `python` with this command."""
+    """Turn this forked process into `python` with the ordered command."""
     os.setsid()
     places = ((0, os.devnull, os.O_RDONLY), (1, order["out"], os.O_RDWR), (2, order["err"], os.O_RDWR))
     for number, path, flags in places:

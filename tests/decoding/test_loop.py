@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from numpy.random import default_rng
 
 from lossless import EVERY_CONFIG, EVERY_NAME
 from selfdraft.core.costs import CostCurve
@@ -398,22 +397,3 @@ def test_the_cache_holds_the_text_without_its_last_token() -> None:
     target = StubTarget(script([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]))
     generation = Decoder(target, Oracle(target, 3), Stopping(NO_EOS, 10)).decode([0, 1, 2])
     assert target.cache.texts[0] == [0, 1, 2, *generation.output][:-1]
-
-
-def test_the_numbers_of_an_answer_do_not_depend_on_how_far_they_were_drawn() -> None:
-    every = torch.from_numpy(default_rng(3).random(2000))
-    noise = loop._Noise(3)
-    for positions in ([0], [2, 1], [900, 3, 1500], [1999], [5]):
-        assert noise.at(torch.tensor(positions)).equal(every[positions])
-
-
-def test_a_drafter_draws_after_the_numbers_of_the_answer() -> None:
-    drawn: list[float] = []
-
-    class Drawing(Oracle):
-        def start(self, context: Context) -> None:
-            drawn.append(context.rng.random())
-
-    target = StubTarget(successor)
-    Decoder(target, Drawing(target, 0), Stopping(NO_EOS, 7)).decode([1], seed=3)
-    assert drawn == [default_rng(3).random(9)[8]]
