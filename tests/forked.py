@@ -1,8 +1,8 @@
 """Run `python run.py …` without the ten seconds that its imports take.
 
-A server process makes the imports once, and then forks a new process for each command. That process has its own session,
-folder, environment and open files, and ends as an interpreter does. What Python reads only when it starts, such as
-PYTHONIOENCODING, has no effect on it. Tests of that, of signals and of terminals start a real process by `command`.
+A server process makes the imports once, and then forks a new process for each command. That process has its own
+session, folder, environment and open files, and ends as an interpreter does. What Python reads only when it starts, such
+as PYTHONIOENCODING, has no effect on it. Tests of that, of signals and of terminals start a real process by `command`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run_forked(
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    """Start the server, once for each process of the test run. It ends with that process, because its input then closes."""
+    """Start the server, once for each process of the test run; it ends with that process, which closes its input."""
     from command_line import environment
 
     server = subprocess.Popen(
