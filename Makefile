@@ -25,7 +25,7 @@ fuzz: setup  ## try inputs and command lines of any content, for as long as it t
 	SELFDRAFT_FUZZ=long $(PY) -m pytest --timeout=0 tests/fuzz $(ARGS)
 
 lint: setup  ## check style and formatting
-	$(PY) -m ruff check .
+	$(PY) -m ruff check --no-cache .
 	$(PY) -m ruff format --check .
 
 format: setup  ## repair what lint complains about, where that is mechanical

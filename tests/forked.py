@@ -1,7 +1,7 @@
 """Run `python run.py …` without the ten seconds that its imports take.
 
 A server process makes the imports once, and then forks a new process for each command. That process has its own
-session, folder, environment and open files, and ends as an interpreter does. What Python reads only when it starts, such
+session, folder, environment and open files, and ends as an interpreter does. What Python reads only at its start, such
 as PYTHONIOENCODING, has no effect on it. Tests of that, of signals and of terminals start a real process by `command`.
 """
 

@@ -126,7 +126,7 @@ def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (gzip.compress(b'{"prompt": "a"}'), "compressed by gzip; decompress it first: gunzip prompts.jsonl"),
+        (gzip.compress(b'{"prompt": "a"}', mtime=0), "compressed by gzip; decompress it first: gunzip prompts.jsonl"),
         (bz2.compress(b"a"), "compressed by bzip2; decompress it first"),
         (lzma.compress(b"a"), "compressed by xz; decompress it first"),
         (b"PK\x03\x04...", "a zip archive; unpack it first"),
@@ -134,6 +134,7 @@ def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
         ('{"prompt": "a"}'.encode("utf-16"), "UTF-16 or UTF-32; save it with UTF-8 encoding"),
         (b"\0" * 99, "a binary file; give a text file"),
     ],
+    ids=["gzip", "bzip2", "xz", "zip", "parquet", "utf-16", "binary"],
 )
 def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path, content, reason):
     path = tmp_path / "prompts.jsonl"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import wandb
-from example_lines import evaluation
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from example_lines import evaluation
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_result, make_logger, wandb_mode
 from selfdraft.tracking.picture import plot_result

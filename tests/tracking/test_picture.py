@@ -1,7 +1,7 @@
 import pytest
-from example_lines import evaluation, line
 from matplotlib import image
 
+from example_lines import evaluation, line
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.summary import summarize
 
