@@ -28,7 +28,7 @@ from selfdraft.data.sources import load_bundled, load_jsonl
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import configured
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import LoadedModel, load_embedded
@@ -72,7 +72,7 @@ def decoders(loaded: LoadedModel, new_tokens: int) -> dict[str, dict[str, Decode
     stopping = Stopping(loaded.eos, new_tokens)
     return {
         name: {
-            mode: Decoder(target, DRAFTERS[name](target, DRAFTERS[name].Config()), stopping)
+            mode: Decoder(target, made(target, configured(name)), stopping)
             for mode, target in targets.items()
         }
         for name in NAMES

@@ -32,9 +32,9 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
@@ -51,7 +51,7 @@ GUARDED = "guarded"
 def drafter_of(spec: str, target: Target) -> Drafter:
     """Return the drafter that a spec names, with its costs measured."""
     config = config_of(spec)
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     return Guard(drafter) if spec.split()[0] == GUARDED else drafter
 
 
@@ -63,9 +63,9 @@ def config_of(spec: str) -> DrafterConfig:
     """
     words = spec.split()
     name, *options = words[words[:1] == [GUARDED] :] or [""]
-    if name not in DRAFTERS:
-        raise UserError(f"{name!r}: no such drafter; choose one of {', '.join(DRAFTERS)}")
-    known = OmegaConf.structured(DRAFTERS[name].Config)
+    if name not in PRESETS:
+        raise UserError(f"{name!r}: no such drafter; choose one of {', '.join(PRESETS)}")
+    known = OmegaConf.structured(PRESETS[name].Config)
     return OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(options)))  # type: ignore[return-value]
 
 
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
     decoders = [Decoder(target, drafter_of(spec, target), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
     runs = measure(decoders, ids, given.repeats)
-    plain = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), stopping)
+    plain = Decoder(target, made(target, configured("none")), stopping)
     alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
     where = f"{torch.get_num_threads()} threads" if given.device == "cpu" else torch.cuda.get_device_name()

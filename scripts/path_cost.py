@@ -17,10 +17,11 @@ import torch
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.loading import DTYPES, load_embedded
+from selfdraft.models.path import Path, Reuse
 from selfdraft.models.profiling import interleaved_medians
-from selfdraft.models.sparse import Path, Reuse
 from selfdraft.models.target import Target
 
 CONTEXT, ROUNDS = 256, 40
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     print("| path | plain forward of 1 | draft | of 1 | verification of 2 | of 1 | break-even acceptance |")
     print("|---|---|---|---|---|---|---|")
     for folder, adapter in zip(given.folders, adapters, strict=True):
-        seconds = interleaved_medians(cases(target, target.adapted_path(adapter)), ROUNDS)
+        seconds = interleaved_medians(cases(target, adapted_path(target, adapter)), ROUNDS)
         one, draft, verify = (1e3 * seconds[name] for name in ("plain", "draft", "verify"))
         cells = f"{one:.1f} ms | {draft:.1f} ms | {draft / one:.2f} | {verify:.1f} ms | {verify / one:.2f}"
         print(f"| {adapter.recipe}: {folder} | {cells} | {(draft + verify) / one - 1:.2f} |")

@@ -15,8 +15,9 @@ import torch
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.path import Reuse
 from selfdraft.models.profiling import interleaved_medians
-from selfdraft.models.sparse import Reuse
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     target.allocate(1, 2 * CONTEXT)
     target.prefill(0, torch.randint(target.vocab_size, (CONTEXT,), generator=generator).tolist())
     root, *draft = torch.randint(target.vocab_size, (1 + DRAFTED,), generator=generator).tolist()
-    exit_path = target.sparse_path(SkipSet.from_layer(layers, layers // 2))
+    exit_path = sparse_path(target, SkipSet.from_layer(layers, layers // 2))
     states: list[torch.Tensor] = []
     for offset, token in enumerate([root, *draft[:-1]]):
         target.draft_forward(exit_path, [0], offset, [token], [TokenTree.empty()], keep=[states])

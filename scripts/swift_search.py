@@ -20,8 +20,7 @@ from selfdraft.core.search import SkipSearch
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
-from selfdraft.drafters.swift import matchness
+from selfdraft.drafters.presets import configured
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
@@ -52,7 +51,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     loaded = load_embedded("bfloat16", torch.device("cpu"))
     target, chat = Target(loaded.model), Chat(loaded.tokenizer)
-    decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), WINDOW + 1))
+    decoder = Decoder(target, made(target, configured("none")), Stopping(frozenset(), WINDOW + 1))
     totals: dict[float, list[tuple[int, int]]] = {ratio: [] for ratio in RATIOS}
     for prompt in load_bundled()[::8][:count]:
         ids = chat.encode([("user", prompt.turns[0])])

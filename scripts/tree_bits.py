@@ -18,6 +18,7 @@ from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.target import Target
+from selfdraft.models.teacher_forced import teacher_forced
 
 TREES, NODES, PREFIXES = 6, 12, (100, 300, 505, 700)
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
         logits = target.forward([0], [prefix[-1]], [tree])[0]
         for node in range(NODES):
             branch = [i for i in range(NODES) if bool(tree.sees[node, i])]
-            single = target.teacher_forced([*prefix, *tokens[branch].tolist()], len(prefix) - 1, 1)[-1]
+            single = teacher_forced(target, [*prefix, *tokens[branch].tolist()], len(prefix) - 1, 1)[-1]
             kind = "adjoining" if branch == list(range(len(branch))) else "apart"
             same[kind].append(torch.equal(single, logits[node + 1]))
     for kind, equal in same.items():

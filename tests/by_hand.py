@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from made import made
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import TokenTree
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from stub_target import StubTarget, successor
 
@@ -21,7 +21,7 @@ def begin(
 ) -> tuple[Drafter, Context]:
     """A drafter with one request in row 0, prefilled."""
     target = target or StubTarget(successor)
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     context = Context(0, list(prompt), len(prompt), room, np.random.default_rng(seed))
     target.allocate(1, 0)
     target.cache.reserve(1000)

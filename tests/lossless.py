@@ -5,27 +5,22 @@ A new drafter adds its entry here; until it has one, every test that imports thi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 
 from selfdraft.core.blocks import INITS
-from selfdraft.drafters import DRAFTERS
-from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.cascade import CascadeConfig
-from selfdraft.drafters.clasp import ClaspConfig
-from selfdraft.drafters.dynamic_exit import DynamicExitConfig
-from selfdraft.drafters.early_exit import EarlyExitConfig
+from selfdraft.drafters import PATHS, PROPOSALS
+from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
+from selfdraft.drafters.paths.sparse_kv import SparseKVConfig
+from selfdraft.drafters.paths.width_skip import WidthSkipConfig
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
-from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
-from selfdraft.drafters.sparse_kv import SparseKVConfig
 from selfdraft.drafters.suffix import SuffixConfig
-from selfdraft.drafters.swift import SwiftConfig
-from selfdraft.drafters.width_skip import WidthSkipConfig
 
 # The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
@@ -41,50 +36,50 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         JacobiConfig(window=3, refine_steps=2, mode="literal", candidates=2),
     ],
     "layer_skip": [
-        LayerSkipConfig(sparsity=0.5),
-        LayerSkipConfig(sparsity=0.0, draft_length=3),  # drafts with all layers: accepted always
-        LayerSkipConfig(skip_attention=[0, 2], draft_length=3),
-        LayerSkipConfig(skip_mlp=[0, 3], draft_length=10),  # a draft longer than a sliding window
-        LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
-        LayerSkipConfig(skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
-        LayerSkipConfig(skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
-        LayerSkipConfig(sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
-        LayerSkipConfig(skip_mlp=[1], draft_vocabulary=40, length="gain"),
-        LayerSkipConfig(skip_attention=[2], skip_mlp=[3], reuse=True, bonus="keep", min_confidence=0.3),
+        configured("layer_skip", sparsity=0.5),
+        configured("layer_skip", sparsity=0.0, draft_length=3),  # drafts with all layers: accepted always
+        configured("layer_skip", skip_attention=[0, 2], draft_length=3),
+        configured("layer_skip", skip_mlp=[0, 3], draft_length=10),  # a draft longer than a sliding window
+        configured("layer_skip", skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
+        configured("layer_skip", skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
+        configured("layer_skip", skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+        configured("layer_skip", sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
+        configured("layer_skip", skip_mlp=[1], draft_vocabulary=40, length="gain"),
+        configured("layer_skip", skip_attention=[2], skip_mlp=[3], reuse=True, bonus="keep", min_confidence=0.3),
     ],
     "early_exit": [
-        EarlyExitConfig(),
-        EarlyExitConfig(bonus="keep", draft_length=10),
-        EarlyExitConfig(exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
-        EarlyExitConfig(exit_layer=1, siblings=True, draft_length=3),
-        EarlyExitConfig(exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
+        configured("early_exit"),
+        configured("early_exit", bonus="keep", draft_length=10),
+        configured("early_exit", exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
+        configured("early_exit", exit_layer=1, siblings=True, draft_length=3),
+        configured("early_exit", exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
     ],
     "swift": [
-        SwiftConfig(draft_length=4, context_window=3),
-        SwiftConfig(sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
-        SwiftConfig(context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
-        SwiftConfig(context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
+        configured("swift", draft_length=4, context_window=3),
+        configured("swift", sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
+        configured("swift", context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
+        configured("swift", context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
     ],
     "clasp": [
-        ClaspConfig(sparsity=0.5, interval=1),
-        ClaspConfig(sparsity=0.9, interval=3, siblings=True, draft_vocabulary=60, draft_length=10),
+        configured("clasp", sparsity=0.5, interval=1),
+        configured("clasp", sparsity=0.9, interval=3, siblings=True, draft_vocabulary=60, draft_length=10),
     ],
     "dynamic_exit": [
-        DynamicExitConfig(stride=1, interval=1),
-        DynamicExitConfig(stride=1, interval=3, draft_length=3, siblings=True),
+        configured("dynamic_exit", stride=1, interval=1),
+        configured("dynamic_exit", stride=1, interval=3, draft_length=3, siblings=True),
     ],
     "width_skip": [
-        WidthSkipConfig(ratio=0.6),
-        WidthSkipConfig(ratio=0.9, sparsity=0.3, siblings=True, length="gain", draft_vocabulary=50),
+        configured("width_skip", ratio=0.6),
+        configured("width_skip", ratio=0.9, sparsity=0.3, siblings=True, length="gain", draft_vocabulary=50),
     ],
     "sparse_kv": [
-        SparseKVConfig(sink=1, recent=4, draft_length=10),  # a draft longer than a sliding window
-        SparseKVConfig(sink=2, recent=6, sparsity=0.3, min_confidence=0.4, siblings=True),
-        SparseKVConfig(sink=1, recent=4, top_k=3, refresh=2),
+        configured("sparse_kv", sink=1, recent=4, draft_length=10),  # a draft longer than a sliding window
+        configured("sparse_kv", sink=2, recent=6, sparsity=0.3, min_confidence=0.4, siblings=True),
+        configured("sparse_kv", sink=1, recent=4, top_k=3, refresh=2),
     ],
     "sparse_jacobi": [
-        SparseJacobiConfig(),
-        SparseJacobiConfig(window=10, refine_steps=3, init="ngram", sparsity=0.5),
+        configured("sparse_jacobi"),
+        configured("sparse_jacobi", window=10, refine_steps=3, init="ngram", sparsity=0.5),
     ],
     "lookahead": [
         LookaheadConfig(),
@@ -98,10 +93,10 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PromptLookupConfig(ngram_max=5, ngram_min=2, draft_length=12, costs="flat"),
     ],
     "cascade": [
-        CascadeConfig(),  # may find that the sparse model never pays
-        CascadeConfig(costs="flat", sparsity=0.5, max_nodes=12),
-        CascadeConfig(costs="flat", skip_attention=[1], skip_mlp=[2], sparse_length=9, warm=True),
-        CascadeConfig(costs="flat", sources=["recycling"], edges=1, branches=1, sparse_length=1),
+        configured("cascade"),  # may find that the sparse model never pays
+        configured("cascade", costs="flat", sparsity=0.5, max_nodes=12),
+        configured("cascade", costs="flat", skip_attention=[1], skip_mlp=[2], sparse_length=9, warm=True),
+        configured("cascade", costs="flat", sources=["recycling"], edges=1, branches=1, sparse_length=1),
     ],
     "pool": [
         PoolConfig(),
@@ -119,6 +114,22 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         RecyclingConfig(edges=3, nodes=12, depth=12, seed_from_prompt=False, warm=True),
         RecyclingConfig(edges=2, template=[2, 1, 2, 1]),
     ],
+    # Pairs of a way to propose and a path that have no name of their own:
+    "chain+full": [configured("chain", path="full", draft_length=3)],  # as many forwards as tokens: always accepted
+    "jacobi+swift": [configured("jacobi", path="swift", window=4, context_window=3)],
+    "jacobi+early_exit": [configured("jacobi", path="early_exit", window=5, init="ngram", candidates=2)],
+    "jacobi+clasp": [configured("jacobi", path="clasp", sparsity=0.5, interval=1, order="gauss_seidel")],
+    "jacobi+width_skip": [configured("jacobi", path="width_skip", ratio=0.8, window=3)],
+    "jacobi+sparse_kv": [configured("jacobi", path="sparse_kv", sink=1, recent=4, top_k=3, refresh=2, window=10)],
+    "jacobi+dynamic_exit": [configured("jacobi", path="dynamic_exit", stride=1, interval=1, window=4)],
+    "pool+early_exit": [configured("pool", path="early_exit", costs="flat", sparse_length=1)],
+    "pool+swift": [configured("pool", path="swift", costs="flat", context_window=3, sparse_length=3, warm=True)],
+    "pool+clasp": [configured("pool", path="clasp", costs="flat", sparsity=0.5, interval=1, sparse_length=2)],
+    "pool+dynamic_exit": [configured("pool", path="dynamic_exit", costs="flat", stride=1, interval=1, sparse_length=3)],
+    "pool+width_skip": [configured("pool", path="width_skip", costs="flat", ratio=0.6, sparse_length=9)],
+    "pool+sparse_kv": [
+        configured("pool", path="sparse_kv", costs="flat", sink=1, recent=4, top_k=3, refresh=2, sparse_length=4)
+    ],
     "suffix": [
         SuffixConfig(),
         SuffixConfig(costs="flat", max_nodes=12, branches=2, min_probability=0.0, warm=True),
@@ -129,36 +140,49 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
 
 def cannot(config: DrafterConfig, family: str) -> bool:
     """Whether a drafter refuses a family, by name: its MLPs have no gates, or its attention cannot be read."""
-    if isinstance(config, WidthSkipConfig):
+    path = config.path if isinstance(config, PathDrafterConfig) else None
+    if isinstance(path, WidthSkipConfig):
         return family == "gpt_neox"
-    return isinstance(config, SparseKVConfig) and config.top_k > 0 and family in ("mistral", "gemma2", "gemma3_text")
+    return isinstance(path, SparseKVConfig) and path.top_k > 0 and family in ("mistral", "gemma2", "gemma3_text")
 
 
-def complaints(lossless: dict[str, list[DrafterConfig]], known: dict[str, type]) -> list[str]:
-    """Drafters that would escape the tests, or are tested under a name that nobody can ask for."""
-    missing = [f"drafter '{name}' has no entry in LOSSLESS" for name in known if not lossless.get(name)]
-    unknown = [f"LOSSLESS names '{name}', which is no drafter" for name in lossless if name not in known]
+def complaints(lossless: dict[str, list[DrafterConfig]], known: Collection[str]) -> list[str]:
+    """Drafters that would escape the tests, or are tested under a name that is not theirs.
+
+    Args:
+        known: names of presets, of ways to propose and of paths.
+    """
+    every = [config for configs in lossless.values() for config in configs]
+    tried = {*lossless, *(config.name for config in every)}
+    tried |= {config.path.name for config in every if isinstance(config, PathDrafterConfig)}
+    missing = [f"'{name}' has no entry in LOSSLESS" for name in known if name not in tried or lossless.get(name) == []]
     wrong = [
-        f"LOSSLESS['{name}'] holds a {type(config).__name__}, but the drafter takes a {known[name].Config.__name__}"
+        f"LOSSLESS['{name}'] holds options of '{config.label}'"
         for name, configs in lossless.items()
         for config in configs
-        if name in known and type(config) is not known[name].Config
+        if config.label != name
     ]
-    return missing + unknown + wrong
+    return missing + wrong
 
 
 def name_of(config: DrafterConfig) -> str:
     """What differs from the defaults, for test names: `jacobi-window=4-init=ngram`."""
-    usual = type(config)()
-    changed = [
-        f"{f.name}={getattr(config, f.name)}"
-        for f in fields(config)
-        if getattr(config, f.name) != getattr(usual, f.name)
-    ]
-    return "-".join([config.name, *changed]).replace(" ", "")
+    changed = []
+    for part in (config, config.path) if isinstance(config, PathDrafterConfig) else (config,):
+        usual = configured(config.label) if config.label in PRESETS and config.label != "trained" else type(config)()
+        plain = usual if part is config else type(part)()
+        changed += [
+            f"{f.name}={getattr(part, f.name)}"
+            for f in fields(part)
+            if f.name not in ("name", "path") and getattr(part, f.name) != getattr(plain, f.name)
+        ]
+    return "-".join([config.label, *changed]).replace(" ", "")
 
 
-if found := complaints(LOSSLESS, DRAFTERS):
+# A chain with a path that task=finetune trained needs a folder: see `random_adapters.ADAPTED`.
+TRIED = {*PRESETS, *PROPOSALS, *PATHS} - {"trained", "chain"}
+
+if found := complaints(LOSSLESS, TRIED):
     raise AssertionError("; ".join(found))
 
 EVERY_CONFIG: list[DrafterConfig] = [config for configs in LOSSLESS.values() for config in configs]

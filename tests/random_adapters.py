@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.cascade import CascadeConfig
-from selfdraft.drafters.early_exit import EarlyExitConfig
-from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
-from selfdraft.drafters.pool import PoolConfig
-from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.target import Target
 
@@ -81,21 +76,21 @@ class Adapted:
 
 
 ADAPTED: dict[str, Adapted] = {
-    "layer_skip": Adapted(lambda a: LayerSkipConfig(adapter=a), attention=[1, 2], mlp=[2]),
+    "layer_skip": Adapted(lambda a: configured("layer_skip", adapter=a), attention=[1, 2], mlp=[2]),
     "layer_skip by a vocabulary": Adapted(
-        lambda a: LayerSkipConfig(adapter=a, siblings=True, min_confidence=0.2, draft_length=10),
+        lambda a: configured("layer_skip", adapter=a, siblings=True, min_confidence=0.2, draft_length=10),
         mlp=[1],
         whole=[3],
         share=0.7,
     ),
     "layer_skip and reuse": Adapted(
-        lambda a: LayerSkipConfig(adapter=a, reuse=True, bonus="keep"), attention=[2], mlp=[2], first=2
+        lambda a: configured("layer_skip", adapter=a, reuse=True, bonus="keep"), attention=[2], mlp=[2], first=2
     ),
     "early_exit": Adapted(
-        lambda a: EarlyExitConfig(adapter=a, bonus="keep", draft_length=3), attention=[2], mlp=[2], first=3, whole=[3]
+        lambda a: configured("early_exit", adapter=a, bonus="keep", draft_length=3), attention=[2], mlp=[2], first=3, whole=[3]
     ),
     "early_exit by a vocabulary": Adapted(
-        lambda a: EarlyExitConfig(adapter=a, bonus="forgo", min_confidence=0.2),
+        lambda a: configured("early_exit", adapter=a, bonus="forgo", min_confidence=0.2),
         attention=[1, 2],
         mlp=[1, 2],
         first=3,
@@ -103,7 +98,7 @@ ADAPTED: dict[str, Adapted] = {
         share=0.7,
     ),
     "early_exit with the feature": Adapted(
-        lambda a: EarlyExitConfig(adapter=a, bonus="keep", draft_length=3),
+        lambda a: configured("early_exit", adapter=a, bonus="keep", draft_length=3),
         attention=[1],
         mlp=[1],
         first=1,
@@ -111,23 +106,23 @@ ADAPTED: dict[str, Adapted] = {
         feature=True,
     ),
     "layer_skip with the feature": Adapted(
-        lambda a: LayerSkipConfig(adapter=a), attention=[1], mlp=[1], first=1, whole=[2], feature=True
+        lambda a: configured("layer_skip", adapter=a), attention=[1], mlp=[1], first=1, whole=[2], feature=True
     ),
-    "pool": Adapted(lambda a: PoolConfig(adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
+    "pool": Adapted(lambda a: configured("pool", adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
     "pool with the feature": Adapted(
-        lambda a: PoolConfig(adapter=a, costs="flat"), attention=[1, 2], mlp=[1, 2], first=1, whole=[3], feature=True
+        lambda a: configured("pool", adapter=a, costs="flat"), attention=[1, 2], mlp=[1, 2], first=1, whole=[3], feature=True
     ),
     "pool by a vocabulary, at measured costs": Adapted(
-        lambda a: PoolConfig(adapter=a), attention=[1], mlp=[1], share=0.7
+        lambda a: configured("pool", adapter=a), attention=[1], mlp=[1], share=0.7
     ),
     "cascade": Adapted(
-        lambda a: CascadeConfig(adapter=a, costs="flat", sparse_length=3),
+        lambda a: configured("cascade", adapter=a, costs="flat", sparse_length=3),
         attention=[2],
         mlp=[2],
         first=2,
         whole=[3],
         share=0.7,
     ),
-    "jacobi": Adapted(lambda a: JacobiConfig(adapter=a, mode="literal", window=4)),
-    "sparse_jacobi": Adapted(lambda a: SparseJacobiConfig(adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),
+    "jacobi": Adapted(lambda a: configured("jacobi", adapter=a, mode="literal", window=4)),
+    "sparse_jacobi": Adapted(lambda a: configured("sparse_jacobi", adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),
 }

@@ -17,6 +17,11 @@ from random_trees import branch
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.neurons import most_used_mlps
+from selfdraft.models.pseudo import pseudo_tokens
+from selfdraft.models.selection import scoring, selecting, selection
+from selfdraft.models.sparse import sparse_path, with_vocabulary
 
 Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts behind it
 
@@ -51,6 +56,11 @@ class StubPath:
     leading: int = 0
     head: None = None
     vocabulary: None = None
+    choose: Callable[[StubScores, int], None] | None = None
+
+    @property
+    def shape(self) -> object:
+        return self.skip, self.leading, len(self.layers)
 
     def part(self, first: int, end: int) -> StubPath:
         return replace(self, layers=self.layers[first:end])
@@ -93,6 +103,7 @@ class StubPseudoTokens:
     """Probes that are taken for the tokens that they hold."""
 
     count: int
+    path: StubPath
     sampler: None = None
 
 
@@ -146,31 +157,6 @@ class StubTarget:
     def costs_of(self, path: StubPath) -> CostCurve:
         return CostCurve((1, 64), (0.5, 1.0))
 
-    def sparse_path(self, skip: SkipSet, **_: object) -> StubPath:
-        return StubPath(self._sparse, skip, leading=min([*skip.attention, *skip.mlp], default=4))
-
-    def most_used_mlps(self, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
-        return {}
-
-    def exit_tokens(self, states: Tensor) -> Tensor:
-        return states[:, 0]
-
-    def most_similar_skips(
-        self, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
-    ) -> SkipSet:
-        assert self.cache.texts[row][position] == token and position == len(self.cache.texts[row]) - 1
-        assert states.shape == (len(self.full.layers) + 1, 1)
-        return SkipSet(frozenset(layers[:count]), frozenset(layers[:count]))
-
-    def pseudo_tokens(self, adapter: str | None, count: int, noise: float) -> StubPseudoTokens:
-        return StubPseudoTokens(count)
-
-    def selection(self) -> StubSelection:
-        return StubSelection(self.cache)
-
-    def scoring(self, path: StubPath) -> tuple[StubPath, StubScores]:
-        return path, StubScores()
-
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.texts[row] += tokens
 
@@ -182,7 +168,7 @@ class StubTarget:
         *,
         reuse=None,
         keep=None,
-        pseudo=None,
+        through=None,
     ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
         for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):
@@ -211,7 +197,6 @@ class StubTarget:
         trees: Sequence[TokenTree],
         *,
         keep: Sequence[list[Tensor]] | None = None,
-        keys: object = None,
     ) -> list[Tensor]:
         if path is self.full:
             self.forwards += 1
@@ -225,6 +210,8 @@ class StubTarget:
             if keep is not None:
                 keep[len(out)].append(torch.tensor([[token, *tree.tokens.tolist()]]).T)
             out.append(self._logits(path.rule, self.cache.texts[row] + scratch, tree))
+        if path.choose is not None and offset == 0:
+            path.choose(StubScores(), 1)
         return out
 
     def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:
@@ -232,10 +219,10 @@ class StubTarget:
         assert before[position : position + len(tokens)] == list(tokens), "a replay of what is not committed"
         return self._logits(path.rule, [*before[:position], tokens[0]], TokenTree.chain(tokens[1:]))
 
-    def commit(self, row: int, path: Sequence[int]) -> None:
+    def commit(self, row: int, nodes: Sequence[int]) -> None:
         root, tree = self._last[row]
-        assert [int(tree.parents[i]) for i in path] == [ROOT, *path[:-1]][: len(path)], "that is no path from the root"
-        self.cache.texts[row] += [root, *(int(tree.tokens[i]) for i in path)]
+        assert [int(tree.parents[i]) for i in nodes] == [ROOT, *nodes[:-1]][: len(nodes)], "not a branch from the root"
+        self.cache.texts[row] += [root, *(int(tree.tokens[i]) for i in nodes)]
 
     def _logits(self, rule: Rule, prefix: list[int], tree: TokenTree) -> Tensor:
         """(n + 1, V), one token far above the rest, or barely above it where the text is an unsure one."""
@@ -244,6 +231,55 @@ class StubTarget:
         for i, text in enumerate([prefix, *(prefix + branch(tree, node) for node in range(len(tree)))]):
             logits[i, rule(text)] = 1.0 if self._unsure(text) else 30.0
         return logits
+
+
+@sparse_path.register
+def _(target: StubTarget, skip: SkipSet, **_: object) -> StubPath:
+    return StubPath(target._sparse, skip, leading=min([*skip.attention, *skip.mlp], default=4))
+
+
+@with_vocabulary.register
+def _(path: StubPath, target: StubTarget, vocabulary: Sequence[int]) -> StubPath:
+    return replace(path)
+
+
+@most_used_mlps.register
+def _(target: StubTarget, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
+    return {}
+
+
+@exit_tokens.register
+def _(target: StubTarget, states: Tensor) -> Tensor:
+    return states[:, 0]
+
+
+@most_similar_skips.register
+def _(
+    target: StubTarget, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+) -> SkipSet:
+    assert target.cache.texts[row][position] == token and position == len(target.cache.texts[row]) - 1
+    assert states.shape == (len(target.full.layers) + 1, 1)
+    return SkipSet(frozenset(layers[:count]), frozenset(layers[:count]))
+
+
+@pseudo_tokens.register
+def _(target: StubTarget, adapter: str | None, count: int, noise: float) -> StubPseudoTokens:
+    return StubPseudoTokens(count, target.full)
+
+
+@selection.register
+def _(target: StubTarget) -> StubSelection:
+    return StubSelection(target.cache)
+
+
+@scoring.register
+def _(target: StubTarget, path: StubPath) -> tuple[StubPath, StubScores]:
+    return path, StubScores()
+
+
+@selecting.register
+def _(path: StubPath, target: StubTarget, keys: StubSelection, choose: Callable | None = None) -> StubPath:
+    return replace(path, leading=0, choose=choose)
 
 
 class ObligingTarget(StubTarget):

@@ -16,7 +16,7 @@ from command_line import CONF, composed
 from selfdraft.app.build import measured_config, to_config
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import PRESETS, configured
 
 MANDATORY = {  # what a choice leaves to the user
     "model/hf": ["model.path=somewhere"],
@@ -97,15 +97,15 @@ def test_everything_under_conf_is_a_choice_that_these_tests_compose() -> None:
     assert {split(choice)[0] for choice in CHOICES} == {*SCHEMAS, "experiment"}
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_drafters_yaml_lists_every_option_with_its_default(name: str) -> None:
-    defaults = asdict(DRAFTERS[name].Config())
+    defaults = asdict(configured(name))
     assert defaults.pop("name") == name
     assert options_of(f"drafter/{name}") == defaults
 
 
 def test_there_is_a_yaml_for_each_drafter_and_no_other() -> None:
-    assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == "drafter"} == set(DRAFTERS)
+    assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == "drafter"} == set(PRESETS)
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("dataset/")])

@@ -15,6 +15,7 @@ import yaml
 from test_resume import start, wait_until
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
+from made import made
 from payload import Payload
 from selfdraft.app.command_line import with_artifact
 from selfdraft.core.errors import UserError

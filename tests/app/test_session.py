@@ -12,7 +12,7 @@ from filelock import FileLock
 from selfdraft.app.errors import explain
 from selfdraft.app.session import adapter_facts, owned
 from selfdraft.core.errors import UserError
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import configured
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
@@ -51,6 +51,6 @@ def test_a_full_disk_is_one_line_where_no_file_is_named() -> None:
 
 
 def test_an_adapter_of_nobody_is_told_in_a_line() -> None:
-    config = DRAFTERS["layer_skip"].Config(adapter="~nobody-of-this-name/x")
+    config = configured("layer_skip", adapter="~nobody-of-this-name/x")
     with pytest.raises(UserError, match=r"^drafter\.adapter=~nobody-of-this-name/x: there is no home folder"):
         adapter_facts(config)

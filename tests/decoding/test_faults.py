@@ -16,11 +16,11 @@ from torch import Tensor
 
 import faults
 from faults import EVERYWHERE, IN_DRAFTS, Fault
+from made import made
 from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.models import target as target_module
@@ -44,7 +44,7 @@ def target(dtype: torch.dtype, family: str = "llama") -> Target:
 
 
 def decoder(target: Target, config: DrafterConfig, batch_size: int = 1) -> Decoder:
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     return Decoder(target, drafter, Stopping(frozenset(), LENGTH), batch_size=batch_size)
 
 
@@ -148,7 +148,7 @@ def test_a_table_of_the_wrong_length_is_found(name: str, prompt: list[int]) -> N
         subject = Target(LONG[name]())
         stopping = Stopping(frozenset(), LENGTH, past_positions=True)
         for config in CONFIGS.values():
-            drafter = Decoder(subject, DRAFTERS[config.name](subject, config), stopping)
+            drafter = Decoder(subject, made(subject, config), stopping)
             right = drafter.decode(prompt).output
             certificate = Certifier(subject).certify(prompt, right, right)
             assert (certificate.verdict, certificate.reason) == ("exact", None)

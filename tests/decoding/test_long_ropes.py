@@ -15,14 +15,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lossless import EVERY_CONFIG, EVERY_NAME, cannot
+from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models import target as target_module
 from selfdraft.models.target import Target
+from selfdraft.models.teacher_forced import teacher_forced_in
 from selfdraft.models.tiny import tiny_model
 from subjects import MILDER, stock_output
 
@@ -94,7 +95,7 @@ def target_of(name: str) -> Target:
 def decode(
     target: Target, config: DrafterConfig, prompts: Sequence[list[int]], batch_size: int, length: int = LENGTH
 ) -> list[list[int]]:
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     decoder = Decoder(target, drafter, Stopping(frozenset(), length), batch_size=batch_size)
     return [g.output for g in decoder.answer([Request(p, seed=i, key=i) for i, p in enumerate(prompts)])]
 
@@ -141,7 +142,7 @@ def test_single_tokens_and_blocks_agree_across_the_limit(name: str) -> None:
     """What a certificate takes for rounding goes through these forwards."""
     target, prompt = target_of(name), PROMPTS[1]
     text = [*prompt, *expected(name, tuple(prompt))]
-    single, *blocks = target.teacher_forced_in(text, len(prompt) - 1, (1, 2, 8, 16))
+    single, *blocks = teacher_forced_in(target, text, len(prompt) - 1, (1, 2, 8, 16))
     for block in blocks:
         torch.testing.assert_close(block, single, rtol=1e-3, atol=1e-3)
     assert single[:-1].argmax(-1).tolist() == text[len(prompt) :]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, EVERY_NAME
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
@@ -15,7 +16,6 @@ from selfdraft.decoding import loop, record
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import PHASES, Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.none import NoDrafter
@@ -68,7 +68,7 @@ def wrong_at_times(text: Sequence[int]) -> int:
 
 
 def decoder(target: StubTarget, config: DrafterConfig, length: int, *, batch_size: int = 1) -> Decoder:
-    return Decoder(target, DRAFTERS[config.name](target, config), Stopping(NO_EOS, length), batch_size=batch_size)
+    return Decoder(target, made(target, config), Stopping(NO_EOS, length), batch_size=batch_size)
 
 
 def replay(generation: Generation) -> list[int]:
@@ -214,7 +214,7 @@ def test_every_request_is_answered_once_and_as_if_alone(config: DrafterConfig, b
 
     def run(batch_size: int) -> tuple[dict[object, Generation], StubTarget]:
         target = target_for(config)
-        drafter = DRAFTERS[config.name](target, config)
+        drafter = made(target, config)
         finished, grown = {}, {}
         for request, generation in Decoder(target, drafter, stopping, batch_size=batch_size).run(iter(requests)):
             assert request.key not in finished

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, LOSSLESS, cannot, name_of
+from made import made
 from random_adapters import ADAPTED
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, stock_output, subject
@@ -47,14 +47,14 @@ SUBJECT_IDS = [f"{family}-{seed}" for family, seed, _ in SUBJECTS]
 def test_one_by_one_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, seed=EVERY_CONFIG.index(config) % 2, mild=False)
     alone = [0, 1]  # shorter and longer than the window
-    drafter = DRAFTERS[config.name](it.target, config)
+    drafter = made(it.target, config)
     assert [g.output for g in it.decode(drafter, 1, alone)] == [it.expected[i] for i in alone]
 
 
 @pytest.mark.parametrize(("config", "family"), BATCHED)
 def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, seed=2, mild=True)
-    drafter = DRAFTERS[config.name](it.target, config)
+    drafter = made(it.target, config)
     assert [g.output for g in it.decode(drafter, 3)] == it.expected
 
 
@@ -63,14 +63,14 @@ def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: Dr
 def test_with_an_adapter_the_ids_are_those_of_generate(family: str, case: str, tmp_path: Path) -> None:
     it = subject(family, seed=2, mild=True)
     config = ADAPTED[case].written(it.target, tmp_path)
-    drafter = DRAFTERS[config.name](it.target, config)
+    drafter = made(it.target, config)
     assert [g.output for g in it.decode(drafter, 3)] == it.expected
     assert [g.output for g in it.decode(drafter, 1, [0, 1])] == it.expected[:2]
 
 
 def test_every_drafter_that_takes_an_adapter_is_tried_with_one() -> None:
     """Pseudo tokens are, in test_pseudo_tokens.py: theirs are another kind."""
-    taking = {name for name, drafter in DRAFTERS.items() if hasattr(drafter.Config(), "adapter")}
+    taking = {name for name, drafter in PRESETS.items() if hasattr(drafter.Config(), "adapter")}
     assert {case.drafter("folder").name for case in ADAPTED.values()} == taking - {"pseudo_tokens"}
 
 
@@ -78,7 +78,7 @@ def test_every_drafter_that_takes_an_adapter_is_tried_with_one() -> None:
 def test_drafts_of_those_adapters_are_right_now_and_wrong_then(case: str, tmp_path: Path) -> None:
     it = subject("llama", seed=2, mild=True)
     config = ADAPTED[case].written(it.target, tmp_path)
-    levels = [g.counts.acceptance_by_depth()[0] for g in it.decode(DRAFTERS[config.name](it.target, config), 3)]
+    levels = [g.counts.acceptance_by_depth()[0] for g in it.decode(made(it.target, config), 3)]
     assert 0 < sum(level["accepted"] for level in levels) < sum(level["offered"] for level in levels)
 
 
@@ -86,14 +86,14 @@ def test_drafts_of_those_adapters_are_right_now_and_wrong_then(case: str, tmp_pa
 def test_a_family_that_a_drafter_cannot_serve_is_refused_by_name(family: str, config: DrafterConfig) -> None:
     it = subject(family, seed=0, mild=False)
     with pytest.raises(UserError, match=f"'{family}'"):
-        DRAFTERS[config.name](it.target, config)
+        made(it.target, config)
 
 
-@pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
 def test_those_drafts_are_right_now_and_wrong_then(name: str) -> None:
     """Or the equalities would say little. At two depths, over all the drafter's configs."""
     it = subject("llama", seed=2, mild=True)
-    generations = [g for config in LOSSLESS[name] for g in it.decode(DRAFTERS[name](it.target, config), 3)]
+    generations = [g for config in LOSSLESS[name] for g in it.decode(made(it.target, config), 3)]
     levels = [g.counts.acceptance_by_depth() for g in generations]
     for depth in (0, 1):
         offered, accepted = (
@@ -148,8 +148,8 @@ def test_with_any_tree_the_ids_are_those_of_generate(family: str, seed: int, mil
 def test_in_any_order_and_company_the_ids_are_the_same(family: str, seed: int, mild: bool) -> None:
     """Rows are refilled in another order, by a drafter that was used before and left nothing behind."""
     it = subject(family, seed, mild)
-    config = LayerSkipConfig(skip_attention=[2], draft_length=5)
-    decoder = Decoder(it.target, DRAFTERS[config.name](it.target, config), Stopping(frozenset(), LENGTH), batch_size=2)
+    config = configured("layer_skip", skip_attention=[2], draft_length=5)
+    decoder = Decoder(it.target, made(it.target, config), Stopping(frozenset(), LENGTH), batch_size=2)
     for order in ([4, 2, 1], [2, 2, 1, 0]):
         run = decoder.run(Request(PROMPTS[i], key=i) for i in order)
         finished = [(request.key, generation.output) for request, generation in run if generation.ended]
@@ -161,11 +161,11 @@ def test_in_any_order_and_company_the_ids_are_the_same(family: str, seed: int, m
 def test_it_stops_where_generate_stops(position: int) -> None:
     """At an end of sequence in the midst of a draft: one of three tokens that are always right."""
     it = subject("llama", seed=0, mild=False)
-    config = LayerSkipConfig(sparsity=0.0, draft_length=3)
+    config = configured("layer_skip", sparsity=0.0, draft_length=3)
     eos = it.expected[1][position]
     written = stock_output(it.model, PROMPTS[1], eos_token_id=eos, pad_token_id=0)
     assert len(written) <= position + 1 < LENGTH
-    decoder = Decoder(it.target, DRAFTERS[config.name](it.target, config), Stopping(frozenset({eos}), LENGTH))
+    decoder = Decoder(it.target, made(it.target, config), Stopping(frozenset({eos}), LENGTH))
     assert decoder.decode(PROMPTS[1]).output == written
 
 
@@ -178,6 +178,6 @@ def test_up_to_the_model_s_last_position_the_ids_are_those_of_generate(
     model = tiny_model(family, max_positions=positions)
     target = Target(model)
     config = next(config for config in reversed(configs) if not cannot(config, family))
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     output = Decoder(target, drafter, Stopping(frozenset(), 1000)).decode(prompt).output
     assert output == stock_output(model, prompt, positions - len(prompt))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lossless import LOSSLESS
+from made import made
 from selfdraft.decoding import Drafting
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -26,7 +26,7 @@ def target() -> Target:
 @pytest.mark.parametrize("config", [configs[0] for configs in LOSSLESS.values()], ids=LOSSLESS)
 def test_every_drafter_goes_on_past_the_positions_as_generate_does(target: Target, config: DrafterConfig) -> None:
     stopping = Stopping(frozenset(), LENGTH, past_positions=True)
-    decoder = Decoder(target, DRAFTERS[config.name](target, config), stopping, batch_size=2)
+    decoder = Decoder(target, made(target, config), stopping, batch_size=2)
     done = decoder.answer([Request(prompt, seed=i) for i, prompt in enumerate(PROMPTS[1:3])])
     assert [g.output for g in done] == [stock_output(target.model, prompt, LENGTH) for prompt in PROMPTS[1:3]]
     assert {g.ended for g in done} == {"length"}

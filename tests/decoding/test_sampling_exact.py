@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from selfdraft.drafters.sparse import SparseConfig, _Chain
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from lossless import EVERY_CONFIG, name_of
+from made import made
 from random_adapters import ADAPTED
 from random_drafts import RandomTree, RandomTreeConfig
 from selfdraft.core.acceptance import reject
@@ -36,25 +38,15 @@ from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding import loop
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, DrafterConfig
-from selfdraft.drafters.cascade import CascadeConfig
-from selfdraft.drafters.clasp import ClaspConfig
-from selfdraft.drafters.dynamic_exit import DynamicExitConfig
-from selfdraft.drafters.early_exit import EarlyExit, EarlyExitConfig
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
-from selfdraft.drafters.sparse import SparseConfig, _Chain
-from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
-from selfdraft.drafters.sparse_kv import SparseKVConfig
 from selfdraft.drafters.suffix import SuffixConfig
-from selfdraft.drafters.swift import SwiftConfig
-from selfdraft.drafters.width_skip import WidthSkipConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -89,18 +81,18 @@ DISTINCT: list[DrafterConfig] = [
     JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=3),
     JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2),
     LookaheadConfig(window=3, ngram=3, guesses=4),
-    LayerSkipConfig(sparsity=0.5, draft_length=2),
-    LayerSkipConfig(skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
-    LayerSkipConfig(sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
-    EarlyExitConfig(draft_length=3, bonus="forgo"),
-    EarlyExitConfig(draft_length=2, siblings=True, length="gain"),
-    SwiftConfig(draft_length=2, context_window=1, min_confidence=0.2),
-    ClaspConfig(sparsity=0.5, interval=1, draft_length=2),
-    DynamicExitConfig(stride=1, interval=2, draft_length=2),
-    WidthSkipConfig(ratio=0.5, draft_length=2),
-    SparseKVConfig(sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
-    SparseJacobiConfig(window=2, sparsity=0.5),
-    CascadeConfig(costs="flat", sparsity=0.5, max_nodes=6, sparse_length=2),
+    configured("layer_skip", sparsity=0.5, draft_length=2),
+    configured("layer_skip", skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
+    configured("layer_skip", sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
+    configured("early_exit", draft_length=3, bonus="forgo"),
+    configured("early_exit", draft_length=2, siblings=True, length="gain"),
+    configured("swift", draft_length=2, context_window=1, min_confidence=0.2),
+    configured("clasp", sparsity=0.5, interval=1, draft_length=2),
+    configured("dynamic_exit", stride=1, interval=2, draft_length=2),
+    configured("width_skip", ratio=0.5, draft_length=2),
+    configured("sparse_kv", sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
+    configured("sparse_jacobi", window=2, sparsity=0.5),
+    configured("cascade", costs="flat", sparsity=0.5, max_nodes=6, sparse_length=2),
     SuffixConfig(costs="flat", max_nodes=6),
     RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
     PseudoTokensConfig(count=2, branches=3, nodes=8, costs="flat", noise=1.0),
@@ -108,7 +100,7 @@ DISTINCT: list[DrafterConfig] = [
     PoolConfig(costs="flat", max_nodes=8, warm=True),
     *TREES,
 ]
-KNOWN = {**DRAFTERS, "random_tree": RandomTree}
+KNOWN = {**PRESETS, "random_tree": RandomTree}
 
 
 @cache
@@ -269,7 +261,7 @@ def test_min_new_tokens_forbids_the_end_at_every_node_before() -> None:
         decoder = Decoder(target(), KNOWN[config.name](target(), config), Stopping(rule.eos, 20), rule=rule)
         output = decoder.decode(PROMPT).output
         assert not {3, 4} & set(output[:5])
-        alone = Decoder(target(), DRAFTERS["none"](target(), DrafterConfig()), Stopping(rule.eos, 20), rule=rule)
+        alone = Decoder(target(), made(target(), DrafterConfig()), Stopping(rule.eos, 20), rule=rule)
         assert output == alone.decode(PROMPT).output
 
 
@@ -290,5 +282,5 @@ def test_whether_a_draw_is_kept_may_not_depend_on_it(
     monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.25, 1.25)))
     drafting, late = CostCurve((1, 64), (0.5, 0.5)), CostCurve((1, 64), (1.0, 1.0))
     monkeypatch.setattr(target(), "costs_of", lambda path: drafting if len(path.skip) else late)
-    config = EarlyExitConfig(draft_length=2, bonus="auto")
+    config = configured("early_exit", draft_length=2, bonus="auto")
     assert (p_value(config, "top_k=3", seed=1) > SIGNIFICANCE) == exact

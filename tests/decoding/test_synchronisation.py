@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from made import made
 from random_drafts import RandomTree
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS, Drafter
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookup
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -59,9 +60,9 @@ RULES = [NextToken(), NextToken(sample=True, temperature=2.0, top_k=20, top_p=0.
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("rule", RULES, ids=["greedy", "sample", "min_new_tokens"])
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
-    waits = list(waits_by_step(target, DRAFTERS[name](target, DRAFTERS[name].Config()), rule, batch_size))
+    waits = list(waits_by_step(target, made(target, configured(name)), rule, batch_size))
     # A sampled Jacobi iterate is drawn from what verification has decided: once more for every request.
     most = 1 + batch_size if name in DRAWS_AFTERWARDS and rule.sample else 1
     assert len(waits) > 2 and min(waits) == 1 and max(waits) <= most

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.replay import walk
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.skipset import SkipSet
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.traces import Tracer
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -30,7 +30,7 @@ def target() -> Target:
 
 
 def decoded(target: Target, config: DrafterConfig, rule: NextToken, length: int = 40) -> list:
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     decoder = Decoder(target, drafter, Stopping(frozenset(), length), rule=rule)
     return [decoder.decode(prompt) for prompt in PROMPTS]
 
@@ -53,7 +53,7 @@ def test_a_walk_is_about_what_decoding_does(target: Target, threshold: float) ->
     for skip in (SkipSet(frozenset({1}), frozenset()), SkipSet(frozenset(), frozenset({2})), SkipSet.spread(4, 0.5)):
         tracer = Tracer(target, list(zip(PROMPTS, outputs, strict=True)), NextToken())
         done = walk(tracer.traces(skip), 3, threshold)
-        config = LayerSkipConfig(
+        config = configured("layer_skip", 
             skip_attention=sorted(skip.attention),
             skip_mlp=sorted(skip.mlp),
             draft_length=3,

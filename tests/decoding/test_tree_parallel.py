@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from lossless import EVERY_CONFIG, LOSSLESS, name_of
+from made import made
 from random_trees import ancestry, random_tree
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.lookahead import window_parents
@@ -20,7 +21,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, behind, share_out
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import PRESETS
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -57,7 +58,7 @@ def test_a_tree_behind_a_chain() -> None:
     assert len(behind([], tree)) == 5
 
 
-SHARED = [config for config in EVERY_CONFIG if DRAFTERS[config.name].tree_parallel]
+SHARED = [config for config in EVERY_CONFIG if PRESETS[config.name].tree_parallel]
 
 
 def target() -> tuple[Target, list[int]]:
@@ -85,7 +86,7 @@ def answers(of: Target | TreeParallelTarget, sizes: list[int]) -> dict[str, dict
         for rule, how in RULES.items():
             sizes.clear()
             decoder = Decoder(
-                of, DRAFTERS[config.name](of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2
+                of, made(of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2
             )
             requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
             done = {request.key: g for request, g in decoder.run(requests) if g.ended}

@@ -16,8 +16,8 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
-from selfdraft.drafters.cascade import Cascade, CascadeConfig
 from selfdraft.drafters.pool import Pool, PoolConfig
+from selfdraft.drafters.presets import configured
 from stub_target import Rule, StubTarget, cycle, repeats, script, successor
 
 OPTIONS = {"sources": ["suffix"], "branches": 1, "max_nodes": 6, "min_probability": 0.05}
@@ -34,7 +34,7 @@ def priced(rule: Rule, sparse: Rule, drafting: float, verify: float = 0.0) -> St
 
 def begin(text: Sequence[int], sparse: Rule, drafting: float = 0.01, **options: object) -> tuple[Cascade, Context]:
     target = priced(successor, sparse, drafting)
-    drafter = Cascade(target, CascadeConfig(**{**OPTIONS, **options}))
+    drafter = Cascade(target, configured("cascade", **{**OPTIONS, **options}))
     context = Context(0, list(text), len(text), 100, np.random.default_rng(0))
     target.allocate(1, 0)
     target.prefill(0, list(text)[:-1])
@@ -76,7 +76,7 @@ class Watched(Cascade):
     """Notes at every step whether the sparse model was asked."""
 
     def __init__(self, target: StubTarget, **options: object) -> None:
-        super().__init__(target, CascadeConfig(**{**OPTIONS, **options}))
+        super().__init__(target, configured("cascade", **{**OPTIONS, **options}))
         self.asked: list[bool] = []
 
     def propose(self, context: Context) -> Draft:
@@ -97,7 +97,7 @@ def test_where_asking_does_not_pay_the_tree_is_the_pool_s(drafting: float) -> No
 
 def test_a_sparse_model_that_is_right_and_cheap_saves_forwards() -> None:
     target = priced(script(LETTERS), script(LETTERS), drafting=0.1)
-    generation = decode(target, Cascade(target, CascadeConfig(**OPTIONS)), LETTERS[:2], 80)
+    generation = decode(target, Cascade(target, configured("cascade", **OPTIONS)), LETTERS[:2], 80)
     assert generation.output == LETTERS[2:82]
     assert generation.counts.target_forwards <= 80 / 3
 
@@ -158,4 +158,4 @@ def test_layers_that_there_are_not_and_two_ways_to_name_a_path_are_refused() -> 
     with pytest.raises(UserError, match=r"skip_mlp=\[9\]"):
         begin([1, 2], successor, skip_mlp=[9])
     with pytest.raises(UserError, match="leave out skip_attention, skip_mlp"):
-        CascadeConfig(adapter="somewhere", skip_mlp=[1])
+        configured("cascade", adapter="somewhere", skip_mlp=[1])

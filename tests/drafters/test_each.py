@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from by_hand import ROOMY, begin, drafted, observe
+from made import made
 from selfdraft.core.blocks import INITS
 from selfdraft.core.errors import UserError
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, DrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from stub_target import Rule, StubTarget, successor
 
 
@@ -22,15 +22,15 @@ def test_none_never_drafts() -> None:
     assert drafted(drafter, context) == []
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_drafter_goes_by_its_own_name(name: str) -> None:
-    assert DRAFTERS[name].Config().name == name
+    assert configured(name).name == name
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_no_draft_is_deeper_than_what_can_still_be_emitted(name: str, room: int) -> None:
-    drafter, context = begin(DRAFTERS[name].Config(), [1, 2, 3, 4, 5, 1], room=room)
+    drafter, context = begin(configured(name), [1, 2, 3, 4, 5, 1], room=room)
     tree = drafter.propose(context).tree
     assert max(tree.depths.tolist(), default=0) <= room
     if name in ("jacobi", "layer_skip", "prompt_lookup"):  # which draft deeper than three where they may
@@ -165,7 +165,7 @@ def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committ
         return (text[0] + len(text) + text[-1]) % 64
 
     target = StubTarget(successor, sparse)
-    drafter, context = begin(LayerSkipConfig(draft_length=3), [7, 1, 2], target)
+    drafter, context = begin(configured("layer_skip", draft_length=3), [7, 1, 2], target)
     text = [7, 1, 2]
     for _ in range(3):
         text.append(sparse(text))
@@ -179,15 +179,15 @@ def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committ
 def test_skip_stops_behind_the_first_token_that_it_is_not_sure_of(sure_below: int, length: int) -> None:
     """Behind it, not before: the token was drafted already, and costs the verification little."""
     target = StubTarget(successor, successor, unsure=lambda text: text[-1] >= sure_below)
-    confident = LayerSkipConfig(draft_length=6, min_confidence=0.5)
+    confident = configured("layer_skip", draft_length=6, min_confidence=0.5)
     assert drafted(*begin(confident, [2], target)) == [3, 4, 5, 6, 7, 8][:length]
     assert len(target.drafted) == length
-    assert drafted(*begin(LayerSkipConfig(draft_length=6), [2], target)) == [3, 4, 5, 6, 7, 8]
+    assert drafted(*begin(configured("layer_skip", draft_length=6), [2], target)) == [3, 4, 5, 6, 7, 8]
 
 
 def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
     target = StubTarget(successor, successor, unsure=lambda text: text[-1] == 31)
-    drafter = DRAFTERS["layer_skip"](target, LayerSkipConfig(draft_length=4, min_confidence=0.5))
+    drafter = made(target, configured("layer_skip", draft_length=4, min_confidence=0.5))
     target.allocate(4, 0)
     contexts = [
         Context(row, [first], 1, room, np.random.default_rng(0))
@@ -216,12 +216,12 @@ def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
     ],
 )
 def test_skip_leaves_out_what_it_was_told(options: dict, attention: set[int], mlp: set[int]) -> None:
-    path = begin(LayerSkipConfig(**options), [1])[0].path
+    path = begin(configured("layer_skip", **options), [1])[0].path
     assert (path.skip.attention, path.skip.mlp) == (attention, mlp)
 
 
 def test_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
-    path = begin(LayerSkipConfig(sparsity=0.75), [1])[0].path
+    path = begin(configured("layer_skip", sparsity=0.75), [1])[0].path
     assert len(path.skip) == 3 and path.skip.attention | path.skip.mlp == {1, 2}
 
 
@@ -237,4 +237,4 @@ def test_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
 )
 def test_skip_refuses_what_the_model_does_not_have(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        begin(LayerSkipConfig(**options), [1])
+        begin(configured("layer_skip", **options), [1])

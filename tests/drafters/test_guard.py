@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, EVERY_NAME
+from made import made
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.guard import BUDGET, CREDIT, STOOD_DOWN, Guard
 from selfdraft.models.target import Target
@@ -184,15 +184,15 @@ def test_every_drafter_bears_being_held_back_and_stays_lossless(
             assert 0 < sources.count(STOOD_DOWN) < len(sources)
         return [finished[i].output for i in range(len(PROMPTS))]
 
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     guarded = outputs(Moody(drafter))
     if not rule.sample:  # a sampled draft consumes the request's random numbers: another text of the same distribution
-        assert guarded == outputs(DRAFTERS["none"](target, DrafterConfig()))
+        assert guarded == outputs(made(target, DrafterConfig()))
     assert all(len(output) == 24 for output in guarded)
 
 
 def test_a_stub_that_counts_up_is_never_drafted_for_by_none() -> None:
     target = StubTarget(successor_within_64)
-    guard = Guard(DRAFTERS["none"](target, DrafterConfig()))
+    guard = Guard(made(target, DrafterConfig()))
     generation = Decoder(target, guard, Stopping(frozenset(), 20)).decode([1])
     assert generation.output == list(range(2, 22))

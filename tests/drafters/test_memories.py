@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.drafters.presets import PRESETS
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.suffix import SuffixConfig
@@ -27,7 +28,7 @@ FLAT_POOL = PoolConfig(costs="flat", min_probability=0.0)
 
 
 def begin(config: DrafterConfig, prompt: Sequence[int], drafter: Drafter | None = None) -> tuple[Drafter, Context]:
-    drafter = drafter or DRAFTERS[config.name](StubTarget(successor), config)
+    drafter = drafter or made(StubTarget(successor), config)
     context = Context(0, list(prompt), len(prompt), 100, np.random.default_rng(0))
     drafter.start(context)
     return drafter, context
@@ -154,7 +155,7 @@ def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
 
 @pytest.mark.parametrize("source", ["suffix", "trajectory", "recycling"])
 def test_pool_of_one_source_names_no_other(source: str) -> None:
-    drafter = DRAFTERS["pool"](StubTarget(cycle(5)), PoolConfig(sources=[source], costs="flat"))
+    drafter = PRESETS["pool"](StubTarget(cycle(5)), PoolConfig(sources=[source], costs="flat"))
     generation = Decoder(drafter.target, drafter, Stopping(frozenset(), 40)).decode([1, 2, 3])
     _, context = begin(FLAT_POOL, [1, 2, 3])
     drafter.start(context)
@@ -172,7 +173,7 @@ def test_pool_learns_that_its_guesses_are_wrong() -> None:
     costs = CostCurve((1, 64), (1.0, 20.0))
     target = StubTarget(successor)
     target.costs = costs
-    drafter = DRAFTERS["pool"](target, PoolConfig(sources=["suffix"]))
+    drafter = made(target, PoolConfig(sources=["suffix"]))
     _, context = begin(FLAT_POOL, [1, 30, 1, 30, 1, 30, 1])
     drafter.start(context)
     sizes = []
@@ -190,7 +191,7 @@ def test_pool_drafts_less_where_tokens_cost_more() -> None:
     for last in (1.001, 2.0, 10.0, 1000.0):
         target = StubTarget(successor)
         target.costs = CostCurve((1, 64), (1.0, last))
-        drafter = DRAFTERS["pool"](target, PoolConfig(min_probability=0.0))
+        drafter = made(target, PoolConfig(min_probability=0.0))
         sizes.append(len(drafter.propose(begin(FLAT_POOL, text, drafter)[1]).tree))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1] == 0
@@ -221,7 +222,7 @@ def test_a_warm_drafter_remembers_and_a_cold_one_does_not(make: type[DrafterConf
     forwards = {}
     for warm in (False, True):
         target = StubTarget(cycle(23))
-        drafter = DRAFTERS[make().name](target, make(warm=warm))
+        drafter = PRESETS[make().name](target, make(warm=warm))
         decoder = Decoder(target, drafter, Stopping(frozenset(), 20))
         forwards[warm] = [decoder.decode([1, 2]).counts.target_forwards for _ in range(2)]
         assert drafter.config.memory == ("warm" if warm else "cold")
@@ -233,7 +234,7 @@ def test_a_warm_drafter_remembers_and_a_cold_one_does_not(make: type[DrafterConf
 @pytest.mark.parametrize("make", WARM)
 def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfig]) -> None:
     target = StubTarget(cycle(7))
-    drafter = DRAFTERS[make().name](target, make(warm=True))
+    drafter = PRESETS[make().name](target, make(warm=True))
     contexts = [begin(make(), [1 + i, 2 + i], drafter)[1] for i in range(3)]
     for _ in range(6):
         for context in contexts:
@@ -268,7 +269,7 @@ def test_who_shares_a_forward_with_others_drafts_as_much_as_its_share_can_pay(co
     """8 tokens cost what one does, every further one as much again: two rows leave each other 3 guesses."""
     target, size = StubTarget(cycle(12)), {}
     target.costs = CostCurve((1, 8, 16), (1.0, 1.0, 9.0))
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     for rows in (1, 2, 8):
         decoder = Decoder(target, drafter, Stopping(frozenset(), 30), batch_size=rows)
         target.seen.clear()

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.dynamic_exit import DynamicExitConfig
-from selfdraft.drafters.early_exit import EarlyExitConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.drafters.siblings import CHILDREN_GREEDY, CHILDREN_SAMPLED, MOST_CHILDREN, siblings_of
-from selfdraft.drafters.sparse_jacobi import SparseJacobiConfig
-from selfdraft.drafters.sparse_kv import SparseKVConfig
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, successor
@@ -28,7 +24,7 @@ ROOMY = 100
 
 
 def begin(config: DrafterConfig, prompt: Sequence[int], target: StubTarget | Target) -> tuple[Drafter, Context]:
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     context = Context(0, list(prompt), len(prompt), ROOMY, np.random.default_rng(0))
     target.allocate(1, 0)
     target.cache.reserve(200)
@@ -43,7 +39,7 @@ def begin(config: DrafterConfig, prompt: Sequence[int], target: StubTarget | Tar
 @pytest.mark.parametrize("sure", [True, False])
 def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure: bool) -> None:
     target = StubTarget(successor, unsure=lambda text: not sure)
-    drafter, context = begin(LayerSkipConfig(draft_length=2, siblings=True), [5, 6], target)
+    drafter, context = begin(configured("layer_skip", draft_length=2, siblings=True), [5, 6], target)
     tree = drafter.propose(context).tree
     children = CHILDREN_GREEDY[0 if sure else 3]
     assert tree.tokens[:2].tolist() == [7, 8] and tree.parents[:2].tolist() == [ROOT, 0]
@@ -58,7 +54,7 @@ def test_with_expected_gain_there_are_as_many_siblings_as_pay(dear: float, child
     """Of a draft that is unsure of every token alike."""
     target = StubTarget(successor, unsure=lambda text: True)
     target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * dear))
-    drafter, context = begin(LayerSkipConfig(draft_length=1, siblings=True, length="gain"), [5, 6], target)
+    drafter, context = begin(configured("layer_skip", draft_length=1, siblings=True, length="gain"), [5, 6], target)
     tree = drafter.propose(context).tree
     assert len(tree) == children and set(tree.parents.tolist()) == {ROOT} and tree.tokens[0] == 7
 
@@ -89,16 +85,16 @@ def test_siblings_end_where_nothing_is_left() -> None:
 
 
 def test_the_vocabulary_is_the_most_frequent_then_the_oldest() -> None:
-    drafter, context = begin(LayerSkipConfig(draft_vocabulary=4), [50, 40, 50, 30], StubTarget(successor))
+    drafter, context = begin(configured("layer_skip", draft_vocabulary=4), [50, 40, 50, 30], StubTarget(successor))
     assert drafter.vocabulary(context) == [50, 30, 40, 0]
-    assert DRAFTERS["layer_skip"](StubTarget(successor), LayerSkipConfig(draft_vocabulary=2)).vocabulary(context) == [
+    assert made(StubTarget(successor), configured("layer_skip", draft_vocabulary=2)).vocabulary(context) == [
         50,
         30,
     ]
 
 
 def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
-    drafter, context = begin(LayerSkipConfig(draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor))
+    drafter, context = begin(configured("layer_skip", draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor))
     chain = TokenTree.chain([60, 61])
     step = Step(Draft(chain), torch.zeros(3, 64), torch.tensor([60, 61, 60]), (0, 1), (60, 61, 60, 60, 60))
     drafter.observe(context, step)
@@ -109,7 +105,7 @@ def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
 
 def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
     target = Target(tiny_model("llama"))
-    drafter, context = begin(LayerSkipConfig(draft_vocabulary=5, draft_length=8), [90, 80, 70], target)
+    drafter, context = begin(configured("layer_skip", draft_vocabulary=5, draft_length=8), [90, 80, 70], target)
     drafted = drafter.propose(context).tree.tokens.tolist()
     assert set(drafted) <= {90, 80, 70, 0, 1}
 
@@ -120,12 +116,12 @@ def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
 @pytest.mark.parametrize("exit_layer", [4, 9])
 def test_an_exit_behind_the_last_layer_is_refused(exit_layer: int) -> None:
     with pytest.raises(UserError, match=rf"^drafter\.exit_layer={exit_layer}: this model has 4 layers; .* at 1 to 3$"):
-        begin(EarlyExitConfig(exit_layer=exit_layer), [1, 2], StubTarget(successor))
+        begin(configured("early_exit", exit_layer=exit_layer), [1, 2], StubTarget(successor))
 
 
 @pytest.mark.parametrize(("bonus", "length"), [("keep", 4), ("forgo", 3)])
 def test_the_last_draft_is_left_out_where_its_bonus_is_forgone(bonus: str, length: int) -> None:
-    drafter, context = begin(EarlyExitConfig(bonus=bonus), [1, 2], StubTarget(successor))
+    drafter, context = begin(configured("early_exit", bonus=bonus), [1, 2], StubTarget(successor))
     draft = drafter.propose(context)
     assert draft.tree.tokens.tolist() == [3, 4, 5, 6][:length]
     assert draft.reuse is not None and draft.reuse.layers == 2
@@ -139,12 +135,12 @@ def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool
     target.costs = CostCurve((1, 64), (1.0, 1.1))
     share = {True: early, False: 1 - early}  # of the layers that draft, and of those behind them
     target.costs_of = lambda path: CostCurve((1, 64), (share[path.leading > 0], share[path.leading > 0] * 1.1))
-    drafter, context = begin(EarlyExitConfig(bonus="auto"), [1, 2], target)
+    drafter, context = begin(configured("early_exit", bonus="auto"), [1, 2], target)
     assert len(drafter.propose(context).tree) == (4 if kept else 3)
 
 
 def test_a_draft_cut_short_carries_no_more_states_than_still_fit() -> None:
-    drafter, context = begin(EarlyExitConfig(bonus="keep", siblings=True), [1, 2], StubTarget(successor))
+    drafter, context = begin(configured("early_exit", bonus="keep", siblings=True), [1, 2], StubTarget(successor))
     draft = drafter.propose(context).up_to_depth(2)
     assert len(draft.reuse.states) == 3  # the root and two nodes; behind them stand leaves
 
@@ -155,7 +151,7 @@ def test_a_draft_cut_short_carries_no_more_states_than_still_fit() -> None:
 def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> None:
     target = Target(tiny_model("llama"))
     prompt = np.random.default_rng(0).integers(96, size=60).tolist()
-    config = SparseKVConfig(sink=2, recent=10, top_k=3, refresh=2, draft_length=3)
+    config = configured("sparse_kv", sink=2, recent=10, top_k=3, refresh=2, draft_length=3)
     drafter, context = begin(config, prompt, target)
     drafter.propose(context)
     chosen = context.memory.own.positions.tolist()
@@ -167,10 +163,10 @@ def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> N
 
 def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
     prompt = np.random.default_rng(0).integers(96, size=30).tolist()
-    plain, context = begin(LayerSkipConfig(sparsity=0.0, draft_length=6), prompt, Target(tiny_model("llama")))
+    plain, context = begin(configured("layer_skip", sparsity=0.0, draft_length=6), prompt, Target(tiny_model("llama")))
     expected = plain.propose(context).tree.tokens.tolist()
     for options in ({"sink": 4, "recent": 26}, {"sink": 5, "recent": 10, "top_k": 14}):
-        config = SparseKVConfig(draft_length=6, refresh=1, **options)
+        config = configured("sparse_kv", draft_length=6, refresh=1, **options)
         drafter, context = begin(config, prompt, Target(tiny_model("llama")))
         assert drafter.propose(context).tree.tokens.tolist() == expected
 
@@ -181,7 +177,7 @@ def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
 @pytest.mark.parametrize("refine_steps", [1, 2, 4])
 def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_drafted(refine_steps: int) -> None:
     target = StubTarget(lambda text: text[-1] + 2, successor)
-    config = SparseJacobiConfig(window=4, refine_steps=refine_steps)
+    config = configured("sparse_jacobi", window=4, refine_steps=refine_steps)
     drafter, context = begin(config, [1, 2], target)
     draft = drafter.propose(context)
     assert draft.tree.tokens.tolist()[:refine_steps] == [3, 4, 5, 6][:refine_steps]
@@ -191,7 +187,7 @@ def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_d
 
 def test_sparse_jacobi_has_no_other_mode() -> None:
     with pytest.raises(UserError, match=r"^drafter\.mode=fused: choose one of literal$"):
-        SparseJacobiConfig(mode="fused")
+        configured("sparse_jacobi", mode="fused")
 
 
 # dynamic_exit
@@ -199,7 +195,7 @@ def test_sparse_jacobi_has_no_other_mode() -> None:
 
 def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
     target = StubTarget(successor)
-    drafter, context = begin(DynamicExitConfig(stride=1, draft_length=5), [1, 2], target)
+    drafter, context = begin(configured("dynamic_exit", stride=1, draft_length=5), [1, 2], target)
     memory = context.memory
     for right, exit_layer, length in (([1.0, 1.0, 1.0], 1, 5), ([0.0, 0.0, 1.0], 3, 5), ([0.0, 0.0, 0.0], None, 0)):
         memory.own.right, memory.own.counted = np.array(right), np.ones(1)
@@ -211,7 +207,7 @@ def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
 
 def test_shadow_tokens_are_counted_at_the_root_and_every_accepted_node_the_old_ones_less() -> None:
     target = StubTarget(successor, successor)
-    drafter, context = begin(DynamicExitConfig(stride=1, interval=1, decay=0.5), [1, 2], target)
+    drafter, context = begin(configured("dynamic_exit", stride=1, interval=1, decay=0.5), [1, 2], target)
     chain = TokenTree.chain([3, 4])
     states = torch.tensor([3, 9, 5])[None, :, None].expand(5, 3, 1)  # right after the root, wrong after the first node
     context.tokens += [3, 7]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from selfdraft.drafters.sparse_source import Answer, Question, SparseSource
 
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
@@ -16,7 +17,7 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, DrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.pool import Pool, PoolConfig
-from selfdraft.drafters.sparse_source import Answer, Question, SparseSource
+from selfdraft.drafters.presets import configured
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -55,7 +56,7 @@ def test_it_is_asked_where_that_is_expected_to_pay(
     """Skipping the first layer, nothing of it can be reused: asking costs `draft` forwards."""
     target.costs = CostCurve((1, 64), (1.0, 1.1))
     monkeypatch.setattr(target, "costs_of", lambda path: CostCurve((1, 64), (draft, draft)))
-    pool = Pool(target, PoolConfig(adapter=adapter(tmp_path, 0)))
+    pool = Pool(target, configured("pool", adapter=adapter(tmp_path, 0)))
     answers: list[Answer] = []
     monkeypatch.setattr(pool.sparse, "ask", _noting(pool.sparse, answers))
     decode(target, pool)
@@ -95,7 +96,7 @@ def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_pa
 
 def test_an_adapter_without_a_path_and_one_of_a_deeper_model_are_refused(target: Target, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"skips layer 5, and this one's layers are 0 to 3$"):
-        Pool(target, PoolConfig(adapter=adapter(tmp_path, 5)))
+        Pool(target, configured("pool", adapter=adapter(tmp_path, 5)))
     Adapter("pseudo_tokens", {"skip_attention": [], "skip_mlp": []}, {"pseudo": torch.zeros(2, 32)}).write(tmp_path)
     with pytest.raises(UserError, match="trained pseudo tokens, and no path to draft through: use drafter=pseudo_toke"):
-        Pool(target, PoolConfig(adapter=str(tmp_path)))
+        Pool(target, configured("pool", adapter=str(tmp_path)))

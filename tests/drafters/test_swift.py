@@ -14,7 +14,7 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context
-from selfdraft.drafters.swift import Swift, SwiftConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -66,7 +66,7 @@ def random_set(rng: np.random.Generator, count: int) -> SkipSet:
     return SkipSet.of(LAYERS, [1 + i for i in picked if i < inner], [1 + i - inner for i in picked if i >= inner])
 
 
-PLAIN = SwiftConfig(context_window=WINDOW, bayes_interval=1000, siblings=False, min_confidence=0.0, draft_length=3)
+PLAIN = configured("swift", context_window=WINDOW, bayes_interval=1000, siblings=False, min_confidence=0.0, draft_length=3)
 
 
 def test_the_candidates_and_scores_are_the_paper_s() -> None:
@@ -93,7 +93,7 @@ def test_the_candidates_and_scores_are_the_paper_s() -> None:
 
 
 def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
-    drafter, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "bayes_interval": 3}))
+    drafter, _, _ = decode(configured("swift", **{**vars(PLAIN), "bayes_interval": 3}))
     history = drafter.contexts[0].memory.own.search.history
     rng = np.random.default_rng(5)
     rng.random(TOKENS + 1)
@@ -105,10 +105,10 @@ def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
 
 def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval() -> None:
     one = decode(PLAIN)[0].contexts[0].memory.own
-    third = decode(SwiftConfig(**{**vars(PLAIN), "interval": 3}))[0].contexts[0].memory.own
+    third = decode(configured("swift", **{**vars(PLAIN), "interval": 3}))[0].contexts[0].memory.own
     assert len(one.search.history) < one.steps  # the first steps had no window
     assert 0 < len(third.search.history) <= third.steps // 3
-    none = decode(SwiftConfig(**{**vars(PLAIN), "context_window": TOKENS + 1}))[0].contexts[0].memory.own
+    none = decode(configured("swift", **{**vars(PLAIN), "context_window": TOKENS + 1}))[0].contexts[0].memory.own
     assert none.search.history == []
 
 
@@ -116,20 +116,20 @@ def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval()
     ("limit", "value", "most"), [("enough", 0.01, 4), ("tolerance", 1, 12), ("max_candidates", 4, 4)]
 )
 def test_the_search_ends(limit: str, value: float, most: int) -> None:
-    state = decode(SwiftConfig(**{**vars(PLAIN), limit: value}))[0].contexts[0].memory.own
+    state = decode(configured("swift", **{**vars(PLAIN), limit: value}))[0].contexts[0].memory.own
     assert state.done and len(state.search.history) <= most
     assert len(state.search.history) < len(decode(PLAIN)[0].contexts[0].memory.own.search.history)
 
 
 def test_with_the_initial_set_scored_it_has_to_be_beaten() -> None:
-    drafter, target, (output,) = decode(SwiftConfig(**{**vars(PLAIN), "score_initial": True}))
+    drafter, target, (output,) = decode(configured("swift", **{**vars(PLAIN), "score_initial": True}))
     history = drafter.contexts[0].memory.own.search.history
     first = SkipSet.spread(LAYERS, 0.45)
     assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
 
 
 def test_a_recent_window_moves_with_the_text() -> None:
-    drafter, target, _ = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True}))
+    drafter, target, _ = decode(configured("swift", **{**vars(PLAIN), "recent_window": True}))
     context = drafter.contexts[0]
     state = context.memory.own
     candidate, score = state.search.history[-1]
@@ -140,14 +140,14 @@ def test_a_recent_window_moves_with_the_text() -> None:
 
 
 def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_another() -> None:
-    plain = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True}))[0].contexts[0].memory.own
-    again = decode(SwiftConfig(**{**vars(PLAIN), "recent_window": True, "rescore_incumbent": True}))[0]
+    plain = decode(configured("swift", **{**vars(PLAIN), "recent_window": True}))[0].contexts[0].memory.own
+    again = decode(configured("swift", **{**vars(PLAIN), "recent_window": True, "rescore_incumbent": True}))[0]
     state = again.contexts[0].memory.own
     assert plain.forwards == len(plain.search.history)
     assert state.forwards > len(state.search.history)
     other = [5, 17, 3, 60, 42]
-    warm, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "rescore_incumbent": True, "warm": True}), [PROMPT, other])
-    cold, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "rescore_incumbent": True}), [PROMPT, other])
+    warm, _, _ = decode(configured("swift", **{**vars(PLAIN), "rescore_incumbent": True, "warm": True}), [PROMPT, other])
+    cold, _, _ = decode(configured("swift", **{**vars(PLAIN), "rescore_incumbent": True}), [PROMPT, other])
     states = [[c.memory.own for c in drafter.contexts] for drafter in (warm, cold)]
     assert states[0][0] is states[0][1] and states[1][0] is not states[1][1]
     assert states[0][0].fresh
@@ -157,11 +157,11 @@ def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_anoth
 def test_whatever_is_repaired_warm_or_cold_the_text_is_the_same(repair: str) -> None:
     plain = decode(PLAIN, [PROMPT, PROMPT[::-1]])[2]
     for warm in (False, True):
-        assert decode(SwiftConfig(**{**vars(PLAIN), repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
+        assert decode(configured("swift", **{**vars(PLAIN), repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
 
 
 def test_by_cost_the_cheaper_of_equally_good_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter, _, _ = decode(SwiftConfig(**{**vars(PLAIN), "cost_aware": True}))
+    drafter, _, _ = decode(configured("swift", **{**vars(PLAIN), "cost_aware": True}))
     drafter._full, drafter._saves = (
         CostCurve((1, 64), (1.0, 2.0)),
         [0.02, 0.08],

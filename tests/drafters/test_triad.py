@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import pytest
 
 from lossless import EVERY_CONFIG, EVERY_NAME, LOSSLESS, complaints
+from made import made
 from selfdraft.core.blocks import INITS
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from stub_target import ALWAYS, ObligingTarget, Rule, StubTarget, cycle, repeats, script, successor
 
 
 def decode(target: StubTarget, config: DrafterConfig, prompt: Sequence[int], length: int) -> Generation:
-    drafter = DRAFTERS[config.name](target, config)
+    drafter = made(target, config)
     return Decoder(target, drafter, Stopping(frozenset(), length)).decode(prompt, seed=3)
 
 
@@ -34,13 +34,13 @@ def test_no_drafter_escapes_the_list() -> None:
     class Unlisted:
         Config = DrafterConfig
 
-    assert complaints(LOSSLESS, DRAFTERS) == []
-    assert complaints(LOSSLESS, {**DRAFTERS, "new": Unlisted}) == ["drafter 'new' has no entry in LOSSLESS"]
-    assert complaints({**LOSSLESS, "new": []}, {**DRAFTERS, "new": Unlisted}) == [
+    assert complaints(LOSSLESS, PRESETS) == []
+    assert complaints(LOSSLESS, {**PRESETS, "new": Unlisted}) == ["drafter 'new' has no entry in LOSSLESS"]
+    assert complaints({**LOSSLESS, "new": []}, {**PRESETS, "new": Unlisted}) == [
         "drafter 'new' has no entry in LOSSLESS"
     ]
-    assert len(complaints({**LOSSLESS, "gone": [DrafterConfig()]}, DRAFTERS)) == 1
-    assert len(complaints({**LOSSLESS, "none": [JacobiConfig()]}, DRAFTERS)) == 1
+    assert len(complaints({**LOSSLESS, "gone": [DrafterConfig()]}, PRESETS)) == 1
+    assert len(complaints({**LOSSLESS, "none": [JacobiConfig()]}, PRESETS)) == 1
 
 
 def first_candidates(tree: TokenTree) -> list[int]:
@@ -108,7 +108,7 @@ class Case:
 
 
 LOOKUP = PromptLookupConfig(ngram_max=1, ngram_min=1, draft_length=3, costs="flat")
-SKIP = LayerSkipConfig(draft_length=3)
+SKIP = configured("layer_skip", draft_length=3)
 
 CASES = [
     Case("none", DrafterConfig(), successor, [1], list(range(2, 10)), 8, []),

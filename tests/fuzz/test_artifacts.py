@@ -31,6 +31,7 @@ from selfdraft.core.messages import one_line
 from selfdraft.data.distilled import Text
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.drafters import DRAFTERS
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -191,7 +192,7 @@ def test_an_adapter_is_put_in_place_or_refused_in_a_line(
             file.write_bytes(data.draw(damaged(file.read_bytes())))
         adapter = taken_or_a_line(lambda: Adapter.read(here))
         if adapter is not None:
-            taken_or_a_line(lambda: target.adapted_path(adapter))
+            taken_or_a_line(lambda: adapted_path(target, adapter))
             taken_or_a_line(lambda: target.pseudo_tokens(here, 1, 0.0))
 
 

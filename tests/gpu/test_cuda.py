@@ -14,6 +14,7 @@ import torch
 
 from command_line import SMOKE, read_lines, read_result, run_here, said_by
 from lossless import EVERY_CONFIG, EVERY_NAME, cannot
+from made import made
 from random_adapters import ADAPTED
 from selfdraft.app.command_line import with_artifact
 from selfdraft.core.errors import UserError
@@ -23,8 +24,8 @@ from selfdraft.decoding import Drafting
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.profiling import measure_costs
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -46,14 +47,14 @@ PAIRS = [
 @pytest.mark.parametrize(("config", "family"), PAIRS)
 def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, 2, True, "cuda")
-    assert [g.output for g in it.decode(DRAFTERS[config.name](it.target, config), 3)] == it.expected
+    assert [g.output for g in it.decode(made(it.target, config), 3)] == it.expected
 
 
 @pytest.mark.parametrize("case", ADAPTED)
 def test_with_an_adapter_the_ids_are_those_of_generate(case: str, tmp_path: Path) -> None:
     it = subject("llama", 2, True, "cuda")
     config = ADAPTED[case].written(it.target, tmp_path)
-    assert [g.output for g in it.decode(DRAFTERS[config.name](it.target, config), 3)] == it.expected
+    assert [g.output for g in it.decode(made(it.target, config), 3)] == it.expected
 
 
 @pytest.mark.parametrize("hidden", [32, 64])  # heads of 8, too small for compiled kernels, and of 16
@@ -62,7 +63,7 @@ def test_other_attentions_write_the_same(attention: str, hidden: int) -> None:
     model = tiny_model(hidden=hidden).to("cuda")
     target = Target(model, attention=attention)
     config = next(c for c in EVERY_CONFIG if c.name == "lookahead")
-    decoder = Decoder(target, DRAFTERS["lookahead"](target, config), Stopping(frozenset(), 12))
+    decoder = Decoder(target, made(target, config), Stopping(frozenset(), 12))
     assert [decoder.decode(prompt).output for prompt in PROMPTS] == [stock_output(model, p, 12) for p in PROMPTS]
 
 
@@ -73,7 +74,7 @@ def test_a_sampled_text_hangs_on_no_draft_that_is_certain(name: str) -> None:
     rule, stopping = NextToken(sample=True, temperature=1.5, top_k=20, top_p=0.95), Stopping(frozenset(), 24)
     texts = []
     for drafter in ("none", name):
-        decoder = Decoder(it.target, DRAFTERS[drafter](it.target, DRAFTERS[drafter].Config()), stopping, rule=rule)
+        decoder = Decoder(it.target, made(it.target, configured(drafter)), stopping, rule=rule)
         texts.append([decoder.decode(prompt, seed=7).output for prompt in PROMPTS])
     assert [len(text) for text in texts[1]] == [24] * len(PROMPTS)
     if name in ("prompt_lookup", "suffix"):
@@ -91,7 +92,7 @@ def test_generate_takes_a_drafting() -> None:
 
 def test_ties_are_decided_by_a_float32_copy_on_the_gpu() -> None:
     target = Target(tiny_model(dtype=torch.bfloat16).to("cuda"))
-    decoder = Decoder(target, DRAFTERS["none"](target, DrafterConfig()), Stopping(frozenset(), 16))
+    decoder = Decoder(target, made(target, DrafterConfig()), Stopping(frozenset(), 16))
     alone = decoder.decode(PROMPTS[1]).output
     certifier = Certifier(target)
     assert certifier.certify(PROMPTS[1], alone, alone).verdict == "exact"

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from begun import CLOSE
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.sparse import Path
+from selfdraft.models.path import Path
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
@@ -62,7 +63,7 @@ def test_it_goes_with_its_row_and_is_forgotten_with_it() -> None:
 
 def featured(target: Target) -> tuple[Path, Path]:
     """A path with a feature, and the same without."""
-    plain = target.sparse_path(SkipSet.from_layer(len(target.full.layers), 2))
+    plain = sparse_path(target, SkipSet.from_layer(len(target.full.layers), 2))
     width = target.model.config.hidden_size
     matrix = nn.Linear(width, width, bias=False, dtype=target.dtype)
     nn.init.normal_(matrix.weight, generator=torch.Generator().manual_seed(0))

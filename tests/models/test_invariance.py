@@ -9,6 +9,7 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.block import Block
 from selfdraft.models.invariance import KEY_BLOCK, ROW_BLOCK
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -33,7 +34,7 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
 
     def shapes_of(*, keep: list | None) -> set[Shape]:
         seen.clear()
-        target.draft_forward(target.sparse_path(SkipSet.from_layer(4, 2)), [0], 0, [9], [TokenTree.empty()], keep=keep)
+        target.draft_forward(sparse_path(target, SkipSet.from_layer(4, 2)), [0], 0, [9], [TokenTree.empty()], keep=keep)
         return set(seen)
 
     assert shapes_of(keep=None) == {PLAIN}

@@ -12,6 +12,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.neurons import most_active, neuron_statistics, require_gated_mlps, sliced_mlps
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
@@ -51,7 +52,7 @@ def test_a_sliced_mlp_is_the_stock_one_with_all_other_neurons_at_zero(family: st
     target = Target(model)
     kept = most_active(neuron_statistics(target, LONG), 0.5)
     skip = SkipSet.of(4, [1], [2])
-    path = target.sparse_path(skip, mlps=sliced_mlps(target, kept, skip))
+    path = sparse_path(target, skip, mlps=sliced_mlps(target, kept, skip))
     assert path.leading == 0
     begin(target, LONG)
     ours = target.draft_forward(path, [0], 0, [1], [TokenTree.chain([2, 3])])[0]
@@ -69,7 +70,7 @@ def test_a_sliced_mlp_is_the_stock_one_with_all_other_neurons_at_zero(family: st
         mlp.register_forward_hook(lambda m, x, out: torch.zeros_like(out))
         expected = model(torch.tensor([[1, 2, 3]]), past_key_values=past).logits[0]
     torch.testing.assert_close(ours, expected, **CLOSE)
-    whole = target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])[0]
+    whole = target.draft_forward(sparse_path(target, skip), [0], 0, [1], [TokenTree.chain([2, 3])])[0]
     assert (ours - whole).abs().max() > 0.01
 
 

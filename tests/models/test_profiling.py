@@ -3,6 +3,7 @@ import pytest
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models import profiling
 from selfdraft.models.profiling import measure_costs
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -32,7 +33,7 @@ def test_medians_are_of_runs_that_take_turns_behind_one_that_warms_up(monkeypatc
 def test_a_path_is_timed_behind_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it drafts: what only it reads would otherwise wait for it in the caches."""
     target = Target(tiny_model("llama"))
-    path = target.sparse_path(SkipSet.from_layer(4, 1))
+    path = sparse_path(target, SkipSet.from_layer(4, 1))
     ran, forward = [], target.draft_forward
     monkeypatch.setattr(target, "draft_forward", lambda p, *rest, **more: (ran.append(p), forward(p, *rest, **more))[1])
     measure_costs(target, path=path, sizes=(1, 4), context=8, rounds=2)

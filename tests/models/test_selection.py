@@ -12,6 +12,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.selection import Selection, scoring
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -21,7 +22,7 @@ def test_selecting_all_keys_changes_nothing(target: Target, prompt: list[int]) -
     begin(target, prompt)
     keys = Selection(4, 1)
     keys.choose(0, target.cache, torch.arange(len(prompt) - 1))
-    for path in (target.sparse_path(SkipSet()), target.sparse_path(SkipSet.of(4, [1], [2]))):
+    for path in (sparse_path(target, SkipSet()), sparse_path(target, SkipSet.of(4, [1], [2]))):
         for offset, token in enumerate([prompt[-1], 4, 9]):
             ours = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])], keys=keys)[0]
             plain = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])])[0]
@@ -34,7 +35,7 @@ def test_selected_keys_are_all_that_is_seen_and_stand_where_they_stood(model: Pr
     begin(target, LONG)
     keys = Selection(4, 1)
     keys.choose(0, target.cache, chosen)
-    path, tokens = target.sparse_path(SkipSet()), [LONG[-1], 4, 9, 30]
+    path, tokens = sparse_path(target, SkipSet()), [LONG[-1], 4, 9, 30]
     ours = [
         target.draft_forward(path, [0], offset, [token], [TokenTree.empty()], keys=keys)[0][0]
         for offset, token in enumerate(tokens)
@@ -64,7 +65,7 @@ def test_selections_of_a_batch_are_each_row_s_own(target: Target) -> None:
     choices = [torch.tensor([0, 1, 15, 16, 17, 18]), torch.arange(3), torch.tensor([0, 5, 6, 7])]
     for row, choice in enumerate(choices):
         keys.choose(row, target.cache, choice)
-    path = target.sparse_path(SkipSet.of(4, [1], []))
+    path = sparse_path(target, SkipSet.of(4, [1], []))
     roots = [prompt[-1] for prompt in prompts]
     together = target.draft_forward(path, [0, 1, 2], 0, roots, [TokenTree.empty()] * 3, keys=keys)
     for row, choice in enumerate(choices):
@@ -78,7 +79,7 @@ def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
     model = tiny_model(family, attn_implementation="eager")
     target = Target(model)
     begin(target, LONG)
-    path, scores = scoring(target, target.sparse_path(SkipSet()))
+    path, scores = scoring(target, sparse_path(target, SkipSet()))
     target.draft_forward(path, [0], 0, [LONG[-1]], [TokenTree.empty()])
     with torch.inference_mode():
         weights = model(torch.tensor([LONG]), output_attentions=True, use_cache=False).attentions
@@ -90,4 +91,4 @@ def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
 def test_scores_of_a_family_with_attention_of_its_own_are_refused_by_name() -> None:
     target = Target(tiny_model("gemma2"))
     with pytest.raises(UserError, match=r"^drafter\.top_k: .*'gemma2'"):
-        scoring(target, target.sparse_path(SkipSet()))
+        scoring(target, sparse_path(target, SkipSet()))

@@ -15,8 +15,11 @@ from random_trees import random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.block import Block
-from selfdraft.models.sparse import Path, Reuse
+from selfdraft.models.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.path import Path, Reuse
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
+from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import WINDOW, tiny_model
 
 
@@ -45,7 +48,7 @@ REUSED = {
 def test_verification_that_reuses_is_the_plain_one(target: Target, skip: SkipSet, bonus: bool) -> None:
     """Logits, and every layer's keys and values, in a ragged batch; drafts longer than a window among them."""
     prompts, lengths = [LONG, SHORT, LONG[:9]], [5, WINDOW + 2, 2]
-    path = target.sparse_path(skip)
+    path = sparse_path(target, skip)
     assert path.leading == min(skip.attention | skip.mlp)
     begin(target, *prompts)
     chains, reuse = draft(target, path, prompts, lengths)
@@ -68,7 +71,7 @@ def test_rows_that_left_at_different_layers_are_verified_plainly(target: Target)
     begin(target, *prompts)
     reuse, trees = [], []
     for row, exit_layer in enumerate((1, 3)):
-        path, states = target.sparse_path(SkipSet.from_layer(4, exit_layer)), []
+        path, states = sparse_path(target, SkipSet.from_layer(4, exit_layer)), []
         for offset, token in enumerate([roots[row], 4, 9]):
             target.draft_forward(path, [row], offset, [token], [TokenTree.empty()], keep=[states])
         reuse.append(Reuse(path.leading, torch.cat(states)))
@@ -79,7 +82,7 @@ def test_rows_that_left_at_different_layers_are_verified_plainly(target: Target)
 
 
 def test_leaves_beside_a_reused_chain_are_right(target: Target) -> None:
-    path = target.sparse_path(REUSED["exit"])
+    path = sparse_path(target, REUSED["exit"])
     begin(target, LONG)
     (chain,), reuse = draft(target, path, [LONG], [3])
     tokens, parents = torch.tensor([*chain[1:], 40, 41, 42]), torch.tensor([-1, 0, 1, -1, 0, 1])
@@ -105,7 +108,7 @@ def layer_calls(target: Target):
 
 def test_only_what_is_missing_is_computed() -> None:
     target = Target(tiny_model("llama"))
-    path = target.sparse_path(REUSED["exit"])
+    path = sparse_path(target, REUSED["exit"])
     begin(target, LONG)
     (chain,), reuse = draft(target, path, [LONG], [4])
     with layer_calls(target) as calls:
@@ -137,8 +140,8 @@ def test_a_reduced_vocabulary_says_the_same_of_its_tokens_and_nothing_of_others(
     begin(target, LONG)
     skip = SkipSet.of(4, [1], [])
     tree = random_tree(np.random.default_rng(0), 6)
-    whole = target.draft_forward(target.sparse_path(skip), [0], 0, [1], [tree])[0]
-    path = target.sparse_path(skip, vocabulary=ids)
+    whole = target.draft_forward(sparse_path(target, skip), [0], 0, [1], [tree])[0]
+    path = sparse_path(target, skip, vocabulary=ids)
     part = target.draft_forward(path, [0], 0, [1], [tree])[0]
     assert part.shape == whole.shape
     kept = sorted(set(ids))
@@ -154,7 +157,7 @@ def test_a_reduced_vocabulary_says_the_same_of_its_tokens_and_nothing_of_others(
 @pytest.mark.parametrize("position", [1, 5, 12])
 def test_a_replay_is_what_was_drafted_there(target: Target, position: int) -> None:
     """With everything committed, the path's logits for tokens long past are those it gave when they were next."""
-    path = target.sparse_path(SkipSet.of(4, [1, 3], [0]))
+    path = sparse_path(target, SkipSet.of(4, [1, 3], [0]))
     tokens = LONG[position : position + 5]
     begin(target, LONG[: position + 1])
     then = target.draft_forward(path, [0], 0, tokens[:1], [TokenTree.chain(tokens[1:])])[0]
@@ -178,7 +181,7 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
     target.forward([0], [LONG[-1]], [TokenTree.chain([4, 5])], keep=keep)
     target.commit(0, (0,))
     token, position, full = 4, len(LONG), keep[0][0][:, 1]
-    ours = target.most_similar_skips(0, position, token, full, count, range(1, 7))
+    ours = most_similar_skips(target, 0, position, token, full, count, range(1, 7))
 
     def through(layer: int, state: Tensor) -> Tensor:
         one = torch.tensor([[token]])
@@ -210,9 +213,9 @@ def test_what_an_exit_says_is_the_head_on_its_states() -> None:
     keep: list[list[Tensor]] = [[]]
     tree = TokenTree.chain([4, 5, 6])
     logits = target.forward([0], [LONG[-1]], [tree], keep=keep)[0]
-    assert torch.equal(target.exit_tokens(keep[0][0][4]), logits.argmax(-1))
-    early = target.draft_forward(target.sparse_path(SkipSet.from_layer(4, 2)), [0], 0, [LONG[-1]], [tree])[0]
-    assert torch.equal(target.exit_tokens(keep[0][0][2]), early.argmax(-1))
+    assert torch.equal(exit_tokens(target, keep[0][0][4]), logits.argmax(-1))
+    early = target.draft_forward(sparse_path(target, SkipSet.from_layer(4, 2)), [0], 0, [LONG[-1]], [tree])[0]
+    assert torch.equal(exit_tokens(target, keep[0][0][2]), early.argmax(-1))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
@@ -220,10 +223,10 @@ def test_a_text_replayed_in_blocks_gives_the_logits_of_every_block_by_itself(fam
     """In one forward what `replay` gives in several: and, through the full path, those of the text itself."""
     target = Target(tiny_model(family))
     text = torch.randint(96, (31,), generator=torch.Generator().manual_seed(1)).tolist()
-    alone = target.teacher_forced(text, 10, block=1)
+    alone = teacher_forced(target, text, 10, block=1)
     target.allocate(1, len(text) + 40)
     target.prefill(0, text)
-    path = target.sparse_path(SkipSet(frozenset({1}), frozenset({2})))
+    path = sparse_path(target, SkipSet(frozenset({1}), frozenset({2})))
     for tried in (target.full, path):
         together = target.replay(tried, 0, 10, text[10:], block=4)
         apart = torch.cat([target.replay(tried, 0, i, text[i : i + 4]) for i in range(10, 31, 4)])

@@ -10,10 +10,13 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import teach
+from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
 VOCABULARY, LENGTH = 97, 24
@@ -62,7 +65,7 @@ def test_a_whole_untrained_student_is_the_target(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
     lesson = teach(target, tokens, positions, texts, layers=range(4))
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 5, 5, 1)
-    student = Student(target, target.sparse_path(SkipSet()), rank=2)
+    student = Student(target, sparse_path(target, SkipSet()), rank=2)
     hidden = student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson)
     valid = blocks.valid.flatten(1)
     assert torch.allclose(hidden[valid], blocks.gathered(lesson.final)[valid], atol=2e-4)
@@ -78,7 +81,7 @@ def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, t
     student.adapter("sparse_distill", path).write(tmp_path)
 
     target = target_of(family, packed=packed)
-    adapted = target.adapted_path(Adapter.read(tmp_path))
+    adapted = adapted_path(target, Adapter.read(tmp_path))
     start, block = 9, 4
     blocks = blocks_of(texts[:1], wanted_positions(texts, texts >= 0, answers_only=False)[:1], block, LENGTH, start)
     first = teach(teacher, tokens[:1], positions[:1], texts[:1], layers=student.indices)
@@ -99,22 +102,22 @@ def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> 
     model = tiny_model("llama", seed=3, vocab_size=VOCABULARY, max_positions=256, dtype=dtype)
     before = {name: p.clone() for name, p in model.named_parameters()}
     target, text = Target(model), list(range(20))
-    plain = target.teacher_forced(text, 4, 3)
+    plain = teacher_forced(target, text, 4, 3)
     teacher = target_of("llama")
     path = teacher.sparse_path(SKIP)
     adapter = trained(Student(teacher, path, rank=3, whole=[3], norm=True)).adapter("sparse_distill", path)
-    adapted = target.adapted_path(adapter)
+    adapted = adapted_path(target, adapter)
     target.allocate(1, 32)
     target.prefill(0, text[:4])
     drafted = target.draft_forward(adapted, [0], 0, [text[4]], [TokenTree.empty()])[0]
     assert torch.isfinite(drafted).all()
-    assert torch.equal(target.teacher_forced(text, 4, 3), plain)
+    assert torch.equal(teacher_forced(target, text, 4, 3), plain)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_only_what_is_trained_has_gradients() -> None:
     target, (tokens, positions, texts) = target_of("llama"), packed_texts()
-    student = Student(target, target.sparse_path(SKIP), rank=2, lora_from=1, whole=[3])
+    student = Student(target, sparse_path(target, SKIP), rank=2, lora_from=1, whole=[3])
     lesson = teach(target, tokens, positions, texts, layers=student.indices)
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 3, 3, 0)
     student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson).sum().backward()

@@ -18,7 +18,9 @@ from random_trees import branch, random_tree
 from selfdraft.core.acceptance import accept_greedy
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import PREFILL_CHUNK, Path, Target
+from selfdraft.models.teacher_forced import teacher_forced, teacher_forced_in
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
 
@@ -112,7 +114,7 @@ def test_a_prompt_longer_than_a_chunk_is_right(family: str) -> None:
 def test_only_full_forwards_after_the_prefill_are_counted(target: Target) -> None:
     assert target.forwards == 0  # comparing with the stock forward is not decoding
     begin(target, LONG)
-    target.draft_forward(target.sparse_path(SkipSet.of(4, [1], [])), [0], 0, [1], [TokenTree.empty()])
+    target.draft_forward(sparse_path(target, SkipSet.of(4, [1], [])), [0], 0, [1], [TokenTree.empty()])
     assert target.forwards == 0
     target.draft_forward(target.full, [0], 0, [1], [TokenTree.chain([1, 2])])
     target.forward([0], [1], [TokenTree.empty()])
@@ -159,7 +161,7 @@ def test_a_sparse_path_is_the_stock_model_without_those_sublayers_behind_the_ful
         with zeroed(target, skip):
             expected = model(torch.tensor([tokens]), past_key_values=past).logits[0]
     target.prefill(0, prefix)
-    ours = target.draft_forward(target.sparse_path(skip), [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
+    ours = target.draft_forward(sparse_path(target, skip), [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
     torch.testing.assert_close(ours, expected, **CLOSE)
     full = target.draft_forward(target.full, [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
     assert (ours - full).abs().max() > 0.1  # something was skipped
@@ -169,7 +171,7 @@ def test_a_sparse_path_is_the_stock_model_without_those_sublayers_behind_the_ful
 def test_a_drafted_chain_is_what_one_sparse_forward_over_it_gives(target: Target, skip: SkipSet) -> None:
     """Token by token, each reads the scratch that the ones before it left."""
     begin(target, LONG)
-    path, drafted, logits = target.sparse_path(skip), [LONG[-1]], []
+    path, drafted, logits = sparse_path(target, skip), [LONG[-1]], []
     for offset in range(WINDOW + 2):
         logits.append(target.draft_forward(path, [0], offset, [drafted[-1]], [TokenTree.empty()])[0][0])
         drafted.append(int(logits[-1].argmax()))
@@ -178,7 +180,7 @@ def test_a_drafted_chain_is_what_one_sparse_forward_over_it_gives(target: Target
 
 
 def test_drafting_in_a_batch_is_drafting_alone(target: Target) -> None:
-    prompts, path = [LONG, SHORT, LONG[:9]], target.sparse_path(SKIPS["mixed"])
+    prompts, path = [LONG, SHORT, LONG[:9]], sparse_path(target, SKIPS["mixed"])
     begin(target, *prompts)
     roots = [prompt[-1] for prompt in prompts]
     together = target.draft_forward(path, [0, 1, 2], 0, roots, [TokenTree.empty()] * 3)
@@ -195,7 +197,7 @@ def test_drafting_in_a_batch_is_drafting_alone(target: Target) -> None:
 def test_a_skipped_attention_writes_no_keys_and_the_others_do(target: Target, skip: SkipSet) -> None:
     begin(target, LONG)
     before = [(k.clone(), v.clone()) for k, v in zip(target.cache._keys, target.cache._values, strict=True)]
-    target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])
+    target.draft_forward(sparse_path(target, skip), [0], 0, [1], [TokenTree.chain([2, 3])])
     length = len(LONG) - 1
     for layer, (keys, values) in enumerate(before):
         for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
@@ -211,9 +213,9 @@ def test_sparse_paths_coexist(target: Target) -> None:
     def run(path: Path) -> Tensor:
         return target.draft_forward(path, [0], 0, [1], [TokenTree.chain([2, 3])])[0]
 
-    first = target.sparse_path(SKIPS["attention"])
+    first = sparse_path(target, SKIPS["attention"])
     expected, full = run(first), run(target.full)
-    second = target.sparse_path(SKIPS["layers"])
+    second = sparse_path(target, SKIPS["layers"])
     other = run(second)
     assert torch.equal(run(first), expected)
     assert torch.equal(run(target.full), full)
@@ -224,7 +226,7 @@ def test_sparse_paths_coexist(target: Target) -> None:
 def test_skipping_nothing_is_the_full_path(target: Target) -> None:
     begin(target, LONG)
     tree = random_tree(np.random.default_rng(0), 9)
-    empty = target.draft_forward(target.sparse_path(SkipSet()), [0], 0, [1], [tree])[0]
+    empty = target.draft_forward(sparse_path(target, SkipSet()), [0], 0, [1], [tree])[0]
     assert torch.equal(empty, target.forward([0], [1], [tree])[0])
 
 
@@ -249,7 +251,7 @@ def test_skipped_sublayers_and_whole_layers_are_not_called_at_all(target: Target
     begin(target, LONG)
     layer = target.full.layers[0]
     attention, mlp = (type(getattr(layer, name)) for name in (target.anatomy.attention_name, target.anatomy.mlp_name))
-    path = target.sparse_path(skip)
+    path = sparse_path(target, skip)
     with calls(type(layer), attention, mlp) as counted:
         target.draft_forward(path, [0], 0, [1], [TokenTree.empty()])
     assert counted[type(layer)] == 4 - len(skip.whole_layers())
@@ -268,7 +270,7 @@ def test_the_user_s_model_is_left_as_it_was(model: PreTrainedModel) -> None:
         target = Target(model)
         begin(target, LONG)
         for skip in SKIPS.values():
-            target.draft_forward(target.sparse_path(skip), [0], 0, [1], [TokenTree.chain([2, 3])])
+            target.draft_forward(sparse_path(target, skip), [0], 0, [1], [TokenTree.chain([2, 3])])
         target.forward([0], [LONG[-1]], [random_tree(np.random.default_rng(0), 9)])
         assert torch.equal(model(tokens).logits, before)
         assert torch.equal(model.generate(tokens, max_new_tokens=12, do_sample=False), written)
@@ -324,9 +326,9 @@ def test_the_filler_is_the_first_id_that_the_model_has(
 
 def test_a_text_forced_again_need_not_be_prefilled_again(target: Target) -> None:
     text = [*LONG, *SHORT, *LONG]
-    first = target.teacher_forced(text, len(LONG), 1)
+    first = teacher_forced(target, text, len(LONG), 1)
     for block in (1, 3, 300):  # the last one grows the cache
-        torch.testing.assert_close(target.teacher_forced_in(text, len(LONG), [block])[0], first, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(teacher_forced_in(target, text, len(LONG), [block])[0], first, atol=1e-4, rtol=1e-4)
 
 
 def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target: Target) -> None:

@@ -30,9 +30,11 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.drafters import DRAFTERS
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES
@@ -157,11 +159,11 @@ def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> 
     plain = untouched.teacher_forced(text, PROMPT, 3)
     weights = dict(untouched.model.named_parameters())
     assert all(torch.equal(p, weights[n]) for n, p in module.target.model.named_parameters())
-    assert torch.equal(module.target.teacher_forced(text, PROMPT, 3), plain)
+    assert torch.equal(teacher_forced(module.target, text, PROMPT, 3), plain)
     module.adapter().write(tmp_path)
     drafter = drafter_of(module, module.target, tmp_path)
     answered(module.target, drafter, texts()[0])
-    assert torch.equal(module.target.teacher_forced(text, PROMPT, 3), plain)
+    assert torch.equal(teacher_forced(module.target, text, PROMPT, 3), plain)
 
 
 def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
@@ -200,7 +202,7 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
     tokens = batch.tokens[0].tolist()
     drafted = []
     for adapter in (Adapter.read(tmp_path), module.adapter()):
-        path = target.adapted_path(adapter)
+        path = adapted_path(target, adapter)
         target.allocate(1, ROW)
         target.prefill(0, tokens[:start])
         chain = TokenTree.chain(tokens[start + 1 : start + size])

@@ -8,13 +8,14 @@ from functools import cache
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding import Drafting
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import LEAST, make_shape_invariant, widest_alike
 from selfdraft.models.loading import LoadedModel, load_embedded
@@ -41,7 +42,7 @@ class Real:
     length: int
 
     def decode(self, drafter: str, family: str) -> list[int]:
-        made = DRAFTERS[drafter](self.target, DRAFTERS[drafter].Config())
+        made = made(self.target, configured(drafter))
         decoder = Decoder(self.target, made, Stopping(self.loaded.eos, self.length))
         return decoder.decode(self.prompts[family]).output
 
@@ -60,7 +61,7 @@ KIND_BY_TURNS, OTHER_TURNS = (
 DRAFTER_BY_TURNS = [
     pytest.param(dtype, drafter, FAMILIES[(number + turn) % 2], id=f"{drafter}-{dtype}")
     for turn, dtype in enumerate(DTYPES)
-    for number, drafter in enumerate(DRAFTERS)
+    for number, drafter in enumerate(PRESETS)
 ]
 
 
@@ -114,7 +115,7 @@ def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, f
 def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
     real: Real, drafter: str
 ) -> None:
-    made = DRAFTERS[drafter](real.target, DRAFTERS[drafter].Config())
+    made = made(real.target, configured(drafter))
     decoder = Decoder(real.target, made, Stopping(real.loaded.eos, real.length), batch_size=2)
     families = [*FAMILIES, FAMILIES[1]]  # the third one comes in where the first to end was
     answers = decoder.answer([Request(real.prompts[family]) for family in families])

@@ -9,15 +9,16 @@ from types import ModuleType
 
 import pytest
 
+from made import made
 from made_up import made_up
 from script_module import script_module
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.pool import PoolConfig
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, cycle
@@ -42,7 +43,7 @@ def test_a_row_compares_with_the_first_prompt_by_prompt_and_over_all(paired: Mod
 def test_everyone_decodes_every_prompt(paired: ModuleType) -> None:
     target = StubTarget(cycle(5))
     decoders = [
-        Decoder(target, DRAFTERS[name](target, DRAFTERS[name].Config()), Stopping(frozenset(), 9))
+        Decoder(target, made(target, configured(name)), Stopping(frozenset(), 9))
         for name in ("none", "prompt_lookup", "suffix")
     ]
     runs = paired.measure(decoders, [[1, 2], [1, 2, 3], [3]])
@@ -66,7 +67,7 @@ def test_of_several_tries_the_fastest_counts(paired: ModuleType) -> None:
 
 def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: ModuleType) -> None:
     target = Target(tiny_model("llama"))
-    decoder = Decoder(target, DRAFTERS["none"](target, DRAFTERS["none"].Config()), Stopping(frozenset(), 6))
+    decoder = Decoder(target, made(target, configured("none")), Stopping(frozenset(), 6))
     plain = [decoder.decode([5, 17, 3]), decoder.decode([9, 4])]
     wrong = replace(plain[1], output=[(plain[1].output[0] + 1) % target.vocab_size, *plain[1].output[1:]])
     assert paired.verdicts(Certifier(target), [plain[0], wrong], plain) == {"exact": 1, "mismatch": 1}
@@ -80,7 +81,7 @@ def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
 def test_a_guard_is_put_around_who_is_said_to_be_guarded(paired: ModuleType) -> None:
     target = StubTarget(cycle(5))
     guarded, free = (paired.drafter_of(spec, target) for spec in ("guarded suffix", "suffix"))
-    assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is DRAFTERS["suffix"]
+    assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is PRESETS["suffix"]
 
 
 def test_families_have_medians_of_their_own(paired: ModuleType) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from script_module import script_module
 from selfdraft.core.skipset import SkipSet
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -27,7 +28,7 @@ def test_verification_takes_over_what_leading_layers_left(module, first: int, th
     target.allocate(1, 64)
     target.prefill(0, [3, 4, 5])
     with torch.inference_mode():
-        jobs = module.cases(target, target.sparse_path(SkipSet.of(4, [first], [first])))
+        jobs = module.cases(target, sparse_path(target, SkipSet.of(4, [first], [first])))
         assert list(jobs) == ["plain", "draft", "verify"]
         run, seen = target.run, {}
 

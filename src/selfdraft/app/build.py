@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -16,15 +17,18 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.decoding.tree_parallel import TreeParallelTarget
-from selfdraft.drafters import DRAFTERS
+from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
+from selfdraft.drafters.base import PathDrafterConfig
 from selfdraft.drafters.guard import Guard
+from selfdraft.drafters.none import NoDrafter
+from selfdraft.drafters.presets import drafter_for, is_tree_parallel
 from selfdraft.models.chat import Chat
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import DTYPES
 from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
+from selfdraft.models.profiling import costs_on
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
@@ -45,10 +49,14 @@ def to_config(composed: DictConfig) -> Config:
     # A prompt is text and may be ???, which OmegaConf would take for a missing value.
     config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
     _refuse_unknown(composed, config, "")
-    for group in (config.task, config.model, config.drafter, config.dataset, config.finetune):
+    groups: list[Any] = [config.task, config.model, config.drafter, config.dataset, config.finetune]
+    if isinstance(config.drafter, PathDrafterConfig):
+        groups.append(config.drafter.path)
+    for group in groups:
         own = type(group)().name  # `name` identifies the choice; the user must not change it
         if own != MISSING and group.name != own:
-            raise UserError(f"{group.group}.name={group.name}: choose another one with {group.group}={group.name}")
+            choice = group.group.replace(".", "/")
+            raise UserError(f"{group.group}.name={group.name}: choose another one with {choice}={group.name}")
     return config
 
 
@@ -104,15 +112,16 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
         make_shape_invariant(target)
+    costs = costs_on(target)
     # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
     certifier = Certifier(target, rule, batch_size=batch_size)
     if config.hardware.tree_parallel:
-        target = _shared(target, config)
+        costs, target = shared_costs(target), _shared(target, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    drafter = DRAFTERS[config.drafter.name](target, config.drafter)
+    drafter = drafter_for(target, config.drafter, costs)
     if decoding.guard:
         drafter = Guard(drafter)
-    baseline = DRAFTERS["none"](target, DRAFTERS["none"].Config())
+    baseline = NoDrafter(target, NoDrafter.Config(), costs)
     return Bench(
         chat=chat,
         drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size, memory=memory),
@@ -126,9 +135,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:
     """Return the target of one of the processes that divide every tree among them."""
-    if not DRAFTERS[config.drafter.name].tree_parallel:
+    if not is_tree_parallel(config.drafter):
         raise UserError(
-            f"hardware.tree_parallel: drafter={config.drafter.name} reads the whole cache, of which no process has "
+            f"hardware.tree_parallel: drafter={config.drafter.label} reads the whole cache, of which no process has "
             "all; leave one of them out"
         )
     if config.decoding.guard:

@@ -22,7 +22,9 @@ from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
-from selfdraft.drafters.layer_skip import LayerSkipConfig
+from selfdraft.drafters.chain import ChainConfig
+from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.modules.calibrate import CalibrateModule
 from selfdraft.modules.progress import SearchProgress
@@ -47,10 +49,11 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
         UserError: something in configuration, model, data or folder cannot be used.
     """
     options, drafter = config.calibrate, config.drafter
-    if not isinstance(drafter, LayerSkipConfig):
-        raise UserError(f"task=calibrate cannot search for drafter={drafter.name}: use drafter=layer_skip")
-    plain = LayerSkipConfig()
-    others = [f.name for f in fields(plain) if f.name not in ("sparsity", *CHOSEN)]
+    if not (isinstance(drafter, ChainConfig) and isinstance(drafter.path, LayerSkipConfig)):
+        raise UserError(f"task=calibrate cannot search for drafter={drafter.label}: use drafter=layer_skip")
+    sparsity = drafter.path.sparsity
+    plain = ChainConfig()
+    others = [f.name for f in fields(plain) if f.name not in ("path", *CHOSEN)]
     if changed := [f"drafter.{name}" for name in others if getattr(drafter, name) != getattr(plain, name)]:
         raise UserError(f"task=calibrate predicts plain chains with a threshold: leave {', '.join(changed)} as it is")
     if config.decoding.name != "greedy":
@@ -64,7 +67,7 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
 
     def make_search(layers: int, rank: int, most_similar: Callable[[int], SkipSet]) -> Search:
         inner = 2 * max(layers - 2, 0)
-        matched = int(inner * drafter.sparsity)
+        matched = int(inner * sparsity)
         sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
         return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank, most_similar)
 
@@ -79,7 +82,7 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
             )
             write_json_atomic(folder / "environment.json", environment)
             console.print(
-                f"calibrating {drafter.name} for {config.model.label} by {options.method}: "
+                f"calibrating {drafter.label} for {config.model.label} by {options.method}: "
                 f"{options.trials} candidates on {len(prompts)} prompts, objective {options.objective}"
             )
         module = CalibrateModule(
@@ -113,7 +116,7 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
     checked, configs = best[: options.check], [_options(line) for line in best[: options.check]]
     measured: list[float] = []
     if checked:
-        decoding = module.check([replace(config.drafter, **c) for c in configs])
+        decoding = module.check([configured("layer_skip", **c) for c in configs])
         for measured in track(  # noqa: B007  (the last one counts)
             decoding, "decoding with the best", len(module.texts), console=console, disable=not console.is_terminal
         ):
@@ -132,7 +135,7 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
         "within_10_percent": f"{close} of {len(checks)}",
     }
     label = {"label": config.model.label, "dtype": config.model.dtype, "fingerprint": fingerprint(module.target.model)}
-    Artifact(config.drafter.name, _options(best[0]), label, objective, history).write(folder / FILE)
+    Artifact(config.drafter.label, _options(best[0]), label, objective, history).write(folder / FILE)
     result = {"task": "calibrate", "objective": best[0]["value"], **objective, "checks": checks, "trials": len(history)}
     write_json_atomic(folder / "result.json", result)
     _print(console, checks, close, best[0], folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
+from selfdraft.drafters.presets import PRESETS, routed
 from selfdraft.tracking.artifact import Artifact
 
 PROMPT = re.compile(r"(\+{0,2}prompt=)(.*)", re.DOTALL)
@@ -78,6 +79,10 @@ def with_artifact(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"drafter.from={path} is for drafter={found.drafter}, not for drafter={asked}")
         if asked is None:
             out.append(f"{DRAFTER}{found.drafter}")
-        out += [f"drafter.{name}={as_override(value)}" for name, value in found.options.items()]
+        owned = routed(found.drafter, **found.options)
+        if owned.path not in (None, PRESETS[found.drafter].path):
+            out.append(f"drafter/path={owned.path}")
+        out += [f"drafter.{name}={as_override(value)}" for name, value in owned.values.items()]
+        out += [f"drafter.path.{name}={as_override(value)}" for name, value in owned.path_values.items()]
         out.append(f"artifact={quoted(path)}")
     return out

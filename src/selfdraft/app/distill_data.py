@@ -98,7 +98,7 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
         "task": config.task.name,
         "model": config.model.label,
         "dtype": config.model.dtype,
-        "drafter": config.drafter.name,
+        "drafter": config.drafter.label,
         "dataset": config.dataset.name,
         "decoding": config.decoding.name,
         "max_new_tokens": config.decoding.max_new_tokens,
@@ -146,6 +146,6 @@ def _announce(console: Console, config: Config, prompts: Sequence[Prompt]) -> No
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
     console.print(
-        f"writing answers with {config.drafter.name}: {len(prompts)} prompts{_sources(config)}, "
+        f"writing answers with {config.drafter.label}: {len(prompts)} prompts{_sources(config)}, "
         f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
     )

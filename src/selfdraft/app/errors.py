@@ -27,6 +27,8 @@ from selfdraft.app.console import drop_unwritten, shielded_output
 from selfdraft.app.processes import tell_mistake
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
+from selfdraft.drafters import PATHS
+from selfdraft.drafters.presets import options_of
 
 HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -127,6 +129,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in FULL:  # a failed write names no file: it may be stdout's
         return f"nothing more can be written: {OF_THE_DISK[error.errno]}"
     if isinstance(error, HydraException):
+        if str(error).startswith("Could not override 'drafter/path'."):
+            return "drafter/path: the chosen drafter runs no part of the model, so it takes no path"
         if str(error).startswith("Ambiguous value for argument"):
             return f"{str(error).splitlines()[0].split(chr(39))[1]!r} is ambiguous: {HOW_TO_QUOTE}"
         if isinstance(error.__cause__, OmegaConfBaseException):
@@ -154,6 +158,9 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         known = []
         if is_dataclass(error.object_type):
             known = [f.name for f in fields(error.object_type) if f.name not in ("name", "defaults")]
+        if key == f"drafter.{error.key}" and "path" in known and (owner := _path_with(str(error.key))):
+            moved = "drafter/path=trained drafter.path.adapter" if owner == "trained" else f"drafter.path.{error.key}"
+            return f"{key}: an option of the path now: write {moved}=<value>"
         there = f"; there are {', '.join(known)}" if known else ""
         return f"{key}: no such option{_near(str(error.key), known)}{there}"
     if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
@@ -161,6 +168,11 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     if isinstance(error, ValidationError) and str(error).splitlines()[0].endswith("is not Optional"):
         return f"{key}: null is no value for it; leave it out, or give one"
     return f"{key}: {_first_line(error)}"
+
+
+def _path_with(option: str) -> str | None:
+    """Return a path that has an option."""
+    return next((name for name, path in PATHS.items() if option in options_of(path.Config)), None)
 
 
 def _near(word: str, choices: list[str]) -> str:

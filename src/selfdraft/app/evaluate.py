@@ -49,7 +49,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
     assert isinstance(task, EvaluateConfig)
     is_rank_zero = rank_zero_only.rank in (None, 0)
     console = make_console(quiet=not is_rank_zero, soft_wrap=True)
-    if config.drafter.memory == "warm" and task.repeats > 1:
+    if config.drafter.state == "warm" and task.repeats > 1:
         raise UserError(
             f"task.repeats={task.repeats} with drafter.warm=true: repeats would draft from the answers of the first; "
             "leave one of them out"
@@ -68,7 +68,7 @@ def evaluate(config: Config, composed: DictConfig, folder: Path) -> float | None
             mode=config.logger.mode,
             project=config.logger.project,
             save_dir=folder,
-            name=f"{config.drafter.name}-{folder.name}",
+            name=f"{config.drafter.label}-{folder.name}",
             config=measured_config(composed),
         )
         failed = True
@@ -114,8 +114,8 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
         lines,
         task=config.task.name,
         model=config.model.label,
-        drafter=config.drafter.name,
-        drafter_memory=config.drafter.memory,
+        drafter=config.drafter.label,
+        drafter_memory=config.drafter.state,
         dataset=config.dataset.name,
         seed=config.seed,
         dtype=config.model.dtype,
@@ -149,10 +149,10 @@ def _conclude(config: Config, folder: Path, logger, console: Console) -> float |
 
 
 def _announce(console: Console, config: Config, prompts: list[Prompt]) -> None:
-    memory = "" if config.drafter.memory == "none" else f" ({config.drafter.memory})"
+    memory = "" if config.drafter.state == "none" else f" ({config.drafter.state})"
     processes = f", {config.hardware.devices} processes" if config.hardware.devices > 1 else ""
     batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
     console.print(
-        f"{config.drafter.name}{memory} against autoregressive decoding: {len(prompts)} prompts of "
+        f"{config.drafter.label}{memory} against autoregressive decoding: {len(prompts)} prompts of "
         f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{batch}{processes}"
     )

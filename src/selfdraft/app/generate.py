@@ -43,7 +43,7 @@ def generate(config: Config) -> None:
     console.print(
         f"\n\n{counts.new_tokens} tokens in {seconds:.2f} s, {counts.new_tokens / seconds:.1f} tokens/s, "
         f"{counts.new_tokens / counts.target_forwards:.2f} tokens per forward "
-        f"({config.drafter.name}, {config.model.dtype}; prefill {generation.clock.seconds['prefill']:.2f} s)"
+        f"({config.drafter.label}, {config.model.dtype}; prefill {generation.clock.seconds['prefill']:.2f} s)"
     )
     if generation.ended == POSITIONS:
         console.print("warning: the answer ended where the model had no more positions")

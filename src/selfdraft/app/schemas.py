@@ -23,7 +23,7 @@ from selfdraft.app.schema_model import (
 )
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.stock import REFERENCES
 from selfdraft.modules.calibrate import OBJECTIVES
@@ -250,7 +250,8 @@ class Config(Options):
 SCHEMAS: dict[str, list[type[Options]]] = {
     "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, DistillTask, FinetuneTask],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
-    "drafter": [drafter.Config for drafter in DRAFTERS.values()],
+    "drafter": [drafter.Config for drafter in PROPOSALS.values()],
+    "drafter/path": [path.Config for path in PATHS.values()],
     "decoding": [DecodingConfig, SampleConfig],
     "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
     "hardware": [HardwareConfig],

@@ -125,10 +125,10 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
     Raises:
         UserError: its name begins with a home folder that does not exist.
     """
-    named = getattr(drafter, "adapter", None)
+    named = getattr(drafter, "adapter", None) or getattr(getattr(drafter, "path", None), "adapter", None)
     if named is None:
         return {}
-    path = expanded(named, "drafter.adapter")
+    path = expanded(named, "adapter")
     return {"drafter.adapter": digest_of_file(path / WEIGHTS if path.is_dir() else path)}
 
 

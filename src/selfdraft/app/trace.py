@@ -33,7 +33,7 @@ def trace(config: Config, folder: Path) -> None:
         folder / "trace.json",
         {
             "model": config.model.label,
-            "drafter": config.drafter.name,
+            "drafter": config.drafter.label,
             "prompt": prompt,
             "prompt_ids": generation.prompt,
             "output_ids": generation.output,
@@ -49,7 +49,7 @@ def trace(config: Config, folder: Path) -> None:
     print_trace(steps, console, task.branches)
     console.print(
         f"{counts.new_tokens} tokens in {counts.target_forwards} target forwards, "
-        f"{counts.new_tokens / counts.target_forwards:.2f} a forward ({config.drafter.name}, {config.model.dtype})"
+        f"{counts.new_tokens / counts.target_forwards:.2f} a forward ({config.drafter.label}, {config.model.dtype})"
     )
     if generation.ended == POSITIONS:
         console.print("warning: the answer ended where the model had no more positions")

@@ -7,8 +7,9 @@ curve measured on another machine can take the place of this machine's.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,38 @@ class CostCurve:
     def relative(self, size: float) -> float:
         """Return the cost of a forward of `size` tokens as a multiple of that of one token."""
         return self(size) / self(1)
+
+
+class Shaped(Protocol):
+    """A part of the model; parts of equal shapes cost the same."""
+
+    @property
+    def shape(self) -> Hashable:
+        """What the cost depends on."""
+        ...
+
+
+class Costs:
+    """What forwards cost on this machine: made once with the bench, and handed to drafters and the guard.
+
+    A curve is measured when it is first asked for. Measuring overwrites the target's cache, so drafters ask while they
+    are made, never in the middle of a request.
+    """
+
+    def __init__(self, measure: Callable[[Shaped | None], CostCurve]) -> None:
+        """Take the function that measures forwards of a part of the model, or of the full model for None."""
+        self._measure = measure
+        self._full: CostCurve | None = None
+        self._parts: dict[Hashable, CostCurve] = {}
+
+    def full(self) -> CostCurve:
+        """Return the cost of full forwards; measuring takes about a second."""
+        if self._full is None:
+            self._full = self._measure(None)
+        return self._full
+
+    def of(self, path: Shaped) -> CostCurve:
+        """Return the cost of small blocks on a path, measured once for paths of one shape."""
+        if path.shape not in self._parts:
+            self._parts[path.shape] = self._measure(path)
+        return self._parts[path.shape]

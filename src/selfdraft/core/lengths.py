@@ -6,13 +6,17 @@ The *confidence* of a drafted token is its probability in the drafting model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
 
 import numpy as np
 
 from selfdraft.core.costs import CostCurve
+
+# SWIFT's thresholds of a drafted token's confidence, and the leaves beside the token above each:
+CONFIDENT = (0.95, 0.8, 0.5, -1.0)
+LEAVES_GREEDY, LEAVES_SAMPLED = (2, 4, 7, 9), (0, 2, 4, 9)
 
 
 class Rule(ABC):
@@ -23,6 +27,20 @@ class Rule(ABC):
     @abstractmethod
     def goes_on(self, confidences: Sequence[float]) -> bool:
         """Return whether to draft one more token after a chain with these confidences."""
+
+    def leaves(
+        self, confidences: Sequence[float], rivals: Callable[[], Sequence[float]], size: int, *, sample: bool
+    ) -> int:
+        """Return how many leaves to draft beside the last token of a chain: by default, SWIFT's numbers.
+
+        Args:
+            confidences: those of the chain.
+            rivals: returns the draft's probabilities of the leaves in descending order.
+            size: tokens of the verification without the leaves, the root included.
+            sample: whether the leaves are drawn.
+        """
+        level = next(i for i, least in enumerate(CONFIDENT) if confidences[-1] > least)
+        return (LEAVES_SAMPLED if sample else LEAVES_GREEDY)[level]
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:  # noqa: B027  (optional)
         """Learn that the first `accepted` tokens of a chain with these confidences were accepted."""
@@ -112,23 +130,20 @@ class ExpectedGain(Rule):
         seconds = n * self.draft_seconds + self.full(n + 1)
         return gain * seconds > (1 + sum(reached)) * extra
 
-    def leaves(self, confidences: Sequence[float], rivals: Sequence[float], size: int) -> int:
-        """Return how many siblings of the last token of a chain pay, by the same comparison.
-
-        Args:
-            confidences: those of the chain.
-            rivals: the draft's probabilities of the siblings in descending order, used without calibration.
-            size: tokens of the verification without the siblings, the root included.
-        """
+    def leaves(
+        self, confidences: Sequence[float], rivals: Callable[[], Sequence[float]], size: int, *, sample: bool
+    ) -> int:
+        """Return how many leaves pay, by the same comparison; their probabilities are used without calibration."""
         reached = self.calibration.reaches(confidences)
         before = reached[-2] if len(reached) > 1 else 1.0
         tokens, seconds = 1 + sum(reached), len(confidences) * self.draft_seconds + self.full(size)
-        for count, rival in enumerate(rivals):
+        chances = rivals()
+        for count, rival in enumerate(chances):
             extra = self.full(size + count + 1) - self.full(size + count)
             if before * rival * seconds <= tokens * extra:
                 return count
             tokens, seconds = tokens + before * rival, seconds + extra
-        return len(rivals)
+        return len(chances)
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """See `Rule`."""

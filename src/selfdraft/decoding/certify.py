@@ -21,6 +21,7 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.stock_check import StockCheck
 from selfdraft.models.target import Target
+from selfdraft.models.teacher_forced import teacher_forced_in
 
 CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": usual sizes of a verified block
 WINDOW = 16  # the control is first measured on so many tokens up to the divergence
@@ -135,7 +136,7 @@ class Certifier:
         text = [*prompt, *answer][: last + 1]
         # All block sizes longer than the text give one and the same block, so only one of them is used.
         sizes = sorted({min(k, max(last - first + 1, 2)) for k in self.blocks})
-        every = self.target.teacher_forced_in(text, first, (1, *sizes))
+        every = teacher_forced_in(self.target, text, first, (1, *sizes))
         return [self._scores(logits, text, first, len(prompt)) for logits in every]
 
     def _by_stock_model(self, prompt: Sequence[int], answer: Sequence[int], first: int, last: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters import DRAFTERS, Drafter
+from selfdraft.drafters.base import Drafter
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.anatomy import dissect
 from selfdraft.models.currency import Currency
 from selfdraft.models.generate_call import GenerateCall, kept_back
 from selfdraft.models.overrides import refuse_overrides
+from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 
 
@@ -48,21 +50,16 @@ class Drafting:
         Args:
             drafter: its name.
             packed: on a CPU, keep packed copies of the model's matrices: faster, but twice the memory.
-            options: the drafter's options, as its YAML under conf/drafter lists them.
+            options: the drafter's options and its path's, as the YAML files under conf/drafter list them, and `path`,
+                the name of another path.
 
         Raises:
-            UserError: no such drafter or option, or one out of its range.
+            UserError: no such drafter, path or option, or one out of its range.
         """
-        if drafter not in DRAFTERS:
-            raise UserError(f"Drafting: there is no drafter '{drafter}'; choose one of {', '.join(DRAFTERS)}")
-        config = DRAFTERS[drafter].Config
-        known = [f.name for f in fields(config) if f.name != "name"]
-        unknown = sorted(options.keys() - set(known))
-        if unknown:
-            raise UserError(
-                f"Drafting: drafter '{drafter}' has no option '{unknown[0]}'; there are {', '.join(known) or 'none'}"
-            )
-        self.name, self.config, self.packed = drafter, config(**options), packed
+        try:
+            self.config, self.packed = configured(drafter, **options), packed
+        except UserError as error:
+            raise UserError(f"Drafting: {error}") from None
         self._prepared: _Prepared | None = None
         self._lock, self._running = threading.RLock(), False
 
@@ -157,4 +154,4 @@ class Drafting:
     def _prepare(self, model: nn.Module) -> _Prepared:
         target = Target(model, packed=self.packed)
         currency = Currency(target)
-        return _Prepared(target, DRAFTERS[self.name](target, self.config), currency)
+        return _Prepared(target, drafter_for(target, self.config, costs_on(target)), currency)

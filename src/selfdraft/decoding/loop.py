@@ -28,7 +28,7 @@ from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.models.memory import PeakMemory
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 NOISE_AHEAD = 256  # numbers drawn beyond the last one needed, so that a long answer needs few calls of the generator
 
@@ -102,7 +102,7 @@ class Decoder:
 
     def __init__(
         self,
-        target: Target,
+        target: TargetProtocol,
         drafter: Drafter,
         stopping: Stopping,
         *,
@@ -183,7 +183,7 @@ class Decoder:
                 [d.tree for d in drafts],
                 reuse=[d.reuse for d in drafts],
                 keep=states if any(d.wants_states for d in drafts) else None,
-                pseudo=next((d.pseudo for d in drafts if d.pseudo is not None), None),
+                through=next((d.through for d in drafts if d.through is not None), None),
             )
             verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
             if count := self.drafter.best:

@@ -12,6 +12,8 @@ from selfdraft.core.replay import Trace
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.dynamic import most_similar_skips
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 
 BLOCK = 8  # tokens per replayed block, which sees the full model's keys before it: about the length of a draft
@@ -37,7 +39,7 @@ class Tracer:
     @torch.inference_mode()
     def traces(self, skip: SkipSet) -> list[Trace]:
         """Return, for every text, where the path that bypasses `skip` would draft its tokens, and how confidently."""
-        path, traces = self.target.sparse_path(skip), []
+        path, traces = sparse_path(self.target, skip), []
         for row, (prompt, output) in enumerate(self.texts):
             tokens = [prompt[-1], *output[:-1]]
             logits = self.target.replay(path, row, len(prompt) - 1, tokens, block=BLOCK)
@@ -55,7 +57,7 @@ class Tracer:
             last, position = output[-1], len(prompt) + len(output) - 1
             states: list[torch.Tensor] = []
             self.target.forward([row], [last], [TokenTree.empty()], keep=[states])
-            chosen = self.target.most_similar_skips(row, position, last, states[0][:, 0], count, inner)
+            chosen = most_similar_skips(self.target, row, position, last, states[0][:, 0], count, inner)
             votes.update(chosen.attention)
         skipped = frozenset(layer for layer, _ in sorted(votes.items(), key=lambda v: (-v[1], v[0]))[:count])
         return SkipSet(skipped, skipped)

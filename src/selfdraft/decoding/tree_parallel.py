@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfdraft.core.costs import CostCurve
+from selfdraft.core.costs import CostCurve, Costs, Shaped
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.cache import KVCache
-from selfdraft.models.target import Path, Target
+from selfdraft.models.path import Path
+from selfdraft.models.profiling import costs_on
+from selfdraft.models.target import Target
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,6 @@ class TreeParallelTarget:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.target, name)
 
-    @cached_property
-    def costs(self) -> CostCurve:
-        """Return rank 0's costs, because all ranks must make the same decisions."""
-        return _of_rank_0(self.target.costs)
-
-    def costs_of(self, path: Path) -> CostCurve:
-        """Return rank 0's costs of `path`."""
-        return _of_rank_0(self.target.costs_of(path))
-
     def allocate(self, rows: int, slots: int) -> None:
         """See `Target.allocate`."""
         self.owed.clear()
@@ -108,15 +100,15 @@ class TreeParallelTarget:
         *,
         reuse: object = None,
         keep: None = None,
-        pseudo: None = None,
+        through: None = None,
     ) -> list[Tensor]:
         """Compute this rank's share of one full forward; return the logits of all nodes, the same on every rank.
 
         Args:
             reuse: ignored, because it belongs to a whole tree.
-            keep, pseudo: must be None; see `Drafter.tree_parallel`.
+            keep, through: must be None; see `Drafter.tree_parallel`.
         """
-        assert keep is None and pseudo is None, "no rank has the states of all nodes"
+        assert keep is None and through is None, "no rank has the states of all nodes"
         shares = [share_out(tree, self.ranks) for tree in trees]
         firsts, parts = [], []
         for row, root, tree, share in zip(rows, roots, trees, shares, strict=True):
@@ -136,13 +128,13 @@ class TreeParallelTarget:
         dist.all_reduce(whole)  # an entry is zero on all ranks but its owner's
         return self._split(whole, trees)
 
-    def commit(self, row: int, path: Sequence[int]) -> None:
+    def commit(self, row: int, nodes: Sequence[int]) -> None:
         """Commit the accepted nodes that this rank computed; it owes the rest."""
         tree, held, owed = self._last[row]
         local = (held.cumsum(0) - 1).tolist()
-        mine = [node for node in path if held[node]]  # a node's ancestors are held too, so this is a prefix of `path`
+        mine = [node for node in nodes if held[node]]  # a node's ancestors are held too, so this is a prefix of `nodes`
         self.target.commit(row, [*range(owed), *(owed + local[node] for node in mine)])
-        self.owed[row] = tree.tokens[list(path[len(mine) :])].tolist()
+        self.owed[row] = tree.tokens[list(nodes[len(mine) :])].tolist()
 
     @torch.inference_mode()
     def draft_forward(
@@ -192,10 +184,16 @@ class OwingCache:
         self._cache.move(source, destination)
 
 
-def _of_rank_0(value: CostCurve) -> CostCurve:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def shared_costs(target: Target) -> Costs:
+    """Return rank 0's costs on every rank, because all ranks must make the same decisions."""
+
+    def measure(path: Shaped | None) -> CostCurve:
+        box = [costs.full() if path is None else costs.of(path)]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    costs = costs_on(target)
+    return Costs(measure)
 
 
 def behind(chain: Sequence[int], tree: TokenTree) -> TokenTree:

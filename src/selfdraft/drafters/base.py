@@ -1,129 +1,22 @@
 """The interface of every drafter: `propose` a tree, then `observe` which nodes were accepted.
 
-A drafter knows nothing about caches, masks, timing or acceptance. Its state for a request is kept in
-``context.memory``, so one drafter serves any number of requests at once.
+A drafter is a way to propose tokens (this file's `Drafter`) and, if it runs a part of the model for that, a path policy
+(`paths.base`), which says which part. Neither knows anything about caches, masks, timing or acceptance. They keep their
+state for each request in a dictionary by context, so one drafter serves any number of requests at once.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from selfdraft.core.costs import Costs
 from selfdraft.core.options import Options
-from selfdraft.core.sampling import NextToken
-from selfdraft.core.tree import TokenTree
-from selfdraft.models.pseudo import PseudoTokens
-from selfdraft.models.sparse import Reuse
-from selfdraft.models.target import Target
-
-
-@dataclass
-class Context:
-    """One request, as its drafter sees it.
-
-    Attributes:
-        row: the request's row in the cache.
-        tokens: prompt and emitted tokens; the last one is the root of the next step's tree.
-        prompt_length: number of tokens in the prompt.
-        room: depth of the deepest node that could still be emitted before the length limit; do not draft deeper.
-        rng: the request's own generator, so that its draft does not depend on other requests.
-        rule: the sampling rule; a drafter that samples draws by the same rule.
-        rows: number of requests that the present step decodes together.
-        memory: the drafter's state for this request.
-    """
-
-    row: int
-    tokens: list[int]
-    prompt_length: int
-    room: int
-    rng: np.random.Generator
-    rule: NextToken = NextToken()
-    rows: int = 1
-    memory: Any = None
-
-    def distributions(self, logits: Tensor, drafted: Sequence[int] = (), tree: TokenTree | None = None) -> Tensor:
-        """Return (n + 1, V) warped distributions: after the `drafted` tokens, and after each node of `tree` below."""
-        history = [*self.tokens, *drafted]
-        return self.rule.distributions(logits, history, self.prompt_length, tree or TokenTree.empty())
-
-    def uniforms(self, count: int, device: torch.device) -> Tensor:
-        """Return (count,) numbers in [0, 1) from the request's own generator."""
-        return torch.from_numpy(self.rng.random(count)).to(device)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A proposal.
-
-    Attributes:
-        tree: the tokens to verify.
-        source: name of the source of the tokens, for records and viewers.
-        q: (n, V) the distribution that each node was drawn from, for rejection sampling. None for a draft that is not
-            sampled, or whose draws are independent of the verification's: its tokens are compared with the target's.
-        target_forwards: full forwards of the target that drafting took; they are counted like all others.
-        reuse: hidden states that the verification need not compute again.
-        wants_states: whether `observe` gets the hidden states of the verification.
-        sources: the source of each node, if the tree has several sources; otherwise empty.
-        pseudo: the pseudo tokens that the tree's probes stand for, if any.
-    """
-
-    tree: TokenTree
-    source: str = ""
-    q: Tensor | None = None
-    target_forwards: int = 0
-    reuse: Reuse | None = None
-    wants_states: bool = False
-    sources: tuple[str, ...] = ()
-    pseudo: PseudoTokens | None = None
-
-    def up_to_depth(self, depth: int) -> Draft:
-        """Return the draft without the nodes deeper than `depth`."""
-        if not len(self.tree) or int(self.tree.depths.max()) <= depth:
-            return self
-        kept = self.tree.depths <= depth
-        return self.restricted_to(kept)
-
-    def restricted_to(self, kept: Tensor) -> Draft:
-        """Return the draft with only the nodes in `kept`, (n,) bool, which must contain the parents of its nodes."""
-        q = None if self.q is None else self.q[kept.to(self.q.device)]
-        reuse = self.reuse
-        if reuse is not None:  # states are usable only up to the first node that is dropped
-            reuse = replace(reuse, states=reuse.states[: 1 + int(kept.long().cumprod(0).sum())])
-        sources = tuple(source for source, keep in zip(self.sources, kept.tolist(), strict=False) if keep)
-        return replace(self, tree=self.tree.restricted_to(kept), q=q, reuse=reuse, sources=sources)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The result of verifying a draft.
-
-    Attributes:
-        draft: the draft that was verified: the proposal, cut to what could still be emitted.
-        logits: (n + 1, V) on the target's device, after the root and after each node.
-        predictions: (n + 1,) int64 on the CPU: the bonus token if the root, or each node, is the last accepted one.
-        path: indices of the accepted nodes.
-        emitted: the tokens that the step added: the accepted ones and the bonus token, up to a stop.
-        distributions: (n + 1, V) the target's, warped; None in greedy decoding.
-        states: (L + 1, n + 1, C) hidden states before the first and after every layer, if the draft wants them.
-        best: (2, n + 1, k) on the CPU: the k likeliest tokens after the root and each node, and their chances,
-            renormalised over the k, if the drafter wants them.
-    """
-
-    draft: Draft
-    logits: Tensor
-    predictions: Tensor
-    path: tuple[int, ...]
-    emitted: tuple[int, ...]
-    distributions: Tensor | None = None
-    states: Tensor | None = None
-    best: Tensor | None = None
-
+from selfdraft.drafters.paths.base import PathConfig, PathPolicy
+from selfdraft.drafters.step import Context, Draft, Step
+from selfdraft.models.protocol import TargetProtocol
 
 COSTS = ("measured", "flat")  # a draft's size is chosen by the target's costs, or as if tokens cost nothing
 
@@ -136,32 +29,61 @@ class DrafterConfig(Options):
     name: str = "none"
 
     @property
-    def memory(self) -> str:
+    def label(self) -> str:
+        """Return the name that results are shown under."""
+        return self.name
+
+    @property
+    def state(self) -> str:
         """Return whether state is kept between requests: `warm`, `cold` (it could be, but is not) or `none`."""
         warm = getattr(self, "warm", None)
         return "none" if warm is None else "warm" if warm else "cold"
 
 
+@dataclass
+class PathDrafterConfig(DrafterConfig):
+    """Base class of the options of drafters that run a part of the model; `path` says which part, and its options.
+
+    Attributes:
+        presets: names of the drafters that are this way to propose with a path, by the path's name.
+    """
+
+    presets: ClassVar[dict[str, str]] = {}
+    path: PathConfig = field(default_factory=PathConfig)
+
+    @property
+    def label(self) -> str:
+        """Return the preset's name, if this way to propose has one with this path."""
+        return self.presets.get(self.path.name, f"{self.name}+{self.path.name}")
+
+    @property
+    def longest(self) -> int:
+        """Return the most tokens that are drafted with the path before a verification."""
+        raise NotImplementedError
+
+
 class Drafter(ABC):
-    """Base class. A new drafter is a file beside this one, a YAML in conf/drafter and a line in drafters/__init__.
+    """Base class. A new way to propose is a file beside this one, a YAML in conf/drafter, and a line each in
+    drafters/__init__ and drafters/presets.
 
     Attributes:
         Config: the class of its options; the schema of its YAML.
         tree_parallel: whether it works when several processes verify shares of one tree. Such a drafter may read the
-            cache and the results of the verification only through `Target.draft_forward` and `Step`.
+            cache and the results of the verification only through `draft_forward` and `Step`.
         best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
             with the verdict: fetching them from the logits would make the host wait for the device again.
+        costs: what forwards cost on this machine. Ask in `__init__` only, see `Costs`.
     """
 
     Config: ClassVar[type[DrafterConfig]]
     tree_parallel: ClassVar[bool] = True
     best: int = 0
 
-    def __init__(self, target: Target, config: DrafterConfig) -> None:
-        self.target, self.config = target, config
+    def __init__(self, target: TargetProtocol, config: DrafterConfig, costs: Costs) -> None:
+        self.target, self.config, self.costs = target, config, costs
 
     def start(self, context: Context) -> None:  # noqa: B027  (optional)
-        """Begin a request: put the drafter's state for it into ``context.memory``."""
+        """Begin a request: make the drafter's state for it."""
 
     @abstractmethod
     def propose(self, context: Context) -> Draft:
@@ -184,3 +106,31 @@ class Drafter(ABC):
         the last step, which `observe` does not see.
         """
         return {}
+
+
+class PathDrafter(Drafter):
+    """Base class of drafters that run a part of the model; they call these methods of the base class in their own.
+
+    Attributes:
+        policy: says which part a request runs now.
+    """
+
+    def __init__(self, target: TargetProtocol, config: PathDrafterConfig, costs: Costs, policy: PathPolicy) -> None:
+        super().__init__(target, config, costs)
+        self.policy = policy
+
+    def start(self, context: Context) -> None:
+        """Begin the request's path."""
+        self.policy.start(context)
+
+    def observe(self, context: Context, step: Step) -> None:
+        """Let the policy learn from the step."""
+        self.policy.observe(context, step)
+
+    def explore(self, context: Context) -> None:
+        """Let the policy search."""
+        self.policy.explore(context)
+
+    def finished(self, context: Context, draft: Draft) -> Draft:
+        """Return the draft, with the hidden states asked for that the policy wants to observe."""
+        return replace(draft, wants_states=True) if self.policy.wants_states(context) else draft

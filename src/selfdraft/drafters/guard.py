@@ -8,17 +8,17 @@
 So a drafter that never pays costs no more than that share and the first few tries. Work that only helps later drafts,
 such as a search, is paid from the same account.
 
-Costs: a verification costs `Target.costs` of the draft's size, measured when the guard is made and free of the noise of
-other work on the machine. The drafter's own time, its forwards included, is measured by the clock. In a batch, a row is
-charged its share, as if the other rows' drafts were as long.
+Costs: a verification costs what a full forward of the draft's size costs, measured when the guard is made and free of
+the noise of other work on the machine. The drafter's own time, its forwards included, is measured by the clock. In a
+batch, a row is charged its share, as if the other rows' drafts were as long.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
@@ -26,7 +26,7 @@ from selfdraft.drafters.base import Context, Draft, Drafter, Step
 STOOD_DOWN = "stood down"  # the source of the empty drafts of steps that the guard decided against
 BUDGET = 0.01  # share of the decoding time that may be spent on trying again
 CREDIT = 2.0  # the account's first and highest balance, in steps of plain decoding
-MEMORY = 0.8  # each further draft multiplies the weight of a request's earlier drafts in its prediction by this
+DECAY = 0.8  # each further draft multiplies the weight of a request's earlier drafts in its prediction by this
 
 
 @dataclass
@@ -34,12 +34,10 @@ class Watch:
     """The guard's state for one request.
 
     Attributes:
-        inner: the inner drafter's state.
-        tokens, seconds: sums over the request's recent drafted steps, weighted by `MEMORY`.
+        tokens, seconds: sums over the request's recent drafted steps, weighted by `DECAY`.
         spent: seconds that drafting for the present step took; None if the drafter was not asked.
     """
 
-    inner: Any = None
     tokens: float = 0.0
     seconds: float = 0.0
     spent: float | None = None
@@ -59,15 +57,16 @@ class Guard(Drafter):
             inner: the drafter to guard.
             clock: returns seconds; tests pass their own.
         """
-        super().__init__(inner.target, inner.config)
-        self.inner, self.clock = inner, clock
-        self.costs, self.best = inner.target.costs, inner.best
-        self.balance = CREDIT * self.costs(1)
+        super().__init__(inner.target, inner.config, inner.costs)
+        self.inner, self.clock, self.best = inner, clock, inner.best
+        self.curve = inner.costs.full()
+        self.balance = CREDIT * self.curve(1)
+        self.watched: WeakKeyDictionary[Context, Watch] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin a request, with no recent drafts."""
         self.inner.start(context)
-        context.memory = Watch(context.memory)
+        self.watched[context] = Watch()
 
     def propose(self, context: Context) -> Draft:
         """Return the inner drafter's draft, or an empty one."""
@@ -75,37 +74,34 @@ class Guard(Drafter):
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
         """Return the inner drafter's drafts, made together, for requests that may draft; empty ones for the others."""
-        going = [c for c in contexts if self.balance >= 0 or c.memory.pays(self._plain_s(c))]
+        going = [c for c in contexts if self.balance >= 0 or self.watched[c].pays(self._plain_s(c))]
         drafts = {}
         if going:
             begin = self.clock()
-            views = [replace(c, memory=c.memory.inner) for c in going]
-            drafts = {c.row: draft for c, draft in zip(going, self.inner.propose_batch(views), strict=True)}
+            drafts = {c.row: draft for c, draft in zip(going, self.inner.propose_batch(going), strict=True)}
             share = (self.clock() - begin) / len(going)
-            for context, view in zip(going, views, strict=True):
-                context.memory.inner, context.memory.spent = view.memory, share
+            for context in going:
+                self.watched[context].spent = share
         stood_down = Draft(TokenTree.empty(), STOOD_DOWN)
         return [drafts.get(c.row, stood_down) for c in contexts]
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """Return the inner drafter's diagnostics."""
-        return self.inner.diagnostics(replace(context, memory=context.memory.inner))
+        return self.inner.diagnostics(context)
 
     def observe(self, context: Context, step: Step) -> None:
         """Let the inner drafter observe the step, drafted or plain, and book the seconds gained or lost."""
-        watch: Watch = context.memory
-        view = replace(context, memory=watch.inner)
+        watch = self.watched[context]
         begin = self.clock()
-        self.inner.observe(view, step)
-        watch.inner = view.memory
+        self.inner.observe(context, step)
         tokens, size, plain_s = len(step.emitted), len(step.draft.tree), self._plain_s(context)
         earned = BUDGET * tokens * plain_s
         if watch.spent is not None:
-            seconds = watch.spent + self.clock() - begin + self.costs.shared_by(context.rows)(size + 1)
+            seconds = watch.spent + self.clock() - begin + self.curve.shared_by(context.rows)(size + 1)
             earned += tokens * plain_s - seconds
             if size or step.draft.target_forwards:
-                watch.tokens = MEMORY * watch.tokens + tokens
-                watch.seconds = MEMORY * watch.seconds + seconds
+                watch.tokens = DECAY * watch.tokens + tokens
+                watch.seconds = DECAY * watch.seconds + seconds
             else:  # an empty draft says nothing about acceptance; charge only its time
                 watch.seconds += max(seconds - tokens * plain_s, 0.0)
         watch.spent = None
@@ -115,12 +111,10 @@ class Guard(Drafter):
         """Let the inner drafter explore while the account is not overdrawn."""
         if self.balance < 0:
             return
-        view = replace(context, memory=context.memory.inner)
         begin = self.clock()
-        self.inner.explore(view)
-        context.memory.inner = view.memory
+        self.inner.explore(context)
         self.balance -= self.clock() - begin
 
     def _plain_s(self, context: Context) -> float:
         """Return the seconds that a request's step costs without a draft."""
-        return self.costs.shared_by(context.rows)(1)
+        return self.curve.shared_by(context.rows)(1)

@@ -10,26 +10,30 @@ Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from selfdraft.core.blocks import INITS, BlockInit
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
 from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
-from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.target import Target
+from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
+from selfdraft.drafters.paths.base import PathPolicy
+from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
 
-MODES = ("fused", "literal")
+MODES = ("auto", "fused", "literal")
 ORDERS = ("jacobi", "gauss_seidel")
 
 
 @dataclass
-class JacobiConfig(DrafterConfig):
+class JacobiConfig(PathDrafterConfig):
     """The block length `window` (W), the number of refinements `refine_steps` (N), how blocks begin, and the mode.
 
     In fused mode the guesses left over from a pass are kept, and `init` appends guesses up to W; after N passes a fresh
@@ -42,26 +46,38 @@ class JacobiConfig(DrafterConfig):
     it into `sub_blocks` and refines them one after the other, each from the newest values of those before it: one
     refinement gets more tokens right, but costs a forward of the target for each sub-block.
 
-    `adapter`: a folder of weights that task=finetune made for refining, in literal mode; the target still verifies.
+    `path`: the part of the model that refines in literal mode; the target still verifies. Two sparse panels meet here:
+    a block, refined by a sparse model. `mode=auto`: fused with the full model, literal with another path.
     """
 
+    presets: ClassVar[dict[str, str]] = {"full": "jacobi", "layer_skip": "sparse_jacobi"}
     name: str = "jacobi"
     window: int = option(8, at_least=1)
     refine_steps: int = option(2, at_least=1)
     init: str = option("prompt_random", choices=INITS)
-    mode: str = option("fused", choices=MODES)
+    mode: str = option("auto", choices=MODES)
     candidates: int = option(1, at_least=1)
     order: str = option("jacobi", choices=ORDERS)
     sub_blocks: int = option(2, at_least=1)
-    adapter: str | None = None
+
+    @property
+    def literal(self) -> bool:
+        """Return whether the mode is literal."""
+        return self.mode == "literal" or (self.mode == "auto" and self.path.name != "full")
+
+    @property
+    def longest(self) -> int:
+        """See `PathDrafterConfig`."""
+        return self.window
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter is not None and self.mode != "literal":
+        if self.mode == "fused" and self.path.name != "full":
             raise UserError(
-                "drafter.adapter refines, and a fused pass of the target verifies as well: use drafter.mode=literal"
+                f"drafter/path={self.path.name} refines, and a fused pass of the target verifies as well: use "
+                "drafter.mode=literal"
             )
-        if self.order == "gauss_seidel" and self.mode != "literal":
+        if self.order == "gauss_seidel" and not self.literal:
             raise UserError(
                 "drafter.order=gauss_seidel refines in parts, and a fused pass is one forward: use drafter.mode=literal"
             )
@@ -88,26 +104,26 @@ class Block:
     record: Convergence = field(default_factory=Convergence)
 
 
-class Jacobi(Drafter):
+class Jacobi(PathDrafter):
     """A block of `window` guesses, refined up to `refine_steps` times before it is started afresh by `init`."""
 
     Config = JacobiConfig
     config: JacobiConfig
 
-    def __init__(self, target: Target, config: JacobiConfig) -> None:
-        super().__init__(target, config)
-        # The path that refines, in literal mode:
-        self.path = target.full if config.adapter is None else target.adapted_path(Adapter.read(config.adapter))
+    def __init__(self, target: TargetProtocol, config: JacobiConfig, costs: Costs, policy: PathPolicy) -> None:
+        super().__init__(target, config, costs, policy)
+        self.blocks: WeakKeyDictionary[Context, Block] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin with an empty block."""
+        super().start(context)
         prompt = context.tokens[: context.prompt_length]
-        context.memory = Block(BlockInit(self.config.init, prompt, self.target.pad_id, context.rng))
+        self.blocks[context] = Block(BlockInit(self.config.init, prompt, self.target.pad_id, context.rng))
 
     def propose(self, context: Context) -> Draft:
         """Return the current iterate and the other blocks to try, each as a chain of candidates."""
-        block: Block = context.memory
-        literal = self.config.mode == "literal"
+        block = self.blocks[context]
+        literal = self.config.literal
         if self.config.init != "previous_tail" and (literal or block.passes >= self.config.refine_steps):
             block.guesses, block.q = [], None
         if not block.guesses:
@@ -117,15 +133,19 @@ class Jacobi(Drafter):
         guesses = torch.tensor([first, *block.init.others(context.tokens, first, self.config.candidates - 1)])
         q = self._drawn_from(block, guesses) if context.rule.sample else None
         block.iterates = []
-        if literal:
-            guesses, q = self._refined(context, guesses.long(), q)
+        path = self.target.full
+        if literal and width:
+            path = self.policy.path(context)
+            guesses, q = self._refined(context, path, guesses.long(), q)
         q = None if q is None else q.flatten(0, 1)
-        passes = len(block.iterates) if self.path is self.target.full else 0
-        return Draft(TokenTree.chains(guesses.long()), self.config.name, q, target_forwards=passes)
+        passes = len(block.iterates) if path is self.target.full else 0
+        draft = Draft(TokenTree.chains(guesses.long()), self.config.label, q, target_forwards=passes)
+        return self.finished(context, draft)
 
     def observe(self, context: Context, step: Step) -> None:
         """Take the next iterate from the pass: its predictions in greedy decoding, else fresh draws from its logits."""
-        block: Block = context.memory
+        super().observe(context, step)
+        block = self.blocks[context]
         kept, tree = len(step.path), step.draft.tree
         blocks = max(int((tree.parents < 0).sum()), 1)
         width = len(tree) // blocks
@@ -144,29 +164,31 @@ class Jacobi(Drafter):
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """Return histograms of how the blocks converged."""
-        return context.memory.record.histograms(context.tokens)
+        return self.blocks[context].record.histograms(context.tokens)
 
-    def _refined(self, context: Context, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _refined(
+        self, context: Context, path: Path, guesses: Tensor, q: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return (k, W) guesses after `refine_steps` refinements, or fewer up to a fixed point, and their q."""
         width = guesses.shape[1]
         ends = sub_block_ends(width, self.config.sub_blocks if self.config.order == "gauss_seidel" else 1)
-        for _ in range(self.config.refine_steps if width else 0):
+        for _ in range(self.config.refine_steps):
             before = guesses
             for start, end in zip([0, *ends], ends, strict=False):
-                guesses, q = self._pass(context, guesses, q, start, end)
+                guesses, q = self._pass(context, path, guesses, q, start, end)
             if not context.rule.sample and any(map(is_fixed_point, before, guesses)):
                 break
         return guesses, q
 
     def _pass(
-        self, context: Context, guesses: Tensor, q: Tensor | None, start: int, end: int
+        self, context: Context, path: Path, guesses: Tensor, q: Tensor | None, start: int, end: int
     ) -> tuple[Tensor, Tensor | None]:
         """Refine the positions from `start` on by one forward over the first `end` positions."""
-        block: Block = context.memory
+        block = self.blocks[context]
         seen, rule = guesses[:, :end], context.rule
         block.iterates.append(seen)
         tree, count = TokenTree.chains(seen), len(guesses)
-        logits = self.target.draft_forward(self.path, [context.row], 0, [context.tokens[-1]], [tree])[0]
+        logits = self.target.draft_forward(path, [context.row], 0, [context.tokens[-1]], [tree])[0]
         guesses = guesses.clone()
         if not rule.sample:
             after = rule.scores(logits, context.tokens, context.prompt_length, tree).argmax(-1).cpu()

@@ -7,16 +7,18 @@ Every step forwards one tree. Its candidates are n-grams of the pool that begin 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.lookahead import NgramPool, Window
 from selfdraft.core.ngrams import random_prompt_tokens
 from selfdraft.core.options import option
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 
 @dataclass
@@ -36,7 +38,7 @@ class LookaheadConfig(DrafterConfig):
 
 
 @dataclass
-class Memory:
+class State:
     """The drafter's state for one request.
 
     Attributes:
@@ -56,9 +58,10 @@ class Lookahead(Drafter):
     Config = LookaheadConfig
     config: LookaheadConfig
 
-    def __init__(self, target: Target, config: LookaheadConfig) -> None:
-        super().__init__(target, config)
+    def __init__(self, target: TargetProtocol, config: LookaheadConfig, costs: Costs) -> None:
+        super().__init__(target, config, costs)
         self.shared = NgramPool(config.guesses)
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin with row 0 of the window, random prompt tokens, and a pool, which may already hold n-grams."""
@@ -67,16 +70,16 @@ class Lookahead(Drafter):
         if self.config.seed_from_prompt:
             pool.add_text(prompt, self.config.ngram)
         first = random_prompt_tokens(prompt, self.config.window + self.config.ngram - 3, context.rng)
-        context.memory = Memory(pool, Window(first, self.config.ngram))
+        self.states[context] = State(pool, Window(first, self.config.ngram))
 
     def propose(self, context: Context) -> Draft:
         """Return the guesses, then the window: if the target takes only a chain, the first guess remains."""
-        memory: Memory = context.memory
-        memory.root = context.tokens[-1]
-        guesses = TokenTree.merged([tail[: context.room] for tail in memory.pool.after(memory.root)])
-        memory.guessed = len(guesses)
-        memory.window.narrow(context.room)
-        return Draft(guesses.beside(memory.window.tokens, memory.window.parents), "lookahead")
+        state = self.states[context]
+        state.root = context.tokens[-1]
+        guesses = TokenTree.merged([tail[: context.room] for tail in state.pool.after(state.root)])
+        state.guessed = len(guesses)
+        state.window.narrow(context.room)
+        return Draft(guesses.beside(state.window.tokens, state.window.parents), "lookahead")
 
     def observe(self, context: Context, step: Step) -> None:
         """Take the predictions after the window's last row as its next row; they complete an n-gram in every column.
@@ -84,13 +87,13 @@ class Lookahead(Drafter):
         When sampling, they are the tokens drawn there, with the random numbers of the text to come. The output stays
         exact, because only those numbers decide the text, whatever is guessed.
         """
-        memory: Memory = context.memory
-        if not memory.window.rows or len(step.draft.tree) < memory.guessed + len(memory.window.tokens):
+        state = self.states[context]
+        if not state.window.rows or len(step.draft.tree) < state.guessed + len(state.window.tokens):
             return  # no window is left, or it was cut off because the target takes only chains
-        for ngram in memory.window.advance(memory.root, step.predictions[self._front(memory)]):
-            memory.pool.add(ngram)
+        for ngram in state.window.advance(state.root, step.predictions[self._front(state)]):
+            state.pool.add(ngram)
 
-    def _front(self, memory: Memory) -> Tensor:
+    def _front(self, state: State) -> Tensor:
         """Return the (w,) indices of the window's next row in `Step.predictions`, whose first entry is the root's."""
-        front = memory.window.front
-        return torch.where(front < 0, 0, front + memory.guessed + 1)
+        front = state.window.front
+        return torch.where(front < 0, 0, front + state.guessed + 1)

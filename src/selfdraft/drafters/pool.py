@@ -4,14 +4,17 @@ Every source names tokens that may follow a node, each with a chance. A token th
 node. The drafter learns while decoding how often guesses of each kind (which sources agree, how sure each is, how deep)
 were right. Every step drafts the tree with the most expected tokens per second at the measured costs, or nothing.
 
-A trained path (`sparse_source`) may be a further source. It is asked for the next token where that is expected to pay.
+A part of the model (`path_source`) may be a further source. It is asked for tokens where that is expected to pay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import Growth, best_size, grow
@@ -19,10 +22,10 @@ from selfdraft.core.options import option
 from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.core.tree import ROOT
-from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.sparse_source import Answer, SparseSource
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.target import Target
+from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
+from selfdraft.drafters.path_source import Answer, PathSource
+from selfdraft.drafters.paths.base import PathPolicy
+from selfdraft.models.protocol import TargetProtocol
 
 SOURCES = ("suffix", "trajectory", "recycling")
 ORDER = 3  # the longest context, in tokens, for which predictions are kept
@@ -34,19 +37,21 @@ LEFT_OVER = 0.05
 DEEP = 2  # nodes at this depth and deeper share their estimates
 NEVER = (0, 0, False)  # a token that no prediction names
 UNASKED = -1  # the sparse path was not asked at this node
-TRAINED = 0.4  # prior probability that a trained path knows the next token where the other sources name none
 
 
 @dataclass
-class PoolConfig(DrafterConfig):
+class PoolConfig(PathDrafterConfig):
     """Grow a tree of up to `max_nodes` from `sources`, each node at least `min_probability`; draft the part that pays.
 
     `costs`: `measured` drafts as many nodes as pay at the measured cost of a forward, `flat` drafts all. `edges`:
     predictions kept for every node. `branches`: continuations considered for every match. `warm`: state and estimates
-    are kept between requests. `adapter`: a folder of weights from task=finetune; its path is asked for the next token
-    where that pays.
+    are kept between requests.
+
+    `path`: a part of the model that is asked for up to `sparse_length` tokens where that pays; the full path is never
+    asked.
     """
 
+    presets: ClassVar[dict[str, str]] = {"full": "pool", "layer_skip": "cascade"}
     name: str = "pool"
     sources: list[str] = option(list(SOURCES), choices=SOURCES)
     max_nodes: int = option(32, at_least=1)
@@ -55,7 +60,12 @@ class PoolConfig(DrafterConfig):
     min_probability: float = option(0.01, at_least=0.0, at_most=1.0)
     costs: str = option("measured", choices=COSTS)
     warm: bool = False
-    adapter: str | None = None
+    sparse_length: int = option(1, at_least=1)
+
+    @property
+    def longest(self) -> int:
+        """See `PathDrafterConfig`."""
+        return self.sparse_length
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +78,7 @@ Kind = tuple
 
 
 @dataclass
-class Memory:
+class State:
     """The drafter's state for one request.
 
     With `warm`, all requests share the automaton and the estimates; each has its own table, which falls back on the
@@ -88,46 +98,52 @@ class Memory:
     growing: _Growing | None = None
 
 
-class Pool(Drafter):
+class Pool(PathDrafter):
     """Drafts one tree from all sources."""
 
     Config = PoolConfig
     config: PoolConfig
 
-    def __init__(self, target: Target, config: PoolConfig) -> None:
-        super().__init__(target, config)
-        self.costs = target.costs if config.costs == "measured" else None
+    def __init__(self, target: TargetProtocol, config: PoolConfig, costs: Costs, policy: PathPolicy) -> None:
+        super().__init__(target, config, costs, policy)
+        measured = costs if config.costs == "measured" else None
+        self.curve = None if measured is None else measured.full()
         self.best = min(config.edges, target.vocab_size)
-        self.sparse = self._sparse_source()
+        self.source = None
+        if config.path.name != "full":
+            self.source = PathSource(target, policy, measured, guesses=self.best, longest=config.sparse_length)
         self.shared = self._empty()
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin with an empty state or, if `warm`, with the state that earlier requests left."""
+        super().start(context)
         warm, shared = self.config.warm, self.shared if self.config.warm else self._empty()
         table = PredictionTable(earlier=shared.table) if warm else shared.table
-        context.memory = Memory(shared.automaton, table, shared.estimates, SuffixText(shared.automaton))
+        self.states[context] = State(shared.automaton, table, shared.estimates, SuffixText(shared.automaton))
 
     def propose(self, context: Context) -> Draft:
         """Return the best tree of up to `max_nodes`, cut to the size that pays most."""
-        memory: Memory = context.memory
-        memory.text.read_on(context.tokens)
+        state = self.states[context]
+        state.text.read_on(context.tokens)
         growing, growth, size = self._grown(context, None)
         answer = self._asked(context, growth, size)
         if answer is not None:
             growing, growth, size = self._grown(context, answer)
-        memory.growing = growing
+        state.growing = growing
         sources, reuse = tuple(growing.sources[n] for n in growth.order(size)), answer.reuse if answer else None
-        return Draft(growth.tree(size), "pool", sources=sources, reuse=reuse)
+        return self.finished(context, Draft(growth.tree(size), "pool", sources=sources, reuse=reuse))
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn which kinds of guesses were right along the emitted tokens, and the predictions at every node."""
-        memory: Memory = context.memory
-        for kinds, token in memory.growing.along(step.emitted) if memory.growing else ():  # no tree grew if not asked
+        super().observe(context, step)
+        state = self.states[context]
+        for kinds, token in state.growing.along(step.emitted) if state.growing else ():  # no tree grew if not asked
             for guess, kind in kinds.items():
-                memory.estimates.observe(kind, guess == token)
-        if memory.growing and (answer := memory.growing.answer) is not None:
-            SparseSource.learn(memory.estimates, answer, step.emitted)
-        memory.growing = None
+                state.estimates.observe(kind, guess == token)
+        if state.growing and (answer := state.growing.answer) is not None:
+            PathSource.learn(state.estimates, answer, step.emitted)
+        state.growing = None
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
@@ -135,37 +151,32 @@ class Pool(Drafter):
         # Accepted nodes are recorded last: if a context occurs twice, the last record counts.
         path = [0, *(node + 1 for node in step.path)]
         order = [*(i for i in range(len(predicted)) if i not in path), *path]
-        memory.table.record([contexts[i] for i in order], [predicted[i] for i in order])
-        memory.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
+        state.table.record([contexts[i] for i in order], [predicted[i] for i in order])
+        state.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
 
     def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
         """Return a tree of up to `max_nodes`, and how many of its nodes pay."""
-        growing = _Growing(self.config, context.memory, context.tokens, answer)
+        growing = _Growing(self.config, self.states[context], context.tokens, answer)
         growth = grow(
             growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
         )
         size = len(growth.tokens)
-        if self.costs is not None:
-            size = best_size(growth.probabilities, self.costs.shared_by(context.rows))
+        if self.curve is not None:
+            size = best_size(growth.probabilities, self.curve.shared_by(context.rows))
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
-        """Return the sparse path's answer, if there is a path and asking it pays."""
-        if self.sparse is None or not context.room:
+        """Return the path's answer, if there is a path and asking it pays."""
+        longest = self.policy.longest(context)
+        if self.source is None or not min(context.room, longest):
             return None
-        question = self.sparse.question(context.memory.estimates, growth, size, context.room, context.rows)
-        return None if question is None else self.sparse.ask(context, question)
+        estimates = self.states[context].estimates
+        question = self.source.question(estimates, growth, size, context.room, context.rows, longest)
+        return None if question is None else self.source.ask(context, question)
 
-    def _sparse_source(self) -> SparseSource | None:
-        """Return the adapter's path as a source, if an adapter is given."""
-        if self.config.adapter is None:
-            return None
-        path = self.target.adapted_path(Adapter.read(self.config.adapter))
-        return SparseSource(self.target, path, self.costs, guesses=self.best, prior=TRAINED)
-
-    def _empty(self) -> Memory:
+    def _empty(self) -> State:
         automaton = SuffixAutomaton()
-        return Memory(automaton, PredictionTable(), Estimates(), SuffixText(automaton))
+        return State(automaton, PredictionTable(), Estimates(), SuffixText(automaton))
 
 
 def exclusive(guesses: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -188,10 +199,10 @@ class _Growing:
     that a source gives a token, and to `surest`, the source that gives it.
     """
 
-    def __init__(self, config: PoolConfig, memory: Memory, text: list[int], answer: Answer | None) -> None:
-        self.config, self.memory, self.answer = config, memory, answer
+    def __init__(self, config: PoolConfig, state: State, text: list[int], answer: Answer | None) -> None:
+        self.config, self.state, self.answer = config, state, answer
         self.contexts: list[tuple[int, ...]] = [tuple(text[-ORDER:])]
-        self.matches = [memory.text.match()]
+        self.matches = [state.text.match()]
         self.branches: list[tuple[int, ...]] = [()]  # the tokens that lead to the node
         self.children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
         self.kinds: list[dict[int, Kind]] = []  # by token that is named at the node
@@ -202,7 +213,7 @@ class _Growing:
         """Return the tokens that may follow a node, with their chances; see `growth.Expand`."""
         if node != ROOT:
             self.contexts.append((*self.contexts[parent + 1][1 - ORDER :], token))
-            self.matches.append(self.memory.automaton.advance(*self.matches[parent + 1], token))
+            self.matches.append(self.state.automaton.advance(*self.matches[parent + 1], token))
             self.branches.append((*self.branches[parent + 1], token))
             self.sources.append(self.surest[parent + 1][token])
             self.children[parent, token] = node
@@ -211,14 +222,14 @@ class _Growing:
         matched = self._name_continuations(node, priors, surest)
         predicted = self._name_predictions(node, priors, surest)
         left_over = self._name_left_over(node, priors, surest)
-        told = self._name_told(node, priors, surest)
-        deep, unasked = min(len(self.branches[node + 1]), DEEP), 0 if told else UNASKED
+        asked = self._name_asked(node, priors, surest)
+        deep, unasked = min(len(self.branches[node + 1]), DEEP), 0 if asked else UNASKED
         kinds = {
-            t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep, told.get(t, unasked)) for t in priors
+            t: (matched.get(t, 0), predicted.get(t, NEVER), t == left_over, deep, asked.get(t, unasked)) for t in priors
         }
         self.kinds.append(kinds)
         self.surest.append(surest)
-        chance = self.memory.estimates.chance
+        chance = self.state.estimates.chance
         return exclusive([(token, chance(kinds[token], prior)) for token, prior in priors.items()])
 
     def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
@@ -235,7 +246,7 @@ class _Growing:
         """Name the tokens that followed the suffix match. Return how sure each is, in eighths, from 1."""
         if "suffix" not in self.config.sources:
             return {}
-        found = self.memory.automaton.chances(*self.matches[node + 1], self.config.branches)
+        found = self.state.automaton.chances(*self.matches[node + 1], self.config.branches)
         priors.update(found)
         surest.update((token, "suffix") for token, _ in found)
         return {token: 1 + int(8 * chance) for token, chance in found}
@@ -248,7 +259,7 @@ class _Growing:
         """
         named: dict[int, Kind] = {}
         superseded = False
-        for length, following in self.memory.table.after(self.contexts[node + 1]):
+        for length, following in self.state.table.after(self.contexts[node + 1]):
             source = "recycling" if length == 1 else "trajectory"
             if source not in self.config.sources:
                 continue
@@ -264,7 +275,7 @@ class _Growing:
 
     def _name_left_over(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> int | None:
         """Name and return the token that the last forward predicted for this depth, if there is one."""
-        depth, left_over = len(self.branches[node + 1]), self.memory.left_over
+        depth, left_over = len(self.branches[node + 1]), self.state.left_over
         if "trajectory" not in self.config.sources or depth >= len(left_over):
             return None
         token = left_over[depth]
@@ -272,8 +283,8 @@ class _Growing:
             priors[token], surest[token] = LEFT_OVER, "trajectory"
         return token
 
-    def _name_told(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
-        """Name the sparse path's guesses, if it was asked here. Return how sure each is, in eighths, from 1.
+    def _name_asked(self, node: int, priors: dict[int, float], surest: dict[int, str]) -> dict[int, int]:
+        """Name the path's guesses, if it was asked here. Return how sure each is, in eighths, from 1.
 
         The path has seen the whole text, so the chances of tokens that only other sources name are multiplied by the
         chance that its best guess is wrong.
@@ -281,11 +292,11 @@ class _Growing:
         guesses = self.answer.guesses.get(self.branches[node + 1]) if self.answer else None
         if not guesses:
             return {}
-        told, left = dict(guesses), 1 - guesses[0][1]
+        answered, left = dict(guesses), 1 - guesses[0][1]
         for token in priors:
-            if token not in told:
+            if token not in answered:
                 priors[token] *= left
-        for token, chance in told.items():
+        for token, chance in answered.items():
             if chance > priors.get(token, 0.0):
                 priors[token], surest[token] = chance, "sparse"
-        return {token: 1 + int(8 * chance) for token, chance in told.items()}
+        return {token: 1 + int(8 * chance) for token, chance in answered.items()}

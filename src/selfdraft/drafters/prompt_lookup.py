@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import takewhile
+from weakref import WeakKeyDictionary
 
-from selfdraft.core.costs import CostCurve
+from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.growth import best_size
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
 from selfdraft.core.rates import FADING, Rate, lookup_prior
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 WEIGHT = 6.0  # number of trials that a prior counts like
 RIVAL = 0.2  # each earlier candidate multiplies the prior probability of a candidate's first token by this
@@ -72,7 +73,7 @@ Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many 
 
 
 @dataclass
-class Memory:
+class State:
     """The drafter's state for one request: the text's index; by kind, the chances and the last continuations found."""
 
     index: NgramIndex
@@ -86,41 +87,42 @@ class PromptLookup(Drafter):
     Config = PromptLookupConfig
     config: PromptLookupConfig
 
-    def __init__(self, target: Target, config: PromptLookupConfig) -> None:
-        super().__init__(target, config)
-        self.costs = target.costs if config.costs == "measured" else None
+    def __init__(self, target: TargetProtocol, config: PromptLookupConfig, costs: Costs) -> None:
+        super().__init__(target, config, costs)
+        self.curve = costs.full() if config.costs == "measured" else None
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin with an empty index; the prompt enters it with the first proposal."""
-        context.memory = Memory(NgramIndex(self.config.ngram_min, self.config.ngram_max))
+        self.states[context] = State(NgramIndex(self.config.ngram_min, self.config.ngram_max))
 
     def propose(self, context: Context) -> Draft:
         """Return one chain per candidate, or nothing if no n-gram matches or nothing pays."""
-        memory: Memory = context.memory
-        memory.index.extend(context.tokens[len(memory.index) :])
-        found = memory.index.matches(min(self.config.draft_length, context.room), self.config.candidates)
-        memory.found = {(matched, rank): tokens for rank, (matched, tokens) in enumerate(found)}
-        branches = list(memory.found.values())
-        if self.costs is not None:
-            branches = self._paying(memory, self.costs.shared_by(context.rows))
+        state = self.states[context]
+        state.index.extend(context.tokens[len(state.index) :])
+        found = state.index.matches(min(self.config.draft_length, context.room), self.config.candidates)
+        state.found = {(matched, rank): tokens for rank, (matched, tokens) in enumerate(found)}
+        branches = list(state.found.values())
+        if self.curve is not None:
+            branches = self._paying(state, self.curve.shared_by(context.rows))
         return Draft(TokenTree.merged(branches), source="lookup")
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn how many tokens of the continuations found were right, drafted or not."""
-        memory: Memory = context.memory
-        for chances in memory.chances.values():
+        state = self.states[context]
+        for chances in state.chances.values():
             chances.fade()
-        for kind, chances in memory.chances.items():
-            told = list(zip(memory.found.get(kind, ()), step.emitted, strict=False))  # later tokens are unknown
-            if told:
-                chances.learn(len(list(takewhile(lambda pair: pair[0] == pair[1], told))), len(told))
+        for kind, chances in state.chances.items():
+            known = list(zip(state.found.get(kind, ()), step.emitted, strict=False))  # later tokens are unknown
+            if known:
+                chances.learn(len(list(takewhile(lambda pair: pair[0] == pair[1], known))), len(known))
 
-    def _paying(self, memory: Memory, costs: CostCurve) -> list[list[int]]:
+    def _paying(self, state: State, costs: CostCurve) -> list[list[int]]:
         """Return, for every candidate, the first tokens that pay."""
         nodes: list[tuple[float, Kind]] = []
-        for kind, tokens in memory.found.items():
-            chances = memory.chances.setdefault(kind, Chances(*kind))
+        for kind, tokens in state.found.items():
+            chances = state.chances.setdefault(kind, Chances(*kind))
             nodes += [(chance, kind) for chance in chances.reached(len(tokens))]
         nodes.sort(key=lambda node: -node[0])  # stable: a candidate's tokens stay in order
         paying = Counter(kind for _, kind in nodes[: best_size([chance for chance, _ in nodes], costs)])
-        return [tokens[: paying[kind]] for kind, tokens in memory.found.items()]
+        return [tokens[: paying[kind]] for kind, tokens in state.found.items()]

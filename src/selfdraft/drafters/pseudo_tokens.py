@@ -7,15 +7,17 @@ predicts the bonus token, and the probes there predict the tokens after it: the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import best_probed, grow
 from selfdraft.core.options import option
 from selfdraft.core.predictions import Weighted, weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.pseudo import Branch
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.pseudo import Branch, pseudo_tokens
 
 WORTH, OLD = 0.5, 0.9  # prior number of tokens that a draft is expected to add, and the weight of its older mean
 RIVALS = 4  # the chances of a probe's best tokens are renormalised over at least so many of them
@@ -46,7 +48,7 @@ Kind = tuple[int, int, int]  # the kind of a guess: its probe, its rank there, a
 
 
 @dataclass
-class Memory:
+class State:
     """The drafter's state for one request.
 
     Attributes:
@@ -72,39 +74,40 @@ class PseudoTokensDrafter(Drafter):
     config: PseudoTokensConfig
     tree_parallel = False  # a process would need the probes of nodes that other processes verify
 
-    def __init__(self, target: Target, config: PseudoTokensConfig) -> None:
-        super().__init__(target, config)
-        self.pseudo = target.pseudo_tokens(config.adapter, config.count, config.noise)
-        self.costs = target.costs if config.costs == "measured" else None
+    def __init__(self, target: TargetProtocol, config: PseudoTokensConfig, costs: Costs) -> None:
+        super().__init__(target, config, costs)
+        self.pseudo = pseudo_tokens(target, config.adapter, config.count, config.noise)
+        self.curve = costs.full() if config.costs == "measured" else None
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
         self.rivals = min(max(config.branches, RIVALS), target.vocab_size)
         self.best = 0 if self.pseudo.sampler is not None else self.rivals  # a sampler guesses instead
 
     def start(self, context: Context) -> None:
         """Begin without guesses: the first step has probes only."""
-        context.memory = Memory()
+        self.states[context] = State()
 
     def propose(self, context: Context) -> Draft:
         """Return the likeliest tree of the probes' guesses, with the next probes under its nodes.
 
         Without a sampler, the guesses for each depth are independent of the branch.
         """
-        memory: Memory = context.memory
+        state = self.states[context]
         branches: dict[int, Branch] = {}
 
         def expand(node: int, parent: int, token: int) -> list[tuple[int, float]]:
             branches[node] = (*branches[parent], token) if node != ROOT else ()
-            return [(t, memory.estimates.chance(kind, prior)) for t, kind, prior in memory.guesses(branches[node])]
+            return [(t, state.estimates.chance(kind, prior)) for t, kind, prior in state.guesses(branches[node])]
 
         growth = grow(expand, nodes=self.config.nodes, depth=context.room)
         size, ends = len(growth.tokens), None
-        if self.costs is not None:
-            if memory.levels:
-                memory.worth = OLD * memory.worth + (1 - OLD) * sum(growth.probabilities)
-            size, ends = best_probed(growth, self.costs.shared_by(context.rows), self.pseudo.count, memory.worth)
+        if self.curve is not None:
+            if state.levels:
+                state.worth = OLD * state.worth + (1 - OLD) * sum(growth.probabilities)
+            size, ends = best_probed(growth, self.curve.shared_by(context.rows), self.pseudo.count, state.worth)
             places = growth.places(size)
             ends = [places[node] for node in ends]
         tree = growth.tree(size).probed(self.pseudo.count, self.target.pad_id, ends).up_to_depth(context.room)
-        return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, pseudo=self.pseudo)
+        return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, through=self.pseudo.path)
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn how often guesses were right, and read the next guesses from the probes after the last accepted node.
@@ -113,25 +116,25 @@ class PseudoTokensDrafter(Drafter):
         true token: this guess is the likeliest to match. The output stays exact, because only those numbers decide the
         text.
         """
-        memory: Memory = context.memory
+        state = self.states[context]
         for depth, token in enumerate(step.emitted):
-            guesses = memory.guesses(step.emitted[:depth])
+            guesses = state.guesses(step.emitted[:depth])
             for guess, kind, _ in guesses:
-                memory.estimates.observe(kind, guess == token)
+                state.estimates.observe(kind, guess == token)
             if token not in [guess for guess, *_ in guesses]:
                 break  # the later guesses were made for another prefix
         probes = probes_under(step.draft.tree, step.path[-1] if step.path else ROOT)
         at = [probe + 1 for probe in probes]
-        memory.levels = []
+        state.levels = []
         if at and step.states is not None:  # a second transfer to the host
             found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
-            memory.levels = [
+            state.levels = [
                 {branch: self._guesses(number, best) for branch, best in level.items()}
                 for number, level in enumerate(found)
             ]
         elif at:
             best, first = weighted(step.best[:, at]), step.predictions[at].tolist()
-            memory.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
+            state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
         """Return the best tokens of probe `number` as guesses: the token `first`, if given, then by chance."""

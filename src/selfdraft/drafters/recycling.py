@@ -7,16 +7,18 @@ The draft is a tree of fixed shape, filled from these edges.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import option
 from selfdraft.core.recycling import Adjacency, Template
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 # Prior probability that a token's first, second, … edge is right; the default tree has the most probable nodes.
 CHANCES = (0.45, 0.12, 0.07, 0.05, 0.035, 0.03, 0.025, 0.02)
@@ -65,22 +67,23 @@ class Recycling(Drafter):
     Config = RecyclingConfig
     config: RecyclingConfig
 
-    def __init__(self, target: Target, config: RecyclingConfig) -> None:
-        super().__init__(target, config)
+    def __init__(self, target: TargetProtocol, config: RecyclingConfig, costs: Costs) -> None:
+        super().__init__(target, config, costs)
         self.template = config.shape()
         self.best = min(config.edges, target.vocab_size)
         self.shared = self._empty() if config.warm else None
+        self.edges: WeakKeyDictionary[Context, Adjacency] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin with no edges or, if `warm`, those of all earlier requests; the prompt's may be added."""
-        context.memory = self._empty() if self.shared is None else self.shared.copy()
+        self.edges[context] = self._empty() if self.shared is None else self.shared.copy()
         if self.config.seed_from_prompt:
             for adjacency in self._learning(context):
                 adjacency.seed(context.tokens)
 
     def propose(self, context: Context) -> Draft:
         """Return the template, filled below the last token as far as edges are known."""
-        tokens, parents = self.template.filled(context.memory, context.tokens[-1], context.room)
+        tokens, parents = self.template.filled(self.edges[context], context.tokens[-1], context.room)
         tree = TokenTree(torch.from_numpy(tokens), torch.from_numpy(parents), torch.ones(len(tokens), dtype=torch.bool))
         return Draft(tree, source="recycling")
 
@@ -96,7 +99,7 @@ class Recycling(Drafter):
 
     def _learning(self, context: Context) -> list[Adjacency]:
         """Return the request's own edges and, if `warm`, the shared ones for later requests."""
-        return [context.memory] if self.shared is None else [context.memory, self.shared]
+        return [self.edges[context]] if self.shared is None else [self.edges[context], self.shared]
 
     def _empty(self) -> Adjacency:
         return Adjacency(self.target.vocab_size, self.best)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.growth import best_size, grow
 from selfdraft.core.options import option
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 
 @dataclass
@@ -38,18 +40,19 @@ class Suffix(Drafter):
     Config = SuffixConfig
     config: SuffixConfig
 
-    def __init__(self, target: Target, config: SuffixConfig) -> None:
-        super().__init__(target, config)
-        self.costs = target.costs if config.costs == "measured" else None
+    def __init__(self, target: TargetProtocol, config: SuffixConfig, costs: Costs) -> None:
+        super().__init__(target, config, costs)
+        self.curve = costs.full() if config.costs == "measured" else None
         self.shared = SuffixAutomaton()
+        self.texts: WeakKeyDictionary[Context, SuffixText] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
         """Begin a new text; the prompt enters the automaton with the first proposal."""
-        context.memory = SuffixText(self.shared if self.config.warm else SuffixAutomaton())
+        self.texts[context] = SuffixText(self.shared if self.config.warm else SuffixAutomaton())
 
     def propose(self, context: Context) -> Draft:
         """Return the tree grown best-first from the text's match; empty if nothing matches or nothing pays."""
-        text: SuffixText = context.memory
+        text = self.texts[context]
         text.read_on(context.tokens)
         growth = grow(
             partial(self._expand, text.automaton, [text.match()]),
@@ -58,8 +61,8 @@ class Suffix(Drafter):
             least=self.config.min_probability,
         )
         size = len(growth.tokens)
-        if self.costs is not None:
-            size = best_size(growth.probabilities, self.costs.shared_by(context.rows))
+        if self.curve is not None:
+            size = best_size(growth.probabilities, self.curve.shared_by(context.rows))
         return Draft(growth.tree(size), source="suffix")
 
     def _expand(

@@ -6,21 +6,21 @@ LoRA is merged into copies of its matrices, so that drafting costs no more than 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, Adapter
+from selfdraft.models.driver import Driver
 from selfdraft.models.lightcopy import light_copy
-from selfdraft.models.sparse import Path, sliced_head, sparse_path
-
-if TYPE_CHECKING:
-    from selfdraft.models.target import Target
+from selfdraft.models.path import Path
+from selfdraft.models.sparse import sparse_path
 
 
-def adapted_path(target: Target, adapter: Adapter) -> Path:
+@torch.no_grad()
+def adapted_path(target: Driver, adapter: Adapter) -> Path:
     """Return the path that the adapter was trained for.
 
     Raises:
@@ -41,20 +41,18 @@ def adapted_path(target: Target, adapter: Adapter) -> Path:
             trained[index] = target.driven(_replaced(layer, own))
         elif lora:
             trained[index] = target.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
-    norm, words, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
+    norm, ids, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
     return sparse_path(
-        target.full,
-        target.anatomy,
+        target,
         skip,
-        {},
-        None if words is None else sliced_head(target.head, words.tolist(), packed=target.packed),
+        vocabulary=None if ids is None else ids.tolist(),
         trained=trained,
         norm=target.fastest(_replaced(target.anatomy.norm, norm)) if norm else None,
         feature=None if feature is None else target.fastest(_square(target, feature)),
     )
 
 
-def _square(target: Target, weight: Tensor) -> nn.Linear:
+def _square(target: Driver, weight: Tensor) -> nn.Linear:
     """Return a (C, C) weight as a linear from hidden states to hidden states."""
     width = target.model.config.hidden_size
     if weight.shape != (width, width):

@@ -15,15 +15,14 @@ from transformers import PreTrainedModel
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.anatomy import SLIDING, dissect, refusing
-from selfdraft.models.attention import FLEX, additive, visible_slots
+from selfdraft.models.anatomy import dissect, refusing
+from selfdraft.models.attention import FLEX
 from selfdraft.models.attention import NAME as GROUPED_SDPA
-from selfdraft.models.block import Block
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear
+from selfdraft.models.path import Path
 from selfdraft.models.rotary import Rotary
-from selfdraft.models.sparse import Path, spread_out
 
 
 class Driver:
@@ -71,64 +70,6 @@ class Driver:
         modules = (part for module in (*self.full.layers, self.head) for part in module.modules())
         return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
 
-    def run(
-        self,
-        path: Path,
-        block: Block,
-        hidden: Tensor | None = None,
-        *,
-        since: int = 0,
-        normed: bool = True,
-        states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Return the (B, N - since, C) hidden states of a block's tokens after the layers of `path`.
-
-        Args:
-            hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
-            since: compute only the tokens from this one on, because the keys of those before are in the cache.
-            normed: whether the final norm is applied.
-            states: a list that gets the hidden states before the first layer and after every layer.
-        """
-        anatomy, (_, width) = self.anatomy, block.tokens.shape
-        starts = [start + since for start in block.starts]
-        view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
-        positions = torch.tensor(block.behind)[:, None] + block.depths[:, since:]
-        lengths = None
-        if self.rotary.rules:
-            prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
-            lengths = torch.maximum(positions + 1, prefilled_at[:, None])
-        positions = positions.to(self.device)
-        if hidden is None:
-            hidden = anatomy.embed(block.tokens[:, since:].to(self.device))
-        masks, rotations = {}, {}
-        for kind in set(path.types):
-            window = anatomy.window if kind == SLIDING else None
-            visible = visible_slots(
-                block.starts,
-                block.depths,
-                block.sees,
-                view.span,
-                window,
-                self.device,
-                behind=block.behind,
-                held=block.held,
-            )
-            masks[kind] = additive(None if visible is None else visible[:, since:], self.dtype, self.share)
-            rotations[kind] = self.rotary(hidden, positions, kind, lengths)
-        if states is not None:
-            states.append(hidden)
-        for layer, kind in zip(path.layers, path.types, strict=True):
-            hidden = layer(
-                hidden,
-                attention_mask=masks[kind],
-                position_ids=positions,
-                position_embeddings=rotations[kind],
-                **{anatomy.cache_argument: view},
-            )
-            if states is not None:
-                states.append(hidden)
-        return (path.norm or self.norm)(hidden) if normed else hidden
-
     def logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
         """Return (n + 1, V) logits per row, from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
@@ -158,3 +99,10 @@ class Driver:
 
 def _stock(_: str, __: nn.Module) -> None:
     """Keep every module: a `Swap` for `light_copy`."""
+
+
+def spread_out(logits: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:
+    """Return (n, v) logits of a part of the vocabulary as (n, size), with -inf for ids that the path cannot draft."""
+    if vocabulary is None:
+        return logits
+    return logits.new_full((len(logits), size), float("-inf")).index_copy_(1, vocabulary, logits)

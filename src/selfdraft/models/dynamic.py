@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.block import Block
-
-if TYPE_CHECKING:
-    from selfdraft.models.target import Target
+from selfdraft.models.target import Target
 
 
 class _Choice(nn.Module):
@@ -43,6 +41,7 @@ class _Choice(nn.Module):
         return torch.where(self.bypassed[None, :, None], bypassed, ran)
 
 
+@singledispatch
 @torch.inference_mode()
 def most_similar_skips(
     target: Target, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
@@ -64,12 +63,18 @@ def most_similar_skips(
     start = target.cache.lengths[row]
     tokens, depths = torch.full((1, width), token), torch.zeros(1, width, dtype=torch.long)
     alone = torch.eye(width, dtype=torch.bool)[None]
-    target.run(
-        replace(target.full, layers=tuple(path)), Block([row], [start], tokens, depths, alone, target.cache, [position])
-    )
+    block = Block([row], [start], tokens, depths, alone, target.cache, [position])
+    replace(target.full, layers=tuple(path)).run(target, block)
     bypassed, j, skipped = torch.stack([choice.bypassed for _, choice in chosen]).cpu(), count, []
     for (index, _), row_bypassed in zip(reversed(chosen), bypassed.flip(0), strict=True):
         if row_bypassed[j]:
             skipped.append(index)
             j -= 1
     return SkipSet(frozenset(skipped), frozenset(skipped))
+
+
+@singledispatch
+@torch.inference_mode()
+def exit_tokens(target: Target, states: Tensor) -> Tensor:
+    """Return the (m,) most likely ids for (m, C) hidden states of any layer: final norm, head and argmax."""
+    return target.head(target.norm(states)).argmax(-1)

@@ -22,6 +22,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.target import Target
+from selfdraft.models.teacher_forced import teacher_forced
 
 KEY_BLOCK, ROW_BLOCK = 128, 2
 WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # rows of a padded forward, tried against single tokens
@@ -60,7 +61,7 @@ def widest_alike(target: Target) -> int:
         length = min(keys, target.max_positions) - ROW_BLOCK
         text = torch.randint(target.vocab_size, (length,), generator=generator).tolist()
         root, *after = text[length - count :]
-        single = target.teacher_forced(text, length - count, 1)
+        single = teacher_forced(target, text, length - count, 1)
         for width in range(ROW_BLOCK, passed + 1, ROW_BLOCK):
             target.cache.rewind(0, length - count)
             (together,) = target.forward([0], [root], [TokenTree.chain(after[: width - 1])])

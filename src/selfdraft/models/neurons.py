@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from selfdraft.models.cache import KVCache
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.sparse import sliced_linear
-
-if TYPE_CHECKING:
-    from selfdraft.models.target import Target
+from selfdraft.models.target import Target
 
 DOWN = "down_proj"
 
@@ -40,6 +38,7 @@ class _Recorder(nn.Module):
         return self.down(activations)
 
 
+@singledispatch
 def most_used_mlps(target: Target, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
     """Return, by layer outside `skip`, its MLP with only the fraction `ratio` of neurons that `tokens` use most.
 
@@ -60,7 +59,7 @@ def require_gated_mlps(target: Target) -> None:
         mlp = getattr(layer, target.anatomy.mlp_name)
         if not (hasattr(mlp, DOWN) and (hasattr(mlp, "gate_up_proj") or hasattr(mlp, "gate_proj"))):
             raise UserError(
-                f"drafter=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
+                f"drafter/path=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
                 f"{DOWN} to be sliced; Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3 and OLMo2 have"
             )
 
@@ -76,9 +75,9 @@ def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
         mlp = copy.copy(getattr(layer, anatomy.mlp_name))
         recorders.append(_Recorder(getattr(mlp, DOWN)))
         mlp._modules = dict(mlp._modules) | {DOWN: recorders[-1]}
-        twin = copy.copy(layer)
-        twin._modules = dict(layer._modules) | {anatomy.mlp_name: mlp}
-        layers.append(twin)
+        recording = copy.copy(layer)
+        recording._modules = dict(layer._modules) | {anatomy.mlp_name: mlp}
+        layers.append(recording)
     path = replace(target.full, layers=tuple(layers))
     target.fill(path, tokens, KVCache(len(layers), 1, len(tokens)))
     return [recorder.squares.sqrt() for recorder in recorders]

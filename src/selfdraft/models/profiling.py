@@ -6,18 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from selfdraft.core.costmodel import CostModel
-from selfdraft.core.costs import CostCurve
+from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-
-if TYPE_CHECKING:
-    from selfdraft.models.target import Path, Target
+from selfdraft.models.path import Path
+from selfdraft.models.sparse import sparse_path
+from selfdraft.models.target import Target
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PART_SIZES = (1, 2, 4, 8, 16)
@@ -42,6 +41,13 @@ def measure_costs(
     return CostCurve.measured(sizes, list(_fastest(target, jobs, rounds, before).values()))
 
 
+def costs_on(target: Target) -> Costs:
+    """Return the costs of forwards of `target`, each measured when it is first asked for."""
+    return Costs(
+        lambda path: measure_costs(target) if path is None else measure_costs(target, path=path, sizes=PART_SIZES)
+    )
+
+
 @torch.inference_mode()
 def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labels: str) -> CostModel:
     """Time the full path, the path without attentions, without MLPs and without layers, interleaved, and the head.
@@ -51,7 +57,7 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
     """
     layers, none = frozenset(range(len(target.full.layers))), frozenset[int]()
     without = {"attention": SkipSet(layers, none), "mlp": SkipSet(none, layers), "all": SkipSet(layers, layers)}
-    paths = {"full": target.full, **{name: target.sparse_path(skip) for name, skip in without.items()}}
+    paths = {"full": target.full, **{name: sparse_path(target, skip) for name, skip in without.items()}}
     sizes = _fitting(target, context, SIZES)
     context = _prepare(target, rows=1, context=context, longest=max(sizes))
     jobs = {

@@ -10,8 +10,8 @@ Shapes: k pseudo tokens, C hidden size, r rank, B rows of N tokens, m of these B
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,12 @@ from selfdraft.core.predictions import Weighted, best_tokens, weighted
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
+from selfdraft.models.driver import Driver
 from selfdraft.models.gated import Gate, gated
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.path import Path, Runner
 from selfdraft.models.sparse import sliced_head
-
-if TYPE_CHECKING:
-    from selfdraft.models.target import Target
 
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
 RANK = 2  # of the random LoRA of `untrained`
@@ -49,17 +48,50 @@ class SamplerHead(nn.Module):
         return hidden + self.outer(functional.silu(self.inner(torch.cat([hidden, previous], dim=-1))))
 
 
+@dataclass(frozen=True)
+class PseudoPath(Path):
+    """The full path with pseudo tokens as the probes of its trees, and gated LoRA in their rows.
+
+    Attributes:
+        embeddings: (k, C), as the first layer gets them.
+    """
+
+    embeddings: Tensor = field(kw_only=True)
+    gate: Gate = field(kw_only=True)
+
+    def run(
+        self,
+        runner: Runner,
+        block: Block,
+        trees: Sequence[TokenTree] = (),
+        hidden: Tensor | None = None,
+        *,
+        states: list[Tensor] | None = None,
+        since: int = 0,
+        normed: bool = True,
+    ) -> Tensor:
+        """See `Path.run`; `trees` say which tokens are probes."""
+        which = pseudo_numbers(trees, block.tokens.shape[1]).flatten()
+        rows = (which >= 0).nonzero().flatten()
+        if hidden is None:
+            hidden = runner.anatomy.embed(block.tokens.to(runner.device))
+        embedded = self.embeddings.index_select(0, which[rows].to(hidden.device))
+        hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows.to(hidden.device), embedded)
+        with self.gate.open(rows, which.numel(), hidden.device):
+            return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+
+
 class PseudoTokens:
     """An adapter's pseudo tokens and LoRA, put in place for forwards of the target.
 
     Attributes:
         embeddings: (k, C), as the first layer gets them. count: k.
-        path: the full path, with gated LoRA in its layers.
+        path: the full path, with these tokens as probes.
         sampler: the adapter's sampler, or None. head: reads what the sampler returns. vocabulary: the ids of the head's
             rows; None for all.
     """
 
-    def __init__(self, target: Target, adapter: Adapter, name: str = "null") -> None:
+    def __init__(self, target: Driver, adapter: Adapter, name: str = "null") -> None:
         """Put an adapter around the target's full path, which is left as it is.
 
         Args:
@@ -81,26 +113,13 @@ class PseudoTokens:
         adapter.refuse_beyond(len(target.full.layers), target.vocab_size, name)
         self.embeddings = found.to(target.device, target.dtype)
         self.count = len(self.embeddings)
-        self.path = replace(target.full, layers=self._layers(adapter))
+        full = {f.name: getattr(target.full, f.name) for f in fields(target.full)} | {"layers": self._layers(adapter)}
+        self.path = PseudoPath(**full, embeddings=self.embeddings, gate=self.gate)
         self.sampler = self._sampler(adapter.under("sampler."), size)
-        words = adapter.tensors.get("vocabulary")
+        ids = adapter.tensors.get("vocabulary")
         self.head, self.vocabulary = target.head, None
-        if words is not None:
-            self.head, self.vocabulary = sliced_head(target.head, words.tolist(), packed=target.packed)
-
-    def run(self, block: Block, trees: Sequence[TokenTree], states: list[Tensor] | None = None) -> Tensor:
-        """Return (B, N, C) final hidden states of every row's root and tree, with pseudo tokens as its probes.
-
-        Args:
-            states: see `Target.run`.
-        """
-        which = pseudo_numbers(trees, block.tokens.shape[1]).flatten()
-        rows = (which >= 0).nonzero().flatten()
-        hidden = self.target.anatomy.embed(block.tokens.to(self.target.device))
-        embedded = self.embeddings.index_select(0, which[rows].to(hidden.device))
-        hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows.to(hidden.device), embedded)
-        with self.gate.open(rows, which.numel(), hidden.device):
-            return self.target.run(self.path, block, hidden, states=states)
+        if ids is not None:
+            self.head, self.vocabulary = sliced_head(target, ids.tolist())
 
     @torch.inference_mode()
     def resampled(self, states: Tensor, previous: int, count: int, branches: int = 1) -> list[dict[Branch, Weighted]]:
@@ -166,6 +185,14 @@ class PseudoTokens:
         )
 
 
+@singledispatch
+def pseudo_tokens(target: Driver, adapter: str | None, count: int, noise: float) -> PseudoTokens:
+    """Return the pseudo tokens of an adapter's folder, or `count` untrained ones (see `untrained`)."""
+    if adapter is not None:
+        return PseudoTokens(target, Adapter.read(adapter), adapter)
+    return PseudoTokens(target, untrained(target, count, noise))
+
+
 def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[dict[Branch, Weighted]]:
     """Return each depth's (2, b, k) best tokens by branch; `followed`: those of b * k that the next depth follows."""
     levels, branches = [], [()]
@@ -176,7 +203,7 @@ def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[d
     return levels
 
 
-def untrained(target: Target, count: int, noise: float = 0.0) -> Adapter:
+def untrained(target: Driver, count: int, noise: float = 0.0) -> Adapter:
     """Return a substitute for a trained adapter: `count` copies of the mean input embedding, and no LoRA.
 
     Args:

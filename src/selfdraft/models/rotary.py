@@ -33,6 +33,9 @@ Rotation = tuple[Tensor, Tensor]
 PROBE = 4  # positions on which a rotary embedding is tried
 
 
+UNLIMITED = 10_000  # tokens of a draft; in effect, no limit
+
+
 @dataclass(frozen=True)
 class LengthRule:
     """How the table of a rotary embedding depends on the length of the text.
@@ -76,6 +79,11 @@ class Rotary:
     def limits(self) -> set[int]:
         """Lengths past which other tables are taken."""
         return {rule.limit for rule in self.rules.values()}
+
+    def alike_after(self, root: int) -> int:
+        """Return how many tokens after the one at position `root` may share a forward with it."""
+        limit = self.recomputed_past
+        return UNLIMITED if limit is None or root >= limit else limit - root - 1
 
     def __call__(self, hidden: Tensor, positions: Tensor, kind: str, lengths: Tensor | None = None) -> Rotation:
         """Return the (B, N, D) cosines and sines of a layer type.

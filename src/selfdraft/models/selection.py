@@ -8,21 +8,23 @@ whole text.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import grouped_sdpa
+from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
-
-if TYPE_CHECKING:
-    from selfdraft.models.sparse import Path
-    from selfdraft.models.target import Target
+from selfdraft.models.driver import Driver
+from selfdraft.models.path import Path, Runner
+from selfdraft.models.target import Target
 
 SCORED = "selfdraft_scored_sdpa"
 
@@ -87,7 +89,8 @@ def scored_sdpa(
 AttentionInterface.register(SCORED, scored_sdpa)
 
 
-def scoring(target: Target, path: Path) -> tuple[Path, Scores]:
+@singledispatch
+def scoring(target: Driver, path: Path) -> tuple[Path, Scores]:
     """Return `path` with attention that records its scores, and the record; for one row and one query that sees all.
 
     Raises:
@@ -101,14 +104,83 @@ def scoring(target: Target, path: Path) -> tuple[Path, Scores]:
             continue
         if attention.config._attn_implementation != GROUPED_SDPA or target.anatomy.window is not None:
             raise UserError(
-                f"drafter.top_k: attention scores of model family '{target.model.config.model_type}' cannot be "
-                "read; use drafter.top_k=0, which keeps the sink and the recent tokens"
+                f"drafter.path.top_k: attention scores of model family '{target.model.config.model_type}' cannot be "
+                "read; use drafter.path.top_k=0, which keeps the sink and the recent tokens"
             )
-        twin = copy.copy(attention)
-        twin.config = copy.copy(attention.config)
-        twin.config._attn_implementation = SCORED
-        twin.scores = scores
-        other = copy.copy(layer)
-        other._modules = dict(layer._modules) | {name: twin}
-        layers.append(other)
+        scored = copy.copy(attention)
+        scored.config = copy.copy(attention.config)
+        scored.config._attn_implementation = SCORED
+        scored.scores = scores
+        changed = copy.copy(layer)
+        changed._modules = dict(layer._modules) | {name: scored}
+        layers.append(changed)
     return replace(path, layers=tuple(layers)), scores
+
+
+Choose = Callable[[Scores, int], None]
+
+
+@dataclass(frozen=True)
+class SelectedKeysPath(Path):
+    """A path whose drafts attend to a selection of the committed keys only.
+
+    Attributes:
+        keys: the selection, by cache row.
+        look: if given, the first forward sees all keys through this path, which records attention scores.
+        scores: its record.
+        choose: called after that forward with the record and the number of its tokens; must choose the row's keys.
+    """
+
+    keys: Selection = field(kw_only=True)
+    look: Path | None = field(default=None, kw_only=True)
+    scores: Scores | None = field(default=None, kw_only=True)
+    choose: Choose | None = field(default=None, kw_only=True)
+
+    def run(
+        self,
+        runner: Runner,
+        block: Block,
+        trees: Sequence[TokenTree] = (),
+        hidden: Tensor | None = None,
+        *,
+        states: list[Tensor] | None = None,
+        since: int = 0,
+        normed: bool = True,
+    ) -> Tensor:
+        """See `Path.run`. A path with `look` serves one cache row."""
+        if self.look is not None and self.scores is not None and self.scores.sums is None:
+            hidden = self.look.run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+            assert self.choose is not None
+            self.choose(self.scores, block.tokens.shape[1])
+            return hidden
+        offsets = [start - block.cache.lengths[row] for row, start in zip(block.rows, block.starts, strict=True)]
+        pairs = list(zip(block.rows, offsets, strict=True))
+        block = replace(
+            block,
+            cache=self.keys.cache,
+            starts=[self.keys.cache.lengths[row] + offset for row, offset in pairs],
+            held=[self.keys.positions(row, offset) for row, offset in pairs],
+        )
+        return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+
+
+@singledispatch
+def selection(target: Target) -> Selection:
+    """Return an empty selection of keys for every cache row."""
+    return Selection(len(target.full.layers), target.cache.rows)
+
+
+@singledispatch
+def selecting(path: Path, target: Driver, keys: Selection, choose: Choose | None = None) -> Path:
+    """Return `path` with drafts that attend to `keys` only.
+
+    Nothing that it computes is what the verification would compute, so no states can be reused.
+
+    Args:
+        choose: if given, the draft's first forward sees all keys, and this chooses some by its attention scores.
+    """
+    own = {f.name: getattr(path, f.name) for f in fields(Path)} | {"leading": 0, "keys": keys}
+    if choose is None:
+        return SelectedKeysPath(**own)
+    look, scores = scoring(target, path)
+    return SelectedKeysPath(**own, look=look, scores=scores, choose=choose)

@@ -8,110 +8,74 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.anatomy import Anatomy
+from selfdraft.models.driver import Driver
+from selfdraft.models.feature import FeaturePath
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.path import Path
 
 
-@dataclass(frozen=True)
-class Path:
-    """The part of the model that a forward runs through: all of it, or a sparse selection.
-
-    Attributes:
-        layers: the layers that are run, in order.
-        types: `full_attention` or `sliding_attention`, for each of them.
-        skip: the sublayers left out.
-        leading: number of first layers that are the full model's own: verification need not compute them again.
-        head: the head's rows for `vocabulary`; None for the whole head.
-        vocabulary: (v,) ids that this path may draft; None for all.
-        norm: replaces the final norm; None for the model's own.
-        feature: (C, C) matrix for the full model's final hidden state of the last committed token; the product is added
-            to the next token's state after the leading layers. (EAGLE, Li et al. 2024, arXiv 2401.15077, calls that
-            final hidden state the feature.)
-    """
-
-    layers: tuple[nn.Module, ...]
-    types: tuple[str, ...]
-    skip: SkipSet
-    leading: int = 0
-    head: nn.Module | None = None
-    vocabulary: Tensor | None = None
-    norm: nn.Module | None = None
-    feature: nn.Module | None = None
-
-    def part(self, first: int, end: int) -> Path:
-        """Return this path with only its layers from `first` up to `end`."""
-        return replace(self, layers=self.layers[first:end], types=self.types[first:end])
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """Results of the full model that drafting has computed already for the first tokens of a row's next block.
-
-    Attributes:
-        layers: number of leading layers that were run. Their keys and values are in the row's scratch slots.
-        states: (m, C) hidden states after them, for the root and the first m - 1 nodes, which form a chain.
-    """
-
-    layers: int
-    states: Tensor
-
-
-def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
-    """Return how many first tokens of every row a forward need not run through the leading layers again.
-
-    Rows run together, so this is 0 if a row has nothing to reuse or if rows left the full model at different layers.
-    """
-    known = [r for r in reuse if r is not None]
-    if len(known) < len(reuse) or len({r.layers for r in known}) > 1:
-        return 0
-    return min(len(r.states) for r in known)
-
-
+@singledispatch
+@torch.no_grad()
 def sparse_path(
-    full: Path,
-    anatomy: Anatomy,
+    target: Driver,
     skip: SkipSet,
-    mlps: Mapping[int, nn.Module],
-    head: tuple[nn.Module, Tensor] | None,
     *,
+    mlps: Mapping[int, nn.Module] | None = None,
+    vocabulary: Sequence[int] | None = None,
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
-    feature: nn.Module | None = None,
+    feature: nn.Linear | None = None,
 ) -> Path:
-    """Return `full` without the sublayers of `skip`, with other MLPs in some layers, and with another head.
+    """Return the path without the sublayers of `skip`. It takes microseconds; any number may coexist.
+
+    A target whose paths are made differently registers its own function (see `functools.singledispatch`).
 
     Args:
         mlps: by layer, the module that replaces its MLP, such as a slice of it.
-        head: a head for a part of the vocabulary, and the ids of that part.
-        trained: by layer, the module that replaces the whole layer. norm: replaces the final norm. feature: see `Path`.
+        vocabulary: the only ids that the path may draft; their rows of the head are copied.
+        trained: by layer, the module that replaces the whole layer. norm: replaces the final norm.
+        feature: see `FeaturePath`.
     """
-    layers, types, trained = [], [], trained or {}
+    anatomy, full = target.anatomy, target.full
+    layers, types, trained, mlps = [], [], trained or {}, mlps or {}
     whole = skip.whole_layers()
     for index, (layer, kind) in enumerate(zip(full.layers, full.types, strict=True)):
         if index in whole:
             continue
         layer = trained.get(index, layer)
         if index in skip.attention or index in skip.mlp or index in mlps:
-            twin = copy.copy(layer)
-            twin._modules = dict(layer._modules)
+            changed = copy.copy(layer)
+            changed._modules = dict(layer._modules)
             if index in skip.attention:
-                twin._modules[anatomy.attention_name] = SkippedAttention()
+                changed._modules[anatomy.attention_name] = SkippedAttention()
             if index in skip.mlp:
-                twin._modules[anatomy.mlp_name] = SkippedMLP()
+                changed._modules[anatomy.mlp_name] = SkippedMLP()
             elif index in mlps:
-                twin._modules[anatomy.mlp_name] = mlps[index]
-            layer = twin
+                changed._modules[anatomy.mlp_name] = mlps[index]
+            layer = changed
         layers.append(layer)
         types.append(kind)
     leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
-    return Path(tuple(layers), tuple(types), skip, leading, *(head or (None, None)), norm, feature)
+    head, ids = (None, None) if vocabulary is None else sliced_head(target, vocabulary)
+    path = Path(tuple(layers), tuple(types), skip, leading, head, ids, norm)
+    if feature is None:
+        return path
+    return FeaturePath(**{f.name: getattr(path, f.name) for f in fields(path)}, feature=feature)
+
+
+@singledispatch
+def with_vocabulary(path: Path, target: Driver, vocabulary: Sequence[int]) -> Path:
+    """Return `path` with a head for the ids of `vocabulary` only; their rows of the head are copied."""
+    head, ids = sliced_head(target, vocabulary)
+    return replace(path, head=head, vocabulary=ids)
 
 
 def sliced_linear(
@@ -134,14 +98,7 @@ def sliced_linear(
     return PackedLinear(small) if packed and can_pack(small) else small
 
 
-def sliced_head(head: nn.Module, vocabulary: Sequence[int], *, packed: bool) -> tuple[nn.Module, Tensor]:
+def sliced_head(target: Driver, vocabulary: Sequence[int]) -> tuple[nn.Module, Tensor]:
     """Return the head's rows for `vocabulary`, and the ids of these rows."""
-    ids = torch.tensor(sorted(set(vocabulary)), device=head.weight.device)
-    return sliced_linear(head, rows=ids, packed=packed), ids
-
-
-def spread_out(logits: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:
-    """Return (n, v) logits of a part of the vocabulary as (n, size), with -inf for ids that the path cannot draft."""
-    if vocabulary is None:
-        return logits
-    return logits.new_full((len(logits), size), float("-inf")).index_copy_(1, vocabulary, logits)
+    ids = torch.tensor(sorted(set(vocabulary)), device=target.head.weight.device)
+    return sliced_linear(target.head, rows=ids, packed=target.packed), ids

@@ -22,7 +22,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import Blocks
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
-from selfdraft.models.sparse import Path
+from selfdraft.models.path import Path
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson, run_layer, surroundings
 

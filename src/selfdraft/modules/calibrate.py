@@ -28,6 +28,7 @@ from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.presets import drafter_for
 from selfdraft.models.profiling import measure_parts
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.search import Search
@@ -114,8 +115,9 @@ class CalibrateModule(pl.LightningModule):
         Yields:
             After every prompt, each config's speedup over the prompts so far.
         """
-        make, base = type(self.bench.drafter.drafter), self.bench.baseline
-        decoders = [base, *(Decoder(self.target, make(self.target, c), base.stopping, rule=base.rule) for c in configs)]
+        base, costs = self.bench.baseline, self.bench.baseline.drafter.costs
+        drafters = [drafter_for(self.target, config, costs) for config in configs]
+        decoders = [base, *(Decoder(self.target, drafter, base.stopping, rule=base.rule) for drafter in drafters)]
         tokens, seconds = [0] * len(decoders), [0.0] * len(decoders)
         for decoder in decoders:
             decoder.decode(self.texts[0][0][-8:])  # the first forwards of a shape allocate memory and must not be timed

@@ -34,7 +34,7 @@ from selfdraft.core.lessons import (
 from selfdraft.core.options import Options, option
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.sparse import Path
+from selfdraft.models.path import Path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson, LessonBook, teach

@@ -11,7 +11,7 @@ import yaml
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import file_at
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.tracking.atomic import write_text_atomic
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
@@ -26,7 +26,7 @@ class Artifact:
 
     Attributes:
         drafter: name of the drafter.
-        options: the chosen options of its config group.
+        options: its chosen options and those of its path, by name, as `configured` takes them.
         model: label, dtype and `fingerprint` of the model that they are for.
         objective: name, method, value, and the predicted and measured results.
         history: every candidate tried, in order: value, skip set, length and threshold.
@@ -104,11 +104,11 @@ def _checked(plain: Any) -> Artifact:
     if sorted(plain["model"]) != sorted(MODEL) or not all(isinstance(text, str) for text in plain["model"].values()):
         raise NotPlain(f"its model does not hold the texts {', '.join(MODEL)}")
     drafter, options = plain["drafter"], plain["options"]
-    if drafter not in DRAFTERS:
+    if drafter not in PRESETS:
         raise NotPlain(f"there is no drafter {drafter!r:.60}")
     if "name" in options:
         raise NotPlain("its options hold a name, and drafter is one already")
-    DRAFTERS[drafter].Config.from_plain(options)
+    configured(drafter, **options)
     adapter = Path(options.get(ADAPTER) or ".")
     if adapter.is_absolute() or ".." in adapter.parts:
         raise NotPlain(f"its adapter {str(adapter)!r:.60} does not lie beside it")

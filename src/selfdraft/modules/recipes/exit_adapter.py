@@ -19,7 +19,8 @@ from selfdraft.core.lessons import Blocks
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.sparse import Path
+from selfdraft.models.path import Path
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson
@@ -64,7 +65,7 @@ class ExitAdapter(FinetuneModule):
                 "twins stand for layers behind the exit"
             )
         skipped = set(range(exit_layer, layers)) - set(self.twins)
-        return target.sparse_path(SkipSet.of(layers, skipped, skipped))
+        return sparse_path(target, SkipSet.of(layers, skipped, skipped))
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
         """Return copies of the chosen layers, all of whose weights are trained, and a trainable norm."""

@@ -18,8 +18,9 @@ from selfdraft.core.lessons import Blocks
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.packing import PackedBatch
+from selfdraft.models.path import Path
 from selfdraft.models.pseudo import SamplerHead
-from selfdraft.models.sparse import Path
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson
@@ -69,7 +70,7 @@ class PseudoTokensRecipe(FinetuneModule):
             raise UserError(
                 f"finetune.first_layer={first}: this model has {layers} layers; begin at one of 0 to {layers - 1}"
             )
-        return target.sparse_path(SkipSet())
+        return sparse_path(target, SkipSet())
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
         """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""

@@ -18,7 +18,8 @@ from selfdraft.core.lessons import Blocks, distance, divergence, early_layer, la
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.sparse import Path
+from selfdraft.models.path import Path
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import Lesson
@@ -95,7 +96,7 @@ class SparseDistill(FinetuneModule):
 
     def path(self, target: Target) -> Path:
         """Return the target's path without the sublayers of the skip set."""
-        return target.sparse_path(self.config.skip_set(len(target.full.layers)))
+        return sparse_path(target, self.config.skip_set(len(target.full.layers)))
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
         """Return trainable copies of all kept layers."""

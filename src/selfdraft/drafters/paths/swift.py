@@ -8,26 +8,30 @@ weakness of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.lengths import best_speedup
 from selfdraft.core.options import option
 from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters.base import Context, Draft
-from selfdraft.drafters.sparse import Memory, SparseConfig, SparseDrafter
-from selfdraft.models.sparse import Path
-from selfdraft.models.target import Target
+from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
+from selfdraft.drafters.step import Context
+from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.sparse import sparse_path
 
 
 @dataclass
-class SwiftConfig(SparseConfig):
+class SwiftConfig(PathConfig):
     """The paper's options, then our repairs.
 
     Once `context_window` tokens are generated, a candidate is scored every `interval` steps, until the matchness
     reaches `enough`, `tolerance` candidates in a row were no better, or `max_candidates` were tried. Each
-    `bayes_interval`-th comes from a Gaussian process. `warm`: the search goes on over prompts, as in the paper's code.
+    `bayes_interval`-th comes from a Gaussian process. If the drafter is `warm`, the search goes on over prompts,
+    as in the paper's code.
 
     `score_initial`: score the first, evenly spread set too; otherwise any candidate replaces it. `recent_window`: score
     on the latest tokens instead of the first ones. `rescore_incumbent`: score the incumbent on the same window before a
@@ -36,9 +40,6 @@ class SwiftConfig(SparseConfig):
     """
 
     name: str = "swift"
-    draft_length: int = option(25, at_least=1)
-    min_confidence: float = option(0.8, at_least=0.0, at_most=1.0)
-    siblings: bool = True
     sparsity: float = option(0.45, at_least=0.0, below=1.0)
     context_window: int = option(50, at_least=1)
     interval: int = option(1, at_least=1)
@@ -75,43 +76,40 @@ class State:
     done: bool = False
 
 
-class Swift(SparseDrafter):
+class Swift(PathPolicy):
     """Drafts through the best skip set found so far."""
 
     Config = SwiftConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache
     config: SwiftConfig
 
-    def __init__(self, target: Target, config: SwiftConfig) -> None:
-        super().__init__(target, config)
+    def __init__(self, target: TargetProtocol, config: SwiftConfig, costs: Costs, use: Use) -> None:
+        super().__init__(target, config, costs, use)
         self.layers = len(target.full.layers)
-        self.use(SkipSet.spread(self.layers, config.sparsity))
+        self.typical = sparse_path(target, SkipSet.spread(self.layers, config.sparsity))
         if config.cost_aware:
             every = range(self.layers)
-            one = target.costs(1)
+            self._full = costs.full()
             without = [
-                target.costs_of(target.sparse_path(SkipSet.of(self.layers, *s)))(1) for s in ((every, ()), ((), every))
+                costs.of(sparse_path(target, SkipSet.of(self.layers, *s)))(1) for s in ((every, ()), ((), every))
             ]
-            self._full, self._saves = target.costs, [max(one - seconds, 0.0) / self.layers for seconds in without]
+            self._saves = [max(self._full(1) - seconds, 0.0) / self.layers for seconds in without]
         self._shared = self._new_state()
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
-        """Begin a search or, if `warm`, continue the shared one."""
-        super().start(context)
-        memory: Memory = context.memory
-        memory.own = self._shared if self.config.warm else self._new_state()
-        memory.own.fresh = not memory.own.search.history
-        self._follow(memory)
+        """Begin a search or, if the drafter is warm, continue the shared one."""
+        state = self._shared if self.use.warm else self._new_state()
+        state.fresh = not state.search.history
+        self.states[context] = state
 
-    def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
-        """Draft through the present incumbent, which another request may have found."""
-        for context in contexts:
-            self._follow(context.memory)
-        return super().propose_batch(contexts)
+    def path(self, context: Context) -> Path:
+        """Return the path of the present incumbent, which another request may have found."""
+        return self.states[context].path
 
     def explore(self, context: Context) -> None:
         """Score a candidate, if one is due."""
-        state: State = context.memory.own
+        state = self.states[context]
         state.steps += 1
         if state.done or len(context.tokens) - context.prompt_length < self.config.context_window:
             return
@@ -125,7 +123,7 @@ class Swift(SparseDrafter):
             state.done = True
             return
         if config.score_initial and not search.history:
-            self._tell(state, search.best, self._score(context, state, search.best))
+            self._score_is(state, search.best, self._score(context, state, search.best))
             return
         candidate = search.candidate(context.rng)
         score = self._score(context, state, candidate)
@@ -133,11 +131,11 @@ class Swift(SparseDrafter):
         if config.rescore_incumbent and search.history and (score > search.score or not state.fresh):
             search.score, state.fresh = self._score(context, state, search.best), True
         state.matchness = found
-        self._tell(state, candidate, score)
+        self._score_is(state, candidate, score)
 
-    def _tell(self, state: State, candidate: SkipSet, score: float) -> None:
+    def _score_is(self, state: State, candidate: SkipSet, score: float) -> None:
         if state.search.tell(candidate, score):
-            state.path = self.target.sparse_path(candidate)
+            state.path = sparse_path(self.target, candidate)
             state.done = state.matchness >= self.config.enough
         state.done |= state.search.stale > self.config.tolerance
 
@@ -152,28 +150,22 @@ class Swift(SparseDrafter):
         seconds = self._full(1) - sum(
             n * s for n, s in zip((len(skip.attention), len(skip.mlp)), self._saves, strict=True)
         )
-        return best_speedup(state.matchness, max(seconds, 0.0), self._full, self.config.draft_length)
-
-    def _follow(self, memory: Memory) -> None:
-        """Set the request's path to the incumbent, with the request's own head."""
-        found: Path = memory.own.path
-        if memory.path.layers is not found.layers:  # one object for all requests without a head of their own
-            head, vocabulary = memory.path.head, memory.path.vocabulary
-            memory.path = found if head is None else replace(found, head=head, vocabulary=vocabulary)
+        return best_speedup(state.matchness, max(seconds, 0.0), self._full, self.use.longest)
 
     def _new_state(self) -> State:
         config = self.config
         search = SkipSearch(
             self.layers, config.sparsity, bayes_interval=config.bayes_interval, neighbours=config.neighbours
         )
-        return State(search, self.path)
+        return State(search, self.typical)
 
 
-def matchness(target: Target, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
+def matchness(
+    target: TargetProtocol, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
     """Return the share of the `count` committed tokens from `first` on that the model without `skip` predicts.
 
     One forward predicts each token from the true text before it.
     """
-    logits = target.replay(target.sparse_path(skip), row, first - 1, tokens[first - 1 : first - 1 + count])
+    logits = target.replay(sparse_path(target, skip), row, first - 1, tokens[first - 1 : first - 1 + count])
     predicted = logits.argmax(-1).tolist()
     return sum(p == t for p, t in zip(predicted, tokens[first : first + count], strict=True)) / count

@@ -1,4 +1,4 @@
-"""A sparse path as a further source of guesses, asked where that is expected to pay.
+"""A part of the model as a further source of guesses, asked where that is expected to pay.
 
 The other sources make a tree. Asked at one of its nodes, the path reads the branch down to that node in one forward and
 predicts the next token, then the token after that, and so on. The node and the number of tokens are chosen for the most
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfdraft.core.costs import CostCurve
+from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import Growth
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.drafters.base import Context
-from selfdraft.models.sparse import Path, Reuse
-from selfdraft.models.target import Target
+from selfdraft.drafters.paths.base import PathPolicy
+from selfdraft.drafters.step import Context
+from selfdraft.models.path import Reuse
+from selfdraft.models.protocol import TargetProtocol
 
 _EMPTY = TokenTree.empty()
 # A step that does not ask the path multiplies the weight of its counts by this, so a path that failed is tried again.
@@ -59,7 +60,7 @@ class Answer:
     reuse: Reuse | None = None
 
 
-class SparseSource:
+class PathSource:
     """A path, asked for tokens in a tree.
 
     Attributes:
@@ -68,24 +69,26 @@ class SparseSource:
     """
 
     def __init__(
-        self, target: Target, path: Path, costs: CostCurve | None, *, guesses: int, prior: float, longest: int = 1
+        self, target: TargetProtocol, policy: PathPolicy, costs: Costs | None, *, guesses: int, longest: int = 1
     ) -> None:
         """Measure what asking costs.
 
         Args:
-            costs: seconds of full forwards, by tokens; None if tokens are to count as free.
+            policy: says which path a request asks.
+            costs: None if tokens are to count as free.
             guesses: number of guesses for each token asked for.
-            prior: prior probability that the path knows the next token where the other sources name none.
             longest: the most tokens to ask for, one after the other.
         """
-        self.target, self.path, self.costs = target, path, costs
-        self.guesses, self.prior, self.longest = guesses, prior, longest
+        self.target, self.policy = target, policy
+        self.guesses, self.prior, self.longest = guesses, policy.prior, longest
+        path = policy.typical
         self.reuses = path.leading > 0 and longest == 1
+        self.costs: CostCurve | None = None
         if costs is not None:
-            self._own, self._spared = target.costs_of(path), 0.0
+            self.costs, self._own, self._spared = costs.full(), costs.of(path), 0.0
             if self.reuses:
-                late = target.costs_of(target.full.part(path.leading, len(target.full.layers)))
-                self._spared = max(costs(1) - late(1), 0.0)
+                late = costs.of(target.full.part(path.leading, len(target.full.layers)))
+                self._spared = max(self.costs(1) - late(1), 0.0)
 
     def expected_gain(self, learned: Estimates, best: float) -> float:
         """Return the probability that the path knows the next token and the other sources' best guess does not.
@@ -95,7 +98,9 @@ class SparseSource:
         """
         return learned.chance(("asked", doubt(best)), self.prior * (1 - best))
 
-    def question(self, learned: Estimates, growth: Growth, size: int, room: int, rows: int = 1) -> Question | None:
+    def question(
+        self, learned: Estimates, growth: Growth, size: int, room: int, rows: int = 1, longest: int | None = None
+    ) -> Question | None:
         """Return the question that raises a step's expected tokens per second most; None if none raises them.
 
         Args:
@@ -103,11 +108,13 @@ class SparseSource:
             size: number of its nodes that would be drafted.
             room: the most tokens that one branch may have.
             rows: number of requests that the step decodes together.
+            longest: the most tokens that the path should draft now; None for as many as usual.
         """
+        longest = self.longest if longest is None else min(longest, self.longest)
         best_token, best_chance = _best_below(growth, size)
         costs = None if self.costs is None else self.costs.shared_by(rows)
         expected = 1 + sum(growth.probabilities[:size])
-        verify = [0.0] * (self.longest + 1) if costs is None else [costs(1 + size + n) for n in range(self.longest + 1)]
+        verify = [0.0] * (longest + 1) if costs is None else [costs(1 + size + n) for n in range(longest + 1)]
         goes_on = learned.chance("goes on", GOES_ON)
         best, found = 0.0 if costs is None else expected / verify[0], None
         depths = [0]
@@ -117,7 +124,7 @@ class SparseSource:
             reached = growth.probabilities[node] if node != ROOT else 1.0
             gain = reached * self.expected_gain(learned, best_chance[node + 1] / reached)
             tokens, seconds = expected, 0.0
-            for count in range(1, min(self.longest, room - depths[-1]) + 1):
+            for count in range(1, min(longest, room - depths[-1]) + 1):
                 tokens += gain
                 gain *= goes_on
                 if costs is not None:
@@ -137,13 +144,14 @@ class SparseSource:
     def ask(self, context: Context, question: Question) -> Answer:
         """Return the path's answer, by one forward per token. The guesses are not sampled, so they need no q."""
         states: list[torch.Tensor] = []
-        keep = [states] if self.reuses else None
+        path = self.policy.path(context)
+        keep = [states] if self.reuses and path.leading else None
         answer, said = Answer(question), question.branch
         for number in range(question.count):
             first = number == 0  # then the forward also reads the branch
             tree = TokenTree.chain(said) if first else _EMPTY
             root, offset = (context.tokens[-1], 0) if first else (said[-1], len(said))
-            logits = self.target.draft_forward(self.path, [context.row], offset, [root], [tree], keep=keep)[0][-1:]
+            logits = self.target.draft_forward(path, [context.row], offset, [root], [tree], keep=keep)[0][-1:]
             scores = context.rule.scores(logits, [*context.tokens, *said], context.prompt_length, _EMPTY)
             chances, tokens = scores[0].float().softmax(-1).topk(self.guesses)
             guesses = [(token, p) for token, p in zip(tokens.tolist(), chances.tolist(), strict=True) if p]
@@ -151,7 +159,7 @@ class SparseSource:
             if not guesses:
                 break
             said = (*said, guesses[0][0])
-        answer.reuse = Reuse(self.path.leading, states[0]) if states else None
+        answer.reuse = Reuse(path.leading, states[0]) if states else None
         return answer
 
     @staticmethod

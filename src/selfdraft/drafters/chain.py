@@ -1,30 +1,31 @@
-"""The base class of all drafters of panel (b): a sparse path of the model drafts token by token.
+"""A chain, panel (b): a part of the model drafts token by token.
 
-A subclass chooses the path. This file drafts the chain and its siblings, decides when the chain ends, and hands over
-the hidden states that the verification may reuse.
+The path policy says which part. This file drafts the chain and its siblings, decides when the chain ends, and hands
+over the hidden states that the verification may reuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.costs import Costs
 from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Rule, Threshold
 from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
-from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.siblings import children, siblings_of
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.sparse import Path, Reuse
-from selfdraft.models.target import Target
+from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
+from selfdraft.drafters.paths.base import PathPolicy
+from selfdraft.drafters.siblings import rivals_of, siblings_of
+from selfdraft.models.path import Path, Reuse
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.sparse import with_vocabulary
 
 _EMPTY = TokenTree.empty()
 BONUS = ("auto", "keep", "forgo")
@@ -32,7 +33,7 @@ LENGTHS = ("threshold", "adaptive", "gain")
 
 
 @dataclass
-class SparseConfig(DrafterConfig):
+class ChainConfig(PathDrafterConfig):
     """How long a draft is, how wide, and from which vocabulary.
 
     Up to `draft_length` tokens are drafted. `length`: `threshold` ends the draft after the first token whose
@@ -40,41 +41,66 @@ class SparseConfig(DrafterConfig):
     towards an acceptance rate of 0.9; `gain` drafts on while that raises the expected tokens per second at this
     machine's costs. `siblings`: adds the next best tokens at every depth as leaves: the less sure the drafted token,
     the more leaves, or with `gain` as many as pay. `draft_vocabulary`: the number of token ids that may be drafted,
-    those of the prompt first (of all prompts and answers so far, if `warm`).
+    those of the prompt first. `warm`: those of all prompts and answers so far; a path that searches also goes on with
+    its search from prompt to prompt.
+
+    With `reuse`, verification continues from what the path's leading layers, which are the target's own, computed while
+    drafting. The last drafted token has not been through them yet: `bonus=keep` runs them on it, which gains a token if
+    the whole draft is accepted; `forgo` leaves the token out; `auto` decides at every step by this machine's costs.
     """
 
+    name: str = "chain"
     draft_length: int = option(4, at_least=1)
     length: str = option("threshold", choices=LENGTHS)
     min_confidence: float = option(0.0, at_least=0.0, at_most=1.0)
     siblings: bool = False
     draft_vocabulary: int | None = option(None, at_least=1)
     warm: bool = False
+    reuse: bool = False
+    bonus: str = option("auto", choices=BONUS)
+
+    @property
+    def longest(self) -> int:
+        """See `PathDrafterConfig`."""
+        return self.draft_length
+
+    @property
+    def label(self) -> str:
+        """Return the path's name: a chain is the usual way to draft with a part of the model."""
+        return self.path.name if self.path.name != "full" else super().label
 
 
 @dataclass
-class Memory:
+class State:
     """The drafter's state for one request.
 
     Attributes:
         rule: the length rule.
+        vocabulary: the ids to draft from; None for all.
         calibration: how often drafted tokens of each confidence were accepted.
-        drafted, confidences: the tokens of the last chain, and their probabilities in the sparse model.
-        limit: the longest draft, in tokens.
-        own: a subclass's own state.
+        drafted, confidences: the tokens of the last chain, and their probabilities in the drafting path.
+        whole, path: the policy's last path, and the same with a head for `vocabulary` only.
+        limit: the longest draft that the policy wants, in tokens.
     """
 
-    path: Path
     rule: Rule
+    vocabulary: list[int] | None
     calibration: Calibration = field(default_factory=Calibration)
     drafted: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
-    limit: int = 10_000
-    own: Any = None
+    whole: Path | None = None
+    path: Path | None = None
+    limit: int = 0
 
 
 @dataclass
 class _Chain:
-    """A draft as it grows: the chain, the siblings beside it, and the distribution that each token was drawn from."""
+    """A draft as it grows: the chain, the siblings beside it, and the distribution that each token was drawn from.
+
+    Attributes:
+        forwards: full forwards of the target that drafting took.
+        states: per forward, the (1, C) hidden states after the leading layers, for reuse.
+    """
 
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
@@ -82,6 +108,7 @@ class _Chain:
     sibling_parents: list[int] = field(default_factory=list)
     sibling_tokens: list[int] = field(default_factory=list)
     sibling_q: list[Tensor] = field(default_factory=list)
+    forwards: int = 0
     states: list[Tensor] = field(default_factory=list)
 
     def tree(self) -> TokenTree:
@@ -94,62 +121,29 @@ class _Chain:
         return TokenTree(tokens, parents, torch.ones(len(tokens), dtype=torch.bool))
 
 
-class SparseDrafter(Drafter):
-    """Base class. A subclass gives a request its path by `path_for`, or all requests one path by `use`.
+class Chain(PathDrafter):
+    """Drafts a chain with the path that the policy chooses."""
 
-    Attributes:
-        reuse, bonus: see `EarlyExitConfig`.
-    """
+    Config = ChainConfig
+    config: ChainConfig
 
-    config: SparseConfig
-    reuse = False
-    bonus = "keep"
-
-    def __init__(self, target: Target, config: SparseConfig) -> None:
-        super().__init__(target, config)
+    def __init__(self, target: TargetProtocol, config: ChainConfig, costs: Costs, policy: PathPolicy) -> None:
+        super().__init__(target, config, costs, policy)
+        self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
         self._counted = np.zeros(target.vocab_size, dtype=np.int64)  # tokens seen, if warm
-        self._costs = target.costs if self._needs_costs() else None
-        self._path_costs = self._late_costs = None
-
-    def use(self, skip: SkipSet) -> None:
-        """Draft through the path without the sublayers `skip`; for subclasses whose path does not change."""
-        self.skip = skip
-        self._set_path(self.target.sparse_path(skip))
-
-    def use_adapter(self, folder: str, options: Sequence[str]) -> None:
-        """Draft through the path that an adapter was trained for, with its weights.
-
-        Args:
-            options: names of the options that set the skip set; they must be left out, because the adapter sets it.
-
-        Raises:
-            UserError: the adapter cannot be used, or one of `options` or `draft_vocabulary` is given as well.
-        """
-        plain = type(self.config)()
-        for name in (*options, "draft_vocabulary"):
-            if getattr(self.config, name) != getattr(plain, name):
-                raise UserError(f"drafter.{name}: an adapter drafts through what it was trained for; leave it out")
-        self._set_path(self.target.adapted_path(Adapter.read(folder)))
-        self.skip = self.path.skip
-
-    def _set_path(self, path: Path) -> None:
-        self.path = path
-        if self._costs is not None:
-            self._path_costs = self.target.costs_of(path)
-            layers = len(self.target.full.layers)
-            self._late_costs = self.target.costs_of(self.target.full.part(path.leading, layers))
-
-    def path_for(self, context: Context) -> Path:
-        """Return the request's path. Called once, when the request begins."""
-        if self.config.draft_vocabulary is None:
-            return self.path
-        return self.target.sparse_path(self.skip, vocabulary=self.vocabulary(context))
+        self._needs_costs = config.length == "gain" or (config.reuse and config.bonus == "auto")
+        if self._needs_costs:
+            layers, path = len(target.full.layers), policy.typical
+            self._full, self._path = costs.full(), costs.of(path)
+            self._late = costs.of(target.full.part(path.leading, layers))
 
     def start(self, context: Context) -> None:
-        """Begin with a path and a length rule, and nothing drafted yet."""
+        """Begin with a length rule, and nothing drafted yet."""
+        super().start(context)
         if self.config.warm:
             self._count(context.tokens)
-        context.memory = Memory(self.path_for(context), self._rule())
+        some = self.config.draft_vocabulary is not None
+        self.states[context] = State(self._rule(), self.vocabulary(context) if some else None)
 
     def propose(self, context: Context) -> Draft:
         """Return the draft for one request."""
@@ -157,27 +151,30 @@ class SparseDrafter(Drafter):
 
     def propose_batch(self, contexts: Sequence[Context]) -> list[Draft]:
         """Return one draft per context; contexts with the same path are drafted together."""
-        drafts: dict[int, Draft] = {}
+        chains = [_Chain() for _ in contexts]
         groups: dict[int, list[int]] = {}
         for i, context in enumerate(contexts):
-            groups.setdefault(id(context.memory.path), []).append(i)
+            state = self.states[context]
+            state.limit = min(context.room, self.policy.longest(context))
+            if state.limit > 0:
+                groups.setdefault(id(self._path_of(context)), []).append(i)
         for members in groups.values():
-            together = [contexts[i] for i in members]
-            drafts |= zip(members, self._draft(together[0].memory.path, together), strict=True)
-        return [drafts[i] for i in range(len(contexts))]
+            self._draft([contexts[i] for i in members], [chains[i] for i in members])
+        return [self._finished(context, chain) for context, chain in zip(contexts, chains, strict=True)]
 
     def observe(self, context: Context, step: Step) -> None:
-        """Tell the length rule and the calibration how many tokens of the chain were right."""
-        memory: Memory = context.memory
+        """Count how many tokens of the chain were right, for the length rule and the calibration."""
+        super().observe(context, step)
+        state = self.states[context]
         if context.rule.sample:
-            known = min(len(memory.confidences), len(step.draft.tree))
-            stood = sum(node == depth for depth, node in enumerate(step.path[:known]))
+            known = min(len(state.confidences), len(step.draft.tree))
+            count = sum(node == depth for depth, node in enumerate(step.path[:known]))
         else:  # the emitted tokens also show whether a token that was drafted but not verified was right
-            known = min(len(memory.confidences), len(step.emitted))
-            right = [a == b for a, b in zip(memory.drafted[:known], step.emitted, strict=False)]
-            stood = right.index(False) if False in right else len(right)
-        memory.rule.learn(memory.confidences[:known], stood)
-        memory.calibration.learn(memory.confidences[:known], stood)
+            known = min(len(state.confidences), len(step.emitted))
+            right = [a == b for a, b in zip(state.drafted[:known], step.emitted, strict=False)]
+            count = right.index(False) if False in right else len(right)
+        state.rule.learn(state.confidences[:known], count)
+        state.calibration.learn(state.confidences[:known], count)
         if self.config.warm:
             self._count(step.emitted)
 
@@ -191,33 +188,33 @@ class SparseDrafter(Drafter):
             np.add.at(counts, context.tokens, 1)
         return np.argsort(-counts, kind="stable")[: self.config.draft_vocabulary].tolist()
 
-    def forward(
-        self,
-        path: Path,
-        contexts: Sequence[Context],
-        depth: int,
-        tokens: Sequence[int],
-        keep: Sequence[list[Tensor]] | None,
-    ) -> list[Tensor]:
-        """Run one sparse forward and return its logits; subclasses may select keys."""
-        rows = [context.row for context in contexts]
-        return self.target.draft_forward(path, rows, depth, tokens, [_EMPTY] * len(rows), keep=keep)
+    def _path_of(self, context: Context) -> Path:
+        """Return the path of the next draft, with the request's own head if it drafts from a part of the vocabulary."""
+        state, path = self.states[context], self.policy.path(context)
+        if state.vocabulary is None:
+            state.path = path
+        elif state.whole is not path:
+            state.path = with_vocabulary(path, self.target, state.vocabulary)
+        state.whole = path
+        assert state.path is not None
+        return state.path
 
-    def _draft(self, path: Path, contexts: Sequence[Context]) -> list[Draft]:
-        """Draft for contexts with the same path: at every depth, one sparse forward of the chains that go on."""
-        chains = [_Chain() for _ in contexts]
-        reuse = self.reuse and path.leading > 0
-        going = [i for i, context in enumerate(contexts) if min(context.room, context.memory.limit) > 0]
+    def _draft(self, contexts: Sequence[Context], chains: Sequence[_Chain]) -> None:
+        """Draft for contexts with the same path: at every depth, one forward of the chains that go on."""
+        path = self.states[contexts[0]].path
+        assert path is not None
+        going = list(range(len(contexts)))
         for depth in range(self.config.draft_length):
             if not going:
                 break
             tokens = [chains[i].tokens[-1] if depth else contexts[i].tokens[-1] for i in going]
-            keep = [chains[i].states for i in going] if reuse else None
-            logits = self.forward(path, [contexts[i] for i in going], depth, tokens, keep)
+            keep = [chains[i].states for i in going] if self.config.reuse and path.leading else None
+            rows, trees = [contexts[i].row for i in going], [_EMPTY] * len(going)
+            logits = self.target.draft_forward(path, rows, depth, tokens, trees, keep=keep)
             for i, row_logits in zip(going, logits, strict=True):
+                chains[i].forwards += path is self.target.full
                 self._extend(contexts[i], chains[i], row_logits)
             going = [i for i in going if self._goes_on(contexts[i], chains[i])]
-        return [self._finished(path, c, chain, reuse) for c, chain in zip(contexts, chains, strict=True)]
 
     def _extend(self, context: Context, chain: _Chain, logits: Tensor) -> None:
         """Add the next token to a chain, and its siblings, from (1, V) logits."""
@@ -238,25 +235,29 @@ class SparseDrafter(Drafter):
         chain.confidences.append(confidence)
         if self.config.siblings:
             size = 1 + len(chain.tokens) + len(chain.sibling_tokens)
-            count = children(context.memory.rule, chain.confidences, q, size, sample=rule.sample)
-            siblings, left = siblings_of(context, q, token, count)
+            rivals = partial(rivals_of, q, confidence)
+            leaves = self.states[context].rule.leaves(chain.confidences, rivals, size, sample=rule.sample)
+            siblings, left = siblings_of(context, q, token, leaves)
             chain.sibling_tokens += siblings
             chain.sibling_parents += [parent if parent >= 0 else ROOT] * len(siblings)
             chain.sibling_q += left
 
     def _goes_on(self, context: Context, chain: _Chain) -> bool:
-        memory: Memory = context.memory
-        return len(chain.tokens) < min(context.room, memory.limit) and memory.rule.goes_on(chain.confidences)
+        state = self.states[context]
+        return len(chain.tokens) < state.limit and state.rule.goes_on(chain.confidences)
 
-    def _finished(self, path: Path, context: Context, chain: _Chain, reuse: bool) -> Draft:
+    def _finished(self, context: Context, chain: _Chain) -> Draft:
         """Return the draft, without its last token if forwarding it through the leading layers does not pay."""
-        context.memory.drafted, context.memory.confidences = chain.tokens.copy(), chain.confidences
-        if reuse and chain.tokens and not self.config.siblings and not self._bonus_pays(context, chain):
+        state = self.states[context]
+        state.drafted, state.confidences = chain.tokens.copy(), chain.confidences
+        if chain.states and not self.config.siblings and not self._bonus_pays(context, chain):
             chain.tokens.pop()
             del chain.q[len(chain.tokens) :]
         q = [*chain.q, *chain.sibling_q]
-        states = Reuse(path.leading, torch.cat(chain.states)) if chain.states else None
-        return Draft(chain.tree(), self.config.name, torch.cat(q) if q else None, reuse=states)
+        reuse = Reuse(state.path.leading, torch.cat(chain.states)) if chain.states and state.path else None
+        own, joined = self.config.label, torch.cat(q) if q else None
+        draft = Draft(chain.tree(), own, joined, target_forwards=chain.forwards, reuse=reuse)
+        return self.finished(context, draft)
 
     def _bonus_pays(self, context: Context, chain: _Chain) -> bool:
         """Return whether to verify the last drafted token too, which may gain one more token after it.
@@ -266,9 +267,8 @@ class SparseDrafter(Drafter):
         If only one token was drafted, this decides whether to draft at all.
         """
         k = len(chain.tokens)
-        if self.bonus != "auto":
-            return self.bonus == "keep" or k == 1
-        assert self._costs is not None and self._path_costs is not None and self._late_costs is not None
+        if self.config.bonus != "auto":
+            return self.config.bonus == "keep" or k == 1
         sure = chain.confidences
         if context.rule.sample:
             # Whether a drawn token is kept must not depend on the token: the kept ones would no longer be distributed
@@ -276,23 +276,19 @@ class SparseDrafter(Drafter):
             if k == 1:
                 return True
             sure = [*sure[:-1], sure[-2]]
-        reached = context.memory.calibration.reaches(sure)
-        draft, late = self._path_costs(1), self._late_costs
-        seconds, extra = k * draft + late(k), max(self._costs(1) - late(1), 0.0) + late(k + 1) - late(k)
+        reached = self.states[context].calibration.reaches(sure)
+        draft, late = self._path(1), self._late
+        seconds, extra = k * draft + late(k), max(self._full(1) - late(1), 0.0) + late(k + 1) - late(k)
         return reached[-1] * seconds > (1 + sum(reached[:-1])) * extra
 
-    def _needs_costs(self) -> bool:
-        return self.config.length == "gain" or (self.reuse and self.bonus == "auto")
-
     def _needs_confidence(self, context: Context) -> bool:
-        return self.config.siblings or self._needs_costs() or context.memory.rule.needs_confidence
+        return self.config.siblings or self._needs_costs or self.states[context].rule.needs_confidence
 
     def _rule(self) -> Rule:
         if self.config.length == "adaptive":
             return AdaptiveThreshold()
         if self.config.length == "gain":
-            assert self._costs is not None and self._path_costs is not None
-            return ExpectedGain(self._costs, self._path_costs(1))
+            return ExpectedGain(self._full, self._path(1))
         return Threshold(self.config.min_confidence)
 
     def _count(self, tokens: Sequence[int]) -> None:

@@ -1,0 +1,47 @@
+"""Early exit: the first layers, the final norm and the head (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
+
+These are the full model's own layers, so a verification can continue from the keys and hidden states that drafting left
+(see `reuse` in `chain.ChainConfig`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfdraft.core.costs import Costs
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import option
+from selfdraft.core.skipset import SkipSet
+from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.sparse import sparse_path
+
+
+@dataclass
+class EarlyExitConfig(PathConfig):
+    """Draft with the first `exit_layer` layers, by default half of them."""
+
+    name: str = "early_exit"
+    exit_layer: int | None = option(None, at_least=1)
+
+
+class EarlyExit(FixedPath):
+    """One exit for all requests."""
+
+    Config = EarlyExitConfig
+
+    def __init__(self, target: TargetProtocol, config: EarlyExitConfig, costs: Costs, use: Use) -> None:
+        """Build the path.
+
+        Raises:
+            UserError: for an exit that is not before the last layer.
+        """
+        super().__init__(target, config, costs, use)
+        layers = len(target.full.layers)
+        exit_layer = max(1, layers // 2) if config.exit_layer is None else config.exit_layer
+        if exit_layer >= layers > 1:
+            raise UserError(
+                f"drafter.path.exit_layer={exit_layer}: this model has {layers} layers; leave before the last, "
+                f"at 1 to {layers - 1}"
+            )
+        self.typical = sparse_path(target, SkipSet.from_layer(layers, exit_layer))

@@ -1,0 +1,38 @@
+"""A trained path: what task=finetune made, with its weights in place. The target itself stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from omegaconf import MISSING
+
+from selfdraft.core.costs import Costs
+from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
+from selfdraft.models.adapted import adapted_path
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.protocol import TargetProtocol
+
+
+@dataclass
+class TrainedConfig(PathConfig):
+    """`adapter`: a folder of weights that task=finetune made for a path; it also holds what the path skips."""
+
+    name: str = "trained"
+    adapter: str = MISSING
+
+
+class Trained(FixedPath):
+    """One adapter for all requests."""
+
+    Config = TrainedConfig
+    prior: ClassVar[float] = 0.4
+
+    def __init__(self, target: TargetProtocol, config: TrainedConfig, costs: Costs, use: Use) -> None:
+        """Read the adapter, and build its path.
+
+        Raises:
+            UserError: the adapter cannot be used with this model.
+        """
+        super().__init__(target, config, costs, use)
+        self.typical = adapted_path(target, Adapter.read(config.adapter))

@@ -1,0 +1,59 @@
+"""A path that is given the full model's final hidden state of the last committed token.
+
+EAGLE (Li et al. 2024, arXiv 2401.15077) calls that state the feature: it knows more about what comes next than the
+states of the first layers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.block import Block
+from selfdraft.models.path import Path, Runner
+
+
+@dataclass(frozen=True)
+class FeaturePath(Path):
+    """A path that adds ``feature(final)`` to the root's state after the leading layers.
+
+    Attributes:
+        feature: a (C, C) matrix; `final` is the full model's final hidden state of the last committed token.
+    """
+
+    feature: nn.Linear = field(kw_only=True)
+
+    def run(
+        self,
+        runner: Runner,
+        block: Block,
+        trees: Sequence[TokenTree] = (),
+        hidden: Tensor | None = None,
+        *,
+        states: list[Tensor] | None = None,
+        since: int = 0,
+        normed: bool = True,
+    ) -> Tensor:
+        """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""
+        if block.finals is None:
+            return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+        hidden = self.part(0, self.leading).run(
+            runner, block, trees, hidden, states=states, since=since, normed=False
+        )
+        hidden = torch.cat([hidden[:, :1] + self._features(runner, block), hidden[:, 1:]], dim=1)
+        later: list[Tensor] | None = None if states is None else []
+        rest = self.part(self.leading, len(self.layers))
+        hidden = rest.run(runner, block, trees, hidden, states=later, since=since, normed=normed)
+        if states is not None and later is not None:
+            states += later[1:]  # without the input, which follows the layer before it
+        return hidden
+
+    def _features(self, runner: Runner, block: Block) -> Tensor:
+        """Return the (B, 1, C) features of the rows' last final hidden states; zeros where one is not known."""
+        unknown = torch.zeros(self.feature.weight.shape[1], dtype=runner.dtype, device=runner.device)
+        finals = [unknown if final is None else final for final in block.finals or ()]
+        return self.feature(torch.stack(finals)[:, None])

@@ -1,0 +1,156 @@
+"""A path: the part of the model that a forward runs through, and how it runs.
+
+Shapes: B rows of one forward, N tokens a row, C hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.anatomy import SLIDING, Anatomy
+from selfdraft.models.attention import additive, visible_slots
+from selfdraft.models.block import Block
+from selfdraft.models.rotary import Rotary
+
+
+class Runner(Protocol):
+    """What a path needs around its layers; `Driver` has it.
+
+    Attributes:
+        norm: the model's final norm. rotary: its rotary positions. share: see `Driver`.
+    """
+
+    anatomy: Anatomy
+    rotary: Rotary
+    norm: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    share: int
+
+
+@dataclass(frozen=True)
+class Path:
+    """The part of the model that a forward runs through: all of it, or a sparse selection.
+
+    `run` is the only place in which paths differ. A part of the model that needs more than its layers in a row (other
+    keys, other inputs) is a subclass with its own `run`, in a file of its own.
+
+    Attributes:
+        layers: the layers that are run, in order.
+        types: `full_attention` or `sliding_attention`, for each of them.
+        skip: the sublayers left out.
+        leading: number of first layers that are the full model's own: verification need not compute them again.
+        head: the head's rows for `vocabulary`; None for the whole head.
+        vocabulary: (v,) ids that this path may draft; None for all.
+        norm: replaces the final norm; None for the model's own.
+    """
+
+    layers: tuple[nn.Module, ...]
+    types: tuple[str, ...]
+    skip: SkipSet
+    leading: int = 0
+    head: nn.Module | None = None
+    vocabulary: Tensor | None = None
+    norm: nn.Module | None = None
+
+    @property
+    def shape(self) -> Hashable:
+        """Paths with equal shapes cost the same."""
+        ids = None if self.vocabulary is None else len(self.vocabulary)
+        return type(self), self.skip, self.leading, len(self.layers), ids
+
+    def part(self, first: int, end: int) -> Path:
+        """Return the plain path of the layers from `first` up to `end`, with this path's head and norm."""
+        layers, types = self.layers[first:end], self.types[first:end]
+        return Path(layers, types, self.skip, self.leading, self.head, self.vocabulary, self.norm)
+
+    def run(
+        self,
+        runner: Runner,
+        block: Block,
+        trees: Sequence[TokenTree] = (),
+        hidden: Tensor | None = None,
+        *,
+        states: list[Tensor] | None = None,
+        since: int = 0,
+        normed: bool = True,
+    ) -> Tensor:
+        """Return the (B, N - since, C) hidden states of a block's tokens after the layers.
+
+        Args:
+            trees: the trees that the block was made of, for paths that treat some nodes differently.
+            hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
+            states: a list that gets the hidden states before the first layer and after every layer.
+            since: compute only the tokens from this one on, because the keys of those before are in the cache.
+            normed: whether the final norm is applied.
+        """
+        anatomy, (_, width) = runner.anatomy, block.tokens.shape
+        starts = [start + since for start in block.starts]
+        view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
+        positions = torch.tensor(block.behind)[:, None] + block.depths[:, since:]
+        lengths = None
+        if runner.rotary.rules:
+            prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
+            lengths = torch.maximum(positions + 1, prefilled_at[:, None])
+        positions = positions.to(runner.device)
+        if hidden is None:
+            hidden = anatomy.embed(block.tokens[:, since:].to(runner.device))
+        masks, rotations = {}, {}
+        for kind in set(self.types):
+            window = anatomy.window if kind == SLIDING else None
+            visible = visible_slots(
+                block.starts,
+                block.depths,
+                block.sees,
+                view.span,
+                window,
+                runner.device,
+                behind=block.behind,
+                held=block.held,
+            )
+            masks[kind] = additive(None if visible is None else visible[:, since:], runner.dtype, runner.share)
+            rotations[kind] = runner.rotary(hidden, positions, kind, lengths)
+        if states is not None:
+            states.append(hidden)
+        for layer, kind in zip(self.layers, self.types, strict=True):
+            hidden = layer(
+                hidden,
+                attention_mask=masks[kind],
+                position_ids=positions,
+                position_embeddings=rotations[kind],
+                **{anatomy.cache_argument: view},
+            )
+            if states is not None:
+                states.append(hidden)
+        return (self.norm or runner.norm)(hidden) if normed else hidden
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Results of the full model that drafting has computed already for the first tokens of a row's next block.
+
+    Attributes:
+        layers: number of leading layers that were run. Their keys and values are in the row's scratch slots.
+        states: (m, C) hidden states after them, for the root and the first m - 1 nodes, which form a chain.
+    """
+
+    layers: int
+    states: Tensor
+
+
+def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
+    """Return how many first tokens of every row a forward need not run through the leading layers again.
+
+    Rows run together, so this is 0 if a row has nothing to reuse or if rows left the full model at different layers.
+    """
+    known = [r for r in reuse if r is not None]
+    if len(known) < len(reuse) or len({r.layers for r in known}) > 1:
+        return 0
+    return min(len(r.states) for r in known)
