@@ -28,10 +28,11 @@ from selfdraft.data.sources import load_bundled, load_jsonl
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.presets import configured
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import LoadedModel, load_embedded
+from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 
 NAMES = ("none", "prompt_lookup", "jacobi", "layer_skip")
@@ -69,10 +70,10 @@ def decoders(loaded: LoadedModel, new_tokens: int) -> dict[str, dict[str, Decode
     """
     targets = {PLAIN: Target(loaded.model), INVARIANT: Target(loaded.model)}
     make_shape_invariant(targets[INVARIANT])
-    stopping = Stopping(loaded.eos, new_tokens)
+    stopping, costs = Stopping(loaded.eos, new_tokens), {mode: costs_on(target) for mode, target in targets.items()}
     return {
         name: {
-            mode: Decoder(target, made(target, configured(name)), stopping)
+            mode: Decoder(target, drafter_for(target, configured(name), costs[mode]), stopping)
             for mode, target in targets.items()
         }
         for name in NAMES

@@ -3,7 +3,8 @@
 Every drafter, given as its name and options, decodes each prompt in turn, in one process, with one model and one
 measured cost curve; which drafter is first changes from prompt to prompt. So a drift of the machine's speed affects all
 drafters alike. Separate runs against plain decoding do not ensure this, and it matters if drafters differ by a few
-percent.
+percent. The options of a drafter's path are given like its own, and ``path=`` names another path: "layer_skip
+sparsity=0.3", "jacobi path=swift context_window=30".
 
 FILE holds prompts as dataset=jsonl takes them; their first turns are decoded greedily. For every drafter, the ratio of
 its tokens per second to those of the first drafter is printed: the median over prompts and the ratio over all tokens,
@@ -18,12 +19,16 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from selfdraft.app.errors import one_line_script
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.data.prompts import select
@@ -34,39 +39,44 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
-from selfdraft.drafters.presets import PRESETS, configured
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import DTYPES, load_embedded
+from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 
 HEADER = (
     "| drafter | tokens per forward | tokens/s | times the first: median [95 % CI] | over all tokens [95 % CI] "
     "| exact / tie / mismatch |"
 )
-
-
 GUARDED = "guarded"
 
 
-def drafter_of(spec: str, target: Target) -> Drafter:
-    """Return the drafter that a spec names, with its costs measured."""
-    config = config_of(spec)
-    drafter = made(target, config)
+def drafter_of(spec: str, target: Target, costs: Costs) -> Drafter:
+    """Return the drafter that a spec names."""
+    drafter = drafter_for(target, config_of(spec), costs)
     return Guard(drafter) if spec.split()[0] == GUARDED else drafter
 
 
 def config_of(spec: str) -> DrafterConfig:
-    """Return the config of ``"[guarded] name option=value …"``.
+    """Return the config of ``"[guarded] name option=value … path=name"``.
 
     Raises:
-        UserError: there is no such drafter.
+        UserError: there is no such drafter, path or option, or a value cannot be read or is out of its range.
     """
     words = spec.split()
     name, *options = words[words[:1] == [GUARDED] :] or [""]
-    if name not in PRESETS:
-        raise UserError(f"{name!r}: no such drafter; choose one of {', '.join(PRESETS)}")
-    known = OmegaConf.structured(PRESETS[name].Config)
-    return OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(options)))  # type: ignore[return-value]
+    given: dict[str, Any] = {}
+    for word in options:
+        option, equals, value = word.partition("=")
+        if not equals or option in ("", "name"):
+            raise UserError(f"{spec!r:.80}: write option=value, not {word!r:.60}")
+        try:
+            given[option] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index]
+        except (YAMLError, OmegaConfBaseException, ValueError):
+            raise UserError(f"{spec!r:.80}: the value of {option} cannot be read") from None
+    path = given.pop("path", None)
+    return configured(name, None if path is None else str(path), **given)
 
 
 def measure(decoders: list[Decoder], prompts: list[list[int]], repeats: int = 1) -> list[list[Generation]]:
@@ -147,10 +157,11 @@ def main(arguments: list[str]) -> None:
         raise UserError("--device cuda: no GPU is visible here; use --device cpu")
     loaded = load_embedded(given.dtype, torch.device(given.device))
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
-    decoders = [Decoder(target, drafter_of(spec, target), stopping) for spec in given.drafters]
+    costs = costs_on(target)
+    decoders = [Decoder(target, drafter_of(spec, target, costs), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
     runs = measure(decoders, ids, given.repeats)
-    plain = Decoder(target, made(target, configured("none")), stopping)
+    plain = Decoder(target, drafter_for(target, configured("none"), costs), stopping)
     alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
     where = f"{torch.get_num_threads()} threads" if given.device == "cpu" else torch.cuda.get_device_name()

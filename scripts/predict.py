@@ -12,24 +12,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters import PATHS
+from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
+from selfdraft.drafters.chain import ChainConfig
+from selfdraft.drafters.jacobi import JacobiConfig
+from selfdraft.drafters.paths.early_exit import EarlyExitConfig
+from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
+from selfdraft.drafters.paths.trained import TrainedConfig
+from selfdraft.drafters.presets import PRESETS, configured, options_of
 from selfdraft.models.adapter import Adapter
 from selfdraft.tracking.lines import read_measured, refuse_without_steps
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 
-# Drafters without forwards of their own, those whose forwards count as full target forwards, and sparse ones.
+# Drafters, by the names that results show: those without forwards of their own, those whose forwards count as full
+# target forwards (or cost as much as one), and chains that a part of the model drafts.
 NO_FORWARDS = ("none", "prompt_lookup", "suffix", "recycling", "lookahead", "pool", "pseudo_tokens")
-IN_THE_STEP = ("jacobi",)
-SPARSE = ("layer_skip", "early_exit")
+IN_THE_STEP = ("jacobi", "jacobi+trained")
+SPARSE = ("layer_skip", "early_exit", "trained")
 
 
 class Drafting(NamedTuple):
@@ -45,7 +52,7 @@ class Drafting(NamedTuple):
     early: Callable[[int], float] | None = None
 
 
-def drafting(drafter: dict, layers: int, vocabulary: int, costs: CostModel) -> Drafting | None:
+def drafting(drafter: DrafterConfig, layers: int, vocabulary: int, costs: CostModel) -> Drafting | None:
     """Return the cost of the drafter's own forwards on the other machine; None if it makes none.
 
     A skip set is transferred by its shares of attentions, MLPs and whole layers, because models differ in depth, and a
@@ -54,42 +61,46 @@ def drafting(drafter: dict, layers: int, vocabulary: int, costs: CostModel) -> D
     Raises:
         UserError: this script cannot price the drafter's forwards.
     """
-    name = drafter["name"]
-    if name in IN_THE_STEP or (name in NO_FORWARDS and (name == "pseudo_tokens" or not drafter.get("adapter"))):
+    if drafter.label in NO_FORWARDS or (drafter.label in IN_THE_STEP and not _skipped(drafter, layers)):
         return None
-    if name not in SPARSE:
+    if not isinstance(drafter, ChainConfig) or drafter.label not in SPARSE:
         known = ", ".join((*SPARSE, *IN_THE_STEP, *NO_FORWARDS))
-        raise UserError(f"drafter={name}: this script prices {known} (pool without an adapter)")
-    skip, words = _path(drafter, layers, vocabulary)
+        raise UserError(
+            f"drafter={drafter.label}: this script prices {known} (pool without an adapter, jacobi with one that "
+            "skips nothing)"
+        )
+    skip, words = _skipped(drafter, layers), drafter.draft_vocabulary or vocabulary
+    if isinstance(drafter.path, TrainedConfig) and drafter.draft_vocabulary is None:
+        words = len(Adapter.read(drafter.path.adapter).tensors.get("vocabulary", range(vocabulary)))
     kept = (layers - len(skip.whole_layers()), layers - len(skip.attention), layers - len(skip.mlp))
     token_s = costs.kept(*(costs.layers * n / layers for n in kept))(1) - (1 - words / vocabulary) * costs.head(1)
-    if (drafter.get("min_confidence") or 0.0) > 0 or drafter.get("length", "threshold") != "threshold":
+    if drafter.min_confidence > 0 or drafter.length != "threshold":
         token_s += costs.confidence_s
-    if not drafter.get("reuse"):
+    if not drafter.reuse:
         return Drafting(token_s)
     leading = costs.layers * min([*skip.attention, *skip.mlp], default=layers) / layers
     run = costs.kept(leading, leading, leading)
     return Drafting(token_s, lambda n: run(n) - costs.base(n) if n else 0.0)
 
 
-def _path(drafter: dict, layers: int, vocabulary: int) -> tuple[SkipSet, int]:
-    """Return the skip set of a draft, and the number of token ids in its vocabulary."""
-    if drafter.get("adapter"):
-        adapter = Adapter.read(drafter["adapter"])
-        words = adapter.tensors.get("vocabulary")
-        skip = SkipSet.of(layers, adapter.settings["skip_attention"], adapter.settings["skip_mlp"])
-        return skip, vocabulary if words is None else len(words)
-    words = drafter.get("draft_vocabulary") or vocabulary
-    if drafter["name"] == "early_exit":
-        return SkipSet.from_layer(layers, drafter["exit_layer"] or max(1, layers // 2)), words
-    if drafter["skip_attention"] is None and drafter["skip_mlp"] is None:
-        return SkipSet.spread(layers, drafter["sparsity"]), words
-    return SkipSet.of(layers, drafter["skip_attention"] or (), drafter["skip_mlp"] or ()), words
+def _skipped(drafter: PathDrafterConfig, layers: int) -> SkipSet:
+    """Return what the drafter's path leaves out."""
+    path = drafter.path
+    if isinstance(path, TrainedConfig):
+        settings = Adapter.read(path.adapter).settings
+        return SkipSet.of(layers, settings["skip_attention"], settings["skip_mlp"])
+    if isinstance(path, EarlyExitConfig):
+        return SkipSet.from_layer(layers, path.exit_layer or max(1, layers // 2))
+    if isinstance(path, LayerSkipConfig):
+        return SkipSet.named_or_spread(layers, path.skip_attention, path.skip_mlp, path.sparsity)
+    return SkipSet()
 
 
-def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs: CostModel) -> tuple[float, float]:
+def predict(
+    lines: list[dict], drafter: DrafterConfig, layers: int, vocabulary: int, costs: CostModel
+) -> tuple[float, float]:
     """Return the seconds per token with and without the drafter, over all lines."""
-    own = drafting(config["drafter"], layers, vocabulary, costs)
+    own = drafting(drafter, layers, vocabulary, costs)
     tokens, seconds = 0, 0.0
     for line in lines:
         tokens += line["new_tokens"]
@@ -102,12 +113,13 @@ def predict(lines: list[dict], config: dict, layers: int, vocabulary: int, costs
                 if own.early is not None and depth:
                     seconds += own.early(verified - depth) - own.early(verified)
         refining = line["target_forwards"] - len(line["steps"])
-        if config["drafter"]["name"] in IN_THE_STEP and config["drafter"].get("adapter"):
+        if not isinstance(drafter, JacobiConfig):
+            continue
+        if drafter.path.name != "full":
             # Refining forwards of an adapter are not counted as target forwards. This is their largest number,
             # because a block may converge earlier.
-            refining = config["drafter"]["refine_steps"] * sum(len(drafted) > 0 for drafted, *_ in line["steps"])
-        if refining:  # those of Jacobi drafting, each of a whole block
-            seconds += refining * costs.forward(config["drafter"]["window"] + 1)
+            refining = drafter.refine_steps * sum(len(drafted) > 0 for drafted, *_ in line["steps"])
+        seconds += refining * costs.forward(drafter.window + 1)  # each of a whole block
     return seconds / tokens, costs.forward(1)
 
 
@@ -118,15 +130,34 @@ def _depth(parents: list[int]) -> int:
     return max(depths, default=0)
 
 
-def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
-    """Return a run's lines, configuration and result.
+def drafter_of(plain: Mapping[str, Any]) -> DrafterConfig:
+    """Return the drafter that the group `drafter` of a run's config.yaml describes.
+
+    In runs of earlier versions, the options of the path are among those of the drafter, even beside an adapter.
+
+    Raises:
+        UserError: an option is wrong. KeyError, TypeError or ValueError: it describes no drafter.
+    """
+    options = dict(plain)
+    name = options.pop("name")
+    if "path" in options:
+        path = dict(options.pop("path"))
+        return configured(name, path.pop("name"), **options, **path)
+    preset = PRESETS[name]
+    if preset.path is not None and options.get("adapter") is not None:
+        for option in options_of(PATHS[preset.path].Config):
+            options.pop(option, None)
+    return configured(name, **options)
+
+
+def read_run(folder: Path) -> tuple[list[dict], DrafterConfig, dict]:
+    """Return a run's lines, drafter and result.
 
     Raises:
         UserError: the folder is not that of a finished run.
     """
     try:
-        options = dict(read_plain_yaml(folder / "config.yaml")["drafter"])
-        drafter = DRAFTERS[options.pop("name")].Config.from_plain(options)
+        drafter = drafter_of(read_plain_yaml(folder / "config.yaml")["drafter"])
     except NotPlain as error:
         raise UserError(f"{folder} is no finished run of task=evaluate: {folder / 'config.yaml'}: {error}") from None
     except UserError as error:
@@ -143,14 +174,13 @@ def read_run(folder: Path) -> tuple[list[dict], dict, dict]:
         raise UserError(f"{folder} is no finished run of task=evaluate: {error.strerror} ({error.filename})") from None
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{folder / 'result.json'} is no result of task=evaluate") from None
-    config = {"drafter": asdict(drafter)}
     lines = read_measured(folder)
     if not lines:
         raise UserError(f"{folder} is no finished run of task=evaluate: there is no complete line in its prompts.jsonl")
     refuse_without_steps(lines, folder)
     if not any(line["new_tokens"] for line in lines):
         raise UserError(f"{folder} holds no token that was decoded: give a run with longer answers")
-    return lines, config, result
+    return lines, drafter, result
 
 
 @one_line_script("predict")
@@ -161,7 +191,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--layers", type=int, default=30, help="of the model that the run decoded with (default: 30)")
     parser.add_argument("--vocabulary", type=int, default=49152, help="of that model (default: 49152)")
     given = parser.parse_args(arguments)
-    lines, config, result = read_run(given.run)
+    lines, drafter, result = read_run(given.run)
     print(f"{result['drafter']} on {result['model']} in {result['dtype']}, {len(lines)} turns")
     print(f"measured there: {result['speedup_total']:.2f} over all tokens\n")
     print("| model | device | plain ms/token | drafted ms/token | predicted speedup |\n|---|---|---|---|---|")
@@ -170,7 +200,7 @@ def main(arguments: list[str]) -> None:
             costs = CostModel.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"--hardware {path} cannot be read: {error}") from None
-        drafted, plain = predict(lines, config, given.layers, given.vocabulary, costs)
+        drafted, plain = predict(lines, drafter, given.layers, given.vocabulary, costs)
         kind = " (roofline)" if costs.source.startswith("roofline") else ""
         cells = f"{costs.model} | {costs.device}{kind} | {1e3 * plain:.2f} | {1e3 * drafted:.2f}"
         print(f"| {cells} | {plain / drafted:.2f} |")

@@ -20,9 +20,11 @@ from selfdraft.core.search import SkipSearch
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.presets import configured
+from selfdraft.drafters.paths.swift import matchness
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_embedded
+from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 
 WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0,)
@@ -51,7 +53,8 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     loaded = load_embedded("bfloat16", torch.device("cpu"))
     target, chat = Target(loaded.model), Chat(loaded.tokenizer)
-    decoder = Decoder(target, made(target, configured("none")), Stopping(frozenset(), WINDOW + 1))
+    drafter = drafter_for(target, configured("none"), costs_on(target))
+    decoder = Decoder(target, drafter, Stopping(frozenset(), WINDOW + 1))
     totals: dict[float, list[tuple[int, int]]] = {ratio: [] for ratio in RATIOS}
     for prompt in load_bundled()[::8][:count]:
         ids = chat.encode([("user", prompt.turns[0])])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from script_module import script_module
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import load_tiny
@@ -80,7 +81,7 @@ def test_peft_merges_what_drafts_run_through(case: str, tmp_path: Path) -> None:
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         warnings.filterwarnings("error", message=".*inconsistency.*")
         merged = PeftModel.from_pretrained(load_tiny(*TINY).model, out).merge_and_unload()
-    path = Target(model, packed=False).adapted_path(Adapter.read(run))
+    path = adapted_path(Target(model, packed=False), Adapter.read(run))
     kept = [index for index in range(4) if index not in skip]
     assert len(path.layers) == len(kept)
     for index, layer in zip(kept, path.layers, strict=True):

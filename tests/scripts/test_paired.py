@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from made import made
+from made import costs_for, made
 from made_up import made_up
 from script_module import script_module
 from selfdraft.decoding.certify import Certifier
@@ -18,7 +18,8 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.pool import PoolConfig
-from selfdraft.drafters.presets import PRESETS, configured
+from selfdraft.drafters.presets import configured
+from selfdraft.drafters.suffix import Suffix
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, cycle
@@ -78,10 +79,23 @@ def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
     assert paired.config_of("guarded pool edges=2") == PoolConfig(edges=2)
 
 
+def test_options_of_the_path_are_given_like_those_of_the_drafter(paired: ModuleType) -> None:
+    for spec, config in {
+        "layer_skip sparsity=0.3 draft_length=2": configured("layer_skip", sparsity=0.3, draft_length=2),
+        "layer_skip skip_attention=[1,2] siblings=true": configured("layer_skip", skip_attention=[1, 2], siblings=True),
+        "guarded jacobi path=swift enough=1e-1 init=ngram": configured(
+            "jacobi", path="swift", enough=0.1, init="ngram"
+        ),
+        "early_exit exit_layer=null": configured("early_exit"),
+        "pool adapter=some/folder": configured("pool", adapter="some/folder"),
+    }.items():
+        assert paired.config_of(spec) == config, spec
+
+
 def test_a_guard_is_put_around_who_is_said_to_be_guarded(paired: ModuleType) -> None:
     target = StubTarget(cycle(5))
-    guarded, free = (paired.drafter_of(spec, target) for spec in ("guarded suffix", "suffix"))
-    assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is PRESETS["suffix"]
+    guarded, free = (paired.drafter_of(spec, target, costs_for(target)) for spec in ("guarded suffix", "suffix"))
+    assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is Suffix
 
 
 def test_families_have_medians_of_their_own(paired: ModuleType) -> None:
@@ -94,11 +108,22 @@ def test_families_have_medians_of_their_own(paired: ModuleType) -> None:
     ("given", "said"),
     [
         (["nowhere.jsonl", "pool"], "There is no file nowhere.jsonl"),
-        (["nowhere.jsonl", "polo"], "'polo': no such drafter; choose one of none, "),
-        (["nowhere.jsonl", ""], "'': no such drafter"),
-        (["nowhere.jsonl", "guarded"], "'': no such drafter"),
-        (["nowhere.jsonl", "pool sources=suffix"], "sources: must be a list: give it as sources=["),
-        (["nowhere.jsonl", "pool edgs=3"], "edgs: no such option (did you mean edges?)"),
+        (["nowhere.jsonl", "polo"], "there is no drafter 'polo'; choose one of none, "),
+        (["nowhere.jsonl", ""], "there is no drafter ''"),
+        (["nowhere.jsonl", "guarded"], "there is no drafter ''"),
+        (["nowhere.jsonl", "pool sources=suffix"], "drafter.sources='suffix': must be a list, each item text"),
+        (["nowhere.jsonl", "pool edgs=3"], "drafter=pool with path full has no option 'edgs'; there are branches, "),
+        (["nowhere.jsonl", "suffix edges=3"], "drafter.edges: no such option; there are name, max_nodes, "),
+        (["nowhere.jsonl", "pool edges"], "'pool edges': write option=value, not 'edges'"),
+        (["nowhere.jsonl", "pool name=chain"], "'pool name=chain': write option=value, not 'name=chain'"),
+        (["nowhere.jsonl", "pool edges=["], "'pool edges=[': the value of edges cannot be read"),
+        (["nowhere.jsonl", "pool edges=${"], "'pool edges=${': the value of edges cannot be read"),
+        (["nowhere.jsonl", "pool edges=2026-99-99"], "drafter.edges='2026-99-99': must be an integer"),
+        (["nowhere.jsonl", "pool path=nowhere"], "there is no path 'nowhere'; choose one of full, "),
+        (["nowhere.jsonl", "pool path=[full]"], "there is no path "),
+        (["nowhere.jsonl", "pool path=trained"], "drafter.path.adapter is needed with the path trained"),
+        (["nowhere.jsonl", "suffix path=full"], "drafter=suffix runs no part of the model: it takes no path"),
+        (["nowhere.jsonl", "layer_skip exit_layer=2"], "drafter=layer_skip with path layer_skip has no option "),
         (["nowhere.jsonl", "pool edges=0"], "drafter.edges=0: must be at least 1"),
         (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family, --tokens and --repeats: at least 1"),
     ],

@@ -9,6 +9,7 @@ import torch
 
 from script_module import script_module
 from selfdraft.core.skipset import SkipSet
+from selfdraft.models.path import Path as ModelPath
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -22,7 +23,9 @@ def module():
 
 
 @pytest.mark.parametrize(("first", "through"), [(2, {1: 2, 2: 2}), (0, {2: 4})])
-def test_verification_takes_over_what_leading_layers_left(module, first: int, through: dict[int, int]) -> None:
+def test_verification_takes_over_what_leading_layers_left(
+    module, first: int, through: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two tokens, the one that was drafted from has been through `first` of the four layers."""
     target = Target(tiny_model("llama"))
     target.allocate(1, 64)
@@ -30,14 +33,14 @@ def test_verification_takes_over_what_leading_layers_left(module, first: int, th
     with torch.inference_mode():
         jobs = module.cases(target, sparse_path(target, SkipSet.of(4, [first], [first])))
         assert list(jobs) == ["plain", "draft", "verify"]
-        run, seen = target.run, {}
+        run, seen = ModelPath.run, {}
 
-        def noting(path, block, hidden=None, *args, since: int = 0, **more):
+        def noting(path, runner, block, *args, since: int = 0, **more):
             tokens = block.tokens.shape[1] - since
             seen[tokens] = seen.get(tokens, 0) + len(path.layers)
-            return run(path, block, hidden, *args, since=since, **more)
+            return run(path, runner, block, *args, since=since, **more)
 
-        target.run = noting
+        monkeypatch.setattr(ModelPath, "run", noting)
         jobs["verify"]()
     assert seen == through
 

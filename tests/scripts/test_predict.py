@@ -11,10 +11,14 @@ import pytest
 import torch
 import yaml
 
+from command_line import composed
 from script_module import script_module
+from selfdraft.app.build import measured_config
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.presets import configured
 from selfdraft.models.adapter import Adapter
 
 ROOT = Path(__file__).parents[2]
@@ -72,30 +76,31 @@ MEASURED = {
 STEPS = [[[7, 8], None, [0, 1], 9, "x"], [[], None, [], 5, "x"], [[1, 2, 3], [-1, -1, 1], [1], 4, "x"]]
 
 
-def seconds_a_token(drafter: dict, **counts: int) -> float:
-    return script("predict").predict([line(STEPS, 6, **counts)], {"drafter": drafter}, 5, 100, stub_costs())[0]
+def seconds_a_token(drafter: DrafterConfig, **counts: int) -> float:
+    return script("predict").predict([line(STEPS, 6, **counts)], drafter, 5, 100, stub_costs())[0]
 
 
 def test_lookups_cost_their_verification_alone() -> None:
-    assert seconds_a_token({"name": "prompt_lookup"}) == pytest.approx((13 + 11 + 14) / 6)
+    assert seconds_a_token(configured("prompt_lookup")) == pytest.approx((13 + 11 + 14) / 6)
 
 
 def test_sparse_tokens_cost_their_share_of_the_model_each() -> None:
     # One of five attentions and two of five MLPs left out; of ten layers that is 2 and 4: 11 - 1 - 2 = 8 s a token.
-    options = {"name": "layer_skip", "skip_attention": [1], "skip_mlp": [2, 3], "min_confidence": 0.0}
+    config = configured("layer_skip", skip_attention=[1], skip_mlp=[2, 3])
     drafted = 2 + 0 + 2  # the third draft is two levels deep
-    assert seconds_a_token(options) == pytest.approx((38 + drafted * 8) / 6)
-    assert seconds_a_token(options | {"min_confidence": 0.5}) == pytest.approx((38 + drafted * 8.25) / 6)
+    assert seconds_a_token(config) == pytest.approx((38 + drafted * 8) / 6)
+    assert seconds_a_token(replace(config, min_confidence=0.5)) == pytest.approx((38 + drafted * 8.25) / 6)
 
 
 def test_leading_layers_that_verification_takes_over_are_paid_once() -> None:
     # Two of five layers, of ten four: a token drafts in 1 + 4 = 5 s. What the stub's layers cost hangs on no number of
     # tokens, so that one token that has to be run through them costs what all do.
-    exit_ = {"name": "early_exit", "exit_layer": 2, "reuse": True}
-    assert seconds_a_token(exit_ | {"reuse": False}) == pytest.approx((38 + 4 * 5) / 6)
+    exit_ = configured("early_exit", exit_layer=2)
+    assert exit_.reuse
+    assert seconds_a_token(replace(exit_, reuse=False)) == pytest.approx((38 + 4 * 5) / 6)
     assert seconds_a_token(exit_) == pytest.approx((38 + 4 * 5) / 6)
     costs = replace(stub_costs(), attention=CostCurve((1, 2), (0.5, 1.0)), mlp=CostCurve((1, 2), (0.5, 1.0)))
-    token = script("predict").predict([line(STEPS, 6)], {"drafter": exit_}, 5, 100, costs)[0]
+    token = script("predict").predict([line(STEPS, 6)], exit_, 5, 100, costs)[0]
     # Now 4 s for each token: of three verified two are spared, and of four (two levels deep) two.
     assert token == pytest.approx((38 + 4 * 5 - 8 - 8) / 6)
 
@@ -103,25 +108,76 @@ def test_leading_layers_that_verification_takes_over_are_paid_once() -> None:
 def test_an_adapter_says_what_is_skipped_and_how_much_of_the_head_is_read(tmp_path: Path) -> None:
     settings = {"scale": 1.0, "skip_attention": [1], "skip_mlp": [2, 3]}
     Adapter("test", settings, {"vocabulary": torch.arange(20)}).write(tmp_path)
-    options = {"name": "layer_skip", "adapter": str(tmp_path)}
-    assert seconds_a_token(options) == pytest.approx((38 + 4 * (8 - 0.8 * 0.5)) / 6)
-    assert seconds_a_token({"name": "pseudo_tokens", "adapter": str(tmp_path)}) == pytest.approx(38 / 6)
+    folder = str(tmp_path)
+    assert seconds_a_token(configured("layer_skip", adapter=folder)) == pytest.approx((38 + 4 * (8 - 0.8 * 0.5)) / 6)
+    assert seconds_a_token(configured("pseudo_tokens", adapter=folder)) == pytest.approx(38 / 6)
     with pytest.raises(UserError, match="pool without an adapter"):
-        seconds_a_token({"name": "pool", "adapter": str(tmp_path)})
+        seconds_a_token(configured("pool", adapter=folder))
 
 
 def test_refining_forwards_are_of_whole_blocks() -> None:
-    assert seconds_a_token({"name": "jacobi", "window": 4}, target_forwards=5) == pytest.approx((38 + 2 * 15) / 6)
+    assert seconds_a_token(configured("jacobi", window=4), target_forwards=5) == pytest.approx((38 + 2 * 15) / 6)
 
 
-def test_refining_forwards_of_an_adapter_are_paid_for_too() -> None:
-    options = {"name": "jacobi", "window": 4, "refine_steps": 2, "adapter": "somewhere"}
-    assert seconds_a_token(options) == pytest.approx((38 + 2 * 2 * 15) / 6)  # two steps drafted something
+def test_refining_forwards_of_an_adapter_are_paid_for_too(tmp_path: Path) -> None:
+    Adapter("test", {"scale": 1.0, "skip_attention": [], "skip_mlp": []}, {}).write(tmp_path / "whole")
+    Adapter("test", {"scale": 1.0, "skip_attention": [1], "skip_mlp": []}, {}).write(tmp_path / "sparse")
+    config = configured("jacobi", window=4, refine_steps=2, adapter=str(tmp_path / "whole"))
+    assert seconds_a_token(config) == pytest.approx((38 + 2 * 2 * 15) / 6)  # two steps drafted something
+    with pytest.raises(UserError, match="jacobi with one that skips nothing"):
+        seconds_a_token(configured("jacobi", adapter=str(tmp_path / "sparse")))
 
 
 def test_what_it_cannot_price_it_says() -> None:
-    with pytest.raises(UserError, match="drafter=cascade: this script prices"):
-        seconds_a_token({"name": "cascade"})
+    for name in ("cascade", "swift", "sparse_jacobi"):
+        with pytest.raises(UserError, match=f"drafter={name}: this script prices"):
+            seconds_a_token(configured(name))
+
+
+@pytest.mark.parametrize(
+    ("plain", "config"),
+    [
+        (  # of runs before drafters had a path: every option that the YAML had
+            {"name": "layer_skip", "sparsity": 0.3, "skip_attention": None, "skip_mlp": None, "reuse": False,
+             "bonus": "auto", "draft_length": 3, "length": "threshold", "min_confidence": 0.0, "siblings": False,
+             "draft_vocabulary": None, "warm": False, "adapter": None},
+            configured("layer_skip", sparsity=0.3, draft_length=3),
+        ),
+        (
+            {"name": "early_exit", "exit_layer": None, "reuse": True, "bonus": "keep", "adapter": "somewhere"},
+            configured("early_exit", bonus="keep", adapter="somewhere"),
+        ),
+        (
+            {"name": "jacobi", "window": 7, "mode": "literal", "adapter": "somewhere"},
+            configured("jacobi", window=7, mode="literal", adapter="somewhere"),
+        ),
+        ({"name": "pool", "edges": 2, "adapter": None}, configured("pool", edges=2)),
+        ({"name": "pseudo_tokens", "adapter": "somewhere"}, configured("pseudo_tokens", adapter="somewhere")),
+        # of runs since then:
+        (
+            {"name": "chain", "reuse": True, "path": {"name": "early_exit", "exit_layer": 2}},
+            configured("early_exit", exit_layer=2),
+        ),
+        (
+            {"name": "chain", "draft_length": 2, "path": {"name": "trained", "adapter": "somewhere"}},
+            configured("trained", draft_length=2, adapter="somewhere"),
+        ),
+        ({"name": "jacobi", "window": 7, "path": {"name": "full"}}, configured("jacobi", window=7)),
+        ({"name": "suffix", "branches": 1}, configured("suffix", branches=1)),
+    ],
+    ids=lambda given: f"{given['name']}-{'new' if 'path' in given else 'old'}" if isinstance(given, dict) else "",
+)  # fmt: skip
+def test_drafters_of_old_and_new_runs_are_read(plain: dict, config: DrafterConfig) -> None:
+    assert script("predict").drafter_of(plain) == config
+
+
+def test_what_a_run_writes_is_read() -> None:
+    for overrides, config in (
+        (["drafter=early_exit", "drafter.path.exit_layer=2"], configured("early_exit", exit_layer=2)),
+        (["drafter=jacobi", "drafter/path=swift"], configured("jacobi", path="swift")),
+        (["drafter=suffix"], configured("suffix")),
+    ):
+        assert script("predict").drafter_of(measured_config(composed(*overrides))["drafter"]) == config
 
 
 def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +200,14 @@ def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.Captu
         ("config.yaml", "drafter: {name: layer_skip, sparsity: '${oc.env:HOME}'}"),
         ("config.yaml", "drafter: {name: &x layer_skip, copy: *x}"),
         ("config.yaml", "drafter: {name: nobody}"),
+        ("config.yaml", "drafter: {name: [chain]}"),
+        ("config.yaml", "drafter: {name: chain, path: layer_skip}"),
+        ("config.yaml", "drafter: {name: chain, path: {name: nowhere}}"),
+        ("config.yaml", "drafter: {name: chain, path: {name: [full]}}"),
+        ("config.yaml", "drafter: {name: chain, path: {name: layer_skip, draft_length: 2}, draft_length: 3}"),
+        ("config.yaml", "drafter: {name: chain, path: {name: layer_skip, exit_layer: 2}}"),
+        ("config.yaml", "drafter: {name: suffix, path: {name: full}}"),
+        ("config.yaml", "drafter: {name: trained}"),
         ("config.yaml", "[1"),
         ("config.yaml", "3"),
         ("prompts.jsonl", json.dumps(MEASURED | {"new_tokens": 6, "target_forwards": 1}) + "\n"),
