@@ -24,10 +24,10 @@ from selfdraft.data.sources import load_bundled, load_jsonl
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.traces import Tracer
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_embedded
-from selfdraft.models.profiling import measure_parts
+from selfdraft.models.profiling import costs_on, measure_parts
 from selfdraft.models.target import Target
 
 HERE = Path(__file__).parent
@@ -39,8 +39,9 @@ COLOURS = {"attention": "#3b6fb6", "MLP": "#e08a2e", "both": "#5aa469"}
 def trace(prompts: list[Prompt], tokens: int) -> tuple[Tracer, CostModel]:
     """The model's own answers, ready to be replayed, and what its forwards cost here."""
     loaded = load_embedded("bfloat16", torch.device("cpu"))
-    target, chat, none = Target(loaded.model), Chat(loaded.tokenizer), DRAFTERS["none"]
-    decoder = Decoder(target, none(target, none.Config()), Stopping(loaded.eos, tokens))
+    target, chat = Target(loaded.model), Chat(loaded.tokenizer)
+    drafter = drafter_for(target, configured("none"), costs_on(target))
+    decoder = Decoder(target, drafter, Stopping(loaded.eos, tokens))
     asked = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
     texts = [(ids, decoder.decode(ids).output) for ids in asked]
     costs = measure_parts(target, device="this machine", model="smollm2_135m", source="study.py")
