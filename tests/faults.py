@@ -33,7 +33,8 @@ def _rotary(target: Target, change: Callable[[Tensor], Tensor]) -> Iterator[None
     def other(hidden: Tensor, positions: Tensor, *others: object) -> tuple[Tensor, Tensor]:
         return right(hidden, change(positions), *others)
 
-    other.rules, other.recomputed_past = right.rules, right.recomputed_past  # type: ignore[attr-defined]
+    other.rules, other.alike_after = right.rules, right.alike_after  # type: ignore[attr-defined]
+    other.recomputed_past = right.recomputed_past  # type: ignore[attr-defined]
     with patch.object(target, "rotary", other):
         yield
 

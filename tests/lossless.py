@@ -42,7 +42,8 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         configured("layer_skip", skip_mlp=[0, 3], draft_length=10),  # a draft longer than a sliding window
         configured("layer_skip", skip_attention=[1, 2], skip_mlp=[1, 2]),  # whole layers
         configured("layer_skip", skip_attention=[1, 3], skip_mlp=[0, 1]),  # a whole layer, a half of each other kind
-        configured("layer_skip", skip_attention=[3], min_confidence=0.6, draft_length=6),  # rows of a batch stop at other depths
+        # Rows of a batch stop at other depths:
+        configured("layer_skip", skip_attention=[3], min_confidence=0.6, draft_length=6),
         configured("layer_skip", sparsity=0.3, siblings=True, length="adaptive", draft_length=5),
         configured("layer_skip", skip_mlp=[1], draft_vocabulary=40, length="gain"),
         configured("layer_skip", skip_attention=[2], skip_mlp=[3], reuse=True, bonus="keep", min_confidence=0.3),
@@ -50,14 +51,16 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
     "early_exit": [
         configured("early_exit"),
         configured("early_exit", bonus="keep", draft_length=10),
-        configured("early_exit", exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows of a batch differ
+        configured("early_exit", exit_layer=3, bonus="forgo", min_confidence=0.5, draft_length=5),  # rows differ
         configured("early_exit", exit_layer=1, siblings=True, draft_length=3),
         configured("early_exit", exit_layer=3, reuse=False, draft_vocabulary=60, warm=True),
     ],
     "swift": [
         configured("swift", draft_length=4, context_window=3),
         configured("swift", sparsity=0.7, context_window=2, bayes_interval=2, min_confidence=0.0, siblings=False),
-        configured("swift", context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True),
+        configured(
+            "swift", context_window=2, score_initial=True, recent_window=True, rescore_incumbent=True, neighbours=True
+        ),
         configured("swift", context_window=2, cost_aware=True, draft_vocabulary=50, draft_length=3, length="adaptive"),
     ],
     "clasp": [

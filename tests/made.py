@@ -9,14 +9,13 @@ from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.presets import drafter_for
 from selfdraft.models.profiling import costs_on
-from selfdraft.models.target import Target
 
 
 def costs_for(target: Any) -> Costs:
-    """The costs of a target: a stub's `costs` and `costs_of`, or those measured on a real one."""
+    """The costs of a target: a stub's or a test's own `costs` and `costs_of`, or those measured on a real one."""
     if isinstance(target, TreeParallelTarget):
-        return shared_costs(target.target)
-    if isinstance(target, Target):
+        return shared_costs(costs_for(target.target))
+    if not hasattr(target, "costs"):
         return costs_on(target)
     return Costs(lambda path: target.costs if path is None else target.costs_of(path))
 

@@ -214,7 +214,9 @@ class StubTarget:
             path.choose(StubScores(), 1)
         return out
 
-    def replay(self, path: StubPath, row: int, position: int, tokens: Sequence[int]) -> Tensor:
+    def replay(
+        self, path: StubPath, row: int, position: int, tokens: Sequence[int], block: int | None = None
+    ) -> Tensor:
         before = self.cache.texts[row]
         assert before[position : position + len(tokens)] == list(tokens), "a replay of what is not committed"
         return self._logits(path.rule, [*before[:position], tokens[0]], TokenTree.chain(tokens[1:]))

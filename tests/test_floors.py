@@ -115,3 +115,38 @@ def test_a_planted_upward_import_is_found(module: str, planted: str) -> None:
 )
 def test_downward_imports_are_not(module: str, fine: str) -> None:
     assert complaints(fine, module) == []
+
+
+def circles(folder: Path) -> list[list[str]]:
+    """Groups of a folder's modules that import each other in a circle, inside functions and for type checking too."""
+    prefix = ".".join(("selfdraft", *folder.relative_to(ROOT).parts))
+    files = {f"{prefix}.{file.stem}": file for file in folder.glob("*.py") if file.stem != "__init__"}
+    graph: dict[str, set[str]] = {}
+    for module, file in files.items():
+        names = {name for _, name in imported(file.read_text(encoding="utf-8"), module, False)}
+        graph[module] = {other for other in files for name in names if name == other or name.startswith(f"{other}.")}
+    while free := [module for module, needs in graph.items() if not needs & graph.keys()]:
+        for module in free:
+            del graph[module]
+    return [sorted(graph)] if graph else []
+
+
+FOLDERS = sorted(folder for folder in ROOT.rglob("*") if folder.is_dir() and any(folder.glob("*.py")))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_nothing_imports_in_a_circle(folder: Path) -> None:
+    assert circles(folder) == []
+
+
+def test_a_circle_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "one.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from selfdraft.models import two\n"
+    )
+    (folder / "two.py").write_text("def late():\n    from selfdraft.models.one import thing\n")
+    (folder / "three.py").write_text("from selfdraft.models.two import other\n")
+    (folder / "four.py").write_text("import torch\n")
+    assert circles(folder) == [["selfdraft.models.one", "selfdraft.models.three", "selfdraft.models.two"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.certificate import Certificate, first_divergence
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import CONTROL_BLOCKS, WINDOW, Certifier
@@ -19,7 +20,7 @@ LENGTH = 20
 
 
 def greedy(target: Target) -> list[int]:
-    return Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), LENGTH)).decode(PROMPT).output
+    return Decoder(target, made(target, NoDrafter.Config()), Stopping(frozenset(), LENGTH)).decode(PROMPT).output
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_certifying_is_no_decoding(target: Target, baseline: list[int]) -> None:
 
 
 def test_a_prompt_of_one_token_can_be_certified(target: Target) -> None:
-    decoder = Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), 6))
+    decoder = Decoder(target, made(target, NoDrafter.Config()), Stopping(frozenset(), 6))
     output = decoder.decode([7]).output
     certificate = Certifier(target).certify([7], replaced(output, 5, (output[5] + 1) % 96), output)
     assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 5)
@@ -282,7 +283,7 @@ def test_the_float32_copy_is_made_once_and_leaves_the_model_alone() -> None:
 def test_a_tie_costs_a_window_and_only_a_mismatch_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last tokens before the divergence tell; nothing fails a run before all of it was measured."""
     target = Target(tiny_model(max_positions=512))
-    decoder = Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(frozenset(), 60))
+    decoder = Decoder(target, made(target, NoDrafter.Config()), Stopping(frozenset(), 60))
     baseline = decoder.decode(PROMPT).output
     output = replaced(baseline, 50, (baseline[50] + 1) % 96)
     certifier, widths = Certifier(target), []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, EVERY_NAME
-from made import made
+from made import costs_for, made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
@@ -18,7 +18,6 @@ from selfdraft.decoding.record import PHASES, Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.none import NoDrafter
 from stub_target import Rule, StubTarget, cycle, script, successor
 
 NO_EOS: frozenset[int] = frozenset()
@@ -30,7 +29,7 @@ class Oracle(Drafter):
     Config = DrafterConfig
 
     def __init__(self, target: StubTarget, depth: int) -> None:
-        super().__init__(target, DrafterConfig())
+        super().__init__(target, DrafterConfig(), costs_for(target))
         self.depth = depth
         self.rooms: list[int] = []
         self.steps: list[tuple[list[int], Step]] = []
@@ -372,7 +371,7 @@ def test_a_latency_runs_from_arrival_to_the_last_token(monkeypatch: pytest.Monke
     monkeypatch.setattr(record, "time", clock)
     requests = [Request([1, 1], key="a"), Request([2] * 4, key="b"), Request([3, 3], key="c")]
     latencies = {}
-    for request, generation in Decoder(clock, NoDrafter(clock, DrafterConfig()), Stopping(NO_EOS, 3), batch_size=2).run(
+    for request, generation in Decoder(clock, made(clock, DrafterConfig()), Stopping(NO_EOS, 3), batch_size=2).run(
         requests
     ):
         clock.now += 1000
@@ -386,7 +385,7 @@ def test_answers_come_in_the_order_of_the_requests() -> None:
     requests = [Request(prompt, key=i) for i, prompt in enumerate(PROMPTS)] + [Request(PROMPTS[0])]
     target = StubTarget(mixed)
     stopping = Stopping(frozenset({5}), 30)
-    answers = Decoder(target, NoDrafter(target, DrafterConfig()), stopping, batch_size=3).answer(requests)
+    answers = Decoder(target, made(target, DrafterConfig()), stopping, batch_size=3).answer(requests)
     assert [answer.prompt for answer in answers] == [*PROMPTS, PROMPTS[0]]
     ends = [len(answer.output) for answer in answers]
     assert ends != sorted(ends)  # they did not end in this order

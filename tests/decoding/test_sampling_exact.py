@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from selfdraft.drafters.sparse import SparseConfig, _Chain
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -28,8 +27,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lossless import EVERY_CONFIG, name_of
-from made import made
+from lossless import EVERY_CONFIG, TRIED, name_of
+from made import costs_for, made
 from random_adapters import ADAPTED
 from random_drafts import RandomTree, RandomTreeConfig
 from selfdraft.core.acceptance import reject
@@ -38,11 +37,13 @@ from selfdraft.core.sampling import NextToken, draw
 from selfdraft.decoding import loop
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.base import Context, DrafterConfig
+from selfdraft.drafters import PROPOSALS
+from selfdraft.drafters.base import Context, Drafter, DrafterConfig
+from selfdraft.drafters.chain import Chain, ChainConfig, _Chain
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
-from selfdraft.drafters.presets import PRESETS, configured
+from selfdraft.drafters.presets import configured
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
@@ -98,9 +99,13 @@ DISTINCT: list[DrafterConfig] = [
     PseudoTokensConfig(count=2, branches=3, nodes=8, costs="flat", noise=1.0),
     PoolConfig(costs="flat", max_nodes=8),
     PoolConfig(costs="flat", max_nodes=8, warm=True),
+    # A path that reads states, chooses keys or a length of its own, under every way to propose:
+    configured("chain", path="full", draft_length=2),
+    configured("jacobi", path="clasp", window=2, sparsity=0.5, interval=1),
+    configured("jacobi", path="sparse_kv", window=3, sink=1, recent=2, top_k=1, refresh=1),
+    configured("pool", path="dynamic_exit", costs="flat", max_nodes=6, stride=1, interval=2, sparse_length=2),
     *TREES,
 ]
-KNOWN = {**PRESETS, "random_tree": RandomTree}
 
 
 @cache
@@ -127,13 +132,21 @@ def expected(rule: str) -> dict[tuple[int, ...], float]:
     return dict(zip(answers, probability.tolist(), strict=True))
 
 
+def drafter_of(config: DrafterConfig) -> Drafter:
+    """The drafter of a config, those of this file included."""
+    if isinstance(config, RandomTreeConfig):
+        return RandomTree(target(), config, costs_for(target()))
+    return made(target(), config)
+
+
 def test_every_drafter_is_among_those_that_are_tried() -> None:
-    assert {config.name for config in DISTINCT} == set(KNOWN)
+    tried = {part.name for config in DISTINCT for part in (config, getattr(config, "path", config))}
+    assert {config.label for config in DISTINCT} | tried >= TRIED
 
 
 def p_value(config: DrafterConfig, rule: str, seed: int = 0) -> float:
     """Of the chi-square test of `TRIALS` answers; zero where one came out that has no probability."""
-    drafter = KNOWN[config.name](target(), config)
+    drafter = drafter_of(config)
     decoder = Decoder(target(), drafter, Stopping(frozenset(), LENGTH), rule=RULES[rule][0], batch_size=ROWS)
     requests = [Request(PROMPT, seed=seed * TRIALS + i) for i in range(TRIALS)]
     counts = Counter(tuple(g.output) for _, g in decoder.run(requests) if g.ended)
@@ -185,9 +198,9 @@ def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(
     rule = NextToken(sample=True, temperature=0.9)
     answers = []
     for chosen in (config, DrafterConfig()):
-        decoder = Decoder(target(), KNOWN[chosen.name](target(), chosen), Stopping(frozenset(), 12), rule=rule)
+        decoder = Decoder(target(), drafter_of(chosen), Stopping(frozenset(), 12), rule=rule)
         answers.append([decoder.decode(PROMPT, seed=seed).output for seed in range(8)])
-    drew = isinstance(config, SparseConfig) or config.name in ("jacobi", "sparse_jacobi")
+    drew = isinstance(config, ChainConfig) or config.name in ("jacobi", "sparse_jacobi")
     assert drew or answers[0] == answers[1]
 
 
@@ -202,7 +215,7 @@ def check_any_batch(config: DrafterConfig) -> None:
     """Alone, in a batch of three, and in one of four in the opposite order."""
     texts = []
     for rows, order in ((1, 1), (3, 1), (4, -1)):
-        drafter = KNOWN[config.name](target(), config)
+        drafter = drafter_of(config)
         decoder = Decoder(
             target(), drafter, Stopping(frozenset(), 9), rule=NextToken(sample=True, top_k=5), batch_size=rows
         )
@@ -258,29 +271,32 @@ def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch, fault: Calla
 def test_min_new_tokens_forbids_the_end_at_every_node_before() -> None:
     rule = NextToken(eos=frozenset({3, 4}), min_new_tokens=5)
     for config in (*EVERY_CONFIG, replace(TREES[2])):
-        decoder = Decoder(target(), KNOWN[config.name](target(), config), Stopping(rule.eos, 20), rule=rule)
+        decoder = Decoder(target(), drafter_of(config), Stopping(rule.eos, 20), rule=rule)
         output = decoder.decode(PROMPT).output
         assert not {3, 4} & set(output[:5])
         alone = Decoder(target(), made(target(), DrafterConfig()), Stopping(rule.eos, 20), rule=rule)
         assert output == alone.decode(PROMPT).output
 
 
-class KeepsByWhatWasDrawn(EarlyExit):
+class KeepsByWhatWasDrawn(Chain):
     """A fault of our own, found late: the last draw is verified or not by how likely it is itself."""
 
     def _bonus_pays(self, context: Context, chain: _Chain) -> bool:
-        return super()._bonus_pays(replace(context, rule=NextToken()), chain)
+        sampling, context.rule = context.rule, NextToken()
+        pays = super()._bonus_pays(context, chain)
+        context.rule = sampling
+        return pays
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("drafter", "exact"), [(EarlyExit, True), (KeepsByWhatWasDrawn, False)])
+@pytest.mark.parametrize(("drafter", "exact"), [(Chain, True), (KeepsByWhatWasDrawn, False)])
 def test_whether_a_draw_is_kept_may_not_depend_on_it(
-    drafter: type[EarlyExit], exact: bool, monkeypatch: pytest.MonkeyPatch
+    drafter: type[Chain], exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With costs at which the last token is kept now and left out then."""
-    monkeypatch.setitem(KNOWN, "early_exit", drafter)
-    monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.25, 1.25)))
+    monkeypatch.setitem(PROPOSALS, "chain", drafter)
+    monkeypatch.setattr(target(), "costs", CostCurve((1, 64), (1.25, 1.25)), raising=False)
     drafting, late = CostCurve((1, 64), (0.5, 0.5)), CostCurve((1, 64), (1.0, 1.0))
-    monkeypatch.setattr(target(), "costs_of", lambda path: drafting if len(path.skip) else late)
+    monkeypatch.setattr(target(), "costs_of", lambda path: drafting if len(path.skip) else late, raising=False)
     config = configured("early_exit", draft_length=2, bonus="auto")
     assert (p_value(config, "top_k=3", seed=1) > SIGNIFICANCE) == exact

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from made import made
+from made import costs_for, made
 from random_drafts import RandomTree
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters import Drafter
 from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookup
 from selfdraft.models.target import Target
@@ -70,7 +71,7 @@ def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextT
 
 @pytest.mark.parametrize("rule", RULES[:2], ids=["greedy", "sample"])
 def test_nor_does_a_tree_make_it_wait_more_often(target: Target, rule: NextToken) -> None:
-    waits = list(waits_by_step(target, RandomTree(target, RandomTree.Config(how="certain")), rule))
+    waits = list(waits_by_step(target, RandomTree(target, RandomTree.Config(how="certain"), costs_for(target)), rule))
     assert len(waits) > 2 and set(waits) == {1}
 
 
@@ -83,4 +84,4 @@ class Asks(PromptLookup):
 
 
 def test_one_look_more_is_noticed(target: Target) -> None:
-    assert max(waits_by_step(target, Asks(target, Asks.Config()), NextToken())) == 2
+    assert max(waits_by_step(target, Asks(target, Asks.Config(), costs_for(target)), NextToken())) == 2

@@ -53,7 +53,8 @@ def test_a_walk_is_about_what_decoding_does(target: Target, threshold: float) ->
     for skip in (SkipSet(frozenset({1}), frozenset()), SkipSet(frozenset(), frozenset({2})), SkipSet.spread(4, 0.5)):
         tracer = Tracer(target, list(zip(PROMPTS, outputs, strict=True)), NextToken())
         done = walk(tracer.traces(skip), 3, threshold)
-        config = configured("layer_skip", 
+        config = configured(
+            "layer_skip",
             skip_attention=sorted(skip.attention),
             skip_mlp=sorted(skip.mlp),
             draft_length=3,

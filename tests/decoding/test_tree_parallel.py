@@ -21,7 +21,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, behind, share_out
-from selfdraft.drafters.presets import PRESETS
+from selfdraft.drafters.presets import is_tree_parallel
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -58,7 +58,7 @@ def test_a_tree_behind_a_chain() -> None:
     assert len(behind([], tree)) == 5
 
 
-SHARED = [config for config in EVERY_CONFIG if PRESETS[config.name].tree_parallel]
+SHARED = [config for config in EVERY_CONFIG if is_tree_parallel(config)]
 
 
 def target() -> tuple[Target, list[int]]:
@@ -66,17 +66,17 @@ def target() -> tuple[Target, list[int]]:
     model = tiny_model("llama", seed=2)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(100.0)  # drafts are right now and then: see test_lossless.py
-    made, sizes = Target(model, packed=False), []
-    plain = made.forward
+    whole, sizes = Target(model, packed=False), []
+    plain = whole.forward
 
     def counting(rows, roots, trees, **asked):
         sizes.append(sum(1 + len(tree) for tree in trees))
         return plain(rows, roots, trees, **asked)
 
-    made.forward = counting
-    made.costs = CostCurve((1, 64), (1.0, 2.0))  # measured ones would make drafts differ from run to run
-    made.costs_of = lambda path: CostCurve((1, 64), (0.4, 0.8))
-    return made, sizes
+    whole.forward = counting
+    whole.costs = CostCurve((1, 64), (1.0, 2.0))  # measured ones would make drafts differ from run to run
+    whole.costs_of = lambda path: CostCurve((1, 64), (0.4, 0.8))
+    return whole, sizes
 
 
 def answers(of: Target | TreeParallelTarget, sizes: list[int]) -> dict[str, dict]:
@@ -85,9 +85,7 @@ def answers(of: Target | TreeParallelTarget, sizes: list[int]) -> dict[str, dict
     for config in SHARED:
         for rule, how in RULES.items():
             sizes.clear()
-            decoder = Decoder(
-                of, made(of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2
-            )
+            decoder = Decoder(of, made(of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2)
             requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
             done = {request.key: g for request, g in decoder.run(requests) if g.ended}
             told[f"{name_of(config)} {rule}"] = {
@@ -103,8 +101,8 @@ def work(rank: int, folder: str) -> None:
     """One process of the group."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    made, sizes = target()
-    Path(folder, f"{rank}.json").write_text(json.dumps(answers(TreeParallelTarget(made), sizes)))
+    whole, sizes = target()
+    Path(folder, f"{rank}.json").write_text(json.dumps(answers(TreeParallelTarget(whole), sizes)))
     dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from payload import Payload
 from selfdraft.core.errors import UserError
+from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -40,7 +41,7 @@ def test_what_was_written_reads_back(tmp_path: Path) -> None:
     found = Adapter.read(tmp_path)
     assert (found.recipe, found.settings) == ("some", SETTINGS)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in GOOD.items())
-    assert target().adapted_path(found).skip.attention == {2}
+    assert adapted_path(target(), found).skip.attention == {2}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_weights_for_another_model_are_told_in_a_line(
 ) -> None:
     adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
     with pytest.raises(UserError, match=r"^drafter\.adapter: "):
-        target().adapted_path(adapter)
+        adapted_path(target(), adapter)
 
 
 def test_damaged_files_are_told_in_a_line_and_run_nothing(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_damaged_files_are_told_in_a_line_and_run_nothing(tmp_path: Path) -> Non
     for variant in variants:
         file.write_bytes(variant)
         try:
-            target().adapted_path(Adapter.read(tmp_path))
+            adapted_path(target(), Adapter.read(tmp_path))
         except UserError as error:
             assert str(error).startswith("drafter.adapter") and "\n" not in str(error)
             refused += 1

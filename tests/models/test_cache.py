@@ -13,6 +13,7 @@ from random_trees import ancestry, random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.cache import BLOCK, KVCache
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -168,7 +169,7 @@ def test_a_rejected_sparse_draft_leaves_no_trace_in_any_layer(skip: SkipSet, fam
     """The sparse path writes some layers' scratch slots and not others'; a rejection must undo all of them alike."""
     model = tiny_model(family)
     with_draft, without = Target(model), Target(model)
-    sparse = with_draft.sparse_path(skip)
+    sparse = sparse_path(with_draft, skip)
     texts = []
     for target in (with_draft, without):
         target.allocate(1, 0)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, PseudoTokensDrafter
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.models.anatomy import FULL, SLIDING, dissect
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
@@ -145,7 +146,7 @@ def test_pseudo_tokens_in_a_mixture_of_experts_leave_the_text_as_it_is(family: s
     """Routers look at their matrix's dtype, or give a tuple."""
     model = stock(family, SIZES | {"head_dim": 8})
     target, prompt = Target(model), [5, 17, 3, 60, 44]
-    drafter = PseudoTokensDrafter(target, PseudoTokensConfig(count=3, branches=3, nodes=9, costs="flat", noise=1.0))
+    drafter = made(target, PseudoTokensConfig(count=3, branches=3, nodes=9, costs="flat", noise=1.0))
     output = Decoder(target, drafter, Stopping(frozenset(), 12)).decode(prompt).output
     assert output == stock_output(model, prompt, 12, pad_token_id=0)
 

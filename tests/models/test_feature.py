@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,7 +65,8 @@ def featured(target: Target) -> tuple[Path, Path]:
     width = target.model.config.hidden_size
     matrix = nn.Linear(width, width, bias=False, dtype=target.dtype)
     nn.init.normal_(matrix.weight, generator=torch.Generator().manual_seed(0))
-    return replace(plain, feature=matrix.requires_grad_(False)), plain
+    skip = SkipSet.from_layer(len(target.full.layers), 2)
+    return sparse_path(target, skip, feature=matrix.requires_grad_(False)), plain
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -9,6 +9,7 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.block import Block
 from selfdraft.models.invariance import KEY_BLOCK, ROW_BLOCK
+from selfdraft.models.path import Path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -22,13 +23,13 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
 ) -> None:
     target, seen = Target(tiny_model("llama")), []
     target.row_block, target.key_block = ROW_BLOCK, KEY_BLOCK
-    run = target.run
+    run = Path.run
 
-    def noting(path: object, block: Block, *args: object, **more: object):
+    def noting(path: Path, runner: Target, block: Block, *args: object, **more: object):
         seen.append((block.tokens.shape[1], block.key_block))
-        return run(path, block, *args, **more)
+        return run(path, runner, block, *args, **more)
 
-    monkeypatch.setattr(target, "run", noting)
+    monkeypatch.setattr(Path, "run", noting)
     target.allocate(1, 64)
     target.prefill(0, [5, 17, 3])
 

@@ -75,7 +75,7 @@ def test_a_sliced_mlp_is_the_stock_one_with_all_other_neurons_at_zero(family: st
 
 
 def test_a_family_without_gated_mlps_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"^drafter=width_skip: model family 'gpt_neox' has no gated MLPs"):
+    with pytest.raises(UserError, match=r"^drafter/path=width_skip: model family 'gpt_neox' has no gated MLPs"):
         require_gated_mlps(Target(tiny_model("gpt_neox")))
 
 

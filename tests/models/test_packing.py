@@ -102,7 +102,7 @@ def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype) -> None:
 def test_without_kernels_a_model_runs_on_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor without AVX-512: nothing is packed, and the numbers are the unpacked target's."""
     model = tiny_model(dtype=torch.bfloat16)
-    plain = Target(model, packed=False).teacher_forced(list(range(12)), 4, 4)
+    plain = teacher_forced(Target(model, packed=False), list(range(12)), 4, 4)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert not packable(torch.bfloat16) and packable(torch.float32)
     target = Target(model)

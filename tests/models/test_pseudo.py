@@ -36,7 +36,8 @@ def without_lora(adapter: Adapter) -> Adapter:
 
 def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:
     """Of a row whose tree is given, in a batch of two; the other row has candidates alone."""
-    logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], pseudo=pseudo)
+    through = None if pseudo is None else pseudo.path
+    logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], through=through)
     return torch.cat([logits[1], logits[0]])
 
 
@@ -94,7 +95,7 @@ def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
     target = begun(family=family)
     adapter = replace(untrained(target, 2, noise=0.3), settings={"scale": 0.5})
     tree = CANDIDATES.probed(2, 0)
-    logits = target.forward([0], [PROMPT[-1]], [tree], pseudo=PseudoTokens(target, adapter))[0]
+    logits = target.forward([0], [PROMPT[-1]], [tree], through=PseudoTokens(target, adapter).path)[0]
     for node, path in ((ROOT, []), (0, [5]), (2, [5, 6, 7]), (4, [9])):
         for j in range(2):
             expected = dense(target, adapter, PROMPT + path, j + 1)

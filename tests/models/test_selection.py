@@ -11,7 +11,7 @@ from begun import CLOSE, LONG, SHORT, begin
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.selection import Selection, scoring
+from selfdraft.models.selection import Selection, scoring, selecting
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -24,7 +24,8 @@ def test_selecting_all_keys_changes_nothing(target: Target, prompt: list[int]) -
     keys.choose(0, target.cache, torch.arange(len(prompt) - 1))
     for path in (sparse_path(target, SkipSet()), sparse_path(target, SkipSet.of(4, [1], [2]))):
         for offset, token in enumerate([prompt[-1], 4, 9]):
-            ours = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])], keys=keys)[0]
+            some = selecting(path, target, keys)
+            ours = target.draft_forward(some, [0], offset, [token], [TokenTree.chain([8])])[0]
             plain = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])])[0]
             torch.testing.assert_close(ours, plain, **CLOSE)
 
@@ -35,9 +36,9 @@ def test_selected_keys_are_all_that_is_seen_and_stand_where_they_stood(model: Pr
     begin(target, LONG)
     keys = Selection(4, 1)
     keys.choose(0, target.cache, chosen)
-    path, tokens = sparse_path(target, SkipSet()), [LONG[-1], 4, 9, 30]
+    path, tokens = selecting(sparse_path(target, SkipSet()), target, keys), [LONG[-1], 4, 9, 30]
     ours = [
-        target.draft_forward(path, [0], offset, [token], [TokenTree.empty()], keys=keys)[0][0]
+        target.draft_forward(path, [0], offset, [token], [TokenTree.empty()])[0][0]
         for offset, token in enumerate(tokens)
     ]
     length, whole = len(LONG) - 1, len(LONG) - 1 + len(tokens)
@@ -67,10 +68,11 @@ def test_selections_of_a_batch_are_each_row_s_own(target: Target) -> None:
         keys.choose(row, target.cache, choice)
     path = sparse_path(target, SkipSet.of(4, [1], []))
     roots = [prompt[-1] for prompt in prompts]
-    together = target.draft_forward(path, [0, 1, 2], 0, roots, [TokenTree.empty()] * 3, keys=keys)
+    together = target.draft_forward(selecting(path, target, keys), [0, 1, 2], 0, roots, [TokenTree.empty()] * 3)
     for row, choice in enumerate(choices):
         alone.choose(row, target.cache, choice)
-        by_itself = target.draft_forward(path, [row], 0, [roots[row]], [TokenTree.empty()], keys=alone)[0]
+        own = selecting(path, target, alone)
+        by_itself = target.draft_forward(own, [row], 0, [roots[row]], [TokenTree.empty()])[0]
         torch.testing.assert_close(together[row], by_itself, **CLOSE)
 
 
@@ -90,5 +92,5 @@ def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
 
 def test_scores_of_a_family_with_attention_of_its_own_are_refused_by_name() -> None:
     target = Target(tiny_model("gemma2"))
-    with pytest.raises(UserError, match=r"^drafter\.top_k: .*'gemma2'"):
+    with pytest.raises(UserError, match=r"^drafter\.path\.top_k: .*'gemma2'"):
         scoring(target, sparse_path(target, SkipSet()))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 from transformers import GenerationConfig
 
+from made import made
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.none import NoDrafter
@@ -31,7 +32,7 @@ def parrot() -> LoadedModel:
 
 def ours(model: LoadedModel, prompt: list[int], max_new_tokens: int) -> list[int]:
     target = Target(model.model)
-    decoder = Decoder(target, NoDrafter(target, NoDrafter.Config()), Stopping(model.eos, max_new_tokens))
+    decoder = Decoder(target, made(target, NoDrafter.Config()), Stopping(model.eos, max_new_tokens))
     return decoder.decode(prompt).output
 
 

@@ -76,7 +76,7 @@ def test_a_whole_untrained_student_is_the_target(family: str) -> None:
 def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, tmp_path: Path) -> None:
     teacher, (tokens, positions, texts) = target_of(family), packed_texts()
     words = torch.arange(5, 60)
-    path = teacher.sparse_path(SKIP)
+    path = sparse_path(teacher, SKIP)
     student = trained(Student(teacher, path, rank=3, alpha=6.0, whole=[3], norm=True, vocabulary=words))
     student.adapter("sparse_distill", path).write(tmp_path)
 
@@ -104,7 +104,7 @@ def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> 
     target, text = Target(model), list(range(20))
     plain = teacher_forced(target, text, 4, 3)
     teacher = target_of("llama")
-    path = teacher.sparse_path(SKIP)
+    path = sparse_path(teacher, SKIP)
     adapter = trained(Student(teacher, path, rank=3, whole=[3], norm=True)).adapter("sparse_distill", path)
     adapted = adapted_path(target, adapter)
     target.allocate(1, 32)
@@ -136,4 +136,4 @@ def test_a_damaged_or_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> 
     wrong = Adapter("sparse_distill", skip, {"lora.1.self_attn.q_proj.A": torch.zeros(2, 5)})
     wrong = Adapter(wrong.recipe, skip, {**wrong.tensors, "lora.1.self_attn.q_proj.B": torch.zeros(7, 2)})
     with pytest.raises(UserError, match="trained for another"):
-        target_of("llama").adapted_path(wrong)
+        adapted_path(target_of("llama"), wrong)

@@ -116,7 +116,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
     certifier = Certifier(target, rule, batch_size=batch_size)
     if config.hardware.tree_parallel:
-        costs, target = shared_costs(target), _shared(target, config)
+        costs, target = shared_costs(costs), _shared(target, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     drafter = drafter_for(target, config.drafter, costs)
     if decoding.guard:
@@ -151,11 +151,12 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
     return TreeParallelTarget(target)
 
 
-def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
+def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | None = None) -> None:
     """Refuse a run whose memory the machine does not have, before the model is loaded or other processes start.
 
     Args:
         certify: whether outputs will be certified; dtypes narrower than float32 then need a float32 copy of the model.
+        rows: number of texts that are in the cache at once; None for decoding.batch_size.
 
     Raises:
         UserError: the run does not fit; the message has the numbers.
@@ -165,7 +166,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool) -> None:
         config.model.outline(),
         DTYPES[config.model.dtype],
         device,
-        rows=config.decoding.batch_size,
+        rows=config.decoding.batch_size if rows is None else rows,
         packed=config.model.packed,
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from selfdraft.app.build import build_bench, measured_config, use_threads
-from selfdraft.app.console import make_console
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.processes import other_ranks
 from selfdraft.app.profile import describe_device
-from selfdraft.app.schemas import Config
-from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable, shown
+from selfdraft.app.session import adapter_facts, quiet_trainer, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
@@ -31,16 +29,15 @@ from selfdraft.modules.progress import SearchProgress
 from selfdraft.modules.search import JOURNAL, Search
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.environment import describe_environment
-from selfdraft.tracking.run_folder import claim_run_dir, digest
+from selfdraft.tracking.run_folder import digest
 
 CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
 LARGEST = 0.6  # largest share of the inner sublayers that a candidate of `tokens_per_s` skips
 CLOSE = 0.1  # a prediction within this of the measured speedup counts as right
 
 
-def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Run a calibration in `folder`, or resume the one that was interrupted there.
+def calibrate(run: Run) -> float | None:
+    """Run a calibration, or resume the one that was interrupted in the run's folder.
 
     Returns:
         The objective: the value of the best candidate; None on ranks other than 0.
@@ -48,6 +45,7 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
     Raises:
         UserError: something in configuration, model, data or folder cannot be used.
     """
+    config, folder = run.config, run.folder
     options, drafter = config.calibrate, config.drafter
     if not (isinstance(drafter, ChainConfig) and isinstance(drafter.path, LayerSkipConfig)):
         raise UserError(f"task=calibrate cannot search for drafter={drafter.label}: use drafter=layer_skip")
@@ -58,12 +56,10 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
         raise UserError(f"task=calibrate predicts plain chains with a threshold: leave {', '.join(changed)} as it is")
     if config.decoding.name != "greedy":
         raise UserError("task=calibrate counts greedy agreement: use decoding=greedy")
-    is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     prompts = _spread(config.dataset.load(), options.prompts)
-    use_threads(config.hardware)
     config = replace(config, decoding=replace(config.decoding, max_new_tokens=options.tokens, guard=False))
-    environment = describe_environment(config.hardware.torch_device)
+    if run.is_rank_zero:  # all texts are in the cache at once
+        refuse_a_run_that_cannot_fit(config, certify=False, rows=len(prompts))
 
     def make_search(layers: int, rank: int, most_similar: Callable[[int], SkipSet]) -> Search:
         inner = 2 * max(layers - 2, 0)
@@ -71,37 +67,29 @@ def calibrate(config: Config, composed: DictConfig, folder: Path) -> float | Non
         sizes = (matched, matched) if options.objective == "matchness" else (1, int(inner * LARGEST))
         return Search(folder, options.method, layers, sizes, options.trials, config.seed, rank, most_similar)
 
-    with owned(folder, is_rank_zero, config.task.name):
-        if is_rank_zero:
-            claim_run_dir(
-                folder,
-                measured_config(composed),
-                task=config.task.name,
-                started=folder / JOURNAL,
-                facts={"prompts": digest(prompts), **adapter_facts(drafter)},
-            )
-            write_json_atomic(folder / "environment.json", environment)
-            console.print(
-                f"calibrating {drafter.label} for {config.model.label} by {options.method}: "
-                f"{options.trials} candidates on {len(prompts)} prompts, objective {options.objective}"
-            )
-        module = CalibrateModule(
-            lambda device: build_bench(config, device, []),
-            make_search,
-            prompts=prompts,
-            folder=folder,
-            objective=options.objective,
-            labels={
-                "device": describe_device(environment),
-                "model": config.model.label,
-                "source": environment["command"],
-            },
-        )
-        trainer = quiet_trainer(config.hardware, folder, SearchProgress(console))
-        with resumable(trainer, folder, console, "what was scored is kept"):
-            trainer.test(module, verbose=False)
-            trainer.strategy.barrier("every rank has scored its candidates")
-        return _conclude(config, module, folder, console) if is_rank_zero else None
+    announcement = (
+        f"calibrating {drafter.label} for {config.model.label} by {options.method}: "
+        f"{options.trials} candidates on {len(prompts)} prompts, objective {options.objective}"
+    )
+    facts = {"prompts": digest(prompts), **adapter_facts(drafter)}
+    run.begin([announcement], started=folder / JOURNAL, facts=facts)
+    module = CalibrateModule(
+        lambda device: build_bench(config, device, []),
+        make_search,
+        prompts=prompts,
+        folder=folder,
+        objective=options.objective,
+        labels={
+            "device": describe_device(run.environment),
+            "model": config.model.label,
+            "source": run.environment["command"],
+        },
+    )
+    trainer = quiet_trainer(config.hardware, folder, SearchProgress(run.console))
+    with other_ranks(trainer):
+        trainer.test(module, verbose=False)
+        trainer.strategy.barrier("every rank has scored its candidates")
+    return _conclude(run, module) if run.is_rank_zero else None
 
 
 def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -110,7 +98,8 @@ def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
     return [prompts[i] for i in picked]
 
 
-def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Console) -> float:
+def _conclude(run: Run, module: CalibrateModule) -> float:
+    config, folder, console = run.config, run.folder, run.console
     options, history = config.calibrate, module.search.history()
     best = _distinct(sorted(history, key=lambda line: line["value"], reverse=True))
     checked, configs = best[: options.check], [_options(line) for line in best[: options.check]]
@@ -138,6 +127,7 @@ def _conclude(config: Config, module: CalibrateModule, folder: Path, console: Co
     Artifact(config.drafter.label, _options(best[0]), label, objective, history).write(folder / FILE)
     result = {"task": "calibrate", "objective": best[0]["value"], **objective, "checks": checks, "trials": len(history)}
     write_json_atomic(folder / "result.json", result)
+    run.log(result)
     _print(console, checks, close, best[0], folder)
     return best[0]["value"]
 

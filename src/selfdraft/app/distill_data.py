@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from rich.console import Console
-
-from selfdraft.app.build import build_bench, measured_config, refuse_a_run_that_cannot_fit, use_threads
-from selfdraft.app.console import make_console
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.processes import other_ranks
 from selfdraft.app.schemas import Config, SampleConfig
-from selfdraft.app.session import adapter_facts, owned, quiet_trainer, resumable, shown, tell_resumed
+from selfdraft.app.session import adapter_facts, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
@@ -23,52 +19,44 @@ from selfdraft.data.prompts import Prompt, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.records import TEXTS, merge_rank_files
-from selfdraft.tracking.run_folder import claim_run_dir
 
 
-def distill_data(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Write texts in `folder`, or resume a run that was interrupted there.
+def distill_data(run: Run) -> float | None:
+    """Write texts, or resume a run that was interrupted in the run's folder.
 
     Returns:
         The objective: tokens per second; None on ranks other than 0.
 
     Raises:
         UserError: something in configuration, model, data or folder cannot be used.
-        SystemExit: status 130 after Ctrl-C.
     """
+    config, folder = run.config, run.folder
     _refuse(config)
-    options, is_rank_zero = config.distill, rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
+    options = config.distill
     prompts = [*config.dataset.load(), *to_invent(options.invented, config.seed)]
-    if is_rank_zero:  # the other ranks start later, and share this machine's memory
+    if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=False)
-    use_threads(config.hardware)
-    with owned(folder, is_rank_zero, config.task.name):
-        if is_rank_zero:
-            facts = adapter_facts(config.drafter)
-            claim_run_dir(folder, measured_config(composed), task=config.task.name, name=TEXTS, facts=facts)
-            refuse_foreign_dataset(folder)
-            write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
-            _announce(console, config, prompts)
-        progress = DistillProgress(console)
-        module = DistillModule(
-            lambda device: build_bench(config, device, []),
-            folder=folder,
-            seed=config.seed,
-            width=options.trajectories,
-            passes=options.passes,
-            tell=progress.add,
-            prompts=prompts,
-            tell_resumed=partial(tell_resumed, console, folder, len(prompts)),
-        )
-        trainer = quiet_trainer(config.hardware, folder, progress)
-        with resumable(trainer, folder, console, "finished texts are kept"):
-            # All of a rank's prompts in one step: the batch's rows then become empty only once, at the very end.
-            trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
-            trainer.strategy.barrier("every rank has written its texts")
-        return _conclude(config, prompts, folder, console) if is_rank_zero else None
+    run.begin([_announcement(config, prompts)], records=TEXTS, facts=adapter_facts(config.drafter))
+    if run.is_rank_zero:
+        refuse_foreign_dataset(folder)
+    progress = DistillProgress(run.console)
+    module = DistillModule(
+        lambda device: build_bench(config, device, []),
+        folder=folder,
+        seed=config.seed,
+        width=options.trajectories,
+        passes=options.passes,
+        tell=progress.add,
+        prompts=prompts,
+        tell_resumed=partial(tell_resumed, run.console, folder, len(prompts)),
+    )
+    trainer = quiet_trainer(config.hardware, folder, progress)
+    with other_ranks(trainer):
+        # All of a rank's prompts in one step: the batch's rows then become empty only once, at the very end.
+        trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
+        trainer.strategy.barrier("every rank has written its texts")
+    return _conclude(run, prompts) if run.is_rank_zero else None
 
 
 def _refuse(config: Config) -> None:
@@ -85,7 +73,8 @@ def _sources(config: Config) -> str:
     return f", {invented} of its own making and the others" * bool(invented) + f" of {config.dataset.name}"
 
 
-def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: Console) -> float:
+def _conclude(run: Run, prompts: Sequence[Prompt]) -> float:
+    config, folder, console = run.config, run.folder, run.console
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     lines = sorted(
         merge_rank_files(folder, name=TEXTS), key=lambda line: (place.get(line["id"], len(place)), line["turn"])
@@ -111,6 +100,7 @@ def _conclude(config: Config, prompts: Sequence[Prompt], folder: Path, console: 
     }
     result["objective"] = result["tokens_per_s"]
     write_json_atomic(folder / "result.json", result)
+    run.log(result)
     if left_out:
         console.print(f"{left_out} turns were left out: the model has no positions left for them, or invented nothing")
     console.print(
@@ -142,10 +132,10 @@ def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _announce(console: Console, config: Config, prompts: Sequence[Prompt]) -> None:
+def _announcement(config: Config, prompts: Sequence[Prompt]) -> str:
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
-    console.print(
+    return (
         f"writing answers with {config.drafter.label}: {len(prompts)} prompts{_sources(config)}, "
         f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
     )

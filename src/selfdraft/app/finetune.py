@@ -11,17 +11,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from selfdraft.app.build import measured_config, use_threads
-from selfdraft.app.console import make_console
-from selfdraft.app.processes import OwnProcesses
+from selfdraft.app.build import refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.processes import OwnProcesses, other_ranks
 from selfdraft.app.schemas import Config
-from selfdraft.app.session import owned, quiet, resumable, shown
+from selfdraft.app.session import quiet, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded_name
@@ -46,14 +44,12 @@ from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.environment import describe_environment
-from selfdraft.tracking.loggers import close_logger, how_to_look, make_logger
 from selfdraft.tracking.picture import plot_training
-from selfdraft.tracking.run_folder import claim_run_dir, digest
+from selfdraft.tracking.run_folder import digest
 
 
-def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None:
-    """Train in `folder`, or resume the training that was interrupted there.
+def finetune(run: Run) -> float | None:
+    """Train, or resume the training that was interrupted in the run's folder.
 
     Returns:
         The objective: expected accepted tokens per draft on held-out prompts; None on ranks other than 0.
@@ -61,17 +57,17 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
     Raises:
         UserError: something in configuration, model, data or folder cannot be used.
     """
+    # Trained in float32, because bfloat16 would round small updates away. The adapter fits the model in any dtype.
+    config, folder = replace(run.config, model=replace(run.config.model, dtype="float32", packed=False)), run.folder
     recipe = config.finetune
-    is_rank_zero = rank_zero_only.rank in (None, 0)
-    console = make_console(quiet=not is_rank_zero, soft_wrap=True)
     if not recipe.data:
         raise UserError(
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"
         )
-    use_threads(config.hardware)
-    # Trained in float32, because bfloat16 would round small updates away. The adapter fits the model in any dtype.
+    if run.is_rank_zero:  # what it takes to run the model at all; `_memory_line` estimates the training
+        refuse_a_run_that_cannot_fit(config, certify=False, rows=recipe.batch_size)
     device = torch.device(config.hardware.torch_device)
-    loaded = replace(config.model, dtype="float32").load(torch.device("cpu"))
+    loaded = config.model.load(torch.device("cpu"))
     texts = _texts(recipe, loaded)
     train, validation = split_by_prompt(texts, recipe.validation, config.seed)
     data = TextDataModule(
@@ -89,46 +85,25 @@ def finetune(config: Config, composed: DictConfig, folder: Path) -> float | None
         words=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
         seed=config.seed,
     )
-    with owned(folder, is_rank_zero, config.task.name):
-        last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
-        if is_rank_zero:
-            facts = {"model": fingerprint(loaded.model), "finetune.data": digest(texts)}
-            claim_run_dir(folder, measured_config(composed), task=config.task.name, started=last, facts=facts)
-            write_json_atomic(folder / "environment.json", describe_environment(config.hardware.torch_device))
-            console.print(
-                f"fine-tuning by {recipe.name} for {config.model.label}: {_amount(train)} to learn from, "
-                f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
-            )
-            rows = len(data.train_rows) + len(data.validation_rows)
-            _tell_memory(console, recipe, loaded, device, rows)
-        begun = last.exists()
-        if begun:  # find a damaged checkpoint before other processes start and hours are spent
-            for checkpoint in (last, best):
-                read_checkpoint(checkpoint)
-        if is_rank_zero and begun:
-            console.print(f"resuming {shown(folder)} at its last checkpoint")
-        logger = make_logger(
-            config.logger.name,
-            mode=config.logger.mode,
-            project=config.logger.project,
-            save_dir=folder,
-            name=f"{recipe.name}-{folder.name}",
-            config=measured_config(composed),
-        )
-        failed = True
-        try:
-            trainer = _trainer(config, folder, console, logger)
-            with resumable(trainer, folder, console, "the last checkpoint is kept"):
-                trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
-                objective = _conclude(config, module, folder, console, loaded) if is_rank_zero else None
-                trainer.strategy.barrier("the artifact is written")
-            failed = False
-        finally:
-            close_logger(logger, failed=failed)
-    if is_rank_zero:
-        console.print(f"draft with it:  python run.py drafter.from={shown(folder)}")
-        if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
-            console.print(look)
+    last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
+    announcement = (
+        f"fine-tuning by {recipe.name} for {config.model.label}: {_amount(train)} to learn from, "
+        f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
+    )
+    memory = _memory_line(recipe, loaded, device, len(data.train_rows) + len(data.validation_rows))
+    facts = {"model": fingerprint(loaded.model), "finetune.data": digest(texts)}
+    run.begin([announcement, memory], name=recipe.name, started=last, facts=facts)
+    begun = last.exists()
+    if begun:  # find a damaged checkpoint before other processes start and hours are spent
+        for checkpoint in (last, best):
+            read_checkpoint(checkpoint)
+        run.console.print(f"resuming {shown(folder)} at its last checkpoint")
+    trainer = _trainer(config, folder, run.console, run.logger)
+    with other_ranks(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
+        objective = _conclude(config, module, folder, run.console, loaded) if run.is_rank_zero else None
+        trainer.strategy.barrier("the artifact is written")
+    run.console.print(f"draft with it:  python run.py drafter.from={shown(folder)}")
     return objective
 
 
@@ -155,8 +130,8 @@ def _amount(texts: Sequence[Text]) -> str:
     return f"{len(texts)} texts ({sum(len(t.prompt) + len(t.answer) for t in texts):,} tokens)"
 
 
-def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, rows: int) -> None:
-    """Print one line of estimated memory: weights, activations kept for the backward pass, logits, teacher outputs."""
+def _memory_line(recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, rows: int) -> str:
+    """Return one line of estimated memory: weights, activations kept for the backward pass, logits, teacher outputs."""
     config = loaded.model.config
     weights = 4 * sum(p.numel() for p in loaded.model.parameters())
     tokens = recipe.batch_size * recipe.length
@@ -167,11 +142,12 @@ def _tell_memory(console: Console, recipe: RecipeConfig, loaded: LoadedModel, de
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * (2 * config.hidden_size + 2 * config.num_hidden_layers * heads * size)
-    lessons = rows * recipe.length * token if recipe.remember else 0
-    total = weights + steps + logits + lessons
-    console.print(
+    remembered = rows * recipe.length * token if recipe.remember else 0
+    total = weights + steps + logits + remembered
+    return (
         f"memory: at most about {total / 1e6:,.0f} MB (weights {weights / 1e6:,.0f}, layers {steps / 1e6:,.0f}, "
-        f"logits {logits / 1e6:,.0f}, lessons {lessons / 1e6:,.0f}); {available(device) / 1e6:,.0f} MB are free"
+        f"logits {logits / 1e6:,.0f}, teacher outputs {remembered / 1e6:,.0f}); "
+        f"{available(device) / 1e6:,.0f} MB are free"
     )
 
 

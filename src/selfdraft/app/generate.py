@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit, use_threads
-from selfdraft.app.console import make_console
-from selfdraft.app.schemas import Config, GenerateConfig
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.schemas import GenerateConfig
+from selfdraft.app.session import adapter_facts
 from selfdraft.core.certificate import REASONS
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
+from selfdraft.tracking.atomic import write_json_atomic
 
 
-def generate(config: Config) -> None:
-    """Answer `prompt`.
+def generate(run: Run) -> None:
+    """Answer `prompt`, and write the answer and its numbers to result.json in the run's folder.
 
     Raises:
         UserError: there is no prompt, or the model or drafter cannot be used.
         SystemExit: status 1 after a mismatch.
     """
+    config, console = run.config, run.console
     task = config.task
     assert isinstance(task, GenerateConfig)
     if not config.prompt:
@@ -27,8 +30,7 @@ def generate(config: Config) -> None:
     if config.decoding.batch_size > 1:
         raise UserError(f"task=generate answers one prompt: leave decoding.batch_size={config.decoding.batch_size} out")
     refuse_a_run_that_cannot_fit(config, certify=task.certify)
-    use_threads(config.hardware)
-    console = make_console(soft_wrap=True)
+    run.begin(facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     ids = bench.chat.encode([("user", config.prompt)])
@@ -45,6 +47,23 @@ def generate(config: Config) -> None:
         f"{counts.new_tokens / counts.target_forwards:.2f} tokens per forward "
         f"({config.drafter.label}, {config.model.dtype}; prefill {generation.clock.seconds['prefill']:.2f} s)"
     )
+    result = {
+        "task": "generate",
+        "model": config.model.label,
+        "dtype": config.model.dtype,
+        "drafter": config.drafter.label,
+        "prompt": config.prompt,
+        "text": shown,
+        "prompt_ids": ids,
+        "output_ids": generation.output,
+        "ended": generation.ended,
+        "new_tokens": counts.new_tokens,
+        "target_forwards": counts.target_forwards,
+        "tokens_per_s": counts.new_tokens / seconds,
+        "acceptance_by_depth": counts.acceptance_by_depth(),
+        "lossless": None,
+    }
+    write_json_atomic(run.folder / "result.json", result)
     if generation.ended == POSITIONS:
         console.print("warning: the answer ended where the model had no more positions")
     if task.certify:
@@ -59,5 +78,8 @@ def generate(config: Config) -> None:
         )
         if certificate.reason is not None:
             console.print(f"NOT LOSSLESS: {REASONS[certificate.reason]}")
+        result |= {"lossless": certificate.verdict, "baseline_tokens_per_s": pace}
+        write_json_atomic(run.folder / "result.json", result)
         if certificate.verdict == "mismatch":
             raise SystemExit(1)
+    run.log(result)

@@ -79,6 +79,10 @@ def _parsed(text: str) -> Override:
 def _refuse_no_choice(override: Override, conf: Path) -> None:
     """Refuse values that cannot be the name of a choice; Hydra looks up the names."""
     group = override.key_or_group
+    nested = group.replace(".", "/")
+    if nested != group and (conf / nested).is_dir() and isinstance(override.value(), str | ChoiceSweep):
+        value = override.input_line.partition("=")[2]
+        raise UserError(f"{_shown(override.input_line)}: choose one with {nested}={_shown(value)}")
     if override.is_delete() or not ((conf / group).is_dir() or group.startswith("hydra/")):
         return
     value = override.value()

@@ -6,35 +6,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
-from selfdraft.app.build import measured_config, use_threads
-from selfdraft.app.console import make_console
-from selfdraft.app.schemas import Config, ProfileConfig
+from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.schemas import ProfileConfig
+from selfdraft.app.session import shown
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.messages import harmless
-from selfdraft.models.profiling import measure_grid, measure_parts
+from selfdraft.models.profiling import BATCHES, measure_grid, measure_parts
 from selfdraft.models.target import Target
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.costs import plot_costs, print_costs
-from selfdraft.tracking.environment import describe_environment
 
 
-def profile(config: Config, composed: DictConfig, folder: Path) -> None:
-    """Measure the costs, write them to `folder` and print them.
+def profile(run: Run) -> None:
+    """Measure the costs, write them to the run's folder and print them.
 
     Raises:
         UserError: the model cannot be loaded or is not supported.
     """
+    config, folder, console = run.config, run.folder, run.console
     task = config.task
     assert isinstance(task, ProfileConfig)
-    use_threads(config.hardware)
-    console = make_console(soft_wrap=True)
-    device = torch.device(config.hardware.torch_device)
-    environment = describe_environment(device)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_a_run_that_cannot_fit(config, certify=False, rows=max(BATCHES) if task.grid else 1)
+    run.begin(name="profile")
+    device, environment = torch.device(config.hardware.torch_device), run.environment
     with console.status(f"loading {config.model.label}"):
-        target = Target(config.model.load(device).model, packed=config.model.packed)
+        model = config.model.load(device).model
+        target = Target(model, packed=config.model.packed, attention=config.model.attention)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(
             target,
@@ -48,11 +47,12 @@ def profile(config: Config, composed: DictConfig, folder: Path) -> None:
             for part, line in measure_grid(target, rounds=min(task.rounds, 3)):
                 status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
                 costs = replace(costs, **{part: (*getattr(costs, part), line)})
-    write_profile(folder / "profile.json", costs, environment, measured_config(composed))
+    write_profile(folder / "profile.json", costs, environment, measured_config(run.composed))
     print_costs(costs, console)
     with harmless("profile.png was not drawn"):
         plot_costs(costs, folder / "profile.png")
-    console.print(f"written: {folder}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
+    run.log({"task": "profile", **costs.to_dict()}, picture=folder / "profile.png")
+    console.print(f"written: {shown(folder)}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
 
 
 def write_profile(path: Path, costs: CostModel, environment: dict, config: dict) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,35 +17,44 @@ from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
+from selfdraft.app.lifecycle import Run, lifecycle
 from selfdraft.app.profile import profile
-from selfdraft.app.session import owned
 from selfdraft.app.trace import trace
-from selfdraft.tracking.run_folder import Mark
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+        work: does it and returns the objective (what a sweep maximises), where it has one.
+        kept: the results that are kept when it is stopped; empty if it then begins anew.
+    """
+
+    work: Callable[[Run], float | None]
+    kept: str = ""
+
+
+TASKS: dict[str, Task] = {
+    "evaluate": Task(evaluate, "finished prompts are kept"),
+    "generate": Task(generate),
+    "trace": Task(trace),
+    "profile": Task(profile),
+    "calibrate": Task(calibrate, "what was scored is kept"),
+    "distill_data": Task(distill_data, "finished texts are kept"),
+    "finetune": Task(finetune, "the last checkpoint is kept"),
+}
 
 
 def run_task(composed: DictConfig) -> float | None:
-    """Run the task and return its objective (what a sweep maximises), where it has one."""
+    """Run the task and return its objective, where it has one."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = to_config(composed)
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
-        if config.task.name == "generate":
-            return generate(config)
-        if config.task.name == "trace":
-            with owned(folder, True, config.task.name):
-                Mark(config.task.name).write(folder)
-                return trace(config, folder)
-        if config.task.name == "calibrate":
-            return calibrate(config, composed, folder)
-        if config.task.name == "finetune":
-            return finetune(config, composed, folder)
-        if config.task.name == "distill_data":
-            return distill_data(config, composed, folder)
-        if config.task.name == "profile":
-            with owned(folder, True, config.task.name):
-                Mark(config.task.name).write(folder)
-                return profile(config, composed, folder)
-        return evaluate(config, composed, folder)
+        task = TASKS[config.task.name]
+        with lifecycle(config, composed, folder, kept=task.kept) as run:
+            return task.work(run)
     except Exception as error:
         # Caught here, before Hydra prints the job's overrides.
         if is_terse() and (line := explain(error)) is not None:

@@ -1,23 +1,18 @@
-"""Shared parts of long tasks: the lock on a run's folder, a Lightning Trainer without greetings, and resuming."""
+"""Shared parts of tasks: the lock on a run's folder, a Lightning Trainer without greetings, and messages."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import signal
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from selfdraft.app.processes import OwnProcesses, other_ranks
+from selfdraft.app.processes import OwnProcesses
 from selfdraft.app.schemas import HardwareConfig
-from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded
 from selfdraft.drafters.base import DrafterConfig
@@ -89,25 +84,6 @@ class owned:
             self.lock.release()
 
 
-@contextmanager
-def resumable(trainer: pl.Trainer, folder: Path, console: Console, kept: str) -> Iterator[None]:
-    """Start the trainer's other processes for a `with` block; if it is stopped, print how to resume.
-
-    Args:
-        kept: part of that message: which results are kept.
-
-    Raises:
-        SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP; another status after another process failed.
-    """
-    with other_ranks(trainer), interrupted_by(signal.SIGHUP):
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            with suppress(OSError):  # the terminal may be gone
-                console.print(f"\nstopped; {kept}: the same command with hydra.run.dir={shown(folder)} goes on")
-            sys.exit(INTERRUPTED)
-
-
 def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -> None:
     """Print how many of `count` prompts an interrupted run has finished, and how many turns no longer count."""
     if resumed.prompts:
@@ -125,11 +101,12 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
     Raises:
         UserError: its name begins with a home folder that does not exist.
     """
-    named = getattr(drafter, "adapter", None) or getattr(getattr(drafter, "path", None), "adapter", None)
-    if named is None:
-        return {}
-    path = expanded(named, "adapter")
-    return {"drafter.adapter": digest_of_file(path / WEIGHTS if path.is_dir() else path)}
+    for options in (drafter, getattr(drafter, "path", None)):
+        if (named := getattr(options, "adapter", None)) is not None:
+            option = f"{options.group}.adapter"
+            path = expanded(named, option)
+            return {option: digest_of_file(path / WEIGHTS if path.is_dir() else path)}
+    return {}
 
 
 def shown(folder: Path) -> str:

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from selfdraft.app.build import build_bench, use_threads
-from selfdraft.app.console import make_console
-from selfdraft.app.schemas import Config, TraceConfig
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.schemas import TraceConfig
+from selfdraft.app.session import adapter_facts
 from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.trace import print_trace, trace_steps
 
 
-def trace(config: Config, folder: Path) -> None:
-    """Answer `prompt`, or the dataset's first one, and write every step to trace.json in `folder`.
+def trace(run: Run) -> None:
+    """Answer `prompt`, or the dataset's first one, and write every step to trace.json in the run's folder.
 
     Raises:
         UserError: the dataset, model or drafter cannot be used.
     """
+    config, folder, console = run.config, run.folder, run.console
     task = config.task
     assert isinstance(task, TraceConfig)
     prompt = config.prompt or config.dataset.load()[0].turns[0]
-    use_threads(config.hardware)
-    console = make_console(soft_wrap=True)
+    refuse_a_run_that_cannot_fit(config, certify=False)
+    run.begin(facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     generation = bench.drafter.decode(bench.chat.encode([("user", prompt)]), seed=config.seed)
     steps, counts = trace_steps(generation, bench.chat.decode), generation.counts
-    write_json_atomic(
-        folder / "trace.json",
-        {
-            "model": config.model.label,
-            "drafter": config.drafter.label,
-            "prompt": prompt,
-            "prompt_ids": generation.prompt,
-            "output_ids": generation.output,
-            "text": bench.chat.decode(generation.output),
-            "ended": generation.ended,
-            "new_tokens": counts.new_tokens,
-            "target_forwards": counts.target_forwards,
-            "acceptance_by_depth": counts.acceptance_by_depth(),
-            "diagnostics": generation.diagnostics,
-            "steps": steps,
-        },
-    )
+    result = {
+        "task": "trace",
+        "model": config.model.label,
+        "drafter": config.drafter.label,
+        "prompt": prompt,
+        "prompt_ids": generation.prompt,
+        "output_ids": generation.output,
+        "text": bench.chat.decode(generation.output),
+        "ended": generation.ended,
+        "new_tokens": counts.new_tokens,
+        "target_forwards": counts.target_forwards,
+        "acceptance_by_depth": counts.acceptance_by_depth(),
+        "diagnostics": generation.diagnostics,
+    }
+    write_json_atomic(folder / "trace.json", {**result, "steps": steps})
+    run.log(result)
     print_trace(steps, console, task.branches)
     console.print(
         f"{counts.new_tokens} tokens in {counts.target_forwards} target forwards, "

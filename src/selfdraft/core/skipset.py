@@ -64,7 +64,7 @@ class SkipSet:
         """
         if attention is None and mlp is None:
             return SkipSet.spread(layers, sparsity)
-        return SkipSet.of(layers, attention or (), mlp or ())
+        return SkipSet.of(layers, attention or (), mlp or (), "drafter.path")
 
     @staticmethod
     def from_layer(layers: int, exit_layer: int) -> SkipSet:

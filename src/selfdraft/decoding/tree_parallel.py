@@ -22,7 +22,6 @@ from selfdraft.core.costs import CostCurve, Costs, Shaped
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.cache import KVCache
 from selfdraft.models.path import Path
-from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 
 
@@ -184,15 +183,14 @@ class OwingCache:
         self._cache.move(source, destination)
 
 
-def shared_costs(target: Target) -> Costs:
-    """Return rank 0's costs on every rank, because all ranks must make the same decisions."""
+def shared_costs(costs: Costs) -> Costs:
+    """Return rank 0's `costs` on every rank, because all ranks must make the same decisions."""
 
     def measure(path: Shaped | None) -> CostCurve:
         box = [costs.full() if path is None else costs.of(path)]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    costs = costs_on(target)
     return Costs(measure)
 
 

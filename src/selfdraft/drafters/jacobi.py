@@ -166,9 +166,7 @@ class Jacobi(PathDrafter):
         """Return histograms of how the blocks converged."""
         return self.blocks[context].record.histograms(context.tokens)
 
-    def _refined(
-        self, context: Context, path: Path, guesses: Tensor, q: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _refined(self, context: Context, path: Path, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return (k, W) guesses after `refine_steps` refinements, or fewer up to a fixed point, and their q."""
         width = guesses.shape[1]
         ends = sub_block_ends(width, self.config.sub_blocks if self.config.order == "gauss_seidel" else 1)

@@ -49,9 +49,7 @@ PRESETS: dict[str, Preset] = {
     "width_skip": Preset("chain", "width_skip"),
     "sparse_kv": Preset("chain", "sparse_kv"),
     "trained": Preset("chain", "trained"),
-    "sparse_jacobi": Preset(
-        "jacobi", "layer_skip", {"window": 6, "init": "previous_tail", "mode": "literal"}
-    ),
+    "sparse_jacobi": Preset("jacobi", "layer_skip", {"window": 6, "init": "previous_tail", "mode": "literal"}),
     "cascade": Preset("pool", "layer_skip", {"sparse_length": 4}),
 }
 
@@ -77,7 +75,7 @@ def routed(name: str, path: str | None = None, **options: Any) -> Routed:
             raise UserError(f"drafter={name} runs no part of the model: it takes no path")
         return Routed(preset.proposal, options)
     path = path or ("trained" if options.get("adapter") is not None else preset.path)
-    if path not in PATHS:
+    if not isinstance(path, str) or path not in PATHS:
         raise UserError(f"there is no path {path!r:.60}; choose one of {', '.join(PATHS)}")
     own = options_of(PATHS[path].Config)
     known = own | options_of(proposal)

@@ -41,9 +41,7 @@ class FeaturePath(Path):
         """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""
         if block.finals is None:
             return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
-        hidden = self.part(0, self.leading).run(
-            runner, block, trees, hidden, states=states, since=since, normed=False
-        )
+        hidden = self.part(0, self.leading).run(runner, block, trees, hidden, states=states, since=since, normed=False)
         hidden = torch.cat([hidden[:, :1] + self._features(runner, block), hidden[:, 1:]], dim=1)
         later: list[Tensor] | None = None if states is None else []
         rest = self.part(self.leading, len(self.layers))

@@ -83,7 +83,7 @@ class Search:
             self.total = min(trials, 1 + sizes[1] // 2 - max(sizes[0] // 2, 1))
             if self.total < 1:
                 raise UserError(
-                    "calibrate.method=dp skips whole layers, two sublayers at least: raise drafter.sparsity"
+                    "calibrate.method=dp skips whole layers, two sublayers at least: raise drafter.path.sparsity"
                 )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if rank == 0:  # no other process is at work yet; Optuna would append to an unfinished line of a killed run

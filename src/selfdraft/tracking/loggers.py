@@ -124,16 +124,17 @@ def wandb_mode(given: str | None) -> str:
 
 
 def log_result(
-    logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line], picture: Path | None = None
+    logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line] = (), picture: Path | None = None
 ) -> None:
-    """Log a finished evaluation on rank 0: numbers to any logger; prompts, acceptance and picture to W&B only.
+    """Log the result of a finished task on rank 0: numbers to any logger; prompts, acceptance and picture to W&B only.
 
     Call it after result.json is written, because it passes on any exception of W&B and of the disk.
 
     Args:
         logger: of `make_logger`.
-        result: of `summary.summarize`.
-        lines: the lines that `result` was made from. A line's `prompt_text` is shown if there is one.
+        result: of `summary.summarize`, or of another task.
+        lines: the lines that `result` was made from, if prompts were measured. A line's `prompt_text` is shown if there
+            is one.
         picture: of `picture.plot_result`.
     """
     if logger is None or rank_zero_only.rank not in (None, 0):
@@ -147,13 +148,14 @@ def log_result(
 
     run = logger.experiment
     run.summary.update(numbers)
-    for depth, counts in enumerate(result["acceptance_by_depth"], start=1):
+    for depth, counts in enumerate(result.get("acceptance_by_depth", ()), start=1):
         if counts["offered"]:
             run.log({_DEPTH: depth, _ACCEPTANCE: counts["accepted"] / counts["offered"]})
-    media: dict[str, Any] = {"prompts_table": _prompt_table(lines)}
+    media: dict[str, Any] = {"prompts_table": _prompt_table(lines)} if lines else {}
     if picture is not None:
         media["picture"] = wandb.Image(str(picture))
-    run.log(media)
+    if media:
+        run.log(media)
 
 
 def close_logger(logger: Logger | None, *, failed: bool = False) -> None:

@@ -75,8 +75,6 @@ class Clasp(PathPolicy):
             node = step.path[-1] + 1 if step.path else 0
             position = len(context.tokens) - 2  # only the bonus token comes after it, which no forward has seen
             token, states = context.tokens[position], step.states[:, node]
-            chosen = most_similar_skips(
-                self.target, context.row, position, token, states, self.count, self.inner
-            )
+            chosen = most_similar_skips(self.target, context.row, position, token, states, self.count, self.inner)
             state.path = sparse_path(self.target, chosen)
         state.steps += 1

@@ -160,8 +160,7 @@ class Swift(PathPolicy):
         return State(search, self.typical)
 
 
-def matchness(
-    target: TargetProtocol, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
+def matchness(target: TargetProtocol, skip: SkipSet, row: int, tokens: Sequence[int], first: int, count: int) -> float:
     """Return the share of the `count` committed tokens from `first` on that the model without `skip` predicts.
 
     One forward predicts each token from the true text before it.

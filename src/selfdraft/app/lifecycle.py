@@ -1,0 +1,139 @@
+"""The life of a run, the same for every task: what comes before its work, and what comes after it.
+
+1. The run is refused if its memory cannot fit. 2. `Run.begin` locks and claims the folder, notes the environment, and
+starts the logger. 3. The task works. 4. Ctrl-C is answered with what is kept; the logger is closed, the lock released,
+and the closing lines say where the results are.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from selfdraft.app.build import measured_config, use_threads
+from selfdraft.app.console import make_console
+from selfdraft.app.schemas import Config
+from selfdraft.app.session import owned, shown
+from selfdraft.app.signals import INTERRUPTED, interrupted_by
+from selfdraft.core.messages import harmless
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, make_logger
+from selfdraft.tracking.records import PROMPTS, Line
+from selfdraft.tracking.run_folder import claim_run_dir
+
+
+@dataclass
+class Run:
+    """One run of a task, in this process.
+
+    Attributes:
+        composed: what Hydra composed `config` from.
+        folder: where the results go.
+        console: prints on rank 0 only.
+        environment: of `describe_environment`, once the run has begun.
+        logger: of `make_logger`, once the run has begun; None without one.
+    """
+
+    config: Config
+    composed: DictConfig
+    folder: Path
+    is_rank_zero: bool
+    console: Console
+    environment: dict[str, Any] = field(default_factory=dict)
+    logger: Logger | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+    begun: bool = False
+
+    def begin(
+        self,
+        announce: Sequence[str] = (),
+        *,
+        name: str = "",
+        records: str = PROMPTS,
+        started: Path | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Lock and claim the folder, note the environment, print `announce`, and start the logger.
+
+        Args:
+            name: of what runs, for the logger; by default the drafter's.
+            records, started, facts: see `claim_run_dir`, where `records` is called `name`.
+
+        Raises:
+            UserError: the folder belongs to another run; the logger cannot be started.
+        """
+        task = self.config.task.name
+        self.stack.enter_context(owned(self.folder, self.is_rank_zero, task))
+        self.environment = describe_environment(self.config.hardware.torch_device)
+        config = measured_config(self.composed)
+        if self.is_rank_zero:
+            claim_run_dir(self.folder, config, task=task, name=records, started=started, facts=facts)
+            write_json_atomic(self.folder / "environment.json", self.environment)
+            for line in announce:
+                self.console.print(line)
+        self.begun = True
+        self.logger = make_logger(
+            self.config.logger.name,
+            mode=self.config.logger.mode,
+            project=self.config.logger.project,
+            save_dir=self.folder,
+            name=f"{name or self.config.drafter.label}-{self.folder.name}",
+            config=config,
+        )
+
+    def log(self, result: Mapping[str, Any], lines: Sequence[Line] = (), picture: Path | None = None) -> None:
+        """Log a finished result. A failure is a warning, because the folder has everything."""
+        with harmless("the result was not logged"):
+            log_result(self.logger, result, lines, picture if picture is not None and picture.exists() else None)
+
+
+@contextmanager
+def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) -> Iterator[Run]:
+    """Give a task its run, and end it.
+
+    Args:
+        kept: the results that are kept when the run is stopped, for the message; empty for a task that begins anew.
+
+    Raises:
+        SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP.
+    """
+    is_rank_zero = rank_zero_only.rank in (None, 0)
+    run = Run(config, composed, folder, is_rank_zero, make_console(quiet=not is_rank_zero, soft_wrap=True))
+    use_threads(config.hardware)
+    failed = True
+    with run.stack:
+        try:
+            with interrupted_by(signal.SIGHUP):
+                yield run
+            failed = False
+        except KeyboardInterrupt:
+            _stopped(run, kept)
+        except SystemExit as error:
+            if error.code == INTERRUPTED:
+                _stopped(run, kept)
+            raise
+        finally:
+            close_logger(run.logger, failed=failed)
+    if is_rank_zero and run.begun:
+        run.console.print(f"results: {shown(folder)}")
+        if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
+            run.console.print(look)
+
+
+def _stopped(run: Run, kept: str) -> None:
+    """Print what is kept, and exit."""
+    again = f"{kept}: the same command with hydra.run.dir={shown(run.folder)} goes on"
+    with suppress(OSError):  # the terminal may be gone
+        run.console.print(f"\nstopped; {again if kept and run.begun else 'nothing is kept'}")
+    sys.exit(INTERRUPTED)

@@ -1,0 +1,123 @@
+"""Every task has the same life: memory refused first, folder locked and marked, logger, Ctrl-C, closing lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from command_line import SMOKE, composed, run_here, said_by
+from selfdraft.app import build, lifecycle
+from selfdraft.app import run as running
+from selfdraft.app.run import TASKS
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.run_folder import LOCK
+
+SMALL = (*SMOKE, "dataset.per_category=1", "decoding.max_new_tokens=8")
+OWN: dict[str, tuple[str, ...]] = {
+    "evaluate": ("drafter=none",),
+    "generate": ("prompt=Hello",),
+    "trace": ("prompt=Hello",),
+    "profile": ("task.rounds=1", "task.grid=false"),
+    "calibrate": ("drafter=layer_skip", "calibrate.trials=2", "calibrate.prompts=1", "calibrate.check=1"),
+    "distill_data": ("drafter=none", "decoding.max_new_tokens=16"),
+    "finetune": (
+        "finetune.steps=2",
+        "finetune.validate_every=1",
+        "finetune.length=64",
+        "finetune.longest_prompt=32",
+        "finetune.batch_size=1",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of texts to learn from."""
+    folder = tmp_path_factory.mktemp("texts")
+    more = ("dataset.per_category=2", "decoding.max_new_tokens=32", "drafter=none")
+    run_here(folder, *SMALL, "task=distill_data", *more)
+    return folder
+
+
+def arguments(task: str, texts: Path, *more: str) -> tuple[str, ...]:
+    data = (f"finetune.data=[{texts}]",) if task == "finetune" else ()
+    return (*SMALL, f"task={task}", *OWN[task], *data, *more)
+
+
+def test_every_task_is_tried() -> None:
+    assert OWN.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_a_run_leaves_its_mark_its_environment_its_log_and_a_closing_line(
+    task: str, texts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    said = said_by(folder, *arguments(task, texts, "logger=csv"))
+    assert json.loads((folder / "selfdraft.json").read_text())["task"] == task
+    assert json.loads((folder / "environment.json").read_text())["cpu"]["threads"] >= 1
+    assert (folder / "config.yaml").exists()
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
+        assert any(any(row.values()) for row in csv.DictReader(file))
+    assert said.strip().splitlines()[-1] == f"results: {folder}"
+    FileLock(folder / LOCK, timeout=0).acquire().lock.release()  # nobody holds it any more
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
+    task: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdraft.models.memory.available", lambda device: 1000)
+    monkeypatch.setattr("selfdraft.app.schema_model.TinyModelConfig.load", None)
+    with pytest.raises(UserError, match=r"^memory: this run needs about"):
+        run_here(tmp_path / "run", *arguments(task, texts, "logger=none"))
+    assert not (tmp_path / "run" / "selfdraft.json").exists()
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_a_folder_in_use_is_refused(task: str, texts: Path, tmp_path: Path) -> None:
+    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="is in use by another run"):
+        run_here(tmp_path, *arguments(task, texts, "logger=none"))
+
+
+@pytest.mark.parametrize("task", OWN)
+@pytest.mark.parametrize("begun", [False, True])
+def test_after_an_interruption_the_logger_is_closed_and_a_line_says_what_is_kept(
+    task: str, begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = []
+    monkeypatch.setattr(lifecycle, "close_logger", lambda logger, failed: closed.append(failed))
+
+    def work(run: lifecycle.Run) -> None:
+        if begun:
+            run.begin()
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(running.TASKS, task, running.Task(work, TASKS[task].kept))
+    with pytest.raises(SystemExit) as stopped:
+        run_here(tmp_path / "run", *SMALL, f"task={task}", "logger=none")
+    assert stopped.value.code == 130 and closed == [True]
+    said = " ".join(capsys.readouterr().out.split())
+    goes_on = f"{TASKS[task].kept}: the same command with hydra.run.dir={tmp_path / 'run'} goes on"
+    assert said.endswith(f"stopped; {goes_on if begun and TASKS[task].kept else 'nothing is kept'}")
+
+
+def test_a_profile_is_of_the_attention_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    right = build.Target
+
+    def noting(model: object, **options: object):
+        asked.append(options["attention"])
+        return right(model, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("selfdraft.app.profile.Target", noting)
+    run_here(tmp_path / "run", *SMALL, "task=profile", *OWN["profile"], "model.attention=eager", "logger=none")
+    assert asked == ["eager"]
+
+
+def test_the_configuration_names_every_task() -> None:
+    assert {composed(f"task={task}").task.name for task in TASKS} == set(TASKS)
