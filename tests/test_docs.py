@@ -14,13 +14,15 @@ from hydra import compose, initialize_config_dir
 
 from command_line import CONF, ROOT
 from selfdraft.app.build import to_config
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters import PATHS
+from selfdraft.drafters.presets import PRESETS
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAX_LINES = 120  # of README: what does not fit belongs in docs/
 
 SOURCES = {"run.py"} | {path.name for folder in ("src", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")}
+EXAMPLES = {"bigram.py", "ladder.py"}  # CONTRIBUTING.md shows them in full: see test_contributing.py
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 VARIABLE = re.compile(r'(\w+)="(.*)"')
@@ -82,7 +84,7 @@ def test_scripts_and_targets_of_commands_exist(page: Path) -> None:
             assert [word for word in words[1:] if "=" not in word and word not in targets] == []
         elif words[0] == "python" and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), words
-    assert set(re.findall(r"\b(\w+\.py)\b(?=[ `])", page.read_text(encoding="utf-8"))) <= SOURCES
+    assert set(re.findall(r"\b(\w+\.py)\b(?=[ `])", page.read_text(encoding="utf-8"))) <= SOURCES | EXAMPLES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -105,7 +107,12 @@ def test_python_blocks_can_be_parsed(page: Path) -> None:
 def test_readme_is_one_page_and_names_every_drafter() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_LINES
-    assert [name for name in DRAFTERS if f"`{name}`" not in text] == []
+    assert [name for name in PRESETS if f"`{name}`" not in text] == []
+
+
+def test_the_commands_name_every_path() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [name for name in PATHS if f"`{name}`" not in text] == []
 
 
 def test_the_files_in_the_tree_exist() -> None:
