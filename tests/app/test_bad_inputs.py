@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Co
 
 from command_line import CONF, SMOKE, run, run_here, write_prompts
 from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
+from selfdraft.app.help import groups_under
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
 Told = Callable[..., str]
@@ -49,7 +50,11 @@ def test_repeats_of_a_warm_drafter_are_refused(told: Told) -> None:
     ("overrides", "expected"),
     [
         (["drafter.windw=4"], "drafter.windw: no such option (did you mean window?)"),  # while Hydra composes
-        (["drafter=layer_skip", "drafter.skip_mlp=[99]"], "drafter.skip_mlp=[99]: this model's layers are 0 to 3"),
+        (
+            ["drafter=layer_skip", "drafter.path.skip_mlp=[99]"],
+            "drafter.path.skip_mlp=[99]: this model's layers are 0 to 3",
+        ),
+        (["drafter=swift", "drafter.context_window=3"], "write drafter.path.context_window=<value>"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(overrides: list[str], expected: str, tmp_path: Path) -> None:
@@ -70,11 +75,11 @@ def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
-    overrides = ["hardware=cpu_ddp", "drafter=layer_skip", "drafter.skip_mlp=[99]"]
+    overrides = ["hardware=cpu_ddp", "drafter=layer_skip", "drafter.path.skip_mlp=[99]"]
     done = run(*SMOKE, *overrides, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
-    assert (done.stdout + done.stderr).count("drafter.skip_mlp=[99]: this model's layers are 0 to 3") == 1
+    assert (done.stdout + done.stderr).count("drafter.path.skip_mlp=[99]: this model's layers are 0 to 3") == 1
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -83,12 +88,12 @@ def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
 def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) -> None:
     said = told("drafter.windw=3")
     assert said == (
-        "drafter.windw: no such option (did you mean window?); there are window, refine_steps, init, mode, candidates, "
-        "order, sub_blocks, adapter"
+        "drafter.windw: no such option (did you mean window?); there are path, window, refine_steps, init, mode, "
+        "candidates, order, sub_blocks"
     )
 
 
-@pytest.mark.parametrize("group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+@pytest.mark.parametrize("group", groups_under(CONF))
 def test_a_wrong_choice_is_told_with_all_the_choices(told: Told, group: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
     assert told(f"{group}=nothing_like_it") == f"{group}=nothing_like_it: no such choice; choose one of {choices}"
@@ -96,6 +101,44 @@ def test_a_wrong_choice_is_told_with_all_the_choices(told: Told, group: str) -> 
 
 def test_a_nearly_right_choice_is_guessed(told: Told) -> None:
     assert "(did you mean layer_skip?)" in told("drafter=layerskip")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["drafter=layer_skip", "drafter.sparsity=0.3"], "drafter.path.sparsity"),
+        (["drafter=layer_skip", "drafter.skip_mlp=[1]"], "drafter.path.skip_mlp"),
+        (["drafter=cascade", "drafter.skip_attention=[1]"], "drafter.path.skip_attention"),
+        (["drafter=sparse_jacobi", "drafter.sparsity=0.3"], "drafter.path.sparsity"),
+        (["drafter=early_exit", "drafter.exit_layer=2"], "drafter.path.exit_layer"),
+        (["drafter=swift", "drafter.context_window=3"], "drafter.path.context_window"),
+        (["drafter=clasp", "drafter.interval=2"], "drafter.path.interval"),
+        (["drafter=dynamic_exit", "drafter.stride=1"], "drafter.path.stride"),
+        (["drafter=width_skip", "drafter.ratio=0.5"], "drafter.path.ratio"),
+        (["drafter=sparse_kv", "drafter.top_k=2"], "drafter.path.top_k"),
+        *(
+            ([f"drafter={name}", "drafter.adapter=F"], "drafter/path=trained drafter.path.adapter")
+            for name in ("layer_skip", "early_exit", "sparse_jacobi", "jacobi", "pool", "cascade")
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_is_the_paths_now_is_told_with_its_new_spelling(
+    told: Told, overrides: list[str], expected: str
+) -> None:
+    key = overrides[-1].partition("=")[0]
+    assert told(*overrides) == f"{key}: an option of the path now: write {expected}=<value>"
+
+
+@pytest.mark.parametrize("drafter", ["none", "suffix", "pseudo_tokens"])
+def test_a_drafter_that_runs_no_part_of_the_model_takes_no_path(told: Told, drafter: str) -> None:
+    said = told(f"drafter={drafter}", "drafter/path=swift")
+    assert said == "drafter/path: the chosen drafter runs no part of the model, so it takes no path"
+
+
+def test_a_path_that_cannot_refine_in_a_pass_that_verifies_is_refused(told: Told) -> None:
+    said = told("drafter=jacobi", "drafter/path=swift", "drafter.mode=fused")
+    assert said.startswith("drafter/path=swift refines, and ") and said.endswith("use drafter.mode=literal")
 
 
 def test_a_group_that_is_none_is_refused(told: Told) -> None:
@@ -140,14 +183,20 @@ def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key:
         (["drafter.window=0"], "drafter.window=0: must be at least 1"),
         (["drafter.refine_steps=-1"], "drafter.refine_steps=-1: must be at least 1"),
         (["drafter.init=zeros"], "drafter.init=zeros: choose one of prompt_random, repeat_last, pad"),
-        (["drafter.mode=both"], "drafter.mode=both: choose one of fused, literal"),
-        (["drafter=layer_skip", "drafter.sparsity=1.2"], "drafter.sparsity=1.2: must be below 1"),
-        (["drafter=layer_skip", "drafter.sparsity=-0.1"], "drafter.sparsity=-0.1: must be at least 0"),
+        (["drafter.mode=both"], "drafter.mode=both: choose one of auto, fused, literal"),
+        (["drafter=layer_skip", "drafter.path.sparsity=1.2"], "drafter.path.sparsity=1.2: must be below 1"),
+        (["drafter=layer_skip", "drafter.path.sparsity=-0.1"], "drafter.path.sparsity=-0.1: must be at least 0"),
         (["drafter=layer_skip", "drafter.min_confidence=1.5"], "drafter.min_confidence=1.5: must be at most 1"),
         (["drafter=layer_skip", "drafter.draft_length=0"], "drafter.draft_length=0: must be at least 1"),
-        (["drafter=layer_skip", "drafter.skip_mlp=[99]"], "drafter.skip_mlp=[99]: this model's layers are 0 to 3"),
-        (["drafter=layer_skip", "drafter.skip_attention=[4]"], "drafter.skip_attention=[4]: this model's layers are 0"),
-        (["drafter=layer_skip", "drafter.skip_mlp=[-1]"], "drafter.skip_mlp=-1: must be at least 0"),
+        (
+            ["drafter=layer_skip", "drafter.path.skip_mlp=[99]"],
+            "drafter.path.skip_mlp=[99]: this model's layers are 0 to 3",
+        ),
+        (
+            ["drafter=layer_skip", "drafter.path.skip_attention=[4]"],
+            "drafter.path.skip_attention=[4]: this model's layers are 0",
+        ),
+        (["drafter=layer_skip", "drafter.path.skip_mlp=[-1]"], "drafter.path.skip_mlp=-1: must be at least 0"),
         (["drafter=pool", "drafter.sources=[]"], "drafter.sources=[]: name at least one of"),
         (["drafter=recycling", "drafter.template=[0]"], "drafter.template=[0]: the root needs a child at least"),
         (["drafter=prompt_lookup", "drafter.ngram_min=4"], "drafter.ngram_min=4: must be at most drafter.ngram_max=3"),
@@ -174,14 +223,22 @@ def test_a_value_out_of_range_is_told_with_the_range(told: Told, overrides: list
     assert expected in told(*overrides)
 
 
-@pytest.mark.parametrize("override", ["drafter.name=medusa", "drafter.name=layer_skip", "task.name=generate"])
+@pytest.mark.parametrize(
+    "override", ["drafter.name=medusa", "drafter.name=layer_skip", "drafter.path.name=swift", "task.name=generate"]
+)
 def test_a_choices_own_name_is_not_for_the_user_to_change(told: Told, override: str) -> None:
     """It says which code runs, with options that belong to another."""
     assert override.partition("=")[0] in told(override)
 
 
 @pytest.mark.parametrize(
-    ("choice", "key"), [("model=hf", "model.path"), ("dataset=jsonl", "dataset.path"), ("dataset=hub", "dataset.name")]
+    ("choice", "key"),
+    [
+        ("model=hf", "model.path"),
+        ("dataset=jsonl", "dataset.path"),
+        ("dataset=hub", "dataset.name"),
+        ("drafter/path=trained", "drafter.path.adapter"),
+    ],
 )
 def test_what_must_be_given_is_asked_for(told: Told, choice: str, key: str) -> None:
     assert told(choice) == f"{key} is needed: give it as {key}=<value>"

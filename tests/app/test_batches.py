@@ -23,7 +23,7 @@ PROMPTS = [
     for i, (name, n) in enumerate(TURNS.items())
 ]
 KEYS = [(name, turn) for name, count in TURNS.items() for turn in range(count)]
-DRAFTER = ("drafter=layer_skip", "drafter.sparsity=0.3")
+DRAFTER = ("drafter=layer_skip", "drafter.path.sparsity=0.3")
 
 
 @dataclass(frozen=True)

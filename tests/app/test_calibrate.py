@@ -55,8 +55,9 @@ def test_any_run_takes_it_as_if_its_options_had_been_typed(found: tuple[Path, st
     arguments = with_artifact([*SMOKE, "dataset.limit=2", f"drafter.from={folder}/drafter.yaml"])
     run_here(tmp_path, *arguments)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert config["drafter"]["name"] == "layer_skip"
-    assert {key: config["drafter"][key] for key in options} == options
+    assert config["drafter"]["path"]["name"] == "layer_skip"
+    written = {**config["drafter"]["path"], **config["drafter"]}
+    assert {key: written[key] for key in options} == options
     assert len(read_lines(tmp_path)) >= 2
 
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_taken_is_refused_in_a_line(
 @pytest.mark.parametrize("method", ["importance", "bayes", "evolution", "dp"])
 @pytest.mark.parametrize("objective", ["matchness", "tokens_per_s"])
 def test_every_method_works_with_every_objective(method: str, objective: str, tmp_path: Path) -> None:
-    options = ["calibrate.trials=7", "calibrate.check=0", f"calibrate.method={method}", "drafter.sparsity=0.5"]
+    options = ["calibrate.trials=7", "calibrate.check=0", f"calibrate.method={method}", "drafter.path.sparsity=0.5"]
     value = run_here(tmp_path, *FAST, *options, f"calibrate.objective={objective}")
     lines = artifact(tmp_path)["history"]
     assert value == max(line["value"] for line in lines)

@@ -14,6 +14,7 @@ from command_line import SMOKE, composed, run_here
 from selfdraft.app.build import measured_config, to_config
 from selfdraft.app.command_line import as_override, quoted_prompt, with_artifact
 from selfdraft.core.errors import UserError
+from selfdraft.drafters.presets import configured
 from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.run_folder import claim_run_dir
 
@@ -86,10 +87,12 @@ def test_plain_values_reach_hydra_as_they_are(value: object) -> None:
     assert OmegaConf.to_container(composed(*SMOKE, f"+x={as_override(value)}"), resolve=True)["x"] == value
 
 
+MODEL = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
+
+
 def artifact(folder: Path, **options: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    model = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
-    Artifact("layer_skip", options, model, {}, []).write(folder / "drafter.yaml")
+    Artifact("layer_skip", options, MODEL, {}, []).write(folder / "drafter.yaml")
     return folder
 
 
@@ -97,7 +100,7 @@ def artifact(folder: Path, **options: object) -> Path:
 def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = artifact(tmp_path / name, adapter=".", draft_length=3, reuse=True, min_confidence=0.5)
     config = to_config(composed(*with_artifact([*SMOKE, f"drafter.from={folder}"])))
-    assert config.artifact == config.drafter.adapter == str(folder)
+    assert config.artifact == config.drafter.path.adapter == str(folder)
     assert (config.drafter.draft_length, config.drafter.reuse, config.drafter.min_confidence) == (3, True, 0.5)
 
 
@@ -106,3 +109,42 @@ def test_nothing_in_an_artifact_is_looked_up(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"^drafter\.from=") as refused:
             with_artifact([f"drafter.from={artifact(tmp_path, **options)}"])
         assert SECRET not in str(refused.value)
+
+
+# What the tasks wrote before a drafter had a path: name and options, as they stood in drafter.yaml.
+WRITTEN = {
+    "calibrate": ("layer_skip", "{skip_attention: [1, 2], skip_mlp: [1], draft_length: 6, min_confidence: 0.4}"),
+    "sparse_distill": ("layer_skip", "{adapter: ., draft_length: 4}"),
+    "exit_adapter": ("early_exit", "{adapter: ., draft_length: 8, siblings: true, length: gain}"),
+    "pseudo_tokens": ("pseudo_tokens", "{adapter: .}"),
+    "consistency": ("jacobi", "{adapter: ., window: 15, refine_steps: 2, mode: literal}"),
+    "consistency of a path": ("sparse_jacobi", "{adapter: ., window: 15, refine_steps: 2}"),
+}
+
+
+def before_the_paths(folder: Path, case: str) -> Path:
+    """A folder with the drafter.yaml of that time."""
+    drafter, options = WRITTEN[case]
+    about = f"model: {json.dumps(MODEL)}\nobjective: {{name: tokens_per_s, value: 1.5}}\nhistory: []\n"
+    (folder / "drafter.yaml").write_text(f"drafter: {drafter}\noptions: {options}\n{about}")
+    return folder
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_an_artifact_from_before_the_paths_is_read_and_composes(case: str, tmp_path: Path) -> None:
+    folder = before_the_paths(tmp_path, case)
+    found = Artifact.read(folder)
+    assert found.drafter == WRITTEN[case][0]
+    arguments = with_artifact([*SMOKE, f"drafter.from={folder}"])
+    assert ("drafter/path=trained" in arguments) == (case not in ("calibrate", "pseudo_tokens"))
+    drafter = to_config(composed(*arguments)).drafter
+    assert drafter == configured(found.drafter, **found.options)
+    adapter = getattr(drafter, "adapter", None) or getattr(getattr(drafter, "path", None), "adapter", None)
+    assert adapter == (None if case == "calibrate" else str(folder))
+
+
+def test_what_is_typed_after_an_artifact_overrides_its_drafters_and_its_paths_options(tmp_path: Path) -> None:
+    folder = before_the_paths(tmp_path, "calibrate")
+    typed = ["drafter.draft_length=2", "drafter.path.skip_mlp=[2]"]
+    drafter = to_config(composed(*with_artifact([*SMOKE, f"drafter.from={folder}", *typed]))).drafter
+    assert (drafter.draft_length, drafter.path.skip_attention, drafter.path.skip_mlp) == (2, [1, 2], [2])

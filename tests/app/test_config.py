@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from command_line import CONF, composed
 from selfdraft.app.build import measured_config, to_config
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError
+from selfdraft.drafters import PATHS, PROPOSALS
+from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, configured
 
 MANDATORY = {  # what a choice leaves to the user
@@ -23,7 +26,10 @@ MANDATORY = {  # what a choice leaves to the user
     "model/random": ["model.path=somewhere"],
     "dataset/jsonl": ["dataset.path=prompts.jsonl"],
     "dataset/hub": ["dataset.name=owner/name"],
+    "drafter/trained": ["drafter.path.adapter=somewhere"],
+    "drafter/path/trained": ["drafter.path.adapter=somewhere"],
 }
+WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not None]
 
 
 def choices_under(conf: Path) -> list[str]:
@@ -37,14 +43,20 @@ DATASET_OPTIONS = {"limit", "per_category", "categories", "seed"}
 
 
 def split(choice: str) -> tuple[str, str]:
-    """Group and name: a file in a subfolder is chosen by its path, as in experiment=paper/table1."""
-    group, _, name = choice.partition("/")
-    return group, name
+    """Group and name, also of a group in a group. In other subfolders a file's path is its name: paper/table1."""
+    group = "drafter/path" if choice.startswith("drafter/path/") else choice.partition("/")[0]
+    return group, choice.removeprefix(f"{group}/")
 
 
 def options_of(choice: str) -> dict:
     """What the YAML itself says."""
     return {k: v for k, v in yaml.safe_load((CONF / f"{choice}.yaml").read_text()).items() if k != "defaults"}
+
+
+def described(name: str, path: str | None = None) -> DrafterConfig:
+    """A drafter's options by `configured`, with those that its YAML leaves to the user."""
+    options = {"adapter": "somewhere"} if (path or PRESETS[name].path) == "trained" else {}
+    return configured(name, path, **options)
 
 
 @pytest.fixture
@@ -61,9 +73,11 @@ def test_every_yaml_composes_as_its_groups_choice_and_becomes_objects(choice: st
     assert whole.hydra.runtime.choices[group] == name
     config = to_config(composed(*overrides))
     if group in SCHEMAS:
-        part = getattr(config, group)
+        part = attrgetter(group.replace("/", "."))(config)
         assert type(part) in SCHEMAS[group]
-        if choice != "dataset/hub":  # whose name is the user's to give
+        if group == "drafter":
+            assert part.name == PRESETS[name].proposal
+        elif choice != "dataset/hub":  # whose name is the user's to give
             assert part.name == name
         for option, value in options_of(choice).items():
             if value != "???":
@@ -97,15 +111,49 @@ def test_everything_under_conf_is_a_choice_that_these_tests_compose() -> None:
     assert {split(choice)[0] for choice in CHOICES} == {*SCHEMAS, "experiment"}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_drafters_yaml_lists_every_option_with_its_default(name: str) -> None:
-    defaults = asdict(configured(name))
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_the_yaml_of_a_way_to_propose_lists_every_option_with_its_default(name: str) -> None:
+    defaults = asdict(PROPOSALS[name].Config())
     assert defaults.pop("name") == name
+    defaults.pop("path", None)  # a group of its own
     assert options_of(f"drafter/{name}") == defaults
+    assert (PRESETS[name].proposal, PRESETS[name].options) == (name, {})
 
 
-def test_there_is_a_yaml_for_each_drafter_and_no_other() -> None:
-    assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == "drafter"} == set(PRESETS)
+@pytest.mark.parametrize("name", PATHS)
+def test_the_yaml_of_a_path_lists_every_option_with_its_default(name: str) -> None:
+    defaults = asdict(PATHS[name].Config())
+    assert defaults.pop("name") == name
+    assert options_of(f"drafter/path/{name}") == defaults
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in PROPOSALS])
+def test_the_yaml_of_a_preset_lists_only_what_differs(name: str) -> None:
+    options, defaults = options_of(f"drafter/{name}"), asdict(PROPOSALS[PRESETS[name].proposal].Config())
+    assert options == PRESETS[name].options
+    assert [option for option, value in options.items() if defaults[option] == value] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_drafters_yaml_composes_to_what_configured_returns(name: str) -> None:
+    config = to_config(composed(f"drafter={name}", *MANDATORY.get(f"drafter/{name}", [])))
+    assert config.drafter == described(name)
+
+
+@pytest.mark.parametrize("name", WITH_A_PATH)
+def test_a_drafter_that_takes_a_path_composes_with_every_path(name: str) -> None:
+    """The group alone: the whole configuration would take twice as long, and it is composed above."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for path in PATHS:
+            overrides = [f"drafter/path={path}", *MANDATORY.get(f"drafter/path/{path}", [])]
+            config = OmegaConf.to_object(compose(f"drafter/{name}", overrides).drafter)
+            assert config == described(name, path)
+            assert type(config.path) is PATHS[path].Config
+
+
+def test_there_is_a_yaml_for_each_drafter_and_path_and_no_other() -> None:
+    for group, names in (("drafter", PRESETS), ("drafter/path", PATHS)):
+        assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == group} == set(names)
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("dataset/")])
@@ -114,8 +162,9 @@ def test_every_dataset_shows_the_options_of_choosing(choice: str) -> None:
 
 
 def test_the_choices_named_in_config_yaml_are_those_there_are() -> None:
-    listed = re.findall(r"^  - (\w+): \S+ +# (\w+(?: \| \w+)+)$", (CONF / "config.yaml").read_text(), re.MULTILINE)
-    assert len(listed) >= 6
+    row = re.compile(r"^  - (\w+): \S+ +# (\w+(?: \| \w+)+)(?:[:;] .*)?$", re.MULTILINE)
+    listed = row.findall((CONF / "config.yaml").read_text())
+    assert {group for group, _ in listed} >= {"task", "model", "drafter", "decoding", "dataset", "hardware", "logger"}
     for group, names in listed:
         assert sorted(names.split(" | ")) == [split(c)[1] for c in CHOICES if split(c)[0] == group], group
 

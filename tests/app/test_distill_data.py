@@ -85,7 +85,7 @@ def test_trajectories_end_at_the_answer(tmp_path: Path) -> None:
 
 
 def test_recording_trajectories_changes_no_answer(written: tuple[Path, str], tmp_path: Path) -> None:
-    run_here(tmp_path, *TASK, "distill.trajectories=8", "drafter=early_exit", "drafter.exit_layer=2")
+    run_here(tmp_path, *TASK, "distill.trajectories=8", "drafter=early_exit", "drafter.path.exit_layer=2")
     assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(written[0])]
 
 

@@ -35,7 +35,7 @@ RESULT_KEYS = (
 )
 FAMILIES = {"mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"}
 REPEATS = 3
-DRAFTER = ("drafter=layer_skip", "drafter.sparsity=0.3")  # of four layers, one sublayer: accepted now and then
+DRAFTER = ("drafter=layer_skip", "drafter.path.sparsity=0.3")  # of four layers, one sublayer: accepted now and then
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def test_the_second_turn_goes_on_with_the_models_own_first_answer(done: Done) ->
 
 def test_the_run_folder_says_what_was_run_and_where(done: Done) -> None:
     config = yaml.safe_load((done.folder / "config.yaml").read_text())
-    assert config["drafter"]["sparsity"] == 0.3
+    assert config["drafter"]["path"]["sparsity"] == 0.3
     assert config["model"]["name"] == "tiny"
     assert (config["seed"], config["task"]["repeats"]) == (0, REPEATS)
     environment = json.loads((done.folder / "environment.json").read_text())
@@ -195,7 +195,7 @@ def test_the_run_folder_says_what_was_run_and_where(done: Done) -> None:
 def test_the_wandb_run_reads_back_with_the_same_numbers(done: Done) -> None:
     found = inspect_wandb(done.folder)
     assert (found["state"], found["exit_code"], found["project"]) == ("finished", 0, "selfdraft")
-    assert found["config"]["drafter"]["sparsity"] == 0.3
+    assert found["config"]["drafter"]["path"]["sparsity"] == 0.3
     summary = found["summary"]
     assert summary["speedup/median"] == pytest.approx(done.result["speedup"]["median"])
     assert summary["tokens_per_forward"] == pytest.approx(done.result["tokens_per_forward"])

@@ -15,11 +15,11 @@ import yaml
 from test_resume import start, wait_until
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by
-from made import made
 from payload import Payload
 from selfdraft.app.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
+from selfdraft.drafters.presets import PRESETS
 from selfdraft.models.adapter import FILE, Adapter
 from selfdraft.modules.recipes import RECIPES
 
@@ -96,8 +96,12 @@ def test_any_run_drafts_with_what_was_made_and_writes_the_same_text(
         run_here(folder, *training(data, recipe))
     run_here(tmp_path / "run", *with_artifact([*SMOKE, "dataset.limit=3", f"drafter.from={folder}"]))
     config, lines = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()), read_lines(tmp_path / "run")
-    assert config["drafter"]["name"] == artifact(folder)["drafter"]
-    assert Path(config["drafter"]["adapter"]).resolve() == folder.resolve()
+    drafter, preset = config["drafter"], PRESETS[artifact(folder)["drafter"]]
+    assert drafter["name"] == preset.proposal
+    if preset.path is not None:
+        drafter = drafter["path"]
+        assert drafter["name"] == "trained"
+    assert Path(drafter["adapter"]).resolve() == folder.resolve()
     assert read_result(tmp_path / "run")["lossless"]["mismatch"] == 0
     assert sum(line["new_tokens"] for line in lines) >= 3 * 16
 
@@ -109,7 +113,7 @@ def test_the_adapter_is_what_drafts(made: tuple[Path, str], data: Path, tmp_path
     folder = tmp_path / "tuned"
     run_here(folder, *training(data, "sparse_distill", held_out, known, "finetune.rank=16", "finetune.patience=99"))
     skip = Adapter.read(folder).settings
-    plain = [f"drafter.{name}={json.dumps(skip[name])}" for name in ("skip_attention", "skip_mlp")]
+    plain = [f"drafter.path.{name}={json.dumps(skip[name])}" for name in ("skip_attention", "skip_mlp")]
     rates = []
     for name, drafter in (("with", [f"drafter.from={folder}"]), ("without", ["drafter=layer_skip", *plain])):
         run_here(tmp_path / name, *with_artifact([*SMOKE, "decoding.max_new_tokens=32", *drafter]))

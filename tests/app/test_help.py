@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import pytest
@@ -19,9 +20,11 @@ def page() -> str:
 
 
 def test_help_lists_every_group_with_every_choice(page: str) -> None:
-    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in page.splitlines() if line.startswith("  ")}
-    for group in (folder for folder in CONF.iterdir() if folder.is_dir()):
-        assert rows[group.name].split(", ") == sorted(path.stem for path in group.glob("*.yaml"))
+    rows = dict(re.findall(r"^  (\S+) +(\w+(?:, \w+)*)$", page, re.MULTILINE))
+    groups = {folder.relative_to(CONF).as_posix(): folder for folder in CONF.rglob("*") if folder.is_dir()}
+    assert "drafter/path" in groups
+    for group, folder in groups.items():
+        assert rows[group].split(", ") == sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def test_help_shows_at_least_five_commands(page: str) -> None:
@@ -30,7 +33,7 @@ def test_help_shows_at_least_five_commands(page: str) -> None:
 
 
 def test_help_shows_the_configuration_with_its_defaults(page: str) -> None:
-    assert "drafter:\n  name: jacobi\n  window: 8" in page
+    assert "drafter:\n  name: jacobi\n  path:\n    name: full\n  window: 8" in page
     assert "$CONFIG" not in page
 
 

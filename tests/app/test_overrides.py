@@ -10,10 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import CONF, SMOKE, composed, run
 from selfdraft.app.errors import explain
+from selfdraft.app.help import groups_under
 from selfdraft.app.overrides import checked, with_home
 from selfdraft.core.errors import UserError
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+GROUPS = groups_under(CONF)
 DIGITS = "9" * 5000
 
 
@@ -30,6 +31,12 @@ def told(*arguments: str) -> str:
 def test_a_group_whose_value_is_no_name_is_told_its_choices(group: str, value: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
     assert told("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
+
+
+@pytest.mark.parametrize("typed", ["drafter.path=swift", "+drafter.path=swift", "drafter.path=swift,clasp"])
+def test_a_group_in_a_group_is_chosen_with_a_slash(typed: str) -> None:
+    key, _, value = typed.lstrip("+").partition("=")
+    assert told(typed) == f"{typed}: choose one with {key.replace('.', '/')}={value}"
 
 
 @pytest.mark.parametrize("group", ["launcher", "help", "output", "job_logging", "sweeper", "env"])
@@ -73,6 +80,8 @@ def test_what_can_be_read_is_left_as_it_is() -> None:
         "-m",
         "drafter=jacobi,pool",
         "drafter.window=4,8",
+        "drafter/path=full,layer_skip",
+        "drafter.path.sparsity=0.2,0.3",
         "~dataset",
         "+a=1",
         "decoding.stop=[a]",

@@ -115,7 +115,7 @@ def test_a_process_that_fails_alone_ends_all_with_a_reason(tmp_path: Path, failu
 @pytest.mark.slow
 def test_a_mistake_that_all_processes_meet_is_told_once(tmp_path: Path) -> None:
     done = run(
-        *FAST, "hardware=cpu_ddp", "drafter=early_exit", "drafter.exit_layer=99", f"hydra.run.dir={tmp_path}/run"
+        *FAST, "hardware=cpu_ddp", "drafter=early_exit", "drafter.path.exit_layer=99", f"hydra.run.dir={tmp_path}/run"
     )
     assert done.returncode == 2
     assert done.stderr.count("selfdraft: ") == 1

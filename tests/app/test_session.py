@@ -52,5 +52,5 @@ def test_a_full_disk_is_one_line_where_no_file_is_named() -> None:
 
 def test_an_adapter_of_nobody_is_told_in_a_line() -> None:
     config = configured("layer_skip", adapter="~nobody-of-this-name/x")
-    with pytest.raises(UserError, match=r"^drafter\.adapter=~nobody-of-this-name/x: there is no home folder"):
+    with pytest.raises(UserError, match=r"^drafter\.path\.adapter=~nobody-of-this-name/x: there is no home folder"):
         adapter_facts(config)

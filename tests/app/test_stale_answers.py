@@ -126,10 +126,10 @@ def test_another_model_at_the_same_path_is_refused(tmp_path: Path, task: tuple[s
 
 def test_another_adapter_at_the_same_path_is_refused(tmp_path: Path) -> None:
     path, folder, adapter = write_prompts(tmp_path / "prompts.jsonl", A, C), tmp_path / "run", tmp_path / "adapter"
-    task = (*options(path), "drafter=layer_skip", f"drafter.adapter={adapter}")
+    task = (*options(path), "drafter=layer_skip", "drafter/path=trained", f"drafter.path.adapter={adapter}")
     save_adapter(adapter, size=100)
     run_here(folder, *task)
     run_here(folder, *task)
     save_adapter(adapter, size=99)
-    with pytest.raises(UserError, match=r"begun with another content of drafter\.adapter"):
+    with pytest.raises(UserError, match=r"begun with another content of drafter\.path\.adapter"):
         run_here(folder, *task)

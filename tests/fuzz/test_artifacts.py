@@ -30,9 +30,11 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.data.distilled import Text
 from selfdraft.data.textmodule import TextDataModule
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters import PROPOSALS
+from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
+from selfdraft.models.pseudo import pseudo_tokens
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.checkpoints import LAST, Checkpoints, DataOnly, Patience
@@ -47,7 +49,9 @@ ARTIFACT = {
     "objective": {"name": "tokens_per_s", "method": "bayes", "value": 1.5, "data": ["outputs/texts"]},
     "history": [{"value": 1.5, "skip_attention": [1], "skip_mlp": [1, 2], "length": 3, "threshold": None}],
 }
-OTHER_NAMES = ["name", "adapter", "length", "bonus", "hydra", "draft_length.x", "defaults", "sparsity", "exit_layer"]
+OTHER_NAMES = [
+    "name", "adapter", "length", "bonus", "hydra", "draft_length.x", "defaults", "sparsity", "exit_layer", "path",
+]  # fmt: skip
 YAML = [
     "&a [*a]", "*x", "!!python/name:os.system", "!!binary x", "<<: {a: 1}", "? [a]\n: b", "{" * 3000, "---\na: 1",
     "%YAML 9.9\n---\n", "\t", "0x" + "f" * 6000, "9" * 6000, "2026-99-99", ".nan", "1:1:1", "!<tag:x> y", "\x00",
@@ -111,7 +115,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def yaml_files(draw: st.DrawFn) -> bytes:
-    drafter = draw(st.sampled_from(["layer_skip", *DRAFTERS]))
+    drafter = draw(st.sampled_from(["layer_skip", *PRESETS]))
     plain = draw(changed({**ARTIFACT, "drafter": drafter}, values))
     try:
         content = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
@@ -140,7 +144,8 @@ def test_an_artifact_is_taken_or_refused_in_a_line(folder: Path, content: bytes,
         (path / "drafter.yaml").write_bytes(content)
         if (found := taken_or_a_line(lambda: Artifact.read(path))) is None:
             return
-        assert isinstance(DRAFTERS[found.drafter].Config(**found.options), DRAFTERS[found.drafter].Config)
+        config = configured(found.drafter, **found.options)
+        assert isinstance(config, PROPOSALS[PRESETS[found.drafter].proposal].Config)
         for override in with_artifact([f"drafter.from={path}"]):
             OverridesParser.create().parse_override(override).value()
         found.write(path / "again.yaml")
@@ -193,7 +198,7 @@ def test_an_adapter_is_put_in_place_or_refused_in_a_line(
         adapter = taken_or_a_line(lambda: Adapter.read(here))
         if adapter is not None:
             taken_or_a_line(lambda: adapted_path(target, adapter))
-            taken_or_a_line(lambda: target.pseudo_tokens(here, 1, 0.0))
+            taken_or_a_line(lambda: pseudo_tokens(target, here, 1, 0.0))
 
 
 LENGTH = 24

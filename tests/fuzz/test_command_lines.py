@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from texts import words
 
 from command_line import CONF
+from selfdraft.app.help import choices_in, groups_under
 from selfdraft.app.schemas import SCHEMAS
 
 # A run of a second, whatever else is asked for.
@@ -20,9 +21,7 @@ SHORT = ("model=tiny", "logger=none", "hardware.threads=1", "dataset.limit=1", "
 LENGTHY = ("calibrate.trials=2", "calibrate.prompts=1", "calibrate.tokens=4", "calibrate.check=1", "task.rounds=1")
 # It starts other processes. Nor are hydra.run, .sweep and .callbacks typed, which write elsewhere or run code.
 LEFT_OUT = ("hardware.devices",)
-CHOICES = {
-    folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
-}
+CHOICES = {group: choices_in(CONF / group) for group in groups_under(CONF)}
 CHOICES["hardware"] = ["cpu"]
 CHOICES["model"] = ["tiny", "hf", "random"]
 CHOICES["dataset"] = ["bundled", "jsonl", "humaneval"]

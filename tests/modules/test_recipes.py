@@ -17,6 +17,7 @@ import torch
 from numpy.random import default_rng
 from torch import Tensor
 
+from made import made
 from selfdraft.app.session import quiet
 from selfdraft.core.errors import UserError
 from selfdraft.core.lessons import blocks_of, wanted_positions
@@ -29,7 +30,7 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.trajectories import Trajectories
-from selfdraft.drafters import DRAFTERS
+from selfdraft.drafters.presets import configured
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
@@ -156,7 +157,7 @@ def test_a_recipe_that_trains_nothing_fails_that_margin(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> None:
     module, text, untouched = trained(name), [*texts()[0].prompt, *texts()[0].answer], fresh_target()
-    plain = untouched.teacher_forced(text, PROMPT, 3)
+    plain = teacher_forced(untouched, text, PROMPT, 3)
     weights = dict(untouched.model.named_parameters())
     assert all(torch.equal(p, weights[n]) for n, p in module.target.model.named_parameters())
     assert torch.equal(teacher_forced(module.target, text, PROMPT, 3), plain)
@@ -171,9 +172,9 @@ def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
 
     Of so few words, sixteen leaves would hold the right one without any training.
     """
-    kind = DRAFTERS[module.drafter]
     free = {"pseudo_tokens": {"costs": "flat"}, "early_exit": {"siblings": False, "length": "threshold"}}
-    return kind(target, kind.Config(adapter=str(folder), **{**module.options(), **free.get(module.drafter, {})}))
+    options = {**module.options(), **free.get(module.drafter, {})}
+    return made(target, configured(module.drafter, adapter=str(folder), **options))
 
 
 def answered(target: Target, drafter: Any, text: Text) -> Generation:

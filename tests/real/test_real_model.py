@@ -42,8 +42,7 @@ class Real:
     length: int
 
     def decode(self, drafter: str, family: str) -> list[int]:
-        made = made(self.target, configured(drafter))
-        decoder = Decoder(self.target, made, Stopping(self.loaded.eos, self.length))
+        decoder = Decoder(self.target, made(self.target, configured(drafter)), Stopping(self.loaded.eos, self.length))
         return decoder.decode(self.prompts[family]).output
 
 
@@ -57,11 +56,12 @@ KIND_BY_TURNS, OTHER_TURNS = (
     ]
     for first in (0, 1)
 )
-# Every drafter on one text in float32, and on the other one in bfloat16.
+# Every drafter on one text in float32, and on the other one in bfloat16. `chain` is layer_skip, and `trained` needs an
+# adapter.
 DRAFTER_BY_TURNS = [
     pytest.param(dtype, drafter, FAMILIES[(number + turn) % 2], id=f"{drafter}-{dtype}")
     for turn, dtype in enumerate(DTYPES)
-    for number, drafter in enumerate(PRESETS)
+    for number, drafter in enumerate(name for name in PRESETS if name not in ("chain", "trained"))
 ]
 
 
@@ -115,8 +115,8 @@ def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, f
 def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
     real: Real, drafter: str
 ) -> None:
-    made = made(real.target, configured(drafter))
-    decoder = Decoder(real.target, made, Stopping(real.loaded.eos, real.length), batch_size=2)
+    stopping = Stopping(real.loaded.eos, real.length)
+    decoder = Decoder(real.target, made(real.target, configured(drafter)), stopping, batch_size=2)
     families = [*FAMILIES, FAMILIES[1]]  # the third one comes in where the first to end was
     answers = decoder.answer([Request(real.prompts[family]) for family in families])
     for family, answer in zip(families, answers, strict=True):
