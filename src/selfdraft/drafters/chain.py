@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.costs import Costs
+from selfdraft.core.errors import UserError
 from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Rule, Threshold
 from selfdraft.core.options import option
 from selfdraft.core.sampling import draw
@@ -128,7 +129,14 @@ class Chain(PathDrafter):
     config: ChainConfig
 
     def __init__(self, target: TargetProtocol, config: ChainConfig, costs: Costs, policy: PathPolicy) -> None:
+        """Take a policy, and measure what decisions by cost need.
+
+        Raises:
+            UserError: `draft_vocabulary` is given, and the path has a vocabulary of its own.
+        """
         super().__init__(target, config, costs, policy)
+        if config.draft_vocabulary is not None and policy.typical.vocabulary is not None:
+            raise UserError("drafter.draft_vocabulary: the path was trained for a vocabulary of its own; leave it out")
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
         self._counted = np.zeros(target.vocab_size, dtype=np.int64)  # tokens seen, if warm
         self._needs_costs = config.length == "gain" or (config.reuse and config.bonus == "auto")

@@ -74,7 +74,8 @@ def routed(name: str, path: str | None = None, **options: Any) -> Routed:
         if path is not None:
             raise UserError(f"drafter={name} runs no part of the model: it takes no path")
         return Routed(preset.proposal, options)
-    path = path or ("trained" if options.get("adapter") is not None else preset.path)
+    if path is None:
+        path = "trained" if options.get("adapter") is not None else preset.path
     if not isinstance(path, str) or path not in PATHS:
         raise UserError(f"there is no path {path!r:.60}; choose one of {', '.join(PATHS)}")
     own = options_of(PATHS[path].Config)

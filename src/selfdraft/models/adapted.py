@@ -29,7 +29,7 @@ def adapted_path(target: Driver, adapter: Adapter) -> Path:
     settings, stock = adapter.settings, target.anatomy.layers
     if "pseudo" in adapter.tensors:
         raise UserError(
-            f"drafter.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
+            f"drafter.path.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
             "drafter=pseudo_tokens"
         )
     adapter.refuse_beyond(len(stock), target.vocab_size)
@@ -104,4 +104,4 @@ def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.L
 
 
 def _misfit(name: str) -> UserError:
-    return UserError(f"drafter.adapter: its weights for {name} do not fit this model: it was trained for another one")
+    return UserError(f"drafter.path.adapter: its weights for {name} do not fit this model: it was trained for another one")

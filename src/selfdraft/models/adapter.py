@@ -61,8 +61,11 @@ class Adapter:
         partial.replace(folder / FILE)
 
     @staticmethod
-    def read(path: str | Path) -> Adapter:
+    def read(path: str | Path, option: str = "drafter.adapter") -> Adapter:
         """Read an adapter from its folder or its file. Whether it fits a model is checked when it is put in place.
+
+        Args:
+            option: the option that named it, for messages.
 
         Raises:
             UserError: there is no such file, it is damaged, or task=finetune did not write it.
@@ -71,7 +74,7 @@ class Adapter:
         try:
             return _read(file)
         except _NoAdapter as error:
-            raise UserError(f"drafter.adapter={path}: {error}; give the folder that task=finetune wrote") from None
+            raise UserError(f"{option}={path}: {error}; give the folder that task=finetune wrote") from None
 
     def refuse_beyond(self, layers: int, vocabulary: int, name: str | None = None) -> None:
         """Refuse an adapter that was trained for a model with more layers or token ids than this one has.
@@ -85,7 +88,8 @@ class Adapter:
         """
         theirs = (int(name.split(".")[1]) for name in self.tensors if name.startswith(("lora.", "layer.")))
         skipped = (layer for name in SKIPPED for layer in self.settings.get(name, ()))
-        other = f"drafter.adapter{'' if name is None else f'={name}'}: it was trained for another model"
+        given = "drafter.path.adapter" if name is None else f"drafter.adapter={name}"
+        other = f"{given}: it was trained for another model"
         if (last := max([*theirs, *skipped], default=0)) >= layers:
             raise UserError(f"{other}: it trained or skips layer {last}, and this one's layers are 0 to {layers - 1}")
         words = self.tensors.get("vocabulary")
