@@ -87,7 +87,11 @@ ADAPTED: dict[str, Adapted] = {
         lambda a: configured("layer_skip", adapter=a, reuse=True, bonus="keep"), attention=[2], mlp=[2], first=2
     ),
     "early_exit": Adapted(
-        lambda a: configured("early_exit", adapter=a, bonus="keep", draft_length=3), attention=[2], mlp=[2], first=3, whole=[3]
+        lambda a: configured("early_exit", adapter=a, bonus="keep", draft_length=3),
+        attention=[2],
+        mlp=[2],
+        first=3,
+        whole=[3],
     ),
     "early_exit by a vocabulary": Adapted(
         lambda a: configured("early_exit", adapter=a, bonus="forgo", min_confidence=0.2),
@@ -110,7 +114,12 @@ ADAPTED: dict[str, Adapted] = {
     ),
     "pool": Adapted(lambda a: configured("pool", adapter=a, costs="flat"), attention=[2], mlp=[2], first=2, whole=[3]),
     "pool with the feature": Adapted(
-        lambda a: configured("pool", adapter=a, costs="flat"), attention=[1, 2], mlp=[1, 2], first=1, whole=[3], feature=True
+        lambda a: configured("pool", adapter=a, costs="flat"),
+        attention=[1, 2],
+        mlp=[1, 2],
+        first=1,
+        whole=[3],
+        feature=True,
     ),
     "pool by a vocabulary, at measured costs": Adapted(
         lambda a: configured("pool", adapter=a), attention=[1], mlp=[1], share=0.7
@@ -124,5 +133,7 @@ ADAPTED: dict[str, Adapted] = {
         share=0.7,
     ),
     "jacobi": Adapted(lambda a: configured("jacobi", adapter=a, mode="literal", window=4)),
-    "sparse_jacobi": Adapted(lambda a: configured("sparse_jacobi", adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7),
+    "sparse_jacobi": Adapted(
+        lambda a: configured("sparse_jacobi", adapter=a, window=4), attention=[1], mlp=[1, 2], share=0.7
+    ),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.growth import Growth
@@ -32,9 +33,9 @@ def priced(rule: Rule, sparse: Rule, drafting: float, verify: float = 0.0) -> St
     return target
 
 
-def begin(text: Sequence[int], sparse: Rule, drafting: float = 0.01, **options: object) -> tuple[Cascade, Context]:
+def begin(text: Sequence[int], sparse: Rule, drafting: float = 0.01, **options: object) -> tuple[Drafter, Context]:
     target = priced(successor, sparse, drafting)
-    drafter = Cascade(target, configured("cascade", **{**OPTIONS, **options}))
+    drafter = made(target, configured("cascade", **{**OPTIONS, **options}))
     context = Context(0, list(text), len(text), 100, np.random.default_rng(0))
     target.allocate(1, 0)
     target.prefill(0, list(text)[:-1])
@@ -57,7 +58,7 @@ def test_it_goes_on_at_the_end_of_the_most_promising_branch() -> None:
     """Four tokens looked up are all but certain; what stands behind them is not known."""
     drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
     draft = drafter.propose(context)
-    asked = context.memory.growing.answer.question
+    asked = drafter.states[context].growing.answer.question
     assert asked.branch == (1, 2, 3, 4) and asked.count == 2
     assert [offset for _, _, offset in drafter.target.drafted] == [0, 5]  # one forward reads the branch
     assert draft.tree.tokens.tolist()[:4] == [1, 2, 3, 4]
@@ -67,21 +68,22 @@ def test_where_lookups_are_doubtful_it_branches_off_at_the_root() -> None:
     doubtful = [9, 1, 9, 2, 9, 3, 9, 4, 9]  # four things have followed 9, and none of them is the sparse model's
     drafter, context = begin(doubtful, successor, branches=4, sparse_length=1)
     draft = drafter.propose(context)
-    assert context.memory.growing.answer.question.branch == ()
+    assert drafter.states[context].growing.answer.question.branch == ()
     at_root = draft.tree.tokens[draft.tree.parents == ROOT].tolist()
     assert at_root[0] == 10 and set(at_root[1:]) <= {1, 2, 3, 4}
 
 
-class Watched(Cascade):
+class Watched(Pool):
     """Notes at every step whether the sparse model was asked."""
 
     def __init__(self, target: StubTarget, **options: object) -> None:
-        super().__init__(target, configured("cascade", **{**OPTIONS, **options}))
+        cascade = made(target, configured("cascade", **{**OPTIONS, **options}))
+        super().__init__(target, cascade.config, cascade.costs, cascade.policy)
         self.asked: list[bool] = []
 
     def propose(self, context: Context) -> Draft:
         draft = super().propose(context)
-        self.asked.append(context.memory.growing.answer is not None)
+        self.asked.append(self.states[context].growing.answer is not None)
         return draft
 
 
@@ -89,7 +91,7 @@ class Watched(Cascade):
 def test_where_asking_does_not_pay_the_tree_is_the_pool_s(drafting: float) -> None:
     text = LETTERS[:30] + LETTERS[10:30]
     target = priced(script(LETTERS), script(LETTERS), drafting)
-    cascade, pool = Watched(target), Pool(target, PoolConfig(**OPTIONS))
+    cascade, pool = Watched(target), made(target, PoolConfig(**OPTIONS))
     ours, theirs = (decode(target, drafter, text, 40) for drafter in (cascade, pool))
     assert not any(cascade.asked)
     assert [step[:3] for step in ours.steps] == [step[:3] for step in theirs.steps]
@@ -97,7 +99,7 @@ def test_where_asking_does_not_pay_the_tree_is_the_pool_s(drafting: float) -> No
 
 def test_a_sparse_model_that_is_right_and_cheap_saves_forwards() -> None:
     target = priced(script(LETTERS), script(LETTERS), drafting=0.1)
-    generation = decode(target, Cascade(target, configured("cascade", **OPTIONS)), LETTERS[:2], 80)
+    generation = decode(target, made(target, configured("cascade", **OPTIONS)), LETTERS[:2], 80)
     assert generation.output == LETTERS[2:82]
     assert generation.counts.target_forwards <= 80 / 3
 
@@ -126,7 +128,7 @@ def test_it_learns_how_often_the_model_knows_and_goes_on_knowing(
     drafter, context = begin([1, 2, 3], successor, sparse_length=3)
     draft = drafter.propose(context)
     _observe(drafter, context, draft, emitted)
-    counts = context.memory.estimates._counts
+    counts = drafter.states[context].estimates._counts
     assert counts["asked", 8] == (1, knows)
     if goes_on is None:
         assert "goes on" not in counts
@@ -135,7 +137,7 @@ def test_it_learns_how_often_the_model_knows_and_goes_on_knowing(
         assert (round(trials), round(hits)) == (min(goes_on + 1, 2), goes_on)
 
 
-def _observe(drafter: Cascade, context: Context, draft: Draft, emitted: tuple[int, ...]) -> None:
+def _observe(drafter: Drafter, context: Context, draft: Draft, emitted: tuple[int, ...]) -> None:
     context.tokens += emitted
     n = len(draft.tree) + 1
     best = torch.stack([torch.arange(1.0, drafter.best + 1).expand(n, -1), torch.full((n, drafter.best), 0.1)])
@@ -146,7 +148,7 @@ def _observe(drafter: Cascade, context: Context, draft: Draft, emitted: tuple[in
 def test_a_branch_that_the_text_does_not_take_teaches_nothing() -> None:
     drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
     _observe(drafter, context, drafter.propose(context), (1, 2, 60))
-    assert not any(kind == "goes on" or kind[0] == "asked" for kind in context.memory.estimates._counts)
+    assert not any(kind == "goes on" or kind[0] == "asked" for kind in drafter.states[context].estimates._counts)
 
 
 def test_a_branch_is_the_tokens_down_to_a_node() -> None:
@@ -157,5 +159,5 @@ def test_a_branch_is_the_tokens_down_to_a_node() -> None:
 def test_layers_that_there_are_not_and_two_ways_to_name_a_path_are_refused() -> None:
     with pytest.raises(UserError, match=r"skip_mlp=\[9\]"):
         begin([1, 2], successor, skip_mlp=[9])
-    with pytest.raises(UserError, match="leave out skip_attention, skip_mlp"):
+    with pytest.raises(UserError, match="path trained has no option 'skip_mlp'"):
         configured("cascade", adapter="somewhere", skip_mlp=[1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lossless import EVERY_CONFIG, EVERY_NAME
-from made import made
+from made import costs_for, made
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
@@ -40,7 +40,7 @@ class Costly(Drafter):
     Config = DrafterConfig
 
     def __init__(self, target: StubTarget, clock: Clock) -> None:
-        super().__init__(target, DrafterConfig())
+        super().__init__(target, DrafterConfig(), costs_for(target))
         self.clock, self.asked, self.observed = clock, 0, 0
 
     def propose(self, context: Context) -> Draft:
@@ -153,7 +153,7 @@ class Moody(Guard):
 
     def propose_batch(self, contexts: list[Context]) -> list[Draft]:
         for context in contexts:
-            context.memory.seconds = 0.0
+            self.watched[context].seconds = 0.0
         self.balance = 1.0 if next(self.mood) % 5 in (0, 3, 4) else -1.0
         return super().propose_batch(contexts)
 

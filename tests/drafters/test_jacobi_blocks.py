@@ -7,23 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context
-from selfdraft.drafters.jacobi import Jacobi, JacobiConfig
+from selfdraft.drafters.jacobi import JacobiConfig
 from stub_target import Rule, StubTarget, cycle, script, successor
 
 
 def decode(config: JacobiConfig, rule: Rule, prompt: Sequence[int], length: int, pad: int = 0) -> Generation:
     target = StubTarget(rule, pad_id=pad)
-    return Decoder(target, Jacobi(target, config), Stopping(frozenset(), length)).decode(prompt)
+    return Decoder(target, made(target, config), Stopping(frozenset(), length)).decode(prompt)
 
 
 def literal(target: StubTarget, **options: object) -> list[int]:
     """The block that is verified first, behind the token 1."""
-    drafter = Jacobi(target, JacobiConfig(init="pad", mode="literal", **options))
+    drafter = made(target, JacobiConfig(init="pad", mode="literal", **options))
     context = Context(0, [1], 1, 100, np.random.default_rng(0))
     target.allocate(1, 0)
     drafter.start(context)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.core.lookahead import NgramPool
 from selfdraft.decoding.loop import Decoder, Request
@@ -19,7 +20,7 @@ from stub_target import StubTarget, cycle, script, successor
 def start(config: LookaheadConfig, prompt: list[int], room: int = 100) -> tuple[Lookahead, Context]:
     target = StubTarget(successor)
     target.allocate(1, 1000)
-    drafter, context = Lookahead(target, config), Context(0, prompt, len(prompt), room, np.random.default_rng(0))
+    drafter, context = made(target, config), Context(0, prompt, len(prompt), room, np.random.default_rng(0))
     drafter.start(context)
     return drafter, context
 
@@ -36,7 +37,7 @@ def test_every_ngram_that_the_window_finds_is_what_the_target_writes_there(
     text = np.random.default_rng(1).permutation(np.arange(2, 200)).tolist()
     target = StubTarget(script(text), vocab_size=256)
     config = LookaheadConfig(window=window, ngram=ngram, guesses=1000, seed_from_prompt=False)
-    drafter = Lookahead(target, config)
+    drafter = made(target, config)
     found: list[list[int]] = []
     # Instead of keeping them, so that nothing is ever accepted.
     monkeypatch.setattr(NgramPool, "add", lambda _, each: found.append(each))
@@ -54,7 +55,7 @@ WIDE = LookaheadConfig(window=80, ngram=4, seed_from_prompt=False)  # wide enoug
 
 def test_a_found_ngram_is_accepted_whole_and_the_bonus_comes_on_top() -> None:
     target = StubTarget(cycle(12))
-    generation = decode(target, Lookahead(target, WIDE), BACKWARDS, 60)
+    generation = decode(target, made(target, WIDE), BACKWARDS, 60)
     assert generation.output == [(1 + i) % 12 + 1 for i in range(60)]
     # Two steps fill the window, one completes an n-gram for each token; from then on four tokens a step.
     assert [len(path) + 1 for _, _, path, *_ in generation.steps] == [1] * 3 + [4] * 14 + [1]
@@ -85,7 +86,7 @@ def test_the_prompt_is_no_source_unless_asked() -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_warm_pool_serves_the_next_request(warm: bool) -> None:
     target = StubTarget(cycle(12))
-    decoder = Decoder(target, Lookahead(target, replace(WIDE, warm=warm)), Stopping(frozenset(), 40))
+    decoder = Decoder(target, made(target, replace(WIDE, warm=warm)), Stopping(frozenset(), 40))
     done = [g for _, g in decoder.run([Request(BACKWARDS), Request(BACKWARDS)]) if g.ended]
     assert [len(g.steps) for g in done] == ([13, 10] if warm else [13, 13])
 
@@ -93,7 +94,7 @@ def test_a_warm_pool_serves_the_next_request(warm: bool) -> None:
 def test_where_only_chains_are_taken_the_latest_guess_remains() -> None:
     target = StubTarget(cycle(4))
     target.chains_only = True
-    generation = decode(target, Lookahead(target, LookaheadConfig()), [1, 2, 3, 4, 1, 2, 3, 4, 1], 12)
+    generation = decode(target, made(target, LookaheadConfig()), [1, 2, 3, 4, 1, 2, 3, 4, 1], 12)
     assert generation.output == [2, 3, 4, 1] * 3
     assert len(generation.steps) == 3
     assert all(parents is None for _, parents, *_ in generation.steps)

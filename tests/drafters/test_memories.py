@@ -17,7 +17,6 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.pool import PoolConfig
-from selfdraft.drafters.presets import PRESETS
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.suffix import SuffixConfig
@@ -117,7 +116,8 @@ def test_recycling_keeps_the_edges_of_the_accepted_node_of_two_with_one_token() 
 
 def test_recycling_takes_the_prompt_s_pairs_for_edges_unless_told() -> None:
     text = [1, 2, 1, 3, 1]
-    assert branches(begin(RecyclingConfig(), text)[0].propose(begin(RecyclingConfig(), text)[1]).tree) >= {(3,), (2,)}
+    drafter, context = begin(RecyclingConfig(), text)
+    assert branches(drafter.propose(context).tree) >= {(3,), (2,)}
     drafter, context = begin(RecyclingConfig(seed_from_prompt=False), text)
     assert len(drafter.propose(context).tree) == 0
 
@@ -155,7 +155,7 @@ def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
 
 @pytest.mark.parametrize("source", ["suffix", "trajectory", "recycling"])
 def test_pool_of_one_source_names_no_other(source: str) -> None:
-    drafter = PRESETS["pool"](StubTarget(cycle(5)), PoolConfig(sources=[source], costs="flat"))
+    drafter = made(StubTarget(cycle(5)), PoolConfig(sources=[source], costs="flat"))
     generation = Decoder(drafter.target, drafter, Stopping(frozenset(), 40)).decode([1, 2, 3])
     _, context = begin(FLAT_POOL, [1, 2, 3])
     drafter.start(context)
@@ -207,7 +207,7 @@ def test_pool_observes_what_is_left_of_its_tree() -> None:
     last_two = tuple(
         first.tree.tokens[-2:].tolist()
     )  # each node's own context, not that of its place in the whole tree
-    ((length, predicted), *_) = context.memory.table.after(last_two)
+    ((length, predicted), *_) = drafter.states[context].table.after(last_two)
     assert length == 2 and [token for token, _ in predicted][:2] == [40, 41]
     assert len(drafter.propose(context).tree)
 
@@ -222,19 +222,19 @@ def test_a_warm_drafter_remembers_and_a_cold_one_does_not(make: type[DrafterConf
     forwards = {}
     for warm in (False, True):
         target = StubTarget(cycle(23))
-        drafter = PRESETS[make().name](target, make(warm=warm))
+        drafter = made(target, make(warm=warm))
         decoder = Decoder(target, drafter, Stopping(frozenset(), 20))
         forwards[warm] = [decoder.decode([1, 2]).counts.target_forwards for _ in range(2)]
-        assert drafter.config.memory == ("warm" if warm else "cold")
+        assert drafter.config.state == ("warm" if warm else "cold")
     assert forwards[False][0] == forwards[False][1] == forwards[True][0] == 20  # nothing is said twice in one answer
     assert forwards[True][1] < 12
-    assert DrafterConfig().memory == "none"
+    assert DrafterConfig().state == "none"
 
 
 @pytest.mark.parametrize("make", WARM)
 def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfig]) -> None:
     target = StubTarget(cycle(7))
-    drafter = PRESETS[make().name](target, make(warm=True))
+    drafter = made(target, make(warm=True))
     contexts = [begin(make(), [1 + i, 2 + i], drafter)[1] for i in range(3)]
     for _ in range(6):
         for context in contexts:

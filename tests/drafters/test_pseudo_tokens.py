@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
@@ -16,8 +17,7 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.drafters.none import NoDrafter
-from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, PseudoTokensDrafter, probes_under
+from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, probes_under
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.processors import repetition_penalty
@@ -30,8 +30,7 @@ PROMPT = [5, 17, 3, 60, 42]
 
 
 def decode(target, config: DrafterConfig, prompt: list[int], length: int, rule: NextToken | None = None) -> Generation:
-    drafter = NoDrafter if config.name == "none" else PseudoTokensDrafter
-    return Decoder(target, drafter(target, config), Stopping(frozenset(), length), rule=rule).decode(prompt, seed=1)
+    return Decoder(target, made(target, config), Stopping(frozenset(), length), rule=rule).decode(prompt, seed=1)
 
 
 def by_depth(generation: Generation) -> list[tuple[int, int]]:
@@ -165,7 +164,7 @@ def test_processors_see_histories_of_real_tokens_only(sample: bool) -> None:
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     target = Target(tiny_model("llama"))
     with pytest.raises(UserError, match="there is no such file"):
-        PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path / "none")))
+        made(target, PseudoTokensConfig(adapter=str(tmp_path / "none")))
     Adapter("lora", {}, {"vocabulary": torch.arange(2)}).write(tmp_path)
     with pytest.raises(UserError, match="recipe 'lora' trained no pseudo tokens"):
-        PseudoTokensDrafter(target, PseudoTokensConfig(adapter=str(tmp_path)))
+        made(target, PseudoTokensConfig(adapter=str(tmp_path)))

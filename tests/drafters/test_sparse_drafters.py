@@ -11,11 +11,12 @@ import torch
 from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
+from selfdraft.core.lengths import LEAVES_GREEDY, LEAVES_SAMPLED
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.presets import configured
-from selfdraft.drafters.siblings import CHILDREN_GREEDY, CHILDREN_SAMPLED, MOST_CHILDREN, siblings_of
+from selfdraft.drafters.siblings import MOST_RIVALS, siblings_of
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, successor
@@ -41,7 +42,7 @@ def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure:
     target = StubTarget(successor, unsure=lambda text: not sure)
     drafter, context = begin(configured("layer_skip", draft_length=2, siblings=True), [5, 6], target)
     tree = drafter.propose(context).tree
-    children = CHILDREN_GREEDY[0 if sure else 3]
+    children = 1 + LEAVES_GREEDY[0 if sure else 3]
     assert tree.tokens[:2].tolist() == [7, 8] and tree.parents[:2].tolist() == [ROOT, 0]
     assert len(tree) == 2 * children
     for parent, token in ((ROOT, 7), (0, 8)):
@@ -49,7 +50,7 @@ def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure:
         assert len(set(mine)) == children and mine[0] == token
 
 
-@pytest.mark.parametrize(("dear", "children"), [(0.001, MOST_CHILDREN), (0.9, 1)])
+@pytest.mark.parametrize(("dear", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
 def test_with_expected_gain_there_are_as_many_siblings_as_pay(dear: float, children: int) -> None:
     """Of a draft that is unsure of every token alike."""
     target = StubTarget(successor, unsure=lambda text: True)
@@ -65,7 +66,7 @@ def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
     firsts = np.zeros(5)
     for seed in range(2000):
         context = Context(0, [1], 1, ROOMY, np.random.default_rng(seed), rule)
-        tokens, left = siblings_of(context, q, 1, 3)
+        tokens, left = siblings_of(context, q, 1, 2)
         firsts[tokens[0]] += 1
         assert len(set(tokens)) == 2 and 1 not in tokens and 4 not in tokens
         torch.testing.assert_close(left[0], torch.tensor([[0.4, 0, 0.2, 0.1, 0]]) / 0.7)
@@ -77,7 +78,7 @@ def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
 
 def test_siblings_end_where_nothing_is_left() -> None:
     context = Context(0, [1], 1, ROOMY, np.random.default_rng(0), NextToken(sample=True))
-    tokens, left = siblings_of(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, CHILDREN_SAMPLED[3])
+    tokens, left = siblings_of(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, LEAVES_SAMPLED[3])
     assert tokens == [1] and len(left) == 1
 
 
@@ -94,7 +95,9 @@ def test_the_vocabulary_is_the_most_frequent_then_the_oldest() -> None:
 
 
 def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
-    drafter, context = begin(configured("layer_skip", draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor))
+    drafter, context = begin(
+        configured("layer_skip", draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor)
+    )
     chain = TokenTree.chain([60, 61])
     step = Step(Draft(chain), torch.zeros(3, 64), torch.tensor([60, 61, 60]), (0, 1), (60, 61, 60, 60, 60))
     drafter.observe(context, step)
@@ -115,7 +118,9 @@ def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
 
 @pytest.mark.parametrize("exit_layer", [4, 9])
 def test_an_exit_behind_the_last_layer_is_refused(exit_layer: int) -> None:
-    with pytest.raises(UserError, match=rf"^drafter\.exit_layer={exit_layer}: this model has 4 layers; .* at 1 to 3$"):
+    with pytest.raises(
+        UserError, match=rf"^drafter\.path\.exit_layer={exit_layer}: this model has 4 layers; .* at 1 to 3$"
+    ):
         begin(configured("early_exit", exit_layer=exit_layer), [1, 2], StubTarget(successor))
 
 
@@ -154,11 +159,11 @@ def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> N
     config = configured("sparse_kv", sink=2, recent=10, top_k=3, refresh=2, draft_length=3)
     drafter, context = begin(config, prompt, target)
     drafter.propose(context)
-    chosen = context.memory.own.positions.tolist()
-    kept = drafter._keys.positions(0, 0).tolist()
+    chosen = drafter.policy.states[context].positions.tolist()
+    kept = drafter.policy.keys.positions(0, 0).tolist()
     assert len(chosen) == 3 and all(2 <= i < 49 for i in chosen)
     assert kept == sorted({0, 1, *range(49, 59), *chosen})
-    assert drafter._keys.cache.lengths == [15] and target.cache.lengths == [59]
+    assert drafter.policy.keys.cache.lengths == [15] and target.cache.lengths == [59]
 
 
 def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
@@ -182,11 +187,13 @@ def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_d
     draft = drafter.propose(context)
     assert draft.tree.tokens.tolist()[:refine_steps] == [3, 4, 5, 6][:refine_steps]
     assert draft.source == "sparse_jacobi" and draft.target_forwards == target.forwards == 0
-    assert {path for path, _, _ in target.drafted} == {drafter.path} and drafter.path is not target.full
+    assert {path for path, _, _ in target.drafted} == {
+        drafter.policy.typical
+    } and drafter.policy.typical is not target.full
 
 
 def test_sparse_jacobi_has_no_other_mode() -> None:
-    with pytest.raises(UserError, match=r"^drafter\.mode=fused: choose one of literal$"):
+    with pytest.raises(UserError, match=r"^drafter/path=layer_skip refines, .*: use drafter\.mode=literal$"):
         configured("sparse_jacobi", mode="fused")
 
 
@@ -196,13 +203,13 @@ def test_sparse_jacobi_has_no_other_mode() -> None:
 def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
     target = StubTarget(successor)
     drafter, context = begin(configured("dynamic_exit", stride=1, draft_length=5), [1, 2], target)
-    memory = context.memory
+    policy, shadow = drafter.policy, drafter.policy.states[context]
     for right, exit_layer, length in (([1.0, 1.0, 1.0], 1, 5), ([0.0, 0.0, 1.0], 3, 5), ([0.0, 0.0, 0.0], None, 0)):
-        memory.own.right, memory.own.counted = np.array(right), np.ones(1)
-        drafter._choose(memory)
-        assert memory.limit == length
+        shadow.right, shadow.counted = np.array(right), np.ones(1)
+        policy._choose(shadow)
+        assert policy.longest(context) == length
         if exit_layer is not None:
-            assert memory.path.skip.attention == frozenset(range(exit_layer, 4))
+            assert policy.path(context).skip.attention == frozenset(range(exit_layer, 4))
 
 
 def test_shadow_tokens_are_counted_at_the_root_and_every_accepted_node_the_old_ones_less() -> None:
@@ -211,9 +218,9 @@ def test_shadow_tokens_are_counted_at_the_root_and_every_accepted_node_the_old_o
     chain = TokenTree.chain([3, 4])
     states = torch.tensor([3, 9, 5])[None, :, None].expand(5, 3, 1)  # right after the root, wrong after the first node
     context.tokens += [3, 7]
-    before = context.memory.own.right.copy()
+    before = drafter.policy.states[context].right.copy()
     drafter.observe(
         context, Step(Draft(chain), torch.zeros(3, 64), torch.tensor([3, 7, 5]), (0,), (3, 7), None, states)
     )
-    np.testing.assert_allclose(context.memory.own.right, (before * 0.5 + 1) * 0.5)
-    np.testing.assert_allclose(context.memory.own.counted, (0.5 + 1) * 0.5 + 1)
+    np.testing.assert_allclose(drafter.policy.states[context].right, (before * 0.5 + 1) * 0.5)
+    np.testing.assert_allclose(drafter.policy.states[context].counted, (0.5 + 1) * 0.5 + 1)

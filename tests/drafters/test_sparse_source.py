@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from selfdraft.drafters.sparse_source import Answer, Question, SparseSource
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.base import Context, DrafterConfig
-from selfdraft.drafters.none import NoDrafter
-from selfdraft.drafters.pool import Pool, PoolConfig
+from selfdraft.drafters.base import Context, Drafter, DrafterConfig
+from selfdraft.drafters.path_source import Answer, PathSource, Question
 from selfdraft.drafters.presets import configured
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
@@ -37,13 +36,13 @@ def adapter(folder: Path, *skipped: int) -> str:
     return str(folder)
 
 
-def decode(target: Target, drafter: Pool | NoDrafter) -> Generation:
+def decode(target: Target, drafter: Drafter) -> Generation:
     return Decoder(target, drafter, Stopping(frozenset(), LENGTH)).decode(PROMPT)
 
 
 def test_a_path_that_knows_the_next_token_is_worth_one_a_step(target: Target, tmp_path: Path) -> None:
-    generation = decode(target, Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))))
-    assert generation.output == decode(target, NoDrafter(target, DrafterConfig())).output
+    generation = decode(target, made(target, configured("pool", costs="flat", adapter=adapter(tmp_path))))
+    assert generation.output == decode(target, made(target, DrafterConfig())).output
     assert generation.counts.target_forwards <= LENGTH / 2
     offered, accepted = (generation.counts.acceptance_by_depth()[0][key] for key in ("offered", "accepted"))
     assert offered == accepted
@@ -54,16 +53,16 @@ def test_it_is_asked_where_that_is_expected_to_pay(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draft: float, asked: bool
 ) -> None:
     """Skipping the first layer, nothing of it can be reused: asking costs `draft` forwards."""
-    target.costs = CostCurve((1, 64), (1.0, 1.1))
-    monkeypatch.setattr(target, "costs_of", lambda path: CostCurve((1, 64), (draft, draft)))
-    pool = Pool(target, configured("pool", adapter=adapter(tmp_path, 0)))
+    monkeypatch.setattr(target, "costs", CostCurve((1, 64), (1.0, 1.1)), raising=False)
+    monkeypatch.setattr(target, "costs_of", lambda path: CostCurve((1, 64), (draft, draft)), raising=False)
+    pool = made(target, configured("pool", adapter=adapter(tmp_path, 0)))
     answers: list[Answer] = []
-    monkeypatch.setattr(pool.sparse, "ask", _noting(pool.sparse, answers))
+    monkeypatch.setattr(pool.source, "ask", _noting(pool.source, answers))
     decode(target, pool)
     assert bool(answers) == asked
 
 
-def _noting(source: SparseSource, answers: list[Answer]):
+def _noting(source: PathSource, answers: list[Answer]):
     ask = source.ask
 
     def noted(*args) -> Answer:
@@ -74,7 +73,7 @@ def _noting(source: SparseSource, answers: list[Answer]):
 
 
 def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) -> None:
-    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path, 2))).sparse
+    source = made(target, configured("pool", costs="flat", adapter=adapter(tmp_path, 2))).source
     target.allocate(1, 32)
     target.prefill(0, PROMPT[:-1])
     question = Question(node=-1, branch=(), count=1, doubt=8, rival=None)
@@ -85,7 +84,7 @@ def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) 
 
 
 def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_path: Path) -> None:
-    source = Pool(target, PoolConfig(costs="flat", adapter=adapter(tmp_path))).sparse
+    source = made(target, configured("pool", costs="flat", adapter=adapter(tmp_path))).source
     for rival, rises in ((9, False), (4, True), (None, True)):
         learned = Estimates()
         before = source.expected_gain(learned, 0.3)
@@ -96,7 +95,7 @@ def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_pa
 
 def test_an_adapter_without_a_path_and_one_of_a_deeper_model_are_refused(target: Target, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"skips layer 5, and this one's layers are 0 to 3$"):
-        Pool(target, configured("pool", adapter=adapter(tmp_path, 5)))
+        made(target, configured("pool", adapter=adapter(tmp_path, 5)))
     Adapter("pseudo_tokens", {"skip_attention": [], "skip_mlp": []}, {"pseudo": torch.zeros(2, 32)}).write(tmp_path)
     with pytest.raises(UserError, match="trained pseudo tokens, and no path to draft through: use drafter=pseudo_toke"):
-        Pool(target, configured("pool", adapter=str(tmp_path)))
+        made(target, configured("pool", adapter=str(tmp_path)))

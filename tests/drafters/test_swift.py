@@ -9,11 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from made import made
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.base import Context
+from selfdraft.drafters.base import Context, DrafterConfig
+from selfdraft.drafters.chain import Chain
+from selfdraft.drafters.paths.swift import State
 from selfdraft.drafters.presets import configured
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -22,7 +25,7 @@ PROMPT = [7, 33, 81, 2, 14, 27]
 LAYERS, WINDOW, TOKENS = 8, 6, 40
 
 
-class Watched(Swift):
+class Watched(Chain):
     """Keeps the contexts of its requests, so that tests can look at the search."""
 
     def start(self, context: Context) -> None:
@@ -31,16 +34,22 @@ class Watched(Swift):
 
 
 def decode(
-    config: SwiftConfig, prompts: Sequence[list[int]] = (PROMPT,), seed: int = 5
+    config: DrafterConfig, prompts: Sequence[list[int]] = (PROMPT,), seed: int = 5
 ) -> tuple[Watched, Target, list]:
     model = tiny_model("llama", layers=LAYERS)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(40.0)  # so that sets differ in their matchness
     target = Target(model)
-    drafter = Watched(target, config)
+    chain = made(target, config)
+    drafter = Watched(target, config, chain.costs, chain.policy)
     decoder = Decoder(target, drafter, Stopping(frozenset(), TOKENS))
     outputs = [g.output for _, g in decoder.run(Request(p, seed=seed) for p in prompts) if g.ended]
     return drafter, target, outputs
+
+
+def search_of(drafter: Watched) -> State:
+    """The search of the first request."""
+    return drafter.policy.states[drafter.contexts[0]]
 
 
 def matchness(model: PreTrainedModel, target: Target, skip: SkipSet, prompt: list[int], tokens: list[int]) -> float:
@@ -66,7 +75,14 @@ def random_set(rng: np.random.Generator, count: int) -> SkipSet:
     return SkipSet.of(LAYERS, [1 + i for i in picked if i < inner], [1 + i - inner for i in picked if i >= inner])
 
 
-PLAIN = configured("swift", context_window=WINDOW, bayes_interval=1000, siblings=False, min_confidence=0.0, draft_length=3)
+OPTIONS = {
+    "context_window": WINDOW,
+    "bayes_interval": 1000,
+    "siblings": False,
+    "min_confidence": 0.0,
+    "draft_length": 3,
+}
+PLAIN = configured("swift", **OPTIONS)
 
 
 def test_the_candidates_and_scores_are_the_paper_s() -> None:
@@ -75,7 +91,7 @@ def test_the_candidates_and_scores_are_the_paper_s() -> None:
     The first set is dropped for the first random one that predicts anything; after that only a better one is taken.
     """
     drafter, target, (output,) = decode(PLAIN)
-    state = drafter.contexts[0].memory.own
+    state = search_of(drafter)
     history, rng = state.search.history, np.random.default_rng(5)
     rng.random(TOKENS + 1)  # the loop's own numbers come first
     assert len(history) >= 8
@@ -93,8 +109,8 @@ def test_the_candidates_and_scores_are_the_paper_s() -> None:
 
 
 def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
-    drafter, _, _ = decode(configured("swift", **{**vars(PLAIN), "bayes_interval": 3}))
-    history = drafter.contexts[0].memory.own.search.history
+    drafter, _, _ = decode(configured("swift", **{**OPTIONS, "bayes_interval": 3}))
+    history = search_of(drafter).search.history
     rng = np.random.default_rng(5)
     rng.random(TOKENS + 1)
     randoms = [random_set(rng, 5) for _ in range(2)]
@@ -104,11 +120,11 @@ def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
 
 
 def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval() -> None:
-    one = decode(PLAIN)[0].contexts[0].memory.own
-    third = decode(configured("swift", **{**vars(PLAIN), "interval": 3}))[0].contexts[0].memory.own
+    one = search_of(decode(PLAIN)[0])
+    third = search_of(decode(configured("swift", **{**OPTIONS, "interval": 3}))[0])
     assert len(one.search.history) < one.steps  # the first steps had no window
     assert 0 < len(third.search.history) <= third.steps // 3
-    none = decode(configured("swift", **{**vars(PLAIN), "context_window": TOKENS + 1}))[0].contexts[0].memory.own
+    none = search_of(decode(configured("swift", **{**OPTIONS, "context_window": TOKENS + 1}))[0])
     assert none.search.history == []
 
 
@@ -116,22 +132,22 @@ def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval()
     ("limit", "value", "most"), [("enough", 0.01, 4), ("tolerance", 1, 12), ("max_candidates", 4, 4)]
 )
 def test_the_search_ends(limit: str, value: float, most: int) -> None:
-    state = decode(configured("swift", **{**vars(PLAIN), limit: value}))[0].contexts[0].memory.own
+    state = search_of(decode(configured("swift", **{**OPTIONS, limit: value}))[0])
     assert state.done and len(state.search.history) <= most
-    assert len(state.search.history) < len(decode(PLAIN)[0].contexts[0].memory.own.search.history)
+    assert len(state.search.history) < len(search_of(decode(PLAIN)[0]).search.history)
 
 
 def test_with_the_initial_set_scored_it_has_to_be_beaten() -> None:
-    drafter, target, (output,) = decode(configured("swift", **{**vars(PLAIN), "score_initial": True}))
-    history = drafter.contexts[0].memory.own.search.history
+    drafter, target, (output,) = decode(configured("swift", **{**OPTIONS, "score_initial": True}))
+    history = search_of(drafter).search.history
     first = SkipSet.spread(LAYERS, 0.45)
     assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
 
 
 def test_a_recent_window_moves_with_the_text() -> None:
-    drafter, target, _ = decode(configured("swift", **{**vars(PLAIN), "recent_window": True}))
+    drafter, target, _ = decode(configured("swift", **{**OPTIONS, "recent_window": True}))
     context = drafter.contexts[0]
-    state = context.memory.own
+    state = drafter.policy.states[context]
     candidate, score = state.search.history[-1]
     emitted = context.tokens[len(PROMPT) :]  # up to the last step but one, after which nothing is observed
     start = len(emitted) - WINDOW
@@ -140,15 +156,15 @@ def test_a_recent_window_moves_with_the_text() -> None:
 
 
 def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_another() -> None:
-    plain = decode(configured("swift", **{**vars(PLAIN), "recent_window": True}))[0].contexts[0].memory.own
-    again = decode(configured("swift", **{**vars(PLAIN), "recent_window": True, "rescore_incumbent": True}))[0]
-    state = again.contexts[0].memory.own
+    plain = search_of(decode(configured("swift", **{**OPTIONS, "recent_window": True}))[0])
+    again = decode(configured("swift", **{**OPTIONS, "recent_window": True, "rescore_incumbent": True}))[0]
+    state = search_of(again)
     assert plain.forwards == len(plain.search.history)
     assert state.forwards > len(state.search.history)
     other = [5, 17, 3, 60, 42]
-    warm, _, _ = decode(configured("swift", **{**vars(PLAIN), "rescore_incumbent": True, "warm": True}), [PROMPT, other])
-    cold, _, _ = decode(configured("swift", **{**vars(PLAIN), "rescore_incumbent": True}), [PROMPT, other])
-    states = [[c.memory.own for c in drafter.contexts] for drafter in (warm, cold)]
+    warm, _, _ = decode(configured("swift", **{**OPTIONS, "rescore_incumbent": True, "warm": True}), [PROMPT, other])
+    cold, _, _ = decode(configured("swift", **{**OPTIONS, "rescore_incumbent": True}), [PROMPT, other])
+    states = [[drafter.policy.states[c] for c in drafter.contexts] for drafter in (warm, cold)]
     assert states[0][0] is states[0][1] and states[1][0] is not states[1][1]
     assert states[0][0].fresh
 
@@ -157,17 +173,20 @@ def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_anoth
 def test_whatever_is_repaired_warm_or_cold_the_text_is_the_same(repair: str) -> None:
     plain = decode(PLAIN, [PROMPT, PROMPT[::-1]])[2]
     for warm in (False, True):
-        assert decode(configured("swift", **{**vars(PLAIN), repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
+        assert (
+            decode(configured("swift", **{**OPTIONS, repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
+        )
 
 
 def test_by_cost_the_cheaper_of_equally_good_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter, _, _ = decode(configured("swift", **{**vars(PLAIN), "cost_aware": True}))
-    drafter._full, drafter._saves = (
+    drafter, _, _ = decode(configured("swift", **{**OPTIONS, "cost_aware": True}))
+    policy = drafter.policy
+    policy._full, policy._saves = (
         CostCurve((1, 64), (1.0, 2.0)),
         [0.02, 0.08],
     )  # of 1.0: an MLP is dearer than an attention
     context = drafter.contexts[0]
     monkeypatch.setattr(drafter.target, "replay", lambda path, row, position, tokens: torch.zeros(len(tokens), 96))
-    state = context.memory.own
-    scores = [drafter._score(context, state, SkipSet.of(LAYERS, *s)) for s in (([1, 2], []), ([], [1, 2]))]
+    state = drafter.policy.states[context]
+    scores = [policy._score(context, state, SkipSet.of(LAYERS, *s)) for s in (([1, 2], []), ([], [1, 2]))]
     assert scores[0] < scores[1]

@@ -1,0 +1,38 @@
+"""Drafters by name: whose each option is, and what is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdraft.core.errors import UserError
+from selfdraft.drafters import PATHS, PROPOSALS
+from selfdraft.drafters.base import PathDrafterConfig
+from selfdraft.drafters.presets import configured, options_of
+
+TAKE_PATHS = [name for name, proposal in PROPOSALS.items() if issubclass(proposal.Config, PathDrafterConfig)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("proposal", TAKE_PATHS)
+def test_no_option_belongs_to_a_way_to_propose_and_to_a_path(proposal: str, path: str) -> None:
+    assert options_of(PROPOSALS[proposal].Config) & options_of(PATHS[path].Config) == set()
+
+
+def test_ways_to_propose_with_a_path_are_known() -> None:
+    assert set(TAKE_PATHS) >= {"chain", "jacobi", "pool"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("swift", {"breadth": 2}, "'breadth'"),
+        ("jacobi", {"path": "shortcut"}, "'shortcut'"),
+        ("suffix", {"path": "swift"}, "drafter=suffix"),
+        ("suffix", {"breadth": 2}, "breadth"),
+        ("pool", {"path": "trained"}, "drafter.path.adapter"),
+    ],
+)
+def test_what_there_is_not_is_refused_in_one_line_that_names_it(name: str, options: dict, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        configured(name, **options)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
