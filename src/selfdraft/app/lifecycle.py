@@ -120,7 +120,8 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
         except KeyboardInterrupt:
             _stopped(run, kept)
         except SystemExit as error:
-            if error.code == INTERRUPTED:
+            # Lightning turns Ctrl-C into status 1, raised while it handles the KeyboardInterrupt.
+            if error.code == INTERRUPTED or isinstance(error.__context__, KeyboardInterrupt):
                 _stopped(run, kept)
             raise
         finally:
