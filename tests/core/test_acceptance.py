@@ -46,11 +46,11 @@ def test_on_random_trees_the_accepted_text_is_the_greedy_text(vocab: int, probes
         predictions = of_the_text(tree, vocab, seed)
         text, bonus = walk(tree, predictions)
         acceptance = accept_greedy(tree, torch.tensor(predictions))
-        assert [int(tree.tokens[i]) for i in acceptance.path] == text
+        assert [int(tree.tokens[i]) for i in acceptance.nodes] == text
         assert acceptance.bonus == bonus
         # It is one branch, from the root downwards, without a probe on it.
-        assert list(acceptance.path) == (ancestry(tree, acceptance.path[-1]) if text else [])
-        assert all(tree.is_candidate[i] for i in acceptance.path)
+        assert list(acceptance.nodes) == (ancestry(tree, acceptance.nodes[-1]) if text else [])
+        assert all(tree.is_candidate[i] for i in acceptance.nodes)
         longest = max(longest, len(text))
     assert longest >= 2  # or the trees would never have tested a path
 

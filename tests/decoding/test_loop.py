@@ -120,7 +120,7 @@ def test_a_tree_is_cut_to_the_room_and_its_probes_with_it() -> None:
     assert generation.output == [2, 3, 4, 5, 6, 7]
     # The second step has room for one: the probe and the first candidate. Of the first, nodes 1 to 3 stand.
     assert [tree.tokens.tolist() for _, (tree,) in target.seen] == [[2, 2, 3, 4], [6, 6]]
-    assert [step.path for _, step in drafter.steps] == [(1, 2, 3)]
+    assert [step.nodes for _, step in drafter.steps] == [(1, 2, 3)]
 
 
 @pytest.mark.parametrize("key", ["mt-7", 7, 0])
@@ -185,7 +185,7 @@ def test_a_drafter_is_told_each_step_but_the_last() -> None:
     assert [tokens for tokens, _ in drafter.steps] == [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6, 7, 8]]
     for tokens, step in drafter.steps:
         assert step.emitted == tuple(tokens[-3:])
-        assert step.path == (0, 1)
+        assert step.nodes == (0, 1)
         assert step.predictions.tolist() == list(step.emitted)
         assert torch.equal(step.logits.argmax(-1), step.predictions)
 

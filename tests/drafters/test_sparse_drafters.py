@@ -192,7 +192,7 @@ def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_d
     } and drafter.policy.typical is not target.full
 
 
-def test_sparse_jacobi_has_no_other_mode() -> None:
+def test_sparse_jacobi_is_never_fused() -> None:
     with pytest.raises(UserError, match=r"^drafter/path=layer_skip refines, .*: use drafter\.mode=literal$"):
         configured("sparse_jacobi", mode="fused")
 

@@ -98,7 +98,7 @@ def test_weights_for_another_model_are_told_in_a_line(
     tensors: dict[str, Tensor], settings: dict, tmp_path: Path
 ) -> None:
     adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
-    with pytest.raises(UserError, match=r"^drafter\.adapter: "):
+    with pytest.raises(UserError, match=r"^drafter\.path\.adapter: "):
         adapted_path(target(), adapter)
 
 

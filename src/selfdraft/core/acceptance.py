@@ -21,11 +21,11 @@ class Acceptance:
     """The result of one verification.
 
     Attributes:
-        path: indices of the accepted nodes, from the root downwards; empty if nothing was accepted.
+        nodes: indices of the accepted nodes, from the root downwards; empty if nothing was accepted.
         bonus: the token that the target itself puts after the accepted nodes. Every step commits at least this one.
     """
 
-    path: tuple[int, ...]
+    nodes: tuple[int, ...]
     bonus: int
 
 
@@ -48,8 +48,8 @@ def follow(tree: TokenTree, right: Tensor, after: Tensor) -> Acceptance:
     if not bool(stands.any()):
         return Acceptance((), int(after[0]))
     deepest = int(torch.where(stands, tree.depths, 0).argmax())
-    path = tree.sees[deepest].nonzero().flatten().tolist()
-    return Acceptance(tuple(path), int(after[deepest + 1]))
+    nodes = tree.sees[deepest].nonzero().flatten().tolist()
+    return Acceptance(tuple(nodes), int(after[deepest + 1]))
 
 
 def match(tree: TokenTree, predictions: Tensor) -> Tensor:

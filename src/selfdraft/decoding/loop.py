@@ -195,11 +195,11 @@ class Decoder:
             tree = draft.tree
             acceptance = follow(tree, match(tree, after) if right is None else right, after)
             with clock("commit"):
-                self.target.commit(a.context.row, acceptance.path)
-            written = [*tree.tokens[list(acceptance.path)].tolist(), acceptance.bonus]
+                self.target.commit(a.context.row, acceptance.nodes)
+            written = [*tree.tokens[list(acceptance.nodes)].tolist(), acceptance.bonus]
             emitted, a.generation.ended = a.stopping.cut(a.generation.output, written)
             state = kept[0] if kept else None
-            step = Step(draft, x, after, acceptance.path, tuple(emitted), verdict.distributions, state, best)
+            step = Step(draft, x, after, acceptance.nodes, tuple(emitted), verdict.distributions, state, best)
             a.generation.add(step)
             a.context.tokens += emitted
             a.context.room -= len(emitted)

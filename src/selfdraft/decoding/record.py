@@ -78,10 +78,10 @@ class Generation:
         self.output += step.emitted
         self.counts.new_tokens += len(step.emitted)
         self.counts.target_forwards += 1 + step.draft.target_forwards
-        accepted = min(len(step.path), len(step.emitted))  # a stop within the accepted tokens emits fewer
+        accepted = min(len(step.nodes), len(step.emitted))  # a stop within the accepted tokens emits fewer
         self.counts.record_draft(tree.offered_by_depth(), accepted)
         parents = None if tree.is_chain else tree.parents.tolist()
-        bonus = step.emitted[-1] if len(step.emitted) > len(step.path) else None
+        bonus = step.emitted[-1] if len(step.emitted) > len(step.nodes) else None
         probes = (~tree.is_candidate).nonzero().flatten().tolist() or None
-        path = list(step.path[:accepted])
-        self.steps.append([tree.tokens.tolist(), parents, path, bonus, step.draft.source, probes])
+        nodes = list(step.nodes[:accepted])
+        self.steps.append([tree.tokens.tolist(), parents, nodes, bonus, step.draft.source, probes])

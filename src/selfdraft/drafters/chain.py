@@ -176,7 +176,7 @@ class Chain(PathDrafter):
         state = self.states[context]
         if context.rule.sample:
             known = min(len(state.confidences), len(step.draft.tree))
-            count = sum(node == depth for depth, node in enumerate(step.path[:known]))
+            count = sum(node == depth for depth, node in enumerate(step.nodes[:known]))
         else:  # the emitted tokens also show whether a token that was drafted but not verified was right
             known = min(len(state.confidences), len(step.emitted))
             right = [a == b for a, b in zip(state.drafted[:known], step.emitted, strict=False)]

@@ -146,10 +146,10 @@ class Jacobi(PathDrafter):
         """Take the next iterate from the pass: its predictions in greedy decoding, else fresh draws from its logits."""
         super().observe(context, step)
         block = self.blocks[context]
-        kept, tree = len(step.path), step.draft.tree
+        kept, tree = len(step.nodes), step.draft.tree
         blocks = max(int((tree.parents < 0).sum()), 1)
         width = len(tree) // blocks
-        best = step.path[0] // width if kept else 0
+        best = step.nodes[0] // width if kept else 0
         block.passes += 1
         if best:
             block.passes, block.number = 1, block.number + 1

@@ -149,10 +149,10 @@ class Pool(PathDrafter):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
         predicted = weighted(step.best)
         # Accepted nodes are recorded last: if a context occurs twice, the last record counts.
-        path = [0, *(node + 1 for node in step.path)]
-        order = [*(i for i in range(len(predicted)) if i not in path), *path]
+        accepted = [0, *(node + 1 for node in step.nodes)]
+        order = [*(i for i in range(len(predicted)) if i not in accepted), *accepted]
         state.table.record([contexts[i] for i in order], [predicted[i] for i in order])
-        state.left_over = step.predictions[len(path) :].tolist() if step.draft.tree.is_chain else []
+        state.left_over = step.predictions[len(accepted) :].tolist() if step.draft.tree.is_chain else []
 
     def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
         """Return a tree of up to `max_nodes`, and how many of its nodes pay."""

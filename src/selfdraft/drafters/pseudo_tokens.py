@@ -123,7 +123,7 @@ class PseudoTokensDrafter(Drafter):
                 state.estimates.observe(kind, guess == token)
             if token not in [guess for guess, *_ in guesses]:
                 break  # the later guesses were made for another prefix
-        probes = probes_under(step.draft.tree, step.path[-1] if step.path else ROOT)
+        probes = probes_under(step.draft.tree, step.nodes[-1] if step.nodes else ROOT)
         at = [probe + 1 for probe in probes]
         state.levels = []
         if at and step.states is not None:  # a second transfer to the host

@@ -92,7 +92,7 @@ class Recycling(Drafter):
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
         following = step.best[0].long().numpy()
-        accepted = [0, *(node + 1 for node in step.path)]
+        accepted = [0, *(node + 1 for node in step.nodes)]
         for adjacency in self._learning(context):
             adjacency.update(tokens, following)
             adjacency.update(tokens[accepted], following[accepted])

@@ -97,7 +97,7 @@ class Step:
         draft: the draft that was verified: the proposal, cut to what could still be emitted.
         logits: (n + 1, V) on the target's device, after the root and after each node.
         predictions: (n + 1,) int64 on the CPU: the bonus token if the root, or each node, is the last accepted one.
-        path: indices of the accepted nodes.
+        nodes: indices of the accepted nodes.
         emitted: the tokens that the step added: the accepted ones and the bonus token, up to a stop.
         distributions: (n + 1, V) the target's, warped; None in greedy decoding.
         states: (L + 1, n + 1, C) hidden states before the first and after every layer, if the draft wants them.
@@ -108,7 +108,7 @@ class Step:
     draft: Draft
     logits: Tensor
     predictions: Tensor
-    path: tuple[int, ...]
+    nodes: tuple[int, ...]
     emitted: tuple[int, ...]
     distributions: Tensor | None = None
     states: Tensor | None = None

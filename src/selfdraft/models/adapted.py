@@ -104,4 +104,6 @@ def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.L
 
 
 def _misfit(name: str) -> UserError:
-    return UserError(f"drafter.path.adapter: its weights for {name} do not fit this model: it was trained for another one")
+    return UserError(
+        f"drafter.path.adapter: its weights for {name} do not fit this model: it was trained for another one"
+    )

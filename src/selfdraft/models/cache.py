@@ -60,17 +60,17 @@ class KVCache:
         return CacheWindow(self, list(rows), list(starts), width, span)
 
     @torch.inference_mode()
-    def commit(self, row: int, path: Sequence[int]) -> None:
+    def commit(self, row: int, nodes: Sequence[int]) -> None:
         """Keep the root and the accepted nodes of the last forward's tree; everything else becomes scratch again.
 
         Args:
             row: cache row.
-            path: indices of the accepted nodes in the tree, ascending (node i was written at slot length + 1 + i).
+            nodes: indices of the accepted nodes in the tree, ascending (node i was written at slot length + 1 + i).
         """
         length = self.lengths[row]
-        kept = len(path)
-        if kept and path[-1] != kept - 1:  # not a prefix of the block: gather the nodes' slots, layer by layer
-            source = torch.tensor(path) + (length + 1)
+        kept = len(nodes)
+        if kept and nodes[-1] != kept - 1:  # not a prefix of the block: gather the nodes' slots, layer by layer
+            source = torch.tensor(nodes) + (length + 1)
             for tensors in (self._keys, self._values):
                 for tensor in tensors:
                     if tensor is not None:

@@ -72,7 +72,7 @@ class Clasp(PathPolicy):
         """If due, choose layers by the last accepted node, or by the root if no node was accepted."""
         state = self.states[context]
         if self.wants_states(context) and step.states is not None:
-            node = step.path[-1] + 1 if step.path else 0
+            node = step.nodes[-1] + 1 if step.nodes else 0
             position = len(context.tokens) - 2  # only the bonus token comes after it, which no forward has seen
             token, states = context.tokens[position], step.states[:, node]
             chosen = most_similar_skips(self.target, context.row, position, token, states, self.count, self.inner)

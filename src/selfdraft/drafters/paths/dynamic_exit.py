@@ -86,7 +86,7 @@ class DynamicExit(PathPolicy):
         """Compare the shadow tokens after the root and every accepted node with the tokens that followed."""
         shadow = self.states[context]
         if self.wants_states(context) and step.states is not None:
-            nodes = [0, *(node + 1 for node in step.path)]
+            nodes = [0, *(node + 1 for node in step.nodes)]
             states = step.states[self.exits][:, nodes].flatten(0, 1)
             predicted = exit_tokens(self.target, states).cpu().reshape(len(self.exits), len(nodes))
             right = (predicted == step.predictions[nodes]).double().numpy()
