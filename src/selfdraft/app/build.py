@@ -66,7 +66,7 @@ def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None
     for key in composed:
         if key not in known:
             raise UserError(
-                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'}))}"
+                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'})) or 'none'}"
             )
         if isinstance(value := getattr(options, str(key)), Options):
             _refuse_unknown(composed[key], value, f"{prefix}{key}.")

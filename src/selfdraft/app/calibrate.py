@@ -14,9 +14,8 @@ from rich.table import Table
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.processes import other_ranks
 from selfdraft.app.profile import describe_device
-from selfdraft.app.session import adapter_facts, quiet_trainer, shown
+from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
@@ -86,7 +85,7 @@ def calibrate(run: Run) -> float | None:
         },
     )
     trainer = quiet_trainer(config.hardware, folder, SearchProgress(run.console))
-    with other_ranks(trainer):
+    with processes_of(trainer):
         trainer.test(module, verbose=False)
         trainer.strategy.barrier("every rank has scored its candidates")
     return _conclude(run, module) if run.is_rank_zero else None

@@ -9,9 +9,8 @@ from typing import Any
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.processes import other_ranks
 from selfdraft.app.schemas import Config, SampleConfig
-from selfdraft.app.session import adapter_facts, quiet_trainer, shown, tell_resumed
+from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
@@ -52,7 +51,7 @@ def distill_data(run: Run) -> float | None:
         tell_resumed=partial(tell_resumed, run.console, folder, len(prompts)),
     )
     trainer = quiet_trainer(config.hardware, folder, progress)
-    with other_ranks(trainer):
+    with processes_of(trainer):
         # All of a rank's prompts in one step: the batch's rows then become empty only once, at the very end.
         trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
         trainer.strategy.barrier("every rank has written its texts")

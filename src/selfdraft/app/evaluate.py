@@ -9,9 +9,8 @@ from rich.text import Text
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.processes import other_ranks
 from selfdraft.app.schemas import Config, EvaluateConfig
-from selfdraft.app.session import adapter_facts, quiet_trainer, shown, tell_resumed
+from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.data.datamodule import PromptDataModule
@@ -65,7 +64,7 @@ def evaluate(run: Run) -> float | None:
     together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
     data = PromptDataModule(prompts, together, shared=config.hardware.tree_parallel)
     trainer = quiet_trainer(config.hardware, folder, EvaluationProgress(run.console))
-    with other_ranks(trainer):
+    with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)
         trainer.strategy.barrier("every rank has written its prompts")
     return _conclude(run) if run.is_rank_zero else None

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from selfdraft.app.build import refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.processes import OwnProcesses, other_ranks
+from selfdraft.app.processes import OwnProcesses
 from selfdraft.app.schemas import Config
-from selfdraft.app.session import quiet, shown
+from selfdraft.app.session import processes_of, quiet, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded_name
@@ -99,7 +99,7 @@ def finetune(run: Run) -> float | None:
             read_checkpoint(checkpoint)
         run.console.print(f"resuming {shown(folder)} at its last checkpoint")
     trainer = _trainer(config, folder, run.console, run.logger)
-    with other_ranks(trainer):
+    with processes_of(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
         objective = _conclude(config, module, folder, run.console, loaded) if run.is_rank_zero else None
         trainer.strategy.barrier("the artifact is written")

@@ -119,11 +119,6 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
             failed = False
         except KeyboardInterrupt:
             _stopped(run, kept)
-        except SystemExit as error:
-            # Lightning turns Ctrl-C into status 1, raised while it handles the KeyboardInterrupt.
-            if error.code == INTERRUPTED or isinstance(error.__context__, KeyboardInterrupt):
-                _stopped(run, kept)
-            raise
         finally:
             close_logger(run.logger, failed=failed)
     if is_rank_zero and run.begun:

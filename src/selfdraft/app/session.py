@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from selfdraft.app.processes import OwnProcesses
+from selfdraft.app.processes import OwnProcesses, other_ranks
 from selfdraft.app.schemas import HardwareConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded
@@ -82,6 +84,21 @@ class owned:
     def __exit__(self, *_: object) -> None:
         if self.lock is not None:
             self.lock.release()
+
+
+@contextmanager
+def processes_of(trainer: pl.Trainer) -> Iterator[None]:
+    """Start the trainer's other processes for a `with` block that calls the trainer.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, which Lightning turns into exits of its own.
+        SystemExit: another process failed.
+    """
+    with other_ranks(trainer):
+        try:
+            yield
+        except SystemExit:
+            raise KeyboardInterrupt from None
 
 
 def tell_resumed(console: Console, folder: Path, count: int, resumed: Resumed) -> None:
