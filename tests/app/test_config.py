@@ -20,6 +20,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, configured
+from selfdraft.modules.recipes import RECIPES
 
 MANDATORY = {  # what a choice leaves to the user
     "model/hf": ["model.path=somewhere"],
@@ -154,6 +155,11 @@ def test_a_drafter_that_takes_a_path_composes_with_every_path(name: str) -> None
 def test_there_is_a_yaml_for_each_drafter_and_path_and_no_other() -> None:
     for group, names in (("drafter", PRESETS), ("drafter/path", PATHS)):
         assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == group} == set(names)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_yaml_of_a_recipe_lists_every_option_with_its_default(name: str) -> None:
+    assert options_of(f"finetune/{name}") == {k: v for k, v in asdict(RECIPES[name].Config()).items() if k != "name"}
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("dataset/")])

@@ -39,6 +39,7 @@ class ExitAdapterConfig(RecipeConfig):
     exit_layer: int = option(8, at_least=1)
     twins: list[int] | None = option(None, at_least=0)
     feature: bool = False
+    steps: int = option(600, at_least=1)
     block: int = option(2, at_least=1)
     vocabulary: int | None = option(8192, at_least=2)
     learning_rate: float = option(5e-4, at_least=0.0)
