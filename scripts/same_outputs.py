@@ -47,7 +47,7 @@ def compare(one: Outputs, other: Outputs) -> int:
             asked = "" if one[found]["prompt_ids"] == other[found]["prompt_ids"] else " (their prompts differ, too)"
             print(f"{found[0]}, turn {found[1] + 1}: parts at token {index}{asked}")
     missing = len(one.keys() ^ other.keys())
-    print(f"{same} of {len(common)} outputs are equal, token for token; of the target alone {same_alone}")
+    print(f"{same} of {len(common)} outputs are equal, token for token; of plain decoding {same_alone}")
     if missing:
         print(f"{missing} turns are in one of the runs only")
     return int(same < len(common) or same_alone < len(common) or missing > 0)

@@ -192,7 +192,7 @@ def test_the_script_counts_equal_outputs_and_names_the_others(
     outputs_of, compare, count = script["outputs_of"], script["compare"], len(KEYS)
     assert compare(outputs_of(runs.single), outputs_of(runs.batched)) == 0
     said = capsys.readouterr().out
-    assert said == f"{count} of {count} outputs are equal, token for token; of the target alone {count}\n"
+    assert said == f"{count} of {count} outputs are equal, token for token; of plain decoding {count}\n"
     lines = read_lines(runs.batched)
     lines[2]["output_ids"][3] += 1
     write_prompts(tmp_path / "prompts.jsonl", *lines[:-1])

@@ -321,7 +321,7 @@ def test_a_baseline_that_writes_another_text_than_generate_fails_the_run(
         assert line["lossless"]["verdict"] == "exact"
     verdicts = {"exact": 0, "tie": 0, "mismatch": len(lines)}
     assert result["references"]["transformers_greedy"]["lossless"] == verdicts
-    assert "(token, the target alone beside transformers_greedy)" in capsys.readouterr().out
+    assert "(token, plain decoding beside transformers_greedy)" in capsys.readouterr().out
 
 
 def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_wrote(

@@ -121,7 +121,7 @@ def test_every_wrong_text_is_named_with_its_reason_a_references_too():
         "lookup": {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "tie"}},
     }
     lines = [line("a", lossless=wrong), line("b", turn=1, references=beside), line("c")]
-    assert mismatches(lines) == ["a/0 (forward)", "b/1 (token, the target alone beside stock)"]
+    assert mismatches(lines) == ["a/0 (forward)", "b/1 (token, plain decoding beside stock)"]
     result = summarize(lines, **LABELS)
     assert result["mismatch_reasons"] == {"forward": 1}
     assert result["references"]["stock"]["lossless"] == {"exact": 0, "tie": 0, "mismatch": 1}

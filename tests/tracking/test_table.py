@@ -51,7 +51,7 @@ def test_a_batch_shows_its_throughput_and_latency():
     console = PlainConsole(file=io.StringIO(), width=100)
     print_result(summarize([line(latency_s=1.25, baseline_latency_s=2.5)], **LABELS, batch_size=8), console)
     shown = " ".join(console.file.getvalue().split())
-    assert "batch 8: 10.0 tokens/s, latency 1.25 s (p95 1.25 s); alone 5.0 tokens/s, 2.50 s (p95 2.50 s)" in shown
+    assert "batch 8: 10.0 tokens/s, latency 1.25 s (p95 1.25 s); plain 5.0 tokens/s, 2.50 s (p95 2.50 s)" in shown
 
 
 def test_a_mismatch_is_named():
@@ -85,7 +85,7 @@ def test_names_are_not_markup(name):
 def test_ties_that_float32_decided_are_told():
     checked = {"margin": 0.0, "control": 1.0, "prefers": "drafter"}
     tie = line("d", lossless={"verdict": "tie", "control": 1.0, "float32": checked})
-    assert "of the ties, float32 gives 0 to the target alone, 1 to the drafter" in shown([*evaluation(), tie])
+    assert "of the ties, float32 gives 0 to plain decoding, 1 to the drafter" in shown([*evaluation(), tie])
     assert "float32 gives" not in shown(evaluation())
 
 

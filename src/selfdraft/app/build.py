@@ -99,7 +99,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
             "use decoding.batch_size=1"
         )
     if references and config.decoding != plain:
-        raise UserError("task.references decode greedily, by length and end of sequence alone: leave the others out")
+        raise UserError(
+            "task.references decode greedily, and end by length or end of sequence only: leave the other options out"
+        )
     memory = PeakMemory(device)
     with memory("load"):
         loaded = config.model.load(device)

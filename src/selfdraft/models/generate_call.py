@@ -137,7 +137,7 @@ def _refuse(
         raise UserError("custom_generate: a prompt has to be given as input_ids, not as inputs_embeds")
     asked = [name for name in _REFUSED_OPTIONS if getattr(config, name, None)]
     if asked:
-        raise UserError(f"custom_generate: {asked[0]}=True is not supported; it returns the ids alone")
+        raise UserError(f"custom_generate: {asked[0]}=True is not supported; only the ids are returned")
     unfit = [type(p).__name__ for p in processors if isinstance(p, _UNFIT)]
     if unfit:
         raise UserError(f"custom_generate: {unfit[0]} cannot be applied to the nodes of a draft; leave its option out")

@@ -39,7 +39,7 @@ def print_costs(costs: CostModel, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        f"head alone: {1e3 * costs.head(1):.2f} ms for 1 token, {1e3 * costs.head(8):.2f} for 8; "
+        f"only the head: {1e3 * costs.head(1):.2f} ms for 1 token, {1e3 * costs.head(8):.2f} for 8; "
         f"asking for a confidence: {1e3 * costs.confidence_s:.2f} ms"
     )
     for lines, unit in ((costs.by_context, "context"), (costs.by_batch, "rows")):
@@ -55,9 +55,9 @@ def plot_costs(costs: CostModel, path: Path) -> None:
 
 def _paint(costs: CostModel, figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
-    left.plot(costs.forward.sizes, [1e3 * s for s in costs.forward.seconds], "o-", label="behind the usual prefix")
+    left.plot(costs.forward.sizes, [1e3 * s for s in costs.forward.seconds], "o-", label="after the usual prefix")
     for line in costs.by_context:
-        left.plot(line["sizes"], [1e3 * s for s in line["seconds"]], ".--", label=f"behind {line['context']} tokens")
+        left.plot(line["sizes"], [1e3 * s for s in line["seconds"]], ".--", label=f"after {line['context']} tokens")
     left.set_xlabel("tokens of a forward, root included")
     left.set_ylabel("milliseconds")
     left.set_ylim(bottom=0)

@@ -106,7 +106,7 @@ def make_logger(
         reason = one_line(error) or type(error).__name__
         if mode == "online":
             raise UserError(f"W&B did not start ({reason}): use logger.mode=offline or logger=none") from error
-        warn(f"W&B did not start ({reason}): results are in {save_dir} alone; logger=none leaves it out")
+        warn(f"W&B did not start ({reason}): results are only in {save_dir}; logger=none leaves W&B out")
         return None
     return _Wandb(save_dir=save_dir, project=project, name=name, experiment=run)
 

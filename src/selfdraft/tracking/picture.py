@@ -91,7 +91,7 @@ def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0.0)
-    axes.set_xlabel("speedup over the target alone (median, 95 % CI by prompt)")
+    axes.set_xlabel("speedup over plain decoding (median, 95 % CI by prompt)")
     axes.spines[["top", "right"]].set_visible(False)
 
 

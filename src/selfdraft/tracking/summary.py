@@ -139,7 +139,7 @@ def mismatches(lines: Sequence[Line]) -> list[str]:
         beside = {name: reference.get("lossless") for name, reference in (line.get("references") or {}).items()}
         for name, certificate in {"": line["lossless"], **beside}.items():
             if certificate is not None and certificate["verdict"] == "mismatch":
-                whose = f", the target alone beside {name}" if name else ""
+                whose = f", plain decoding beside {name}" if name else ""
                 found.append(f"{line['id']}/{line['turn']} ({_reason(certificate)}{whose})")
     return found
 

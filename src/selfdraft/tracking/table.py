@@ -26,7 +26,7 @@ def print_result(result: Result, console: Console) -> None:
     if any(result["ties_by_float32"].values()):
         sides = result["ties_by_float32"]
         console.print(
-            f"of the ties, float32 gives {sides['baseline']} to the target alone, {sides['drafter']} to the drafter"
+            f"of the ties, float32 gives {sides['baseline']} to plain decoding, {sides['drafter']} to the drafter"
         )
     if result.get("left_out"):
         console.print(f"left out: {result['left_out']:,} turns that the model has no positions for")
@@ -83,7 +83,7 @@ def _serving(result: Result) -> Text:
     """Return the measures of a server, throughput and latency, with the drafter and for plain decoding."""
     rates, latencies = result["throughput"], result["latency_s"]
     parts = []
-    for name, rate, latency in (("drafter", "", "latency "), ("baseline", "alone ", "")):
+    for name, rate, latency in (("drafter", "", "latency "), ("baseline", "plain ", "")):
         median, p95 = (number(latencies[name][key], 2, " s") for key in ("median", "p95"))
         parts.append(f"{rate}{number(rates[name], 1)} tokens/s, {latency}{median} (p95 {p95})")
     return Text(f"batch {result.get('batch_size', 1)}: " + "; ".join(parts), "dim")
@@ -97,7 +97,7 @@ def _families(result: Result) -> Table:
         "new\ntokens",
         "tokens/\nforward",
         "tokens/s",
-        "target\nalone",
+        "plain\ndecoding",
         "speedup\n[95 % CI]",
         "exact/tie/\nmismatch",
     ):
@@ -172,7 +172,7 @@ def _phases(result: Result) -> Table | None:
 def _references(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("against")
-    for name in ("turns", "its tok/s", "drafter is", "target alone is", "exact/tie/\nmismatch"):
+    for name in ("turns", "its tok/s", "drafter is", "plain is", "exact/tie/\nmismatch"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, reference in result["references"].items():
         table.add_row(

@@ -63,7 +63,7 @@ class ExitAdapter(FinetuneModule):
         if not self.twins or self.twins[0] < exit_layer or self.twins[-1] >= layers:
             raise UserError(
                 f"finetune.exit_layer={exit_layer} with twins={self.twins}: this model has {layers} layers, and "
-                "twins stand for layers behind the exit"
+                "twins are copies of layers after the exit"
             )
         skipped = set(range(exit_layer, layers)) - set(self.twins)
         return sparse_path(target, SkipSet.of(layers, skipped, skipped))
