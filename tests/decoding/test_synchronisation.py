@@ -61,7 +61,7 @@ RULES = [NextToken(), NextToken(sample=True, temperature=2.0, top_k=20, top_p=0.
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("rule", RULES, ids=["greedy", "sample", "min_new_tokens"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "trained"])
 def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
     waits = list(waits_by_step(target, made(target, configured(name)), rule, batch_size))
     # A sampled Jacobi iterate is drawn from what verification has decided: once more for every request.

@@ -81,11 +81,11 @@ def test_probes_are_computed_as_candidates_are_but_never_accepted(model: PreTrai
     begin(target, LONG)
     candidates = TokenTree.chain(right)
     logits = target.forward([0], [LONG[-1]], [candidates])[0]
-    assert accept_greedy(candidates, logits.argmax(-1)).path == (0, 1, 2)
+    assert accept_greedy(candidates, logits.argmax(-1)).nodes == (0, 1, 2)
     probes = TokenTree(candidates.tokens, candidates.parents, torch.tensor([True, False, True]))
     again = target.forward([0], [LONG[-1]], [probes])[0]
     assert torch.equal(again, logits)
-    assert accept_greedy(probes, again.argmax(-1)).path == (0,)
+    assert accept_greedy(probes, again.argmax(-1)).nodes == (0,)
 
 
 def test_prefill_may_come_in_chunks(model: PreTrainedModel) -> None:
