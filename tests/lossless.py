@@ -123,15 +123,30 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
     "jacobi+early_exit": [configured("jacobi", path="early_exit", window=5, init="ngram", candidates=2)],
     "jacobi+clasp": [configured("jacobi", path="clasp", sparsity=0.5, interval=1, order="gauss_seidel")],
     "jacobi+width_skip": [configured("jacobi", path="width_skip", ratio=0.8, window=3)],
-    "jacobi+sparse_kv": [configured("jacobi", path="sparse_kv", sink=1, recent=4, top_k=3, refresh=2, window=10)],
+    "jacobi+sparse_kv": [
+        configured("jacobi", path="sparse_kv", sink=1, recent=4, top_k=3, refresh=2, window=10),
+        configured("jacobi", path="sparse_kv", sink=1, recent=5, window=4),
+    ],
     "jacobi+dynamic_exit": [configured("jacobi", path="dynamic_exit", stride=1, interval=1, window=4)],
     "pool+early_exit": [configured("pool", path="early_exit", costs="flat", sparse_length=1)],
-    "pool+swift": [configured("pool", path="swift", costs="flat", context_window=3, sparse_length=3, warm=True)],
+    "pool+swift": [
+        configured(
+            "pool",
+            path="swift",
+            costs="flat",
+            sparsity=0.7,
+            context_window=3,
+            sources=["recycling"],
+            edges=1,
+            warm=True,
+        ),
+    ],
     "pool+clasp": [configured("pool", path="clasp", costs="flat", sparsity=0.5, interval=1, sparse_length=2)],
     "pool+dynamic_exit": [configured("pool", path="dynamic_exit", costs="flat", stride=1, interval=1, sparse_length=3)],
     "pool+width_skip": [configured("pool", path="width_skip", costs="flat", ratio=0.6, sparse_length=9)],
     "pool+sparse_kv": [
-        configured("pool", path="sparse_kv", costs="flat", sink=1, recent=4, top_k=3, refresh=2, sparse_length=4)
+        configured("pool", path="sparse_kv", costs="flat", sink=1, recent=4, top_k=3, refresh=2, sparse_length=4),
+        configured("pool", path="sparse_kv", costs="flat", recent=4, sparsity=0.7, sources=["recycling"], edges=1),
     ],
     "suffix": [
         SuffixConfig(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from numpy.random import default_rng
 
+from made import costs_for
 from selfdraft.decoding import loop
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -28,5 +29,5 @@ def test_a_drafter_draws_after_the_numbers_of_the_answer() -> None:
             drawn.append(context.rng.random())
 
     target = StubTarget(successor)
-    Decoder(target, Drawing(target, DrafterConfig()), Stopping(frozenset(), 7)).decode([1], seed=3)
+    Decoder(target, Drawing(target, DrafterConfig(), costs_for(target)), Stopping(frozenset(), 7)).decode([1], seed=3)
     assert drawn == [default_rng(3).random(9)[8]]
