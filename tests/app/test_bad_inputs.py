@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Co
 from command_line import CONF, SMOKE, run, run_here, write_prompts
 from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
 from selfdraft.app.help import groups_under
+from selfdraft.drafters import PATHS
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
 Told = Callable[..., str]
@@ -110,6 +112,7 @@ def test_a_nearly_right_choice_is_guessed(told: Told) -> None:
         (["drafter=layer_skip", "drafter.skip_mlp=[1]"], "drafter.path.skip_mlp"),
         (["drafter=cascade", "drafter.skip_attention=[1]"], "drafter.path.skip_attention"),
         (["drafter=sparse_jacobi", "drafter.sparsity=0.3"], "drafter.path.sparsity"),
+        (["drafter=jacobi", "drafter.sparsity=0.3"], "drafter.path.sparsity"),
         (["drafter=early_exit", "drafter.exit_layer=2"], "drafter.path.exit_layer"),
         (["drafter=swift", "drafter.context_window=3"], "drafter.path.context_window"),
         (["drafter=clasp", "drafter.interval=2"], "drafter.path.interval"),
@@ -127,7 +130,10 @@ def test_an_option_that_is_the_paths_now_is_told_with_its_new_spelling(
     told: Told, overrides: list[str], expected: str
 ) -> None:
     key = overrides[-1].partition("=")[0]
-    assert told(*overrides) == f"{key}: an option of the path now: write {expected}=<value>"
+    said = told(*overrides)
+    assert said.startswith(f"{key}: an option of the path now: write {expected}=<value>")
+    owners = [name for name, path in PATHS.items() if key.partition(".")[2] in asdict(path.Config())]
+    assert owners == ["trained"] or f"{', '.join(owners)} can have it" in said
 
 
 @pytest.mark.parametrize("drafter", ["none", "suffix", "pseudo_tokens"])

@@ -121,3 +121,12 @@ def test_a_profile_is_of_the_attention_that_was_asked_for(tmp_path: Path, monkey
 
 def test_the_configuration_names_every_task() -> None:
     assert {composed(f"task={task}").task.name for task in TASKS} == set(TASKS)
+
+
+@pytest.mark.parametrize(("task", "kept"), [("generate", "result.json"), ("trace", "trace.json")])
+def test_an_answer_is_not_overwritten_by_that_to_another_prompt(task: str, kept: str, tmp_path: Path) -> None:
+    run_here(tmp_path, *SMALL, f"task={task}", "prompt=Hello", "logger=none")
+    before = (tmp_path / kept).read_bytes()
+    with pytest.raises(UserError, match="prompt"):
+        run_here(tmp_path, *SMALL, f"task={task}", "prompt=Another", "logger=none")
+    assert (tmp_path / kept).read_bytes() == before

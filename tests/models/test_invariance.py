@@ -23,13 +23,13 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
 ) -> None:
     target, seen = Target(tiny_model("llama")), []
     target.row_block, target.key_block = ROW_BLOCK, KEY_BLOCK
-    run = Path.run
+    drive = Path.drive
 
     def noting(path: Path, runner: Target, block: Block, *args: object, **more: object):
         seen.append((block.tokens.shape[1], block.key_block))
-        return run(path, runner, block, *args, **more)
+        return drive(path, runner, block, *args, **more)
 
-    monkeypatch.setattr(Path, "run", noting)
+    monkeypatch.setattr(Path, "drive", noting)
     target.allocate(1, 64)
     target.prefill(0, [5, 17, 3])
 

@@ -187,7 +187,7 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
         one = torch.tensor([[token]])
         block = Block([0], [position + 1], one, torch.zeros_like(one), None, target.cache, [position])
         with torch.inference_mode():
-            return target.full.part(layer, layer + 1).run(target, block, hidden=state[None, None], normed=False)[0, 0]
+            return target.full.part(layer, layer + 1).drive(target, block, state[None, None], normed=False)[0, 0]
 
     def likeness(state: Tensor, layer: int) -> float:
         return float(torch.cosine_similarity(state, full[layer + 1], dim=0))

@@ -33,14 +33,14 @@ def test_verification_takes_over_what_leading_layers_left(
     with torch.inference_mode():
         jobs = module.cases(target, sparse_path(target, SkipSet.of(4, [first], [first])))
         assert list(jobs) == ["plain", "draft", "verify"]
-        run, seen = ModelPath.run, {}
+        drive, seen = ModelPath.drive, {}
 
         def noting(path, runner, block, *args, since: int = 0, **more):
             tokens = block.tokens.shape[1] - since
             seen[tokens] = seen.get(tokens, 0) + len(path.layers)
-            return run(path, runner, block, *args, since=since, **more)
+            return drive(path, runner, block, *args, since=since, **more)
 
-        monkeypatch.setattr(ModelPath, "run", noting)
+        monkeypatch.setattr(ModelPath, "drive", noting)
         jobs["verify"]()
     assert seen == through
 

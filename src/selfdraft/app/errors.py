@@ -158,9 +158,11 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         known = []
         if is_dataclass(error.object_type):
             known = [f.name for f in fields(error.object_type) if f.name not in ("name", "defaults")]
-        if key == f"drafter.{error.key}" and "path" in known and (owner := _path_with(str(error.key))):
-            moved = "drafter/path=trained drafter.path.adapter" if owner == "trained" else f"drafter.path.{error.key}"
-            return f"{key}: an option of the path now: write {moved}=<value>"
+        if key == f"drafter.{error.key}" and "path" in known and (owners := _paths_with(str(error.key))):
+            if owners == ["trained"]:
+                return f"{key}: an option of the path now: write drafter/path=trained drafter.path.{error.key}=<value>"
+            which = f"the path{'s' * (len(owners) > 1)} {', '.join(owners)}"
+            return f"{key}: an option of the path now: write drafter.path.{error.key}=<value>; {which} can have it"
         there = f"; there are {', '.join(known)}" if known else ""
         return f"{key}: no such option{_near(str(error.key), known)}{there}"
     if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
@@ -170,9 +172,9 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     return f"{key}: {_first_line(error)}"
 
 
-def _path_with(option: str) -> str | None:
-    """Return a path that has an option."""
-    return next((name for name, path in PATHS.items() if option in options_of(path.Config)), None)
+def _paths_with(option: str) -> list[str]:
+    """Return the names of the paths that have an option."""
+    return [name for name, path in PATHS.items() if option in options_of(path.Config)]
 
 
 def _near(word: str, choices: list[str]) -> str:

@@ -30,7 +30,7 @@ def generate(run: Run) -> None:
     if config.decoding.batch_size > 1:
         raise UserError(f"task=generate answers one prompt: leave decoding.batch_size={config.decoding.batch_size} out")
     refuse_a_run_that_cannot_fit(config, certify=task.certify)
-    run.begin(facts=adapter_facts(config.drafter))
+    run.begin(started=run.folder / "result.json", facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     ids = bench.chat.encode([("user", config.prompt)])

@@ -29,7 +29,7 @@ def profile(run: Run) -> None:
     task = config.task
     assert isinstance(task, ProfileConfig)
     refuse_a_run_that_cannot_fit(config, certify=False, rows=max(BATCHES) if task.grid else 1)
-    run.begin(name="profile")
+    run.begin(name="profile", started=folder / "profile.json")
     device, environment = torch.device(config.hardware.torch_device), run.environment
     with console.status(f"loading {config.model.label}"):
         model = config.model.load(device).model

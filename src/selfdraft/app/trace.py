@@ -24,7 +24,7 @@ def trace(run: Run) -> None:
     assert isinstance(task, TraceConfig)
     prompt = config.prompt or config.dataset.load()[0].turns[0]
     refuse_a_run_that_cannot_fit(config, certify=False)
-    run.begin(facts=adapter_facts(config.drafter))
+    run.begin(started=folder / "trace.json", facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     generation = bench.drafter.decode(bench.chat.encode([("user", prompt)]), seed=config.seed)

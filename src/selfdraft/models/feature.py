@@ -6,15 +6,13 @@ states of the first layers do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from selfdraft.core.tree import TokenTree
 from selfdraft.models.block import Block
-from selfdraft.models.path import Path, Runner
+from selfdraft.models.path import Path, Runner, States, Trees
 
 
 @dataclass(frozen=True)
@@ -27,25 +25,15 @@ class FeaturePath(Path):
 
     feature: nn.Linear = field(kw_only=True)
 
-    def run(
-        self,
-        runner: Runner,
-        block: Block,
-        trees: Sequence[TokenTree] = (),
-        hidden: Tensor | None = None,
-        *,
-        states: list[Tensor] | None = None,
-        since: int = 0,
-        normed: bool = True,
-    ) -> Tensor:
+    def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""
         if block.finals is None:
-            return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
-        hidden = self.part(0, self.leading).run(runner, block, trees, hidden, states=states, since=since, normed=False)
+            return self.drive(runner, block, states=states)
+        hidden = self.part(0, self.leading).drive(runner, block, states=states, normed=False)
         hidden = torch.cat([hidden[:, :1] + self._features(runner, block), hidden[:, 1:]], dim=1)
-        later: list[Tensor] | None = None if states is None else []
+        later: States = None if states is None else []
         rest = self.part(self.leading, len(self.layers))
-        hidden = rest.run(runner, block, trees, hidden, states=later, since=since, normed=normed)
+        hidden = rest.drive(runner, block, hidden, states=later)
         if states is not None and later is not None:
             states += later[1:]  # without the input, which follows the layer before it
         return hidden

@@ -19,6 +19,9 @@ from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.block import Block
 from selfdraft.models.rotary import Rotary
 
+Trees = Sequence[TokenTree]
+States = list[Tensor] | None
+
 
 class Runner(Protocol):
     """What a path needs around its layers; `Driver` has it.
@@ -71,23 +74,30 @@ class Path:
         layers, types = self.layers[first:end], self.types[first:end]
         return Path(layers, types, self.skip, self.leading, self.head, self.vocabulary, self.norm)
 
-    def run(
-        self,
-        runner: Runner,
-        block: Block,
-        trees: Sequence[TokenTree] = (),
-        hidden: Tensor | None = None,
-        *,
-        states: list[Tensor] | None = None,
-        since: int = 0,
-        normed: bool = True,
-    ) -> Tensor:
-        """Return the (B, N - since, C) hidden states of a block's tokens after the layers.
+    def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
+        """Return the (B, N, C) hidden states of a block's tokens after this path and the final norm.
 
         Args:
             trees: the trees that the block was made of, for paths that treat some nodes differently.
-            hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
             states: a list that gets the hidden states before the first layer and after every layer.
+        """
+        return self.drive(runner, block, states=states)
+
+    def drive(
+        self,
+        runner: Runner,
+        block: Block,
+        hidden: Tensor | None = None,
+        *,
+        states: States = None,
+        since: int = 0,
+        normed: bool = True,
+    ) -> Tensor:
+        """Run the layers one after the other; return their (B, N - since, C) hidden states.
+
+        Args:
+            hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
+            states: see `run`.
             since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
         """

@@ -26,7 +26,7 @@ from selfdraft.models.driver import Driver
 from selfdraft.models.gated import Gate, gated
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
-from selfdraft.models.path import Path, Runner
+from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.sparse import sliced_head
 
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
@@ -59,26 +59,15 @@ class PseudoPath(Path):
     embeddings: Tensor = field(kw_only=True)
     gate: Gate = field(kw_only=True)
 
-    def run(
-        self,
-        runner: Runner,
-        block: Block,
-        trees: Sequence[TokenTree] = (),
-        hidden: Tensor | None = None,
-        *,
-        states: list[Tensor] | None = None,
-        since: int = 0,
-        normed: bool = True,
-    ) -> Tensor:
+    def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`; `trees` say which tokens are probes."""
         which = pseudo_numbers(trees, block.tokens.shape[1]).flatten()
         rows = (which >= 0).nonzero().flatten()
-        if hidden is None:
-            hidden = runner.anatomy.embed(block.tokens.to(runner.device))
+        hidden = runner.anatomy.embed(block.tokens.to(runner.device))
         embedded = self.embeddings.index_select(0, which[rows].to(hidden.device))
         hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows.to(hidden.device), embedded)
         with self.gate.open(rows, which.numel(), hidden.device):
-            return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+            return self.drive(runner, block, hidden, states=states)
 
 
 class PseudoTokens:

@@ -8,7 +8,7 @@ whole text.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import singledispatch
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.tree import TokenTree
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import grouped_sdpa
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.driver import Driver
-from selfdraft.models.path import Path, Runner
+from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.target import Target
 
 SCORED = "selfdraft_scored_sdpa"
@@ -136,20 +135,10 @@ class SelectedKeysPath(Path):
     scores: Scores | None = field(default=None, kw_only=True)
     choose: Choose | None = field(default=None, kw_only=True)
 
-    def run(
-        self,
-        runner: Runner,
-        block: Block,
-        trees: Sequence[TokenTree] = (),
-        hidden: Tensor | None = None,
-        *,
-        states: list[Tensor] | None = None,
-        since: int = 0,
-        normed: bool = True,
-    ) -> Tensor:
+    def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`. A path with `look` serves one cache row."""
         if self.look is not None and self.scores is not None and self.scores.sums is None:
-            hidden = self.look.run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+            hidden = self.look.run(runner, block, trees, states)
             assert self.choose is not None
             self.choose(self.scores, block.tokens.shape[1])
             return hidden
@@ -161,7 +150,7 @@ class SelectedKeysPath(Path):
             starts=[self.keys.cache.lengths[row] + offset for row, offset in pairs],
             held=[self.keys.positions(row, offset) for row, offset in pairs],
         )
-        return super().run(runner, block, trees, hidden, states=states, since=since, normed=normed)
+        return self.drive(runner, block, states=states)
 
 
 @singledispatch

@@ -114,10 +114,7 @@ class Target(Driver):
         states: list[Tensor] | None = None if keep is None else []
         ready = 0 if keep is not None or through is not None else ready_tokens(reuse or [None])
         ready = min(ready, block.tokens.shape[1]) // self.row_block * self.row_block
-        if ready:
-            hidden = self._rest(block, reuse, ready)
-        else:
-            hidden = (through or self.full).run(self, block, trees, states=states)
+        hidden = self._rest(block, reuse, ready) if ready else (through or self.full).run(self, block, trees, states)
         self._last = rows, hidden
         for b, row_keep in enumerate(keep or ()):
             row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
@@ -143,7 +140,7 @@ class Target(Driver):
         if offset == 0:
             block = replace(block, finals=[self.cache.finals[row] for row in rows])
         states: list[Tensor] | None = None if keep is None else []
-        hidden = path.run(self, block, trees, states=states)
+        hidden = path.run(self, block, trees, states)
         for b, row_keep in enumerate(keep or ()):
             assert states is not None
             row_keep.append(states[path.leading][b, : 1 + len(trees[b])])
@@ -191,9 +188,9 @@ class Target(Driver):
         layers = reuse[0].layers
         hidden = torch.stack([r.states[:ready] for r in reuse])
         if ready < block.tokens.shape[1]:
-            missing = self.full.part(0, layers).run(self, block, since=ready, normed=False)
+            missing = self.full.part(0, layers).drive(self, block, since=ready, normed=False)
             hidden = torch.cat([hidden, missing], dim=1)
-        return self.full.part(layers, len(self.full.layers)).run(self, block, hidden=hidden)
+        return self.full.part(layers, len(self.full.layers)).drive(self, block, hidden)
 
     @torch.inference_mode()
     def _distance_from_stock_forward(self, first: int) -> float:
