@@ -109,7 +109,7 @@ class Drafter(ABC):
 
 
 class PathDrafter(Drafter):
-    """Base class of drafters that run a part of the model; they call these methods of the base class in their own.
+    """Base class of drafters that run a part of the model. A subclass that overrides a method also calls this class's.
 
     Attributes:
         policy: says which part a request runs now.

@@ -46,8 +46,8 @@ class JacobiConfig(PathDrafterConfig):
     it into `sub_blocks` and refines them one after the other, each from the newest values of those before it: one
     refinement gets more tokens right, but costs a forward of the target for each sub-block.
 
-    `path`: the part of the model that refines in literal mode; the target still verifies. Two sparse panels meet here:
-    a block, refined by a sparse model. `mode=auto`: fused with the full model, literal with another path.
+    `path`: the part of the model that refines in literal mode; the target still verifies. With a sparse path the two
+    families meet: a sparse model refines a block. `mode=auto`: fused with the full model, literal with another path.
     """
 
     presets: ClassVar[dict[str, str]] = {"full": "jacobi", "layer_skip": "sparse_jacobi"}

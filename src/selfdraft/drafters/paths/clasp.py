@@ -40,7 +40,7 @@ class State:
 
 
 class Clasp(PathPolicy):
-    """Skips the whole layers that the text chooses. A request begins with evenly spread ones."""
+    """Skips whole layers, chosen anew as the text goes on. A request begins with evenly spread ones."""
 
     Config = ClaspConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache

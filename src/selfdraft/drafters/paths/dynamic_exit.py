@@ -51,7 +51,10 @@ class Shadow:
 
 
 class DynamicExit(PathPolicy):
-    """Leaves at a layer chosen by the text. Verifications whose states are not read can reuse the draft's."""
+    """Drafts with the layers before an exit that the text decides.
+
+    A verification can reuse the draft's hidden states, except when its own states are read to choose an exit.
+    """
 
     Config = DynamicExitConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache

@@ -26,7 +26,7 @@ class EarlyExitConfig(PathConfig):
 
 
 class EarlyExit(FixedPath):
-    """One exit for all requests."""
+    """Uses one exit for all requests."""
 
     Config = EarlyExitConfig
 

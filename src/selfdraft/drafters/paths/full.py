@@ -8,7 +8,7 @@ from selfdraft.models.protocol import TargetProtocol
 
 
 class Full(FixedPath):
-    """Drafts with all layers. Its forwards count as forwards of the target."""
+    """Drafts with all layers. Such forwards count as forwards of the target."""
 
     Config = PathConfig
 

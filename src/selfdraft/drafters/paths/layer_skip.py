@@ -26,7 +26,7 @@ class LayerSkipConfig(PathConfig):
 
 
 class LayerSkip(FixedPath):
-    """One skip set for all requests."""
+    """Uses one skip set for all requests."""
 
     Config = LayerSkipConfig
 

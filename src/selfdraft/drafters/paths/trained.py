@@ -23,7 +23,7 @@ class TrainedConfig(PathConfig):
 
 
 class Trained(FixedPath):
-    """One adapter for all requests."""
+    """Uses one adapter for all requests."""
 
     Config = TrainedConfig
     prior: ClassVar[float] = 0.4

@@ -31,7 +31,7 @@ class WidthSkipConfig(PathConfig):
 
 
 class WidthSkip(PathPolicy):
-    """A path sliced for each prompt.
+    """Makes a path with smaller MLPs for each prompt.
 
     It is sliced for the first draft and not at the start, because slicing costs as much as a dozen drafts, and a guard
     may want no draft.
