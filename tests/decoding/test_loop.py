@@ -289,7 +289,7 @@ def test_a_decoder_may_be_used_again() -> None:
 
 
 def test_a_seed_is_a_draft_but_never_another_text() -> None:
-    config = JacobiConfig(window=4, init="prompt_random")
+    config = JacobiConfig(window=4, init="prompt_random", candidates=1, costs="flat")
 
     def run(seed: int) -> Generation:
         return decoder(StubTarget(mixed), config, 20).decode(PROMPTS[0], seed=seed)

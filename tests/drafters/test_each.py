@@ -55,11 +55,11 @@ PAD = 63
     ],
 )
 def test_jacobi_begins_a_block_as_its_init_says(init: str, prompt: list[int], block: list[int]) -> None:
-    assert drafted(*begin(JacobiConfig(window=4, init=init), prompt, StubTarget(successor, pad_id=PAD))) == block
+    assert drafted(*begin(JacobiConfig(window=4, init=init, candidates=1, costs="flat"), prompt, StubTarget(successor, pad_id=PAD))) == block
 
 
 def test_jacobi_draws_random_blocks_from_the_prompt_alone_by_the_request_s_seed() -> None:
-    config, prompt = JacobiConfig(window=40, init="prompt_random"), [11, 12, 13]
+    config, prompt = JacobiConfig(window=40, init="prompt_random", candidates=1, costs="flat"), [11, 12, 13]
 
     def block(seed: int) -> list[int]:
         drafter, context = begin(config, prompt, seed=seed)
@@ -72,7 +72,7 @@ def test_jacobi_draws_random_blocks_from_the_prompt_alone_by_the_request_s_seed(
 
 def test_jacobi_carries_the_guesses_of_a_pass_and_fills_them_up() -> None:
     drafter, context = begin(
-        JacobiConfig(window=4, refine_steps=9, init="pad"), [1, 2], StubTarget(successor, pad_id=PAD)
+        JacobiConfig(window=4, refine_steps=9, init="pad", candidates=1, costs="flat"), [1, 2], StubTarget(successor, pad_id=PAD)
     )
     assert drafted(drafter, context) == [PAD] * 4
     observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none stands; 10 is committed, the rest are guesses
@@ -86,7 +86,7 @@ def test_jacobi_carries_the_guesses_of_a_pass_and_fills_them_up() -> None:
 @pytest.mark.parametrize(("refine_steps", "carried"), [(1, 0), (2, 1), (3, 2)])
 def test_jacobi_starts_afresh_after_its_number_of_passes(refine_steps: int, carried: int) -> None:
     drafter, context = begin(
-        JacobiConfig(window=2, refine_steps=refine_steps, init="pad"), [1], StubTarget(successor, pad_id=PAD)
+        JacobiConfig(window=2, refine_steps=refine_steps, init="pad", candidates=1, costs="flat"), [1], StubTarget(successor, pad_id=PAD)
     )
     blocks = []
     for _ in range(2 * (carried + 1)):
@@ -96,7 +96,7 @@ def test_jacobi_starts_afresh_after_its_number_of_passes(refine_steps: int, carr
 
 
 def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
-    drafter, context = begin(JacobiConfig(window=3, refine_steps=1, init="previous_tail"), [1])
+    drafter, context = begin(JacobiConfig(window=3, refine_steps=1, init="previous_tail", candidates=1, costs="flat"), [1])
     block = drafted(drafter, context)
     for _ in range(4):
         observe(drafter, context, block, [40, 41, 42, 43])
@@ -107,7 +107,7 @@ def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
 
 
 def test_jacobi_in_literal_mode_forgets_what_the_verification_predicted() -> None:
-    config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal")
+    config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal", candidates=1, costs="flat")
     drafter, context = begin(config, [1], StubTarget(successor, pad_id=PAD - 1))
     assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one behind the filler PAD - 1
     observe(drafter, context, [2, PAD], [2, 3, 4])
@@ -122,7 +122,7 @@ def successor_then(last: int) -> Rule:
 @pytest.mark.parametrize("refine_steps", [1, 2, 3, 4])
 def test_jacobi_refines_by_one_full_forward_a_time_and_each_makes_one_more_token_right(refine_steps: int) -> None:
     target = StubTarget(successor, pad_id=40)
-    config = JacobiConfig(window=4, refine_steps=refine_steps, init="pad", mode="literal")
+    config = JacobiConfig(window=4, refine_steps=refine_steps, init="pad", mode="literal", candidates=1, costs="flat")
     block = drafted(*begin(config, [1], target))
     assert block[:refine_steps] == [2, 3, 4, 5][:refine_steps]
     assert block[refine_steps:] == [40 + refine_steps] * (4 - refine_steps)  # refined as often, from the filler
@@ -132,14 +132,14 @@ def test_jacobi_refines_by_one_full_forward_a_time_and_each_makes_one_more_token
 def test_jacobi_stops_refining_at_the_fixed_point() -> None:
     target = StubTarget(successor_then(3), pad_id=3)
     # From 1 follow 2 3 3 3. The filler is 3 3 3 3: the first forward mends the 2, the second changes nothing.
-    config = JacobiConfig(window=4, refine_steps=9, init="pad", mode="literal")
+    config = JacobiConfig(window=4, refine_steps=9, init="pad", mode="literal", candidates=1, costs="flat")
     assert drafted(*begin(config, [1], target)) == [2, 3, 3, 3]
     assert target.forwards == 2
 
 
 def test_jacobi_fused_asks_for_no_forward_of_its_own() -> None:
     target = StubTarget(successor)
-    drafted(*begin(JacobiConfig(refine_steps=5), [1, 2, 3], target))
+    drafted(*begin(JacobiConfig(refine_steps=5, candidates=1, costs="flat"), [1, 2, 3], target))
     assert target.forwards == 0 and target.drafted == []
 
 
@@ -154,7 +154,7 @@ def test_jacobi_fused_asks_for_no_forward_of_its_own() -> None:
 )
 def test_jacobi_refuses_what_it_cannot_do(options: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        JacobiConfig(**options)
+        JacobiConfig(**options, candidates=1, costs="flat")
     assert str(caught.value) == message
 
 

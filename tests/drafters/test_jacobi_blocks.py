@@ -24,7 +24,7 @@ def decode(config: JacobiConfig, rule: Rule, prompt: Sequence[int], length: int,
 
 def literal(target: StubTarget, **options: object) -> list[int]:
     """The block that is verified first, behind the token 1."""
-    drafter = made(target, JacobiConfig(init="pad", mode="literal", **options))
+    drafter = made(target, JacobiConfig(init="pad", mode="literal", **options, candidates=1, costs="flat"))
     context = Context(0, [1], 1, 100, np.random.default_rng(0))
     target.allocate(1, 0)
     drafter.start(context)
@@ -52,7 +52,7 @@ def test_gauss_seidel_stops_with_the_sweep_that_changes_nothing() -> None:
 def test_the_block_that_matches_furthest_is_carried_on() -> None:
     """Behind 1 2 comes 3 9 by the longer match and 7 8 by the carried guesses' side: the second one stands."""
     text = [1, 2, 3, 9, 5, 2, 7, 8, 6, 1, 2, 7, 8, 6, 4, 11, 12, 13, 14, 15]
-    config = JacobiConfig(window=3, refine_steps=9, init="ngram", candidates=2)
+    config = JacobiConfig(window=3, refine_steps=9, init="ngram", candidates=2, costs="flat")
     generation = decode(config, script(text), text[:11], 9)
     tokens, parents, path, bonus, _, _ = generation.steps[0]
     assert (tokens, parents) == ([3, 9, 5, 7, 8, 6], [-1, 0, 1, -1, 3, 4])
@@ -61,14 +61,14 @@ def test_the_block_that_matches_furthest_is_carried_on() -> None:
 
 
 def test_with_candidates_the_carried_guesses_stand_first_and_the_init_beside_them() -> None:
-    generation = decode(JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=2), successor, [1, 5, 6, 1], 8)
+    generation = decode(JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=2, costs="flat"), successor, [1, 5, 6, 1], 8)
     first, second = generation.steps[0][0], generation.steps[1][0]
     assert first[:2] == [5, 6]
     assert second[:2] == [6, 7]  # what the first pass predicted behind its wrong 5 and 6, for the positions behind 2
 
 
 def test_diagnostics_tell_how_the_blocks_converged() -> None:
-    config = JacobiConfig(window=3, refine_steps=9, init="pad")
+    config = JacobiConfig(window=3, refine_steps=9, init="pad", candidates=1, costs="flat")
     # Whatever stands before, the second pass knows: one token with the first, four with the second, and again.
     told = decode(config, script(list(range(1, 30))), [1], 21).diagnostics
     # The last of nine steps is not observed; blocks of two passes.
@@ -80,10 +80,10 @@ def test_diagnostics_tell_how_the_blocks_converged() -> None:
 
 def test_an_early_guess_is_told_although_the_one_before_it_is_wrong() -> None:
     # The filler 9 is wrong for the first two positions and right for the third.
-    told = decode(JacobiConfig(window=3, refine_steps=1, init="pad"), script([1, 2, 3, 9, 4, 5, 6, 7]), [1], 5, pad=9)
+    told = decode(JacobiConfig(window=3, refine_steps=1, init="pad", candidates=1, costs="flat"), script([1, 2, 3, 9, 4, 5, 6, 7]), [1], 5, pad=9)
     assert told.diagnostics["right_before_their_turn_per_pass"][1] == 2  # at the first step, and at the second
 
 
 def test_gauss_seidel_is_refused_where_a_pass_is_one_forward() -> None:
     with pytest.raises(UserError, match=r"^drafter\.order=gauss_seidel .*: use drafter\.mode=literal$"):
-        JacobiConfig(order="gauss_seidel")
+        JacobiConfig(order="gauss_seidel", candidates=1, costs="flat")

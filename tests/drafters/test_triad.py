@@ -166,7 +166,7 @@ CASES = [
     # In both modes of Jacobi a block that the target's predictions do not depend on is right after one pass.
     Case(
         "jacobi-refined",
-        JacobiConfig(window=3, refine_steps=3, init="pad"),
+        JacobiConfig(window=3, refine_steps=3, init="pad", candidates=1, costs="flat"),
         script(list(range(1, 14))),
         [1],
         list(range(2, 14)),
@@ -175,7 +175,7 @@ CASES = [
     ),  # passes: fresh, carried and accepted whole, fresh, carried, then one guess at most, then none
     Case(
         "jacobi-literal-1",
-        JacobiConfig(window=3, refine_steps=1, init="pad", mode="literal"),
+        JacobiConfig(window=3, refine_steps=1, init="pad", mode="literal", candidates=1, costs="flat"),
         script(list(range(1, 14))),
         [1],
         list(range(2, 14)),
@@ -185,7 +185,7 @@ CASES = [
     # One refinement more finds that nothing changes, which costs its forward; the third is not made.
     Case(
         "jacobi-literal-3",
-        JacobiConfig(window=3, refine_steps=3, init="pad", mode="literal"),
+        JacobiConfig(window=3, refine_steps=3, init="pad", mode="literal", candidates=1, costs="flat"),
         script(list(range(1, 14))),
         [1],
         list(range(2, 14)),
@@ -196,7 +196,7 @@ CASES = [
     # Blocks of four but for the last, behind 9 of 12 tokens, where two can still be emitted (and are right at once).
     Case(
         "jacobi-literal-sometimes",
-        JacobiConfig(window=4, refine_steps=2, init="pad", mode="literal"),
+        JacobiConfig(window=4, refine_steps=2, init="pad", mode="literal", candidates=1, costs="flat"),
         successor,
         [1],
         list(range(2, 14)),
@@ -209,7 +209,7 @@ CASES = [
 CASES += [
     Case(
         f"jacobi-never-{init}",
-        JacobiConfig(window=3, refine_steps=1, init=init),
+        JacobiConfig(window=3, refine_steps=1, init=init, candidates=1, costs="flat"),
         successor,
         [1, 1],
         list(range(2, 10)),
@@ -222,7 +222,7 @@ CASES += [
 CASES += [
     Case(
         f"jacobi-always-{init}",
-        JacobiConfig(window=3, refine_steps=1, init=init),
+        JacobiConfig(window=3, refine_steps=1, init=init, candidates=1, costs="flat"),
         repeats,
         [1, 1],
         [1] * 12,
@@ -245,7 +245,7 @@ SOMETIMES = {
 CASES += [
     Case(
         f"jacobi-sometimes-{init}",
-        JacobiConfig(window=3, refine_steps=1, init=init),
+        JacobiConfig(window=3, refine_steps=1, init=init, candidates=1, costs="flat"),
         script([1, 1, *[1, 1, 2] * 4]),
         [1, 1],
         [1, 1, 2] * 4,

@@ -8,6 +8,9 @@ import numpy as np
 
 from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
 
+Kind = tuple[str, int, int]
+"""How a block was made: the way, and two numbers that tell blocks of different worth apart (see `BlockInit.blocks`)."""
+
 INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
 NGRAM_MIN, NGRAM_MAX = 1, 3  # for init=ngram: the defaults of prompt lookup, so that the two can be compared
 
@@ -49,6 +52,35 @@ class BlockInit:
             blocks = [_stretched(each, text[-1], width) for each in self._continuations(text, width)]
             found = [block for i, block in enumerate(blocks) if block != first and block not in blocks[:i]][:count]
         return found + [random_prompt_tokens(self.prompt, width, self.rng) for _ in range(count - len(found))]
+
+    def blocks(
+        self, text: Sequence[int], carried: list[int], passes: int, width: int, count: int
+    ) -> dict[Kind, list[int]]:
+        """Return `count` blocks of `width` tokens to try, by their kind.
+
+        These are the one of `filled`, of kind ("filled", passes, 0), and those of `others`, ("other", 0, number).
+        """
+        first = self.filled(text, carried, width)
+        others = self.others(text, first, count - 1)
+        return {("filled", passes, 0): first} | {("other", 0, number): each for number, each in enumerate(others)}
+
+    def beginnings(
+        self, text: Sequence[int], carried: list[int], passes: int, width: int, count: int
+    ) -> dict[Kind, list[int]]:
+        """Return the blocks that are worth their width, of up to `width` tokens and by their kind.
+
+        With `ngram` these are up to `count` continuations of n-grams, of kind ("ngram", matched tokens, how many come
+        before it), and then the `carried` guesses, ("carried", passes, 0): nothing is filled up. With every other init
+        they are `blocks`.
+        """
+        if not width:
+            return {}
+        if self.kind != "ngram":
+            return self.blocks(text, carried, passes, width, count)
+        self.index.extend(text[len(self.index) :])
+        matches = enumerate(self.index.matches(width, count))
+        found: dict[Kind, list[int]] = {("ngram", matched, rank): tokens for rank, (matched, tokens) in matches}
+        return found | ({("carried", passes, 0): carried[:width]} if carried else {})
 
     def _continuations(self, text: Sequence[int], width: int) -> list[list[int]]:
         self.index.extend(text[len(self.index) :])

@@ -8,6 +8,7 @@ nodes, for every n, and only the size is left to choose (cf. Sequoia, arXiv 2402
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -104,6 +105,19 @@ def best_size(probabilities: Sequence[float], costs: CostCurve | Callable[[int],
         if rate > best:
             best, size = rate, n
     return size
+
+
+def paying_lengths(chains: Sequence[Sequence[float]], costs: CostCurve | Callable[[int], float]) -> list[int]:
+    """Return how many first tokens of each chain to draft, all side by side, for the most expected tokens per second.
+
+    Args:
+        chains: for every token of every chain, the probability that it and all before it are right; falling.
+        costs: seconds of a forward by its number of tokens.
+    """
+    tokens = [(probability, number) for number, chain in enumerate(chains) for probability in chain]
+    tokens.sort(key=lambda token: -token[0])  # stable: a chain's tokens stay in order
+    paying = Counter(number for _, number in tokens[: best_size([probability for probability, _ in tokens], costs)])
+    return [paying[number] for number in range(len(chains))]
 
 
 def best_probed(growth: Growth, costs: Callable[[int], float], count: int, worth: float) -> tuple[int, list[int]]:

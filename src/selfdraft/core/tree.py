@@ -51,6 +51,17 @@ class TokenTree:
         return TokenTree(tokens.flatten(), parents.flatten(), torch.ones(count * width, dtype=torch.bool))
 
     @staticmethod
+    def separate(branches: Sequence[Sequence[int]]) -> TokenTree:
+        """Return a tree of several branches of any lengths that share no nodes, in their order."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        for branch in branches:
+            parents += [len(tokens) + at - 1 if at else ROOT for at in range(len(branch))]
+            tokens += branch
+        of = torch.long
+        return TokenTree(torch.tensor(tokens, dtype=of), torch.tensor(parents, dtype=of), torch.ones(len(tokens), dtype=torch.bool))
+
+    @staticmethod
     def merged(branches: Sequence[Sequence[int]]) -> TokenTree:
         """Return a tree of several branches that share their common beginnings; the first branch stays first."""
         tokens: list[int] = []
@@ -142,6 +153,14 @@ class TokenTree:
         """Return (n,) bool: the chain of first children, for uses that accept only a chain."""
         first = self.sibling_ranks == 0
         return ~(self.sees & ~first).any(dim=1)
+
+    def branch_through(self, nodes: Sequence[int]) -> list[int]:
+        """Return the branch that begins with `nodes`, a path down from the root, and goes on with first children."""
+        branch = list(nodes)
+        parents = self.parents.tolist()
+        while (last := branch[-1] if branch else ROOT) in parents:
+            branch.append(parents.index(last))
+        return branch
 
     def restricted_to(self, kept: Tensor) -> TokenTree:
         """Return the tree of the nodes in `kept`, (n,) bool, which must include the parent of every node in it."""

@@ -9,6 +9,7 @@ Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -16,20 +17,24 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from selfdraft.core.blocks import INITS, BlockInit
-from selfdraft.core.costs import Costs
+from selfdraft.core.blocks import INITS, BlockInit, Kind
+from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
+from selfdraft.core.growth import paying_lengths
 from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
 from selfdraft.core.options import option
+from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
-from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
+from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.paths.base import PathPolicy
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 
 MODES = ("auto", "fused", "literal")
 ORDERS = ("jacobi", "gauss_seidel")
+# Prior probabilities that the first token of a block is right, and each token after a right one, by how it was made.
+PRIORS = {"carried": (0.1, 0.3), "filled": (0.05, 0.3), "other": (0.02, 0.2)}
 
 
 @dataclass
@@ -54,9 +59,10 @@ class JacobiConfig(PathDrafterConfig):
     name: str = "jacobi"
     window: int = option(8, at_least=1)
     refine_steps: int = option(2, at_least=1)
-    init: str = option("prompt_random", choices=INITS)
+    init: str = option("ngram", choices=INITS)
     mode: str = option("auto", choices=MODES)
-    candidates: int = option(1, at_least=1)
+    candidates: int = option(2, at_least=1)
+    costs: str = option("measured", choices=COSTS)
     order: str = option("jacobi", choices=ORDERS)
     sub_blocks: int = option(2, at_least=1)
 
@@ -93,6 +99,9 @@ class Block:
         passes: number of passes since the block was started.
         number: number of blocks started so far, this one included.
         iterates: the (k, up to W) input of each refining forward of the present step.
+        tried: the blocks of the present step, by how they were made, and whole even if only a part is drafted.
+        carried: which of them goes on with the guesses.
+        chances: how often the tokens of blocks of each kind are right.
     """
 
     init: BlockInit
@@ -101,17 +110,21 @@ class Block:
     passes: int = 0
     number: int = 0
     iterates: list[Tensor] = field(default_factory=list)
+    tried: dict[Kind, list[int]] = field(default_factory=dict)
+    carried: int = 0
+    chances: dict[Kind, Chances] = field(default_factory=dict)
     record: Convergence = field(default_factory=Convergence)
 
 
 class Jacobi(PathDrafter):
-    """A block of `window` guesses, refined up to `refine_steps` times before it is started afresh by `init`."""
+    """Blocks of up to `window` guesses, refined up to `refine_steps` times before they are started afresh by `init`."""
 
     Config = JacobiConfig
     config: JacobiConfig
 
     def __init__(self, target: TargetProtocol, config: JacobiConfig, costs: Costs, policy: PathPolicy) -> None:
         super().__init__(target, config, costs, policy)
+        self.curve = costs.full() if config.costs == "measured" and not config.literal else None
         self.blocks: WeakKeyDictionary[Context, Block] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
@@ -121,50 +134,94 @@ class Jacobi(PathDrafter):
         self.blocks[context] = Block(BlockInit(self.config.init, prompt, self.target.pad_id, context.rng))
 
     def propose(self, context: Context) -> Draft:
-        """Return the current iterate and the other blocks to try, each as a chain of candidates."""
+        """Return the blocks to try, each as a chain of candidates."""
         block = self.blocks[context]
-        literal = self.config.literal
-        if self.config.init != "previous_tail" and (literal or block.passes >= self.config.refine_steps):
+        if self.config.init != "previous_tail" and (self.config.literal or block.passes >= self.config.refine_steps):
             block.guesses, block.q = [], None
         if not block.guesses:
             block.passes, block.number = 0, block.number + 1
-        width = min(self.config.window, context.room)
-        first = block.init.filled(context.tokens, block.guesses, width)
-        guesses = torch.tensor([first, *block.init.others(context.tokens, first, self.config.candidates - 1)])
-        q = self._drawn_from(block, guesses) if context.rule.sample else None
         block.iterates = []
-        path = self.target.full
-        if literal and width:
-            path = self.policy.path(context)
-            guesses, q = self._refined(context, path, guesses.long(), q)
-        q = None if q is None else q.flatten(0, 1)
-        passes = len(block.iterates) if path is self.target.full else 0
-        draft = Draft(TokenTree.chains(guesses.long()), self.config.label, q, target_forwards=passes)
+        width = min(self.config.window, context.room)
+        draft = self._literal(context, block, width) if self.config.literal else self._fused(context, block, width)
         return self.finished(context, draft)
 
     def observe(self, context: Context, step: Step) -> None:
         """Take the next iterate from the pass: its predictions in greedy decoding, else fresh draws from its logits."""
         super().observe(context, step)
-        block = self.blocks[context]
-        kept, tree = len(step.nodes), step.draft.tree
-        blocks = max(int((tree.parents < 0).sum()), 1)
-        width = len(tree) // blocks
-        best = step.nodes[0] // width if kept else 0
+        block, tree = self.blocks[context], step.draft.tree
+        for kind, chances in block.chances.items():
+            chances.fade()
+            chances.learn(block.tried.get(kind, ()), step.emitted)
+        nodes, kept = tree.branch_through(step.nodes), len(step.nodes)  # of the block that matched furthest
+        tokens = tree.tokens[nodes].tolist()
+        best = next((i for i, tried in enumerate(block.tried.values()) if tried[: len(tokens)] == tokens), 0)
         block.passes += 1
-        if best:
+        if best != block.carried:
             block.passes, block.number = 1, block.number + 1
-        for iterate in (*block.iterates, tree.tokens.view(blocks, width)):
-            at = len(context.tokens) - len(step.emitted)
-            block.record.passes.append((block.number, at, iterate[best].tolist()))
+        at = len(context.tokens) - len(step.emitted)
+        for iterate in (*(each[best].tolist() for each in block.iterates), tokens):
+            if iterate:
+                block.record.passes.append((block.number, at, iterate))
+        after = torch.tensor([0, *(node + 1 for node in nodes)])
         if step.distributions is None:
-            block.guesses = carried_block(by_block(step.predictions, blocks)[best], kept).tolist()
+            block.guesses = carried_block(step.predictions[after], kept).tolist()
         else:
-            block.q = carried_block(by_block(step.distributions, blocks)[best], kept)
+            block.q = carried_block(step.distributions[after.to(step.distributions.device)], kept)
             block.guesses = draw(block.q, context.uniforms(len(block.q), block.q.device)).tolist()
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """Return histograms of how the blocks converged."""
         return self.blocks[context].record.histograms(context.tokens)
+
+    def _fused(self, context: Context, block: Block, width: int) -> Draft:
+        """Return blocks that the verification also refines: whole ones, or the first tokens of each that pay."""
+        make = block.init.blocks if self.curve is None else block.init.beginnings
+        block.tried = make(context.tokens, block.guesses, block.passes, width, self.config.candidates)
+        block.carried = next((i for i, (made, *_) in enumerate(block.tried) if made in ("filled", "carried")), 0)
+        branches = list(block.tried.values())
+        if self.curve is not None:
+            branches = self._paying(block, self.curve.shared_by(context.rows))
+        if not context.rule.sample:
+            return Draft(TokenTree.merged(branches), self.config.label)
+        tree = TokenTree.separate(branches)
+        return Draft(tree, self.config.label, self._drawn_from(block, branches, tree.tokens))
+
+    def _paying(self, block: Block, costs: CostCurve) -> list[list[int]]:
+        """Return the first tokens of each block that pay."""
+        for kind in block.tried:
+            if kind not in block.chances:
+                block.chances[kind] = lookup_chances(*kind[1:]) if kind[0] == "ngram" else Chances(*PRIORS[kind[0]])
+        reached = [block.chances[kind].reached(len(tokens)) for kind, tokens in block.tried.items()]
+        lengths = paying_lengths(reached, costs)
+        return [tokens[:length] for tokens, length in zip(block.tried.values(), lengths, strict=True)]
+
+    def _drawn_from(self, block: Block, branches: Sequence[Sequence[int]], tokens: Tensor) -> Tensor | None:
+        """Return the (n, V) distribution of each token: the last pass's for carried guesses, one-hot for others.
+
+        As in speculative Jacobi decoding, each guess is a fresh draw from the previous iterate's distribution.
+        """
+        if block.q is None or not len(block.q) or not len(tokens):
+            return None
+        q = _certain(tokens, block.q)
+        start = sum(map(len, branches[: block.carried]))
+        drawn = block.q[: len(branches[block.carried])]
+        q[start : start + len(drawn)] = drawn
+        return q
+
+    def _literal(self, context: Context, block: Block, width: int) -> Draft:
+        """Return whole blocks after `refine_steps` refining forwards."""
+        block.tried = block.init.blocks(context.tokens, block.guesses, block.passes, width, self.config.candidates)
+        branches, block.carried = list(block.tried.values()), 0
+        guesses = torch.tensor(branches, dtype=torch.long)
+        q = self._drawn_from(block, branches, guesses.flatten()) if context.rule.sample else None
+        if not width:
+            return Draft(TokenTree.empty(), self.config.label)
+        path = self.policy.path(context)
+        guesses, q = self._refined(context, path, guesses, None if q is None else q.unflatten(0, guesses.shape))
+        block.tried = dict(zip(block.tried, guesses.tolist(), strict=True))
+        passes = len(block.iterates) if path is self.target.full else 0
+        q = None if q is None else q.flatten(0, 1)
+        return Draft(TokenTree.chains(guesses), self.config.label, q, target_forwards=passes)
 
     def _refined(self, context: Context, path: Path, guesses: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return (k, W) guesses after `refine_steps` refinements, or fewer up to a fixed point, and their q."""
@@ -200,19 +257,7 @@ class Jacobi(PathDrafter):
         q[:, start:end] = p
         return guesses, q
 
-    def _drawn_from(self, block: Block, guesses: Tensor) -> Tensor | None:
-        """Return the (k, W, V) distribution of each guess: the last pass's for carried guesses, one-hot for others.
-
-        As in speculative Jacobi decoding, each guess is a fresh draw from the previous iterate's distribution.
-        """
-        if block.q is None or not len(block.q):
-            return None
-        q = _certain(guesses, block.q)
-        drawn = block.q[: guesses.shape[1]]
-        q[0, : len(drawn)] = drawn
-        return q
-
 
 def _certain(guesses: Tensor, like: Tensor) -> Tensor:
-    """Return the (k, W, V) one-hot distributions of the guesses."""
+    """Return the (…, V) one-hot distributions of (…) guesses."""
     return torch.nn.functional.one_hot(guesses.long(), like.shape[-1]).to(like)

@@ -6,22 +6,18 @@ were right.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
-from itertools import takewhile
 from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import CostCurve, Costs
-from selfdraft.core.growth import best_size
+from selfdraft.core.growth import paying_lengths
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import option
-from selfdraft.core.rates import FADING, Rate, lookup_prior
+from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.protocol import TargetProtocol
 
-WEIGHT = 6.0  # number of trials that a prior counts like
-RIVAL = 0.2  # each earlier candidate multiplies the prior probability of a candidate's first token by this
 
 
 @dataclass
@@ -43,30 +39,6 @@ class PromptLookupConfig(DrafterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_sizes(self.ngram_min, self.ngram_max)
-
-
-class Chances:
-    """How often continuations of one kind of match are right: the first token, and each token after a right one."""
-
-    def __init__(self, matched: int, rank: int) -> None:
-        """Begin with the prior of a kind: how many tokens matched, and how many candidates come before it."""
-        prior = lookup_prior(matched) * RIVAL**rank
-        self.first, self.later = Rate(prior, WEIGHT), Rate(lookup_prior(matched), WEIGHT)
-
-    def reached(self, length: int) -> list[float]:
-        """Return, for each of `length` tokens, the chance that it and all before it are right."""
-        return [self.first() * self.later() ** depth for depth in range(length)]
-
-    def learn(self, accepted: int, drafted: int) -> None:
-        """Count a continuation of `drafted` tokens whose first `accepted` ones were right."""
-        self.first.learn(min(accepted, 1), 1)
-        if accepted and drafted > 1:
-            self.later.learn(accepted - 1, drafted - 1)
-
-    def fade(self) -> None:
-        """Forget a little, so that estimates follow the text."""
-        self.first.fade(FADING)
-        self.later.fade(FADING)
 
 
 Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many candidates come before it (rank)
@@ -110,19 +82,14 @@ class PromptLookup(Drafter):
     def observe(self, context: Context, step: Step) -> None:
         """Learn how many tokens of the continuations found were right, drafted or not."""
         state = self.states[context]
-        for chances in state.chances.values():
-            chances.fade()
         for kind, chances in state.chances.items():
-            known = list(zip(state.found.get(kind, ()), step.emitted, strict=False))  # later tokens are unknown
-            if known:
-                chances.learn(len(list(takewhile(lambda pair: pair[0] == pair[1], known))), len(known))
+            chances.fade()
+            chances.learn(state.found.get(kind, ()), step.emitted)
 
     def _paying(self, state: State, costs: CostCurve) -> list[list[int]]:
         """Return, for every candidate, the first tokens that pay."""
-        nodes: list[tuple[float, Kind]] = []
-        for kind, tokens in state.found.items():
-            chances = state.chances.setdefault(kind, Chances(*kind))
-            nodes += [(chance, kind) for chance in chances.reached(len(tokens))]
-        nodes.sort(key=lambda node: -node[0])  # stable: a candidate's tokens stay in order
-        paying = Counter(kind for _, kind in nodes[: best_size([chance for chance, _ in nodes], costs)])
-        return [tokens[: paying[kind]] for kind, tokens in state.found.items()]
+        for kind in state.found:
+            state.chances.setdefault(kind, lookup_chances(*kind))
+        reached = [state.chances[kind].reached(len(tokens)) for kind, tokens in state.found.items()]
+        lengths = paying_lengths(reached, costs)
+        return [tokens[:length] for tokens, length in zip(state.found.values(), lengths, strict=True)]
