@@ -101,7 +101,7 @@ def test_what_follows_the_first_difference_does_not_matter(target: Target, basel
 
 
 @pytest.fixture(scope="module")
-def twins() -> tuple[Target, list[int], list[int]]:
+def interchangeable() -> tuple[Target, list[int], list[int]]:
     """A model that cannot tell two tokens apart, its text, and that with one of the two for the other."""
     model = tiny_model()
     first = greedy(Target(model))
@@ -116,17 +116,17 @@ def twins() -> tuple[Target, list[int], list[int]]:
     return target, baseline, output
 
 
-def test_a_margin_within_the_control_is_a_tie(twins: tuple[Target, list[int], list[int]]) -> None:
-    target, baseline, output = twins
+def test_a_margin_within_the_control_is_a_tie(interchangeable: tuple[Target, list[int], list[int]]) -> None:
+    target, baseline, output = interchangeable
     certificate = Certifier(target).certify(PROMPT, output, baseline)
     assert (certificate.verdict, certificate.reason) == ("tie", None)
     assert certificate.first_divergence == first_divergence(output, baseline)
     assert certificate.margin == 0.0 and 0 <= certificate.control < 1e-3
 
 
-def test_past_a_tie_the_text_is_still_judged(twins: tuple[Target, list[int], list[int]]) -> None:
+def test_past_a_tie_the_text_is_still_judged(interchangeable: tuple[Target, list[int], list[int]]) -> None:
     """A tie is no licence: what the drafter writes afterwards has to be the model's choice, too."""
-    target, baseline, output = twins
+    target, baseline, output = interchangeable
     index = first_divergence(output, baseline)
     wrong = [*output[: index + 2], *((token + 1) % 96 for token in output[index + 2 :])]
     certificate = Certifier(target).certify(PROMPT, wrong, baseline)

@@ -64,13 +64,13 @@ def _square(target: Driver, weight: Tensor) -> nn.Linear:
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """Return a copy of a module with some of its parameters replaced."""
-    twin = copy.deepcopy(module)
-    own = dict(twin.named_parameters())
+    new = copy.deepcopy(module)
+    own = dict(new.named_parameters())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise _misfit(name)
         own[name].data = tensor.to(own[name])
-    return twin.requires_grad_(False)
+    return new.requires_grad_(False)
 
 
 def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Module:
@@ -86,21 +86,21 @@ def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Modul
             raise _misfit(name)
         return merged_linear(module, a, b, scale)
 
-    twin = light_copy(layer, swap)
+    new = light_copy(layer, swap)
     if left:
         raise _misfit(left.pop())
-    return twin
+    return new
 
 
 def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.Linear:
     """Return a copy of a matrix W as W + scale * B A, summed in float32."""
     weight = linear.weight.detach()
     more = scale * (b.float() @ a.float()).to(weight.device)
-    twin = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
-    twin.weight = nn.Parameter((weight.float() + more).to(weight.dtype), requires_grad=False)
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
+    new.weight = nn.Parameter((weight.float() + more).to(weight.dtype), requires_grad=False)
     if linear.bias is not None:
-        twin.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-    return twin
+        new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+    return new
 
 
 def _misfit(name: str) -> UserError:

@@ -80,20 +80,20 @@ class Student(nn.Module):
         kept = [(i, layer, kind) for i, layer, kind in zip(every, path.layers, path.types, strict=True) if i >= first]
         self.indices, self.types = [i for i, *_ in kept], [kind for *_, kind in kept]
         self.first, self.scale = first, alpha / rank if rank else 0.0
-        twins = [copy.deepcopy(layer) if i in whole else light_copy(layer, _keep) for i, layer, _ in kept]
-        self.layers, self.whole = nn.ModuleList(twins), tuple(whole)
+        copies = [copy.deepcopy(layer) if i in whole else light_copy(layer, _keep) for i, layer, _ in kept]
+        self.layers, self.whole = nn.ModuleList(copies), tuple(whole)
         if rank:
             names = [
                 f"{at}.{name}"
-                for at, (i, twin) in enumerate(zip(self.indices, twins, strict=True))
-                for name, module in twin.named_modules()
+                for at, (i, layer) in enumerate(zip(self.indices, copies, strict=True))
+                for name, module in layer.named_modules()
                 if i >= lora_from and i not in whole and type(module) is nn.Linear
                 if not lora_on or name.rpartition(".")[2] in lora_on
             ]
             if unknown := set(lora_on) - {name.rpartition(".")[2] for name in names}:
                 raise UserError(
                     f"finetune.matrices: no layer of this model that gets a LoRA has '{min(unknown)}'; "
-                    f"there are {', '.join(sorted(_linears(twins)))}"
+                    f"there are {', '.join(sorted(_linears(copies)))}"
                 )
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), self.layers)
         for at, i in enumerate(self.indices):

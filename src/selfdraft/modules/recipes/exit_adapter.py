@@ -59,13 +59,13 @@ class ExitAdapter(FinetuneModule):
             UserError: a copied layer is not one of the layers after the exit.
         """
         layers, exit_layer = len(target.full.layers), self.config.exit_layer
-        self.twins = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
-        if not self.twins or self.twins[0] < exit_layer or self.twins[-1] >= layers:
+        self.copied = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
+        if not self.copied or self.copied[0] < exit_layer or self.copied[-1] >= layers:
             raise UserError(
-                f"finetune.exit_layer={exit_layer} with twins={self.twins}: this model has {layers} layers, and "
+                f"finetune.exit_layer={exit_layer} with twins={self.copied}: this model has {layers} layers, and "
                 "twins are copies of layers after the exit"
             )
-        skipped = set(range(exit_layer, layers)) - set(self.twins)
+        skipped = set(range(exit_layer, layers)) - set(self.copied)
         return sparse_path(target, SkipSet.of(layers, skipped, skipped))
 
     def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
@@ -74,7 +74,7 @@ class ExitAdapter(FinetuneModule):
             target,
             path,
             first=self.config.exit_layer,
-            whole=self.twins,
+            whole=self.copied,
             norm=True,
             feature=self.config.feature,
             vocabulary=words,
