@@ -1,4 +1,6 @@
-"""Calculate the speed of guarded drafters, by family:  python scripts/guard_cost.py RUN [RUN ...] --hardware FILE
+"""Calculate the speed of guarded drafters, by family.
+
+    python experiments/guard_and_cascade/guard_cost.py RUN [RUN ...] --hardware FILE
 
 If the speed of a machine drifts by more than a guard may lose, timing runs against plain decoding cannot show the loss.
 So this adds up the differences between guarded steps (decoding.guard=true) and plain ones: the time of the drafter
@@ -55,9 +57,10 @@ def row(name: str, lines: list[dict], costs: CostModel) -> str:
 
 @one_line_script("guard_cost")
 def main(arguments: list[str]) -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--hardware", type=Path, required=True, metavar="FILE")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run with decoding.guard=true")
+    parser.add_argument("--hardware", type=Path, required=True, metavar="FILE", help="costs of forwards")
     given = parser.parse_args(arguments)
     try:
         costs = CostModel.from_dict(json.loads(given.hardware.read_text(encoding="utf-8")), str(given.hardware))

@@ -1,4 +1,4 @@
-"""scripts/guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
+"""experiments/guard_and_cascade/guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COSTS = ROOT / "experiments" / "costs" / "smollm2_135m_xeon_2core_bf16.json"
 
 @pytest.fixture
 def guard_cost() -> ModuleType:
-    return script_module("guard_cost")
+    return script_module("guard_cost", "experiments/guard_and_cascade")
 
 
 class Doubling:

@@ -1,4 +1,4 @@
-"""scripts/invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
+"""experiments/invariance/invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def script() -> ModuleType:
-    return script_module("invariance_cost")
+    return script_module("invariance_cost", "experiments/invariance")
 
 
 def test_a_row_holds_ratios_by_token_and_by_forward() -> None:
