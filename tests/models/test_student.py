@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
@@ -52,8 +52,8 @@ def trained(student: Student) -> Student:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
-    lesson = teach(target, tokens, positions, texts, layers=range(4))
-    ours = target.head(lesson.final)
+    outputs = teach(target, tokens, positions, texts, layers=range(4))
+    ours = target.head(outputs.final)
     alone = target.model(input_ids=tokens[1:, 10:20], use_cache=False).logits
     cap = target.anatomy.softcap
     ours = ours if cap is None else torch.tanh(ours / cap) * cap
@@ -63,12 +63,12 @@ def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_untrained_student_is_the_target(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
-    lesson = teach(target, tokens, positions, texts, layers=range(4))
+    outputs = teach(target, tokens, positions, texts, layers=range(4))
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 5, 5, 1)
     student = Student(target, sparse_path(target, SkipSet()), rank=2)
-    hidden = student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson)
+    hidden = student(target.anatomy.embed(blocks.gathered(tokens)), blocks, outputs)
     valid = blocks.valid.flatten(1)
-    assert torch.allclose(hidden[valid], blocks.gathered(lesson.final)[valid], atol=2e-4)
+    assert torch.allclose(hidden[valid], blocks.gathered(outputs.final)[valid], atol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,9 +118,9 @@ def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> 
 def test_only_what_is_trained_has_gradients() -> None:
     target, (tokens, positions, texts) = target_of("llama"), packed_texts()
     student = Student(target, sparse_path(target, SKIP), rank=2, lora_from=1, whole=[3])
-    lesson = teach(target, tokens, positions, texts, layers=student.indices)
+    outputs = teach(target, tokens, positions, texts, layers=student.indices)
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 3, 3, 0)
-    student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson).sum().backward()
+    student(target.anatomy.embed(blocks.gathered(tokens)), blocks, outputs).sum().backward()
     with_gradients = {name.split(".")[1] for name, p in student.named_parameters() if p.grad is not None}
     assert with_gradients == {"1", "2"}  # layers 1 (half of it) and 3; 2 is skipped, and 0 has no LoRA
     assert all(p.grad is None for p in target.model.parameters())

@@ -20,8 +20,8 @@ from torch import Tensor
 from made import made
 from selfdraft.app.session import quiet
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.sampling import NextToken
+from selfdraft.core.training import blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
 from selfdraft.data.distilled import Text
 from selfdraft.data.packing import PackedBatch, collate, pack
@@ -34,7 +34,7 @@ from selfdraft.drafters.presets import configured
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
@@ -188,7 +188,7 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
     target, start, size = fresh_target(), PROMPT + 5, module.config.block
     batch = collate(pack([text], ROW, longest_prompt=PROMPT))
     blocks = blocks_of(batch.texts, wanted_positions(batch.texts, batch.answers, answers_only=False), size, ROW, start)
-    lesson = teach(
+    outputs = teach(
         module.target,
         batch.tokens,
         batch.positions,
@@ -197,8 +197,8 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
         before=module.states_before(),
     )
     with torch.no_grad():
-        given = module.inputs(batch, blocks, lesson, default_rng(0))
-        ours = module.student.logits(module.student(given, blocks, lesson))[0]
+        given = module.inputs(batch, blocks, outputs, default_rng(0))
+        ours = module.student.logits(module.student(given, blocks, outputs))[0]
 
     tokens = batch.tokens[0].tolist()
     drafted = []
@@ -229,12 +229,12 @@ def test_more_of_its_drafts_are_accepted_than_of_untrained_ones_and_no_text_chan
 
 
 class Teacher:
-    """Counts the rows that it teaches."""
+    """Computes teacher outputs and counts the rows."""
 
     def __init__(self) -> None:
         self.target, self.rows = fresh_target(), 0
 
-    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         self.rows += len(tokens)
         return teach(self.target, tokens, positions, texts, layers=(1, 3), before=(2,))
 
@@ -243,20 +243,20 @@ def rounded(part: Tensor) -> Tensor:
     return part.to(torch.bfloat16).to(part.dtype)
 
 
-def taught(book: LessonBook, batch: PackedBatch) -> Lesson:
-    return book(batch.tokens, batch.positions, batch.texts)
+def taught(store: TeacherOutputStore, batch: PackedBatch) -> TeacherOutputs:
+    return store(batch.tokens, batch.positions, batch.texts)
 
 
-def test_a_book_gives_the_same_lesson_again_and_teaches_each_row_once() -> None:
+def test_stored_teacher_outputs_are_the_same_again_and_each_row_is_computed_once() -> None:
     rows = pack([replace(t, answer=t.answer[: ANSWER - 5 * i]) for i, t in enumerate(texts())], ROW, longest_prompt=4)
     assert len({len(row) for row in rows}) == len(rows) == 2
     teacher = Teacher()
-    book = LessonBook(teacher)
-    first = taught(book, collate(rows))
+    store = TeacherOutputStore(teacher)
+    first = taught(store, collate(rows))
     assert teacher.rows == 2
-    for order in ([0, 1], [1, 0], [1], [0], [0, 0, 1]):  # in other company, and so of another width
+    for order in ([0, 1], [1, 0], [1], [0], [0, 0, 1]):  # with other rows, and so padded to another width
         batch = collate([rows[i] for i in order])
-        again = taught(book, batch)
+        again = taught(store, batch)
         for b, i in enumerate(order):
             n = len(rows[i])
             assert torch.equal(again.final[b, :n], rounded(first.final[i, :n]))
@@ -276,11 +276,11 @@ def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
     )
     assert torch.equal(whole.tokens, parts.tokens)
     teacher = Teacher()
-    book = LessonBook(teacher)
+    store = TeacherOutputStore(teacher)
     alone = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
     assert not torch.equal(rounded(alone[0]), rounded(alone[1]))
     for _ in range(2):
-        found = [taught(book, batch).final for batch in (whole, parts)]
+        found = [taught(store, batch).final for batch in (whole, parts)]
         assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, alone, strict=True))
     assert teacher.rows == 4
 

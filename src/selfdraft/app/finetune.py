@@ -138,7 +138,7 @@ def _memory_line(recipe: RecipeConfig, loaded: LoadedModel, device: torch.device
     wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     steps = 4 * tokens * config.num_hidden_layers * wide
     logits = 3 * 4 * tokens * (recipe.vocabulary or config.vocab_size)
-    # For each token two hidden states, and keys and values of at most all layers, in bfloat16 (see `LessonBook`).
+    # For each token two hidden states, keys and values of at most all layers, in bfloat16 (see `TeacherOutputStore`).
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * (2 * config.hidden_size + 2 * config.num_hidden_layers * heads * size)

@@ -22,7 +22,8 @@ from numpy.random import Generator, default_rng
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
-from selfdraft.core.lessons import (
+from selfdraft.core.options import Options, option
+from selfdraft.core.training import (
     Blocks,
     blocks_of,
     chain_counts,
@@ -31,13 +32,12 @@ from selfdraft.core.lessons import (
     wanted_positions,
     weighted_mean,
 )
-from selfdraft.core.options import Options, option
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.path import Path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.checkpoints import fitted
 
 WATCHED = "expected_accepted"
@@ -121,7 +121,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         """Return the trainable copies of the path's layers; `words`: (v,) ids that drafts may contain, None for all."""
 
     @abstractmethod
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the input of the first trainable copy at every position of the blocks."""
 
     @abstractmethod
@@ -150,7 +150,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         return hidden
 
     def extra_loss(
-        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, teacher: TeacherOutputs
     ) -> Tensor:
         """Return the recipe's additional loss; `logits`: (n, v) the target's at the positions that count."""
         return hidden.new_zeros(())
@@ -167,8 +167,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         words = None if self.words is None else torch.tensor(sorted(self.words), device=self.target.device)
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, words)
-        lesson = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
-        self._lessons = LessonBook(lesson) if self.config.remember else lesson
+        compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
+        self._teacher_outputs = TeacherOutputStore(compute) if self.config.remember else compute
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it."""
@@ -187,9 +187,9 @@ class FinetuneModule(pl.LightningModule, ABC):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def teach(self, batch: PackedBatch) -> Lesson:
+    def teach(self, batch: PackedBatch) -> TeacherOutputs:
         """Return the teacher outputs of a batch that the trainable copies need."""
-        return self._lessons(batch.tokens, batch.positions, batch.texts)
+        return self._teacher_outputs(batch.tokens, batch.positions, batch.texts)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Return the loss of one batch. Random draws follow from seed, step and rank: a resumed run repeats them."""
@@ -201,16 +201,16 @@ class FinetuneModule(pl.LightningModule, ABC):
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
         """Return the mean divergence from the target over the blocks, plus the recipe's extra loss."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
-        lesson, states = self.teach(batch), []
-        given = self.inputs(batch, blocks, lesson, rng)
-        hidden = self.student(given, blocks, lesson, states=states, dropped=self.dropped(rng))
+        teacher, states = self.teach(batch), []
+        given = self.inputs(batch, blocks, teacher, rng)
+        hidden = self.student(given, blocks, teacher, states=states, dropped=self.dropped(rng))
         counted = blocks.valid.flatten(1)
         with torch.no_grad():
-            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+            teacher_logits = self.student.logits(blocks.gathered(teacher.final)[counted])
         ours = self.student.logits(self.predictions(hidden, batch, blocks)[counted])
         weights = torch.ones(len(ours), device=ours.device)
-        return weighted_mean(divergence(ours, teacher), weights) + self.extra_loss(
-            states, hidden, teacher, blocks, lesson
+        return weighted_mean(divergence(ours, teacher_logits), weights) + self.extra_loss(
+            states, hidden, teacher_logits, blocks, teacher
         )
 
     def blocks(self, batch: PackedBatch, offset: int, *, answers_only: bool) -> Blocks:
@@ -218,16 +218,16 @@ class FinetuneModule(pl.LightningModule, ABC):
         wanted = wanted_positions(batch.texts, batch.answers, answers_only=answers_only)
         return blocks_of(batch.texts, wanted, self.config.block, self.stride, offset)
 
-    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether the trainable copies predict the target's most likely token."""
-        given = self.inputs(batch, blocks, lesson, default_rng(self.seed))
-        hidden = self.predictions(self.student(given, blocks, lesson), batch, blocks)
-        return self.agrees(hidden, blocks, lesson)
+        given = self.inputs(batch, blocks, teacher, default_rng(self.seed))
+        hidden = self.predictions(self.student(given, blocks, teacher), batch, blocks)
+        return self.agrees(hidden, blocks, teacher)
 
-    def agrees(self, hidden: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def agrees(self, hidden: Tensor, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether the head, given (B, M, C) hidden states, predicts the target's most likely token."""
         counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
-        theirs = self.target.head(blocks.gathered(lesson.final)[counted]).argmax(-1)
+        theirs = self.target.head(blocks.gathered(teacher.final)[counted]).argmax(-1)
         agree[counted] = self.student.words(self.student.logits(hidden[counted])) == theirs
         return agree.view_as(blocks.valid)
 

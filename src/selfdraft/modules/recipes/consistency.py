@@ -13,11 +13,11 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from selfdraft.core.lessons import Blocks, divergence, weighted_mean
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks, divergence, weighted_mean
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistillConfig
 
 
@@ -58,37 +58,37 @@ class Consistency(SparseDistill):
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
         """Return the divergence from a block's first wrong guess on, plus the weighted one after correct tokens."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
-        lesson, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
+        teacher, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
         guesses = self._guesses(batch, blocks, rng)
         counted = blocks.valid.flatten(1)
         with torch.no_grad():
-            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+            teacher_logits = self.student.logits(blocks.gathered(teacher.final)[counted])
         astray = ((guesses != truth).long().cumsum(-1) > 0).flatten(1)[counted].float()
-        loss = weighted_mean(divergence(self._logits(guesses, blocks, lesson, counted), teacher), astray)
+        loss = weighted_mean(divergence(self._logits(guesses, blocks, teacher, counted), teacher_logits), astray)
         if weight := self.config.autoregressive_weight:
-            loss = loss + weight * divergence(self._logits(truth, blocks, lesson, counted), teacher).mean()
+            loss = loss + weight * divergence(self._logits(truth, blocks, teacher, counted), teacher_logits).mean()
         return loss
 
-    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether each prediction is the target's, after refining from a trajectory's first pass."""
         guesses = self._guesses(batch, blocks, default_rng(self.seed), at=0)
         for step in range(self.config.refine_steps):
-            hidden = self._hidden(guesses, blocks, lesson)
+            hidden = self._hidden(guesses, blocks, teacher)
             if step + 1 < self.config.refine_steps:
                 words = self.student.words(self.student.logits(hidden)).view_as(guesses)
                 guesses = torch.cat([guesses[..., :1], words[..., :-1]], dim=-1)
-        return self.agrees(hidden, blocks, lesson)
+        return self.agrees(hidden, blocks, teacher)
 
     def options(self) -> dict[str, Any]:
         """Return the drafter's options; the window is one shorter than a block, whose first token is known."""
         mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal"}
         return {"window": self.config.block - 1, "refine_steps": self.config.refine_steps, **mode}
 
-    def _hidden(self, tokens: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
-        return self.student(self.target.anatomy.embed(tokens.flatten(1)), blocks, lesson)
+    def _hidden(self, tokens: Tensor, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
+        return self.student(self.target.anatomy.embed(tokens.flatten(1)), blocks, teacher)
 
-    def _logits(self, tokens: Tensor, blocks: Blocks, lesson: Lesson, counted: Tensor) -> Tensor:
-        return self.student.logits(self._hidden(tokens, blocks, lesson)[counted])
+    def _logits(self, tokens: Tensor, blocks: Blocks, teacher: TeacherOutputs, counted: Tensor) -> Tensor:
+        return self.student.logits(self._hidden(tokens, blocks, teacher)[counted])
 
     def _guesses(self, batch: PackedBatch, blocks: Blocks, rng: Generator, at: int | None = None) -> Tensor:
         """Return (B, G, K) each block's known first token and guesses of the others.

@@ -15,15 +15,15 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.path import Path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 
@@ -84,11 +84,11 @@ class ExitAdapter(FinetuneModule):
         """Return the exit layer: the hidden states that leave the early layers are the input."""
         return (self.config.exit_layer,)
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the hidden states at the exit, plus the feature if there is one."""
-        hidden = blocks.gathered(lesson.states[self.config.exit_layer])
+        hidden = blocks.gathered(teacher.states[self.config.exit_layer])
         if self.student.feature is not None:
-            hidden = hidden + self.student.feature(blocks.before(lesson.final, lesson.texts))
+            hidden = hidden + self.student.feature(blocks.before(teacher.final, teacher.texts))
         return hidden
 
     def options(self) -> dict[str, Any]:

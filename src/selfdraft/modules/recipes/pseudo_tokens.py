@@ -14,16 +14,16 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.path import Path
 from selfdraft.models.pseudo import SamplerHead
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 
@@ -89,7 +89,7 @@ class PseudoTokensRecipe(FinetuneModule):
             vocabulary=words,
         )
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the pseudo tokens' embeddings, repeated for every block."""
         return self.pseudo.repeat(blocks.index.shape[1], 1).expand(len(batch.tokens), -1, -1)
 

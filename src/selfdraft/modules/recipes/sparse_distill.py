@@ -14,15 +14,15 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks, distance, divergence, early_layer, layer_dropout
 from selfdraft.core.options import option
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks, distance, divergence, early_layer, layer_dropout
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.path import Path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 from selfdraft.tracking.artifact import Artifact
 
@@ -103,7 +103,7 @@ class SparseDistill(FinetuneModule):
         config = self.config
         return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=words)
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the tokens' embeddings."""
         return self.target.anatomy.embed(blocks.gathered(batch.tokens))
 
@@ -113,12 +113,12 @@ class SparseDistill(FinetuneModule):
         return tuple(at for at, rate in enumerate(rates) if rng.random() < rate)
 
     def extra_loss(
-        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, teacher: TeacherOutputs
     ) -> Tensor:
         """Return the loss of matching hidden states, plus that of matching the distribution at an earlier layer."""
         config, counted, extra = self.config, blocks.valid.flatten(1), hidden.new_zeros(())
         if config.hidden_weight:
-            theirs = blocks.gathered(lesson.final)[counted]
+            theirs = blocks.gathered(teacher.final)[counted]
             extra = extra + config.hidden_weight * distance(hidden[counted], theirs).mean()
         early = early_layer(config.curriculum, len(self.student.layers), self.global_step, config.steps)
         if early is not None:

@@ -1,9 +1,9 @@
-"""Blocks to learn from, and what drafts of them would be worth."""
+"""Blocks of positions to train on, losses over them, and the acceptance that drafts would have."""
 
 import pytest
 import torch
 
-from selfdraft.core.lessons import (
+from selfdraft.core.training import (
     blocks_of,
     chain_counts,
     divergence,
@@ -32,7 +32,7 @@ def test_blocks_begin_where_something_is_wanted_and_end_with_their_text() -> Non
         for index, valid in zip(blocks.index[row].tolist(), blocks.valid[row].tolist(), strict=True):
             assert index == list(range(index[0], index[0] + 3))
             counted = [place for place, counts in zip(index, valid, strict=True) if counts]
-            assert counted == index[: len(counted)]  # nothing counts behind the first that does not
+            assert counted == index[: len(counted)]  # nothing counts after the first that does not
             assert all(wanted[row, place] and TEXTS[row, place] == TEXTS[row, index[0]] for place in counted)
     assert int(blocks.valid[0].sum()) == 3 + 1 + 2  # 0-2; 3; 6-7
 
