@@ -29,7 +29,7 @@ class RandomTree(Drafter):
     config: RandomTreeConfig
 
     def propose(self, context: Context) -> Draft:
-        """A tree of `BRANCHES`; of one level where only one token is still wanted behind the root."""
+        """A tree of `BRANCHES`; of one level if only one token may still be emitted after the root."""
         vocabulary = self.target.vocab_size
         table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(5)).mul(0.7).softmax(-1)
         tokens, parents, q = [], [], []

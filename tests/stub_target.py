@@ -1,4 +1,4 @@
-"""Targets without weights: logits known by hand, behind the interface that drafters and the decoder use.
+"""Targets without weights: logits known by hand, with the interface that drafters and the decoder use.
 
 Where the real cache holds keys and values, these hold the text itself. So they also notice what a real model would only
 show as a wrong logit: a draft that continues a text which was never written, or a commit that is no path of the tree.
@@ -23,7 +23,7 @@ from selfdraft.models.pseudo import pseudo_tokens
 from selfdraft.models.selection import scoring, selecting, selection
 from selfdraft.models.sparse import sparse_path, with_vocabulary
 
-Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts behind it
+Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts after it
 
 
 def successor(text: Sequence[int]) -> int:
@@ -42,7 +42,7 @@ def cycle(period: int) -> Rule:
 
 
 def script(text: Sequence[int]) -> Rule:
-    """A text decided by position alone: predictions are right whatever guesses stand before them."""
+    """A text that depends only on positions: predictions are right whatever guesses come before them."""
     return lambda prefix: text[len(prefix)] if len(prefix) < len(text) else 0
 
 
@@ -172,7 +172,7 @@ class StubTarget:
     ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
         for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):
-            if known is not None:  # the states, here tokens, are of those that stand first in the block
+            if known is not None:  # the states, here tokens, of the first tokens of the block
                 tokens = known.states[:, 0].tolist()
                 assert tokens == [root, *tree.tokens.tolist()][: len(tokens)]
         assert self.cache.reserved >= max(self.cache.lengths[row] + 1 for row in rows)
@@ -180,7 +180,7 @@ class StubTarget:
         self.seen.append((list(rows), list(trees)))
         self._last = {row: (root, tree) for row, root, tree in zip(rows, roots, trees, strict=True)}
         self._scratch = {}
-        for b, states in enumerate(keep or ()):  # behind every layer what a sparse path would say: a token
+        for b, states in enumerate(keep or ()):  # after every layer: the token that a sparse path would predict
             said = self._logits(self._sparse, [*self.cache.texts[rows[b]], roots[b]], trees[b]).argmax(-1)
             states.append(said[None, :, None].expand(len(self.full.layers) + 1, -1, 1))
         return [

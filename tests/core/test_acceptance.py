@@ -1,4 +1,4 @@
-"""Greedy acceptance: exactly the greedy text stands, however the tree that guessed it looks."""
+"""Greedy acceptance: exactly the greedy text is accepted, whatever the shape of the tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfdraft.core.tree import ROOT, TokenTree
 
 
 def walk(tree: TokenTree, predictions: list[int]) -> tuple[list[int], int]:
-    """The text that greedy decoding writes as long as the tree holds it, and the token behind: node by node.
+    """The text that greedy decoding writes as long as the tree holds it, and the token after: node by node.
 
     All nodes that hold the text so far are kept, since of two equal siblings only one may lead on.
     """
@@ -62,7 +62,7 @@ def test_on_random_trees_the_accepted_text_is_the_greedy_text(vocab: int, probes
         ([5, 9, 7, 3], (0,), 9),
         ([5, 6, 9, 3], (0, 1), 9),
         ([5, 6, 7, 3], (0, 1, 2), 3),
-        ([9, 6, 7, 3], (), 9),  # right tokens behind a wrong one do not stand
+        ([9, 6, 7, 3], (), 9),  # right tokens after a wrong one are not accepted
     ],
 )
 def test_of_a_chain_the_matching_prefix_stands(predictions: list[int], path: tuple[int, ...], bonus: int) -> None:

@@ -23,11 +23,11 @@ def test_a_block_is_filled_to_its_width_whatever_was_carried() -> None:
 def test_beside_an_ngram_block_stand_what_shorter_ngrams_were_followed_by() -> None:
     begun = init("ngram")
     first = begun.filled(PROMPT, [], 2)
-    assert first == [4, 2]  # behind 1 2 3
+    assert first == [4, 2]  # after 1 2 3
     others = begun.others(PROMPT, first, 4)
-    assert others[:2] == [[5, 3], [6, 1]]  # the latest behind 2 3, and behind 3
+    assert others[:2] == [[5, 3], [6, 1]]  # the latest after 2 3, and after 3
     assert len(others) == 4 and {*others[2], *others[3]} <= set(PROMPT)  # more there is not: random tokens
-    assert begun.others(PROMPT, [7, 7], 1) == [[4, 2]]  # where guesses were carried, the longest match stands beside
+    assert begun.others(PROMPT, [7, 7], 1) == [[4, 2]]  # with carried guesses, the longest match is a candidate
 
 
 def test_beside_any_other_block_stand_random_prompt_tokens_by_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""Jacobi iteration: each round fixes at least one more token, and what is left over stands in its right place."""
+"""Jacobi iteration: each round fixes at least one more token, and carried guesses keep their positions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_only_the_greedy_continuation_is_a_fixed_point(seed: int) -> None:
 
 @pytest.mark.parametrize("accepted", range(4))
 def test_carried_guesses_stand_where_the_same_pass_predicted_them(accepted: int) -> None:
-    # Predictions are labelled by the position behind the old root that they speak about: 1, 2, 3, 4.
+    # Predictions are labelled by the position after the old root that they speak about: 1, 2, 3, 4.
     carried = carried_block(torch.tensor([1, 2, 3, 4]), accepted)
     new_root = accepted + 1  # the accepted tokens, then the bonus
     assert carried.tolist() == list(range(new_root + 1, 5))
@@ -108,7 +108,7 @@ def test_convergence_counts_what_became_certain_what_was_right_early_and_the_pas
     record.passes = [
         (1, 1, [9, 3, 9]),  # nothing right in front, so the target's 2 is certain; the 3 was right before its turn
         (1, 1, [2, 3, 9]),  # of one block refined in place: 2 3 and the target's 4, of which 2 was certain
-        (2, 4, [5, 6]),  # all right, and the target's own token behind them: three more
+        (2, 4, [5, 6]),  # all right, and the target's own token after them: three more
         (3, 7, [8, 8]),  # of positions that the text never reached
     ]
     assert record.histograms([1, 2, 3, 4, 5, 6, 7]) == {

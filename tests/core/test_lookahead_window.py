@@ -1,4 +1,4 @@
-"""The lookahead window against its paper's positions and mask, and the pool's order of forgetting."""
+"""The lookahead window against its paper's positions and mask, and the order in which the pool drops n-grams."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_positions_and_mask_are_the_papers(width: int, depth: int) -> None:
 
 
 def predicted(window: Window, start: int) -> torch.Tensor:
-    """What a model says that writes the position at every position; the window is checked to stand where it should."""
+    """Logits of a model that predicts its own position everywhere; checks the positions of the window."""
     tree = TokenTree(window.tokens, window.parents, torch.zeros(len(window.tokens), dtype=torch.bool))
     depths = torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
     return start + depths[window.front + 1] + 1
@@ -82,7 +82,7 @@ def test_warming_up_takes_n_minus_2_steps_and_then_every_column_is_an_ngram(widt
 
 @pytest.mark.parametrize("when", range(6))
 def test_a_narrowed_window_goes_on_with_its_first_columns(when: int) -> None:
-    """Towards the end of an answer no column may reach behind it; those left say what they said before."""
+    """Towards the end of an answer no column may reach past it; the others predict what they predicted before."""
     whole, cut = Window(range(8), 4), Window(range(8), 4)  # seven columns at the end of warming up
     for step in range(16):
         room = 100 if step < when else 9 + when - step

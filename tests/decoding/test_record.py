@@ -1,4 +1,4 @@
-"""What a decoding leaves behind: a clock whose phases add up, and steps from which the output can be told again."""
+"""The record of a decoding: a clock whose phases add up, and steps from which the output can be rebuilt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfdraft.drafters.base import Draft, Step
 
 
 class Time:
-    """A clock that is told when time passes, so that the sums can be exact."""
+    """A clock that the test moves by hand, so that the sums are exact."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -15,7 +15,7 @@ EOS = frozenset({8, 9})
     [
         (0, [1, 2], [1, 2], ""),
         (0, [1, 8], [1, 8], "eos"),  # the end is emitted
-        (0, [1, 9, 2, 8], [1, 9], "eos"),  # and nothing behind it
+        (0, [1, 9, 2, 8], [1, 9], "eos"),  # and nothing after it
         (0, [8], [8], "eos"),
         (3, [1, 2], [1, 2], "length"),  # that makes five
         (3, [1, 2, 3], [1, 2], "length"),

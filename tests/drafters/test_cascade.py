@@ -55,7 +55,7 @@ def test_where_lookups_are_silent_the_sparse_model_drafts_a_chain() -> None:
 
 
 def test_it_goes_on_at_the_end_of_the_most_promising_branch() -> None:
-    """Four tokens looked up are all but certain; what stands behind them is not known."""
+    """Four looked-up tokens are almost certain; the tokens after them are not known."""
     drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
     draft = drafter.propose(context)
     asked = drafter.states[context].growing.answer.question

@@ -1,4 +1,4 @@
-"""What is particular to each drafter: its blocks, its matches, its paths, and how it is told what to do."""
+"""What is particular to each drafter: its blocks, its matches, its paths and its options."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_jacobi_carries_the_guesses_of_a_pass_and_fills_them_up() -> None:
         JacobiConfig(window=4, refine_steps=9, init="pad"), [1, 2], StubTarget(successor, pad_id=PAD)
     )
     assert drafted(drafter, context) == [PAD] * 4
-    observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none stands; 10 is committed, the rest are guesses
+    observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none accepted; 10 is committed, the rest are guesses
     assert drafted(drafter, context) == [11, 12, 13, 14]
-    observe(drafter, context, [11, 12, 13, 14], [11, 12, 20, 21, 22])  # two stand and 20 follows
+    observe(drafter, context, [11, 12, 13, 14], [11, 12, 20, 21, 22])  # two are accepted and 20 follows
     assert drafted(drafter, context) == [21, 22, PAD, PAD]
-    observe(drafter, context, [21, 22, PAD, PAD], [21, 22, PAD, PAD, 30])  # all stand: nothing is left over
+    observe(drafter, context, [21, 22, PAD, PAD], [21, 22, PAD, PAD, 30])  # all are accepted: nothing is left over
     assert drafted(drafter, context) == [PAD] * 4
 
 
@@ -109,7 +109,7 @@ def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
 def test_jacobi_in_literal_mode_forgets_what_the_verification_predicted() -> None:
     config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal")
     drafter, context = begin(config, [1], StubTarget(successor, pad_id=PAD - 1))
-    assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one behind the filler PAD - 1
+    assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one after the filler PAD - 1
     observe(drafter, context, [2, PAD], [2, 3, 4])
     assert drafted(drafter, context)[1] == PAD
 
@@ -181,7 +181,7 @@ def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committ
 
 @pytest.mark.parametrize(("sure_below", "length"), [(0, 1), (3, 2), (4, 3), (99, 6)])
 def test_skip_stops_behind_the_first_token_that_it_is_not_sure_of(sure_below: int, length: int) -> None:
-    """Behind it, not before: the token was drafted already, and costs the verification little."""
+    """After it, not before: the token was drafted already, and costs the verification little."""
     target = StubTarget(successor, successor, unsure=lambda text: text[-1] >= sure_below)
     confident = configured("layer_skip", draft_length=6, min_confidence=0.5)
     assert drafted(*begin(confident, [2], target)) == [3, 4, 5, 6, 7, 8][:length]

@@ -1,4 +1,4 @@
-"""Lookahead: what its pool learns from the window, what it guesses, and what it leaves behind for others."""
+"""Lookahead: what its pool learns from the window, what it guesses, and what stays for later requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decode(target: StubTarget, drafter: Lookahead, prompt: list[int], length: in
 def test_every_ngram_that_the_window_finds_is_what_the_target_writes_there(
     window: int, ngram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text is decided by position alone: an n-gram that is no part of it was predicted at a wrong position."""
+    """The text depends only on positions: an n-gram that is not in it was predicted at a wrong position."""
     text = np.random.default_rng(1).permutation(np.arange(2, 200)).tolist()
     target = StubTarget(script(text), vocab_size=256)
     config = LookaheadConfig(window=window, ngram=ngram, guesses=1000, seed_from_prompt=False)

@@ -152,7 +152,7 @@ CASES = [
         "skip-never", SKIP, successor, [1], list(range(2, 10)), 8, [(7, 0), (6, 0), (5, 0)], lambda text: text[-1] + 2
     ),
     Case("skip-always", SKIP, successor, [1], list(range(2, 14)), 3, [(3, 3)] * 3, successor),
-    # The sparse model errs behind multiples of three. The roots are 1, 4, 7, 10, so its third token is always wrong.
+    # The sparse model is wrong after multiples of three. The roots are 1, 4, 7, 10, so its third token is always wrong.
     Case(
         "skip-sometimes",
         SKIP,
@@ -193,7 +193,7 @@ CASES = [
         [(3, 3)] * 3,
     ),
     # Counting, a token depends on the one before: two refinements make two of the four right, whatever they began as.
-    # Blocks of four but for the last, behind 9 of 12 tokens, where two can still be emitted (and are right at once).
+    # Blocks of four but for the last, after 9 of 12 tokens, where two can still be emitted (and are right at once).
     Case(
         "jacobi-literal-sometimes",
         JacobiConfig(window=4, refine_steps=2, init="pad", mode="literal"),
@@ -232,14 +232,14 @@ CASES += [
     )
     for init in INITS
 ]
-# The target writes 1 1 2 four times. What each init guesses, a | behind what is accepted:
+# The target writes 1 1 2 four times. What each init guesses, a | after what is accepted:
 SOMETIMES = {
     # 1 1|1 at every step: one a round. The last may draft but two.
     **dict.fromkeys(("pad", "prompt_random", "previous_tail"), (4, [(4, 4), (4, 4), (3, 0)])),
-    # 1 1|1, then |2 2 2 behind every 2 and 1|1 1 behind its bonus 1: two a round. The last two draft two and one.
+    # 1 1|1, then |2 2 2 after every 2 and 1|1 1 after its bonus 1: two a round. The last two draft two and one.
     "repeat_last": (7, [(7, 4), (6, 1), (5, 0)]),
     # 1 1|1 (the last 1 was followed by one 1, repeated to the width). |2 2 2 (no 2 before). |2 1 1 (the latest 1 was
-    # followed by that). 2 1 1| (so was the latest 1 1). Behind 1 1 2 again, with three tokens left to write: 1 1|.
+    # followed by that). 2 1 1| (so was the latest 1 1). After 1 1 2 again, with three tokens left to write: 1 1|.
     "ngram": (5, [(5, 3), (5, 3), (4, 1)]),
 }
 CASES += [

@@ -73,7 +73,7 @@ def test_without_a_tree_tokens_are_causal(start: int, window: int | None) -> Non
 
 
 def test_a_lone_token_of_a_batch_is_still_masked() -> None:
-    """Its row is shorter than the span: the slots behind it hold another request's past."""
+    """Its row is shorter than the span: the slots after it hold another request's past."""
     visible = visible_slots([2, 5], torch.zeros(2, 1, dtype=torch.long), None, 6, None, CPU)
     assert visible is not None
     assert visible[:, 0].long().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
@@ -125,7 +125,7 @@ def test_a_fully_hidden_row_is_finite() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_implementation_gives_the_same_logits_on_trees(family: str) -> None:
-    """Ragged rows of trees behind prefixes that reach past the sliding window, in float32."""
+    """Ragged rows of trees after prefixes that reach past the sliding window, in float32."""
     model, rng = tiny_model(family), np.random.default_rng(1)
     trees = [random_tree(rng, 14), random_tree(rng, 6), TokenTree.empty()]
     prefixes = [rng.integers(0, 96, length).tolist() for length in (21, 3, 12)]

@@ -1,4 +1,4 @@
-"""The cache: what was committed stays, bit for bit, whatever is drafted, rejected, moved or grown behind it."""
+"""The cache: what was committed stays, bit for bit, whatever is drafted, rejected, moved or grown after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYERS, HEADS, SIZE = 3, 2, 4
 
 
 def labelled(labels: Sequence[Sequence[float]]) -> Tensor:
-    """(B, H, N, D) in which every number of a token is its label, told apart by head and component."""
+    """(B, H, N, D) in which every number of a token is its label, which differs by head and component."""
     base = torch.tensor(labels, dtype=torch.float32)[:, None, :, None]
     return base + torch.arange(HEADS)[:, None, None] * 0.25 + torch.arange(SIZE) * 0.03125
 
@@ -58,7 +58,7 @@ def test_the_path_and_nothing_else_is_kept(path: tuple[int, ...]) -> None:
     write(cache, [0], [3], [[10, 11, 12, 13, 14, 15, 16]])  # the root 10, the nodes 11 to 16
     cache.commit(0, path)
     assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path)]
-    # The next forward takes the slots right behind, and the other row has heard of nothing.
+    # The next forward takes the slots right after, and the other row is unchanged.
     write(cache, [0], [cache.lengths[0]], [[20]])
     cache.commit(0, ())
     assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path), 20]
@@ -157,7 +157,7 @@ def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]) -> None:
-    """Verify a tree behind `text`, keep the path, write the bonus."""
+    """Verify a tree after `text`, keep the path, write the bonus."""
     logits = target.forward([0], [text[-1]], [tree])[0]
     target.commit(0, path)
     text += [*tree.tokens[list(path)].tolist(), int(logits[path[-1] + 1 if path else 0].argmax())]

@@ -22,7 +22,7 @@ TREE = TokenTree(torch.tensor([5, 7, 6, 8]), torch.tensor([-1, -1, 0, 1]), torch
 
 @torch.inference_mode()
 def final_state(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """(C,) of the text's last token, behind the final norm, from the stock model alone."""
+    """(C,) of the text's last token, after the final norm, from the stock model."""
     return model.base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0, -1]
 
 
@@ -82,9 +82,9 @@ def test_it_is_added_behind_the_leading_layers_to_the_first_token_of_a_draft_alo
     assert torch.equal(logits[1], without[1])
     assert not torch.allclose(logits[0][0], without[0][0], atol=1e-3)
     # The exit is the path's end here: its head reads what the exit leaves and the feature, normed.
-    told = states[0][0].clone()
-    told[0] += path.feature.weight @ target.cache.finals[0]
-    expected = target.head(target.norm(told))
+    exit_states = states[0][0].clone()
+    exit_states[0] += path.feature.weight @ target.cache.finals[0]
+    expected = target.head(target.norm(exit_states))
     torch.testing.assert_close(logits[0], expected, **CLOSE)
     if kept:  # what verification takes over is the target's own
         assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(keep, states, strict=True))

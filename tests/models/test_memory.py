@@ -90,7 +90,7 @@ def test_a_peak_belongs_to_its_phase() -> None:
     with peaks("small"):
         pass
     with peaks("large"):
-        # 200 MB, gone before the phase ends. Mapped by hand: torch's might lie in what earlier tests left behind.
+        # 200 MB, gone before the phase ends. Mapped by hand: torch's might come from memory that earlier tests freed.
         with mmap.mmap(-1, 200_000_000) as block:
             for page in range(0, len(block), mmap.PAGESIZE):
                 block[page] = 1

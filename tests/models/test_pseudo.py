@@ -1,4 +1,4 @@
-"""Pseudo tokens: the target's own bits wherever no probe stands, and at probes what a plain dense forward computes."""
+"""Pseudo tokens: the target's own bits at all other nodes, and at probes what a plain dense forward computes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_lora(adapter: Adapter) -> Adapter:
 
 
 def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:
-    """Of a row whose tree is given, in a batch of two; the other row has candidates alone."""
+    """Of a row whose tree is given, in a batch of two; the other row has only candidates."""
     through = None if pseudo is None else pseudo.path
     logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], through=through)
     return torch.cat([logits[1], logits[0]])
@@ -71,7 +71,7 @@ def test_beside_probes_the_bits_are_those_without_lora(packed: bool, dtype: torc
 
 @torch.inference_mode()
 def dense(target: Target, adapter: Adapter, text: list[int], probes: int) -> Tensor:
-    """(V,) of the last of `probes` pseudo tokens behind a text: the stock model with hooks, no cache and no tree."""
+    """(V,) of the last of `probes` pseudo tokens after a text: the stock model with hooks, no cache and no tree."""
     model, hooks = target.model, []
     for index, layer in enumerate(target.anatomy.layers):
         for name, module in layer.named_modules():
@@ -168,8 +168,10 @@ def test_a_sampler_begins_as_the_identity_and_is_told_the_token_before() -> None
     for state, level in zip(hidden, levels, strict=True):
         for branch, best in level.items():
             with torch.inference_mode():
-                told = head(target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([(17, *branch)[-1]])))
-                logits, tokens = target.anatomy.head(told)[0], [token for token, _ in best]
+                adjusted = head(
+                    target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([(17, *branch)[-1]]))
+                )
+                logits, tokens = target.anatomy.head(adjusted)[0], [token for token, _ in best]
             assert tokens == logits.topk(4).indices.tolist()
             chances = torch.tensor([chance for _, chance in best])
             torch.testing.assert_close(chances, logits[tokens].softmax(-1), rtol=1e-4, atol=1e-5)

@@ -39,7 +39,7 @@ def draft(target: Target, path: Path, prompts: list[list[int]], lengths: list[in
 REUSED = {
     "exit": SkipSet.from_layer(4, 2),
     "late exit": SkipSet.from_layer(4, 3),
-    "late sublayers": SkipSet.of(4, [2], [3]),  # what is skipped comes late, but the path goes on behind it
+    "late sublayers": SkipSet.of(4, [2], [3]),  # what is skipped comes late, but the path continues after it
 }
 
 
@@ -120,7 +120,7 @@ def test_only_what_is_missing_is_computed() -> None:
         assert calls == [[1, 5], [1, 5], [4, 5, 5], [4, 5, 5]]
 
 
-def test_states_are_kept_before_and_behind_every_layer(model: PreTrainedModel, target: Target) -> None:
+def test_states_are_kept_before_and_after_every_layer(model: PreTrainedModel, target: Target) -> None:
     begin(target, LONG[:1])
     keep: list[list[Tensor]] = [[]]
     target.forward([0], LONG[:1], [TokenTree.chain(LONG[1:])], keep=keep)
@@ -128,7 +128,7 @@ def test_states_are_kept_before_and_behind_every_layer(model: PreTrainedModel, t
         stock = model(torch.tensor([LONG]), output_hidden_states=True, use_cache=False).hidden_states
     (ours,) = keep[0]
     assert ours.shape == (5, len(LONG), stock[0].shape[-1])
-    for layer in range(4):  # the stock model's last one is behind the final norm
+    for layer in range(4):  # the stock model's last one has passed the final norm
         torch.testing.assert_close(ours[layer], stock[layer][0], **CLOSE)
 
 
@@ -194,7 +194,7 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
 
     best: dict[int, tuple[Tensor, list[int]]] = {0: (full[0], [])}
     for layer in range(8):
-        behind: dict[int, tuple[Tensor, list[int]]] = {}
+        after: dict[int, tuple[Tensor, list[int]]] = {}
         for j in range(count + 1):
             options = []
             if j in best:
@@ -202,8 +202,8 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
             if j - 1 in best and 1 <= layer <= 6:
                 options.append((best[j - 1][0], [*best[j - 1][1], layer]))
             if options:
-                behind[j] = max(options, key=lambda option: likeness(option[0], layer))
-        best = behind
+                after[j] = max(options, key=lambda option: likeness(option[0], layer))
+        best = after
     assert sorted(ours.attention) == best[count][1] and ours.attention == ours.mlp
 
 

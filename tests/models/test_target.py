@@ -26,7 +26,7 @@ from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
 @torch.inference_mode()
 def stock_logits(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """(V,) what the stock model puts behind the text, no cache involved."""
+    """(V,) what the stock model puts after the text, no cache involved."""
     return model(torch.tensor([text]), use_cache=False).logits[0, -1]
 
 
@@ -202,7 +202,7 @@ def test_a_skipped_attention_writes_no_keys_and_the_others_do(target: Target, sk
     for layer, (keys, values) in enumerate(before):
         for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
             assert torch.equal(now, then) == (layer in skip.attention)
-            # And those that do, in the three scratch slots alone.
+            # And those that do, only in the three scratch slots.
             assert torch.equal(now[:, :, :length], then[:, :, :length])
             assert torch.equal(now[:, :, length + 3 :], then[:, :, length + 3 :])
 

@@ -114,7 +114,7 @@ class TreeParallelTarget:
             held, owed = share.held[self.rank], self.owed.get(row, [])
             first, *between = [*owed, root]
             firsts.append(first)
-            parts.append(behind(between, tree.restricted_to(held)))
+            parts.append(after_chain(between, tree.restricted_to(held)))
             self._last[row] = tree, held, len(owed)
         computed = self.target.forward(rows, firsts, parts)
         whole = computed[0].new_zeros(sum(1 + len(tree) for tree in trees), computed[0].shape[-1])
@@ -194,7 +194,7 @@ def shared_costs(costs: Costs) -> Costs:
     return Costs(measure)
 
 
-def behind(chain: Sequence[int], tree: TokenTree) -> TokenTree:
+def after_chain(chain: Sequence[int], tree: TokenTree) -> TokenTree:
     """Return `tree` below the end of `chain`, whose m nodes come first."""
     m = len(chain)
     if not m:

@@ -33,7 +33,7 @@ class Selection:
 
     def __init__(self, layers: int, rows: int) -> None:
         self.cache = KVCache(layers, rows, 0)
-        self._chosen, self._behind = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
+        self._chosen, self._ends = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
 
     def choose(self, row: int, source: KVCache, positions: Tensor, drafted: int = 0) -> None:
         """Copy the row's committed keys and values at `positions` (n,), ascending, from `source`.
@@ -43,12 +43,12 @@ class Selection:
         end = source.lengths[row]
         self.cache.gather(row, source, torch.cat([positions, torch.arange(end, end + drafted)]))
         self.cache.lengths[row] = len(positions)
-        self._chosen[row], self._behind[row] = positions, end
+        self._chosen[row], self._ends[row] = positions, end
 
     def positions(self, row: int, offset: int) -> Tensor:
         """Return (n + offset,) positions of the row's slots: those chosen, then `offset` tokens of a draft."""
-        behind = self._behind[row]
-        return torch.cat([self._chosen[row], torch.arange(behind, behind + offset)])
+        end = self._ends[row]
+        return torch.cat([self._chosen[row], torch.arange(end, end + offset)])
 
 
 class Scores:

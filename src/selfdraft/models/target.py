@@ -155,7 +155,7 @@ class Target(Driver):
         starts = [self.cache.lengths[row] + i * stride for i in range(len(firsts))]
         chains = [TokenTree.chain(tokens[i + 1 : i + size]) for i in firsts]
         whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
-        whole = replace(whole, behind=[position + i for i in firsts])
+        whole = replace(whole, first_positions=[position + i for i in firsts])
         return torch.cat(self.logits(path, path.run(self, whole, chains), chains))
 
     def longest_draft(self, row: int) -> int:
@@ -202,7 +202,7 @@ class Target(Driver):
         tree = TokenTree.chain(tokens[1:])
         self.cache.clear(0)
         self.cache.prefilled_at[0] = first + TRIED  # the stock forward uses one length for all of them
-        block = replace(self._block([0], [0], [int(tokens[0])], [tree]), behind=[first])
+        block = replace(self._block([0], [0], [int(tokens[0])], [tree]), first_positions=[first])
         (ours,) = self.logits(self.full, self.full.run(self, block), [tree])
         self.cache.clear(0)
         return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
