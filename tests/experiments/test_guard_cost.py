@@ -1,4 +1,4 @@
-"""experiments/guard_and_cascade/guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
+"""guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
 
 from __future__ import annotations
 

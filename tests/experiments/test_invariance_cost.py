@@ -1,4 +1,4 @@
-"""experiments/invariance/invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
+"""invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
 
 from __future__ import annotations
 

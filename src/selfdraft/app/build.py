@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import nn
 
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, SampleConfig
 from selfdraft.core.errors import UserError
@@ -106,10 +107,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     with memory("load"):
         loaded = config.model.load(device)
         target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
-    print_of_model = fingerprint(loaded.model)
-    if config.artifact is not None:
-        found = Artifact.read(Path(config.artifact))
-        found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, print_of_model)
+    print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
@@ -151,6 +149,19 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
     if not torch.distributed.is_initialized():
         raise UserError("hardware.tree_parallel needs its processes, and only task=evaluate starts them")
     return TreeParallelTarget(target)
+
+
+def refuse_other_model(config: Config, model: nn.Module) -> str:
+    """Return the fingerprint of the model, which must be the one that the artifact given as drafter.from is for.
+
+    Raises:
+        UserError: the artifact is for another model.
+    """
+    found = fingerprint(model)
+    if config.artifact is not None:
+        artifact = Artifact.read(Path(config.artifact))
+        artifact.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, found)
+    return found
 
 
 def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | None = None) -> None:
