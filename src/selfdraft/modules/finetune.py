@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from numpy.random import Generator, default_rng
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
-from selfdraft.core.options import Options, option
+from selfdraft.core.options import Options, choice_name, option
 from selfdraft.core.training import (
     Blocks,
     blocks_of,
@@ -48,36 +48,38 @@ PRECISIONS = ("32-true", "bf16-mixed")
 class RecipeConfig(Options):
     """Options that all recipes have.
 
-    `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens, with
-    prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`:
-    do not learn from prompts. `validation`: the share of prompts held out. Every `validate_every` steps the tokens that
-    would be accepted on them are counted; training stops after `patience` counts without a better one, after `steps`
-    steps or after `minutes`. `block`: positions per block, the draft length in training. `rank`, `alpha`: LoRA's rank
-    and scale. `vocabulary`: draft only this many tokens, the most frequent of the training texts; null for all.
-    `remember`: keep the teacher outputs of each text in memory for later epochs.
+    Training stops by `steps`, `minutes` or `patience`, whichever comes first.
     """
 
     group: ClassVar[str] = "finetune"
-    name: str = ""
-    data: list[str] = field(default_factory=list)
-    steps: int = option(300, at_least=1)
-    minutes: float | None = option(None, at_least=0.01)
-    batch_size: int = option(4, at_least=1)
-    accumulate: int = option(1, at_least=1)
-    length: int = option(256, at_least=16)
-    longest_prompt: int = option(128, at_least=1)
-    answers_only: bool = False
-    validation: float = option(0.1, at_least=0.001, at_most=0.9)
-    validate_every: int = option(50, at_least=1)
-    patience: int = option(5, at_least=1)
-    block: int = option(4, at_least=1)
-    rank: int = option(64, at_least=0)
-    alpha: float = option(64.0, at_least=0.001)
-    vocabulary: int | None = option(None, at_least=2)
-    learning_rate: float = option(5e-4, at_least=0.0)
-    warmup: float = option(0.05, at_least=0.0, at_most=1.0)
-    remember: bool = True
-    precision: str = option("32-true", choices=PRECISIONS)
+    name: str = choice_name("")
+    data: list[str] = option([], help="folders of task=distill_data, or datasets of texts; needed")
+    steps: int = option(300, at_least=1, help="training stops after this many steps")
+    minutes: float | None = option(None, at_least=0.01, help="training stops after this many minutes; null: no limit")
+    batch_size: int = option(4, at_least=1, help="rows in a step")
+    accumulate: int = option(1, at_least=1, help="steps whose gradients are summed for one update")
+    length: int = option(256, at_least=16, help="tokens in a row; texts are packed into rows")
+    longest_prompt: int = option(128, at_least=1, help="longer prompts are cut to this many last tokens")
+    answers_only: bool = option(False, help="true: do not learn from prompts")
+    validation: float = option(0.1, at_least=0.001, at_most=0.9, help="share of the prompts held out for validation")
+    validate_every: int = option(
+        50, at_least=1, help="steps between two validations, which count the drafted tokens that would be accepted"
+    )
+    patience: int = option(5, at_least=1, help="training stops after this many validations without a better one")
+    block: int = option(4, at_least=1, help="tokens in a draft")
+    rank: int = option(64, at_least=0, help="rank of the LoRA")
+    alpha: float = option(64.0, at_least=0.001, help="the LoRA is scaled by alpha / rank")
+    vocabulary: int | None = option(
+        None, at_least=2, help="draft from only this many token ids, the most frequent of the texts; null: all"
+    )
+    learning_rate: float = option(5e-4, at_least=0.0, help="highest learning rate, reached after the warmup")
+    warmup: float = option(0.05, at_least=0.0, at_most=1.0, help="share of the steps in which the learning rate rises")
+    remember: bool = option(True, help="true: keep the teacher outputs of each text in memory for later epochs")
+    precision: str = option(
+        "32-true",
+        choices=PRECISIONS,
+        help="precision of the training: 32-true or bf16-mixed; weights are kept in float32",
+    )
 
 
 class FinetuneModule(pl.LightningModule, ABC):
@@ -91,18 +93,18 @@ class FinetuneModule(pl.LightningModule, ABC):
         config: RecipeConfig,
         build: Callable[[torch.device], Target],
         *,
-        words: Sequence[int] | None,
+        draft_ids: Sequence[int] | None,
         seed: int,
     ) -> None:
         """Prepare a fine-tuning.
 
         Args:
             build: makes the target on this process's device, in float32 and unpacked.
-            words: token ids that drafts may contain; None for all.
+            draft_ids: token ids that drafts may contain; None for all.
             seed: seed of everything random in training.
         """
         super().__init__()
-        self.config, self.build, self.words, self.seed = config, build, words, seed
+        self.config, self.build, self.draft_ids, self.seed = config, build, draft_ids, seed
         self.strict_loading = False  # checkpoints hold only the trained weights, none of the target's
         self.student: Student | None = None
         self.history: list[dict[str, Any]] = []
@@ -117,8 +119,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         """
 
     @abstractmethod
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """Return the trainable copies of the path's layers; `words`: (v,) ids that drafts may contain, None for all."""
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
+        """Return trainable copies of the path's layers; `vocabulary`: (v,) ids that may be drafted, None for all."""
 
     @abstractmethod
     def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
@@ -164,9 +166,9 @@ class FinetuneModule(pl.LightningModule, ABC):
         if self.student is not None:
             return
         self.target = self.build(self.trainer.strategy.root_device)
-        words = None if self.words is None else torch.tensor(sorted(self.words), device=self.target.device)
+        vocabulary = None if self.draft_ids is None else torch.tensor(sorted(self.draft_ids), device=self.target.device)
         self.draft_path = self.path(self.target)
-        self.student = self.make_student(self.target, self.draft_path, words)
+        self.student = self.make_student(self.target, self.draft_path, vocabulary)
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
         self._teacher_outputs = TeacherOutputStore(compute) if self.config.remember else compute
 
@@ -228,7 +230,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         """Return (B, G, K) whether the head, given (B, M, C) hidden states, predicts the target's most likely token."""
         counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
         theirs = self.target.head(blocks.gathered(teacher.final)[counted]).argmax(-1)
-        agree[counted] = self.student.words(self.student.logits(hidden[counted])) == theirs
+        agree[counted] = self.student.token_ids(self.student.logits(hidden[counted])) == theirs
         return agree.view_as(blocks.valid)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks, divergence, weighted_mean
 from selfdraft.data.packing import PackedBatch
@@ -23,20 +23,28 @@ from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistil
 
 @dataclass
 class ConsistencyConfig(SparseDistillConfig):
-    """Train on blocks of `block` tokens (the first is known); validation refines each block `refine_steps` times.
+    """How blocks are refined in training, and which part of the model refines.
 
-    `autoregressive_weight`: weight of the loss after correct tokens, relative to the loss after guesses. Guesses come
-    from the data's recorded trajectories (distill.trajectories), or are random tokens of the row where there are none.
-    Without a skip set the whole model is adapted, for drafter=jacobi; with one, its path, for drafter=sparse_jacobi.
+    Guesses come from the data's recorded trajectories (distill.trajectories), or are random tokens of the row where
+    there are none. Without a skip set the whole model is adapted, for drafter=jacobi; with one, its path, for
+    drafter=sparse_jacobi.
     """
 
-    name: str = "consistency"
-    block: int = option(8, at_least=2)
-    refine_steps: int = option(2, at_least=1)
-    rank: int = option(32, at_least=0)
-    alpha: float = option(32.0, at_least=0.001)
-    norm: bool = False
-    autoregressive_weight: float = option(1.0, at_least=0.0)
+    name: str = choice_name("consistency")
+    block: int = option(8, at_least=2, help="the known token and the window after it")
+    refine_steps: int = option(2, at_least=1, help="refinements before accepted tokens are counted, and in the drafter")
+    keep_layers: list[int] | None = option(
+        None,
+        at_least=0,
+        help="layers that refine, for drafter=sparse_jacobi; null: the whole model, for drafter=jacobi, unless another "
+        "option names a skip set",
+    )
+    rank: int = redefault(SparseDistillConfig, "rank", 32)
+    alpha: float = redefault(SparseDistillConfig, "alpha", 32.0)
+    norm: bool = redefault(SparseDistillConfig, "norm", False)
+    autoregressive_weight: float = option(
+        1.0, at_least=0.0, help="weight of the loss after correct tokens, relative to the loss after guesses"
+    )
 
     def skip_set(self, layers: int) -> SkipSet:
         """Return the configured skip set; nothing is skipped by default."""
@@ -75,8 +83,8 @@ class Consistency(SparseDistill):
         for step in range(self.config.refine_steps):
             hidden = self._hidden(guesses, blocks, teacher)
             if step + 1 < self.config.refine_steps:
-                words = self.student.words(self.student.logits(hidden)).view_as(guesses)
-                guesses = torch.cat([guesses[..., :1], words[..., :-1]], dim=-1)
+                ids = self.student.token_ids(self.student.logits(hidden)).view_as(guesses)
+                guesses = torch.cat([guesses[..., :1], ids[..., :-1]], dim=-1)
         return self.agrees(hidden, blocks, teacher)
 
     def options(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
@@ -29,20 +29,23 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 @dataclass
 class ExitAdapterConfig(RecipeConfig):
-    """Exit after `exit_layer` layers, then run trained copies of the layers `twins` (null: of the last layer).
+    """Which layers draft before the exit, and which are copied and trained after it."""
 
-    `feature`: add to the first copy's input the final hidden state of the last token that the full model has seen,
-    multiplied by a trained matrix.
-    """
-
-    name: str = "exit_adapter"
-    exit_layer: int = option(8, at_least=1)
-    twins: list[int] | None = option(None, at_least=0)
-    feature: bool = False
-    steps: int = option(600, at_least=1)
-    block: int = option(2, at_least=1)
-    vocabulary: int | None = option(8192, at_least=2)
-    learning_rate: float = option(5e-4, at_least=0.0)
+    name: str = choice_name("exit_adapter")
+    exit_layer: int = option(
+        8, at_least=1, help="number of first layers, which are not trained; verification reuses their outputs"
+    )
+    twins: list[int] | None = option(
+        None, at_least=0, help="layers whose trainable copies follow the exit; null: the last layer"
+    )
+    feature: bool = option(
+        False,
+        help="true: the first copy's input also has the final hidden state of the last token that the full model has "
+        "seen, multiplied by a trained matrix",
+    )
+    steps: int = redefault(RecipeConfig, "steps", 600)
+    block: int = redefault(RecipeConfig, "block", 2)
+    vocabulary: int | None = redefault(RecipeConfig, "vocabulary", 8192)
 
 
 class ExitAdapter(FinetuneModule):
@@ -68,7 +71,7 @@ class ExitAdapter(FinetuneModule):
         skipped = set(range(exit_layer, layers)) - set(self.copied)
         return sparse_path(target, SkipSet.of(layers, skipped, skipped))
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return copies of the chosen layers, all of whose weights are trained, and a trainable norm."""
         return Student(
             target,
@@ -77,7 +80,7 @@ class ExitAdapter(FinetuneModule):
             whole=self.copied,
             norm=True,
             feature=self.config.feature,
-            vocabulary=words,
+            vocabulary=vocabulary,
         )
 
     def states_before(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
@@ -29,22 +29,26 @@ from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 @dataclass
 class PseudoTokensRecipeConfig(RecipeConfig):
-    """Train `block` pseudo tokens after an anchor every `anchors` positions, with LoRA from layer `first_layer` on.
+    """Where pseudo tokens are placed in training, and what is trained with them.
 
-    `matrices`: names of the matrices that get a LoRA, such as q_proj; null for all. What a LoRA costs in decoding
-    depends more on the number of products it adds than on its rank.
-    `sampler`: train a small head that adjusts each prediction to the token drafted before it.
+    What a LoRA costs in decoding depends more on the number of products it adds (`first_layer`, `matrices`) than on its
+    rank.
     """
 
-    name: str = "pseudo_tokens"
-    block: int = option(3, at_least=1)
-    anchors: int = option(3, at_least=1)
-    first_layer: int = option(0, at_least=0)
-    matrices: list[str] | None = None
-    rank: int = option(32, at_least=1)
-    alpha: float = option(32.0, at_least=0.001)
-    sampler: bool = True
-    vocabulary: int | None = None
+    name: str = choice_name("pseudo_tokens")
+    block: int = option(3, at_least=1, help="number of pseudo tokens")
+    anchors: int = option(
+        3, at_least=1, help="positions between two anchors, the tokens after which the pseudo tokens are placed"
+    )
+    first_layer: int = option(0, at_least=0, help="first layer with a LoRA; all later ones have it too")
+    matrices: list[str] | None = option(
+        None, help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all"
+    )
+    rank: int = option(32, at_least=1, help="rank of the LoRA")
+    alpha: float = redefault(RecipeConfig, "alpha", 32.0)
+    sampler: bool = option(
+        True, help="true: train a small head that adjusts each prediction to the token drafted before it"
+    )
 
 
 class PseudoTokensRecipe(FinetuneModule):
@@ -72,7 +76,7 @@ class PseudoTokensRecipe(FinetuneModule):
             )
         return sparse_path(target, SkipSet())
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""
         config, weight = self.config, target.anatomy.embed.weight
         generator = torch.Generator().manual_seed(self.seed)
@@ -86,7 +90,7 @@ class PseudoTokensRecipe(FinetuneModule):
             alpha=config.alpha,
             lora_from=config.first_layer,
             lora_on=config.matrices or (),
-            vocabulary=words,
+            vocabulary=vocabulary,
         )
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks, distance, divergence, early_layer, layer_dropout
 from selfdraft.data.packing import PackedBatch
@@ -31,24 +31,35 @@ CURRICULA = ("none", "rotational", "gradual")
 
 @dataclass
 class SparseDistillConfig(RecipeConfig):
-    """Skip `skip_attention` and `skip_mlp`, or what a calibration found (`skip_from`), or all from `exit_layer` on.
+    """Which sublayers the path skips, and the terms of the loss.
 
-    `keep_layers` names the whole layers that stay instead. `norm`: train a final norm for the path as well.
-    `hidden_weight`: weight of matching the target's last hidden state. `layer_dropout`: dropout rate of the last kept
-    layer; earlier ones have less. `early_weight`: weight of the loss at an earlier layer, chosen by `curriculum`.
+    The skip set is given in one of four ways: `keep_layers`, `skip_attention` with `skip_mlp`, `skip_from` or
+    `exit_layer`.
     """
 
-    name: str = "sparse_distill"
-    keep_layers: list[int] | None = option(None, at_least=0)
-    skip_attention: list[int] | None = option(None, at_least=0)
-    skip_mlp: list[int] | None = option(None, at_least=0)
-    skip_from: str | None = None
-    exit_layer: int | None = option(None, at_least=1)
-    norm: bool = True
-    hidden_weight: float = option(0.0, at_least=0.0)
-    layer_dropout: float = option(0.0, at_least=0.0, below=1.0)
-    curriculum: str = option("none", choices=CURRICULA)
-    early_weight: float = option(0.5, at_least=0.0)
+    name: str = choice_name("sparse_distill")
+    keep_layers: list[int] | None = option(
+        None, at_least=0, help="layers that are kept; null: every other one, unless another option names a skip set"
+    )
+    skip_attention: list[int] | None = option(None, at_least=0, help="layers whose attention is skipped, instead")
+    skip_mlp: list[int] | None = option(None, at_least=0, help="layers whose MLP is skipped, with skip_attention")
+    skip_from: str | None = option(None, help="drafter.yaml of a task=calibrate run, whose skip set is used instead")
+    exit_layer: int | None = option(None, at_least=1, help="keep all layers before this one, instead")
+    norm: bool = option(True, help="true: train a final norm for the path as well")
+    hidden_weight: float = option(0.0, at_least=0.0, help="weight of matching the target's last hidden state")
+    layer_dropout: float = option(
+        0.0,
+        at_least=0.0,
+        below=1.0,
+        help="as in LayerSkip: dropout rate of the last kept layer in training; earlier ones have less",
+    )
+    curriculum: str = option(
+        "none",
+        choices=CURRICULA,
+        help="a loss at one earlier layer in each step, as in LayerSkip: none, rotational (each layer in turn) or "
+        "gradual (in turn among more and more layers, from the last on)",
+    )
+    early_weight: float = option(0.5, at_least=0.0, help="weight of the loss at an earlier layer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,10 +109,10 @@ class SparseDistill(FinetuneModule):
         """Return the target's path without the sublayers of the skip set."""
         return sparse_path(target, self.config.skip_set(len(target.full.layers)))
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return trainable copies of all kept layers."""
         config = self.config
-        return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=words)
+        return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=vocabulary)
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the tokens' embeddings."""
