@@ -1,4 +1,4 @@
-"""One request of one drafter, stepped by hand: what it drafts, and what it is then told."""
+"""One request of one drafter, stepped by hand: its drafts, and the results that it observes."""
 
 from __future__ import annotations
 

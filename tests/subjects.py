@@ -1,4 +1,4 @@
-"""A random model that decodes, and what it writes alone: what losslessness is tested on, on any device."""
+"""A random model and its plain greedy text, for tests of losslessness on any device."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stock_output(model: PreTrainedModel, prompt: Sequence[int], length: int = LE
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its target, and what the model writes alone."""
+    """A model, its target, and the model's plain greedy text."""
 
     model: PreTrainedModel
     target: Target

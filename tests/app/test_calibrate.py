@@ -1,4 +1,4 @@
-"""task=calibrate: what it leaves behind, how it goes on, who takes part, and who may take what it found."""
+"""task=calibrate: its artifact, resuming, several processes, and using the artifact in other runs."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_nothing_in_an_artifact_is_looked_up(tmp_path: Path) -> None:
         assert SECRET not in str(refused.value)
 
 
-# What the tasks wrote before a drafter had a path: name and options, as they stood in drafter.yaml.
+# What the tasks wrote before a drafter had a path: name and options, as in drafter.yaml.
 WRITTEN = {
     "calibrate": ("layer_skip", "{skip_attention: [1, 2], skip_mlp: [1], draft_length: 6, min_confidence: 0.4}"),
     "sparse_distill": ("layer_skip", "{adapter: ., draft_length: 4}"),

@@ -34,7 +34,7 @@ WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not No
 
 
 def choices_under(conf: Path) -> list[str]:
-    """Every YAML but the root one, as `group/choice`, however deep it lies."""
+    """Every YAML but the root one, as `group/choice`, at any depth."""
     paths = [path for path in conf.rglob("*.yaml") if path.parent != conf]
     return sorted(path.relative_to(conf).with_suffix("").as_posix() for path in paths)
 
@@ -143,7 +143,7 @@ def test_a_drafters_yaml_composes_to_what_configured_returns(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_A_PATH)
 def test_a_drafter_that_takes_a_path_composes_with_every_path(name: str) -> None:
-    """The group alone: the whole configuration would take twice as long, and it is composed above."""
+    """Only the group: the whole configuration would take twice as long, and it is composed above."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for path in PATHS:
             overrides = [f"drafter/path={path}", *MANDATORY.get(f"drafter/path/{path}", [])]

@@ -221,12 +221,12 @@ def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
     assert (result["tokens_per_forward"], result["acceptance_by_depth"]) == (1.0, [])
 
 
-@pytest.mark.parametrize(("warm", "memory"), [("true", "warm"), ("false", "cold")])
-def test_what_a_drafter_remembers_of_earlier_prompts_is_stated(tmp_path: Path, warm: str, memory: str) -> None:
+@pytest.mark.parametrize(("warm", "state"), [("true", "warm"), ("false", "cold")])
+def test_what_a_drafter_remembers_of_earlier_prompts_is_stated(tmp_path: Path, warm: str, state: str) -> None:
     drafter = ("drafter=suffix", f"drafter.warm={warm}", "drafter.costs=flat", "dataset.limit=2", "dataset.shuffle=3")
     said = said_by(tmp_path / "run", *SMOKE, *drafter)
-    assert f"suffix ({memory}) against autoregressive decoding" in said
-    assert read_result(tmp_path / "run")["drafter_memory"] == memory
+    assert f"suffix ({state}) against autoregressive decoding" in said
+    assert read_result(tmp_path / "run")["drafter_memory"] == state
 
 
 def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:

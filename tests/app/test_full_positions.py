@@ -1,4 +1,4 @@
-"""Where a model has no more positions, an answer ends, and whoever reads it is told so."""
+"""An answer ends where the model has no more positions, and the results say so."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def test_one_answer_that_the_positions_cut_says_so(tmp_path: Path, small: list[s
     assert warning in said_by(tmp_path / "cut", *ask, "decoding.max_new_tokens=60")
     assert warning not in said_by(tmp_path / "whole", *ask, "decoding.max_new_tokens=5")
     if task == "trace":
-        told = [json.loads((tmp_path / name / "trace.json").read_text())["ended"] for name in ("cut", "whole")]
-        assert told == ["positions", "length"]
+        ended = [json.loads((tmp_path / name / "trace.json").read_text())["ended"] for name in ("cut", "whole")]
+        assert ended == ["positions", "length"]

@@ -110,8 +110,8 @@ def test_a_failed_job_is_told_and_the_others_run(app: Path) -> None:
     done = sweep(app, "a=1,2,3", "fail_at=2", "mismatch_at=3", "hydra.sweep.dir=out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = "2 of 3 jobs failed: 1 (exit 3), 2 (exit 4)"
-    assert told in done.stderr.splitlines()
+    failed = "2 of 3 jobs failed: 1 (exit 3), 2 (exit 4)"
+    assert failed in done.stderr.splitlines()
 
     table = pd.read_csv(app / "out/sweep.csv").set_index("a")
     assert table["status"].to_dict() == {1: "completed", 2: "failed (exit 3)", 3: "failed (exit 4)"}

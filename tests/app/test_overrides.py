@@ -1,4 +1,4 @@
-"""What is typed wrongly is told in a line before Hydra stumbles over it."""
+"""Wrong overrides give one clear line before Hydra parses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = groups_under(CONF)
 DIGITS = "9" * 5000
 
 
-def told(*arguments: str) -> str:
+def error_line(*arguments: str) -> str:
     with pytest.raises(UserError) as refused:
         checked(arguments, CONF)
     line = explain(refused.value)
@@ -30,18 +30,18 @@ def told(*arguments: str) -> str:
 @pytest.mark.parametrize("group", sorted(set(GROUPS) - {"experiment"}))
 def test_a_group_whose_value_is_no_name_is_told_its_choices(group: str, value: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-    assert told("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
+    assert error_line("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
 
 
 @pytest.mark.parametrize("typed", ["drafter.path=swift", "+drafter.path=swift", "drafter.path=swift,clasp"])
 def test_a_group_in_a_group_is_chosen_with_a_slash(typed: str) -> None:
     key, _, value = typed.lstrip("+").partition("=")
-    assert told(typed) == f"{typed}: choose one with {key.replace('.', '/')}={value}"
+    assert error_line(typed) == f"{typed}: choose one with {key.replace('.', '/')}={value}"
 
 
 @pytest.mark.parametrize("group", ["launcher", "help", "output", "job_logging", "sweeper", "env"])
 def test_hydras_own_groups_are_no_exception(group: str) -> None:
-    assert told(f"hydra/{group}=null") == f"hydra/{group}=null: no such choice: give the name of one"
+    assert error_line(f"hydra/{group}=null") == f"hydra/{group}=null: no such choice: give the name of one"
 
 
 def test_no_experiment_may_be_asked_for() -> None:
@@ -70,7 +70,7 @@ def test_no_experiment_may_be_asked_for() -> None:
     ids=range(9),
 )
 def test_what_cannot_be_read_is_told_in_a_short_line(argument: str, expected: str) -> None:
-    line = told(argument)
+    line = error_line(argument)
     assert expected in line
     assert len(line) < 300
 

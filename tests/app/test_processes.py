@@ -51,9 +51,9 @@ def test_what_other_launchers_left_in_the_environment_changes_nothing(tmp_path: 
     assert done.returncode == 0, done.stderr
     assert f"results: {tmp_path}/run" in done.stdout
     assert read_result(tmp_path / "run")["prompts"] == 2
-    told = ", ".join(name for name in names if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    assert done.stderr.count("\n") == bool(told)
-    assert f"{told} in the environment ignored" in done.stderr or not told
+    ignored = ", ".join(name for name in names if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    assert done.stderr.count("\n") == bool(ignored)
+    assert f"{ignored} in the environment ignored" in done.stderr or not ignored
 
 
 def test_a_mistake_is_told_whatever_the_environment_says(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_what_stops_a_run_ends_it_with_130_and_the_hint_how_to_go_on(
     hint = f"stopped; finished prompts are kept: the same command with hydra.run.dir={folder} goes on"
     assert hint in " ".join(out.split())
     assert "Traceback" not in out + err
-    with pytest.raises(ProcessLookupError):  # no process is left behind
+    with pytest.raises(ProcessLookupError):  # no process remains
         os.killpg(running.pid, 0)
 
 

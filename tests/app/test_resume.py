@@ -45,7 +45,7 @@ def wait_until(running: subprocess.Popen[str], condition: Callable[[], bool]) ->
 
 @dataclass(frozen=True)
 class Killed:
-    """What kill -9 left, and what a second run was told while the first was running."""
+    """The folder after kill -9, and the error of a second run while the first was running."""
 
     folder: Path
     lines: bytes

@@ -1,4 +1,4 @@
-"""The certificate: where two outputs part, and whether rounding alone may part them there."""
+"""The certificate: where two outputs differ first, and whether rounding explains it."""
 
 from __future__ import annotations
 

@@ -89,12 +89,12 @@ def test_a_tree_is_as_large_as_it_pays(probabilities: list[float], seconds: tupl
     assert best_size(probabilities, CostCurve((1, 4), seconds)) == size
 
 
-@pytest.mark.parametrize("dear", [0.01, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("cost", [0.01, 0.05, 0.2, 0.6])
 @pytest.mark.parametrize("worth", [0.0, 0.4, 1.5])
-def test_of_all_trees_and_places_for_probes_the_best_are_chosen(dear: float, worth: float) -> None:
+def test_of_all_trees_and_places_for_probes_the_best_are_chosen(cost: float, worth: float) -> None:
     """Against every size with every set of ends, where the text ends by drawing a path down the tree."""
     growth = grow(alike, nodes=6, depth=3)
-    curve = CostCurve((1, 100), (1.0, 1.0 + 99 * dear))
+    curve = CostCurve((1, 100), (1.0, 1.0 + 99 * cost))
 
     def rate(size: int, ends: tuple[int, ...]) -> float:
         reached = {ROOT: 1.0} | dict(enumerate(growth.probabilities[:size]))

@@ -45,7 +45,7 @@ def test_a_calibration_begins_at_the_confidence_and_ends_at_what_was_seen() -> N
     assert calibration(0.97) == pytest.approx(0.95) and calibration(1.0) == calibration(0.97)
     assert calibration.reaches([0.97, 0.52]) == pytest.approx([0.95, 0.95 * 0.55])
     for _ in range(1000):
-        calibration.learn([0.97, 0.52, 0.3], 1)  # the second never stands; of the third nothing is known
+        calibration.learn([0.97, 0.52, 0.3], 1)  # the second is never accepted; nothing is known about the third
     assert calibration(0.97) == pytest.approx(1.0, abs=0.01)
     assert calibration(0.52) == pytest.approx(0.0, abs=0.01)
     assert calibration(0.3) == pytest.approx(0.35)
@@ -67,11 +67,11 @@ def test_expected_gain_drafts_on_exactly_while_tokens_per_second_rise() -> None:
             assert n == best
 
 
-@pytest.mark.parametrize("dear", [0.01, 0.04, 0.2])
+@pytest.mark.parametrize("cost", [0.01, 0.04, 0.2])
 @pytest.mark.parametrize("confidences", [[0.45], [0.95, 0.65]])
-def test_as_many_leaves_as_make_the_most_tokens_per_second(confidences: list[float], dear: float) -> None:
+def test_as_many_leaves_as_make_the_most_tokens_per_second(confidences: list[float], cost: float) -> None:
     """Against the rate of every number of them; before anything is learned, a bin's middle is what it says."""
-    full, draft, size = CostCurve((1, 101), (1.0, 1.0 + 100 * dear)), 0.15, 1 + len(confidences)
+    full, draft, size = CostCurve((1, 101), (1.0, 1.0 + 100 * cost)), 0.15, 1 + len(confidences)
     rivals = [0.2, 0.1, 0.05, 0.02, 0.01]
     above = confidences[0] if len(confidences) == 2 else 1.0
     chain = 1 + sum(itertools.accumulate(confidences, operator.mul))

@@ -40,7 +40,7 @@ def test_the_latest_match_wins_within_one_size_and_the_longest_size_over_all() -
     index.extend([7, 1, 5, 8, 1, 6, 1])
     assert index.continuation(2) == [6, 1]  # (6, 1) is new; of the two earlier 1s the latest is followed by 6
     index.extend([9, 7, 1])
-    assert index.continuation(2) == [5, 8]  # (7, 1) stood at the very beginning, which beats any later 1
+    assert index.continuation(2) == [5, 8]  # (7, 1) is at the very beginning, which beats any later 1
 
 
 def test_the_end_of_the_text_does_not_match_itself() -> None:

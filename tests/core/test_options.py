@@ -1,4 +1,4 @@
-"""Options: ranges stand beside their defaults, and a value outside is refused in one line."""
+"""Options: ranges are declared with their defaults, and a value outside gives one clear line."""
 
 from __future__ import annotations
 

@@ -42,5 +42,5 @@ def test_a_table_knows_the_longest_context_and_its_suffixes() -> None:
     assert table.after((9, 2, 3)) == [(2, old), (1, old)]
     assert table.after((3,)) == [(1, old)]
     table.record([(9, 3)], [new])
-    assert table.after((1, 2, 3)) == [(3, old), (2, old), (1, new)]  # the last to be read stands
+    assert table.after((1, 2, 3)) == [(3, old), (2, old), (1, new)]  # the last one read counts
     assert table.after((8, 8, 8)) == []

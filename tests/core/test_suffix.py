@@ -83,7 +83,7 @@ def test_suffixes_grow_shorter_and_more_frequent() -> None:
 def test_chances_by_hand() -> None:
     automaton, (state,) = grown([[1, 2, 7, 1, 2, 8, 1, 2, 8, 5, 2, 9, 1, 2]])
     match = automaton.match(state)
-    # 1 2 was followed by 8 twice and by 7 once: e = 2 √2 / 2. The 2 alone also by 9, once: of d = 1 way, e = 2 √1 / 1.
+    # 1 2 was followed by 8 twice and by 7 once: e = 2 √2 / 2. A single 2 also by 9, once: of d = 1 way, e = 2 √1 / 1.
     share = 1 / (3 + 2**0.5)
     assert automaton.chances(match, 2, 4) == [
         (8, pytest.approx(2 * share)),

@@ -80,7 +80,7 @@ def test_the_empty_tree_is_a_step_without_a_draft() -> None:
 
 @pytest.mark.parametrize("parents", [[0, 0], [1, ROOT], [ROOT, 1], [ROOT, -2]])
 def test_a_parent_that_does_not_stand_before_its_child_is_refused(parents: list[int]) -> None:
-    with pytest.raises(ValueError, match="must stand before it"):
+    with pytest.raises(ValueError, match="must come before it"):
         TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.ones(2, dtype=torch.bool))
 
 

@@ -48,7 +48,7 @@ def test_lookup_drafts_candidates_that_begin_differently_side_by_side() -> None:
 
 
 def test_lookup_learns_which_candidate_is_right() -> None:
-    """The second one always is: after a while it alone is drafted, and one that is never right is not."""
+    """The second one always is: after a while only it is drafted, and one that is never right is not."""
     text = [1, 2, 10, 11, 2, 20, 21, 1, 2]
     target = StubTarget(successor)
     target.costs = CostCurve((1, 65), (1.0, 12.0))

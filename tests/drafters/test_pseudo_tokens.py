@@ -38,7 +38,7 @@ def by_depth(generation: Generation) -> list[tuple[int, int]]:
 
 
 def test_probes_that_are_right_verify_and_draft_in_one_forward() -> None:
-    """A text decided by position: the first step has probes alone, every further one commits three and the bonus."""
+    """A text decided by position: the first step has only probes, every further one commits three and the bonus."""
     target = StubTarget(script(list(range(1, 20))))
     generation = decode(target, PseudoTokensConfig(costs="flat"), [1], 13)
     assert generation.output == list(range(2, 15))
@@ -68,13 +68,13 @@ def test_what_does_not_pay_is_drafted_no_longer() -> None:
 def test_probes_hang_where_the_text_is_likely_to_end_and_few_where_tokens_are_dear() -> None:
     """The stub's probes are right and sure: the accepted tokens end at the last candidate, and nowhere else."""
     seen = []
-    for dear in (1.5, 6.0):
+    for cost in (1.5, 6.0):
         target = StubTarget(script(list(range(1, 60))))
-        target.costs = CostCurve((1, 64), (1.0, dear))
+        target.costs = CostCurve((1, 64), (1.0, cost))
         assert decode(target, PseudoTokensConfig(), [1], 45).output == list(range(2, 47))
         seen.append([trees[0] for _, trees in target.seen])
-    cheap, dear = ([int((~tree.is_candidate).sum()) for tree in trees[1:-3]] for trees in seen)
-    assert set(dear) == {3} and sum(cheap) >= sum(dear)
+    cheap, expensive = ([int((~tree.is_candidate).sum()) for tree in trees[1:-3]] for trees in seen)
+    assert set(expensive) == {3} and sum(cheap) >= sum(expensive)
     assert all(probes_under(tree, int(tree.is_candidate.sum()) - 1) for tree in seen[1][1:-3])
 
 
@@ -137,9 +137,9 @@ def test_a_sampler_is_asked_where_there_is_one(repeating: Target, tmp_path: Path
 def test_a_sampler_says_only_words_of_its_vocabulary(
     repeating: Target, tmp_path: Path, known: bool, forwards: int
 ) -> None:
-    words = [3, 9, PROMPT[-1], 40, 41, 44] if known else [t for t in range(60) if t != PROMPT[-1]]
+    ids = [3, 9, PROMPT[-1], 40, 41, 44] if known else [t for t in range(60) if t != PROMPT[-1]]
     sampler = {f"sampler.{name}": t for name, t in SamplerHead(32).state_dict().items()}
-    folder = oracle(repeating, tmp_path, vocabulary=torch.tensor(words), **sampler)
+    folder = oracle(repeating, tmp_path, vocabulary=torch.tensor(ids), **sampler)
     generation = decode(repeating, PseudoTokensConfig(adapter=folder, costs="flat"), PROMPT, 25)
     assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25).output
     assert generation.counts.target_forwards == forwards

@@ -50,11 +50,11 @@ def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure:
         assert len(set(mine)) == children and mine[0] == token
 
 
-@pytest.mark.parametrize(("dear", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
-def test_with_expected_gain_there_are_as_many_siblings_as_pay(dear: float, children: int) -> None:
+@pytest.mark.parametrize(("cost", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
+def test_with_expected_gain_there_are_as_many_siblings_as_pay(cost: float, children: int) -> None:
     """Of a draft that is unsure of every token alike."""
     target = StubTarget(successor, unsure=lambda text: True)
-    target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * dear))
+    target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * cost))
     drafter, context = begin(configured("layer_skip", draft_length=1, siblings=True, length="gain"), [5, 6], target)
     tree = drafter.propose(context).tree
     assert len(tree) == children and set(tree.parents.tolist()) == {ROOT} and tree.tokens[0] == 7
@@ -135,10 +135,10 @@ def test_the_last_draft_is_left_out_where_its_bonus_is_forgone(bonus: str, lengt
 
 @pytest.mark.parametrize(("early", "kept"), [(0.01, True), (0.9, False)])
 def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool) -> None:
-    """A sure draft of four: cheap early layers are run once more for a fifth token, dear ones are not."""
+    """A sure draft of four: cheap early layers are run once more for a fifth token, expensive ones are not."""
     target = StubTarget(successor)
     target.costs = CostCurve((1, 64), (1.0, 1.1))
-    share = {True: early, False: 1 - early}  # of the layers that draft, and of those behind them
+    share = {True: early, False: 1 - early}  # of the layers that draft, and of those after them
     target.costs_of = lambda path: CostCurve((1, 64), (share[path.leading > 0], share[path.leading > 0] * 1.1))
     drafter, context = begin(configured("early_exit", bonus="auto"), [1, 2], target)
     assert len(drafter.propose(context).tree) == (4 if kept else 3)
@@ -147,7 +147,7 @@ def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool
 def test_a_draft_cut_short_carries_no_more_states_than_still_fit() -> None:
     drafter, context = begin(configured("early_exit", bonus="keep", siblings=True), [1, 2], StubTarget(successor))
     draft = drafter.propose(context).up_to_depth(2)
-    assert len(draft.reuse.states) == 3  # the root and two nodes; behind them stand leaves
+    assert len(draft.reuse.states) == 3  # the root and two nodes; leaves follow
 
 
 # sparse_kv

@@ -184,7 +184,7 @@ def test_by_cost_the_cheaper_of_equally_good_sets_wins(monkeypatch: pytest.Monke
     policy._full, policy._saves = (
         CostCurve((1, 64), (1.0, 2.0)),
         [0.02, 0.08],
-    )  # of 1.0: an MLP is dearer than an attention
+    )  # of 1.0: an MLP costs more than an attention
     context = drafter.contexts[0]
     monkeypatch.setattr(drafter.target, "replay", lambda path, row, position, tokens: torch.zeros(len(tokens), 96))
     state = drafter.policy.states[context]

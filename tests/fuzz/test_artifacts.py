@@ -211,7 +211,9 @@ def train(folder: Path, steps: int, *, resume: bool) -> list[dict[str, Any]]:
     texts = [Text(str(n), [1, 2], torch.randint(90, (10,), generator=drawn).tolist()) for n in range(4)]
     options = {"steps": steps, "batch_size": 1, "length": LENGTH, "longest_prompt": 4, "rank": 1, "block": 2}
     config = RECIPES["sparse_distill"].Config(**options)
-    module = RECIPES["sparse_distill"](config, lambda _: Target(tiny_model("llama"), packed=False), words=None, seed=0)
+    module = RECIPES["sparse_distill"](
+        config, lambda _: Target(tiny_model("llama"), packed=False), draft_ids=None, seed=0
+    )
     data = TextDataModule(texts, texts, length=LENGTH, longest_prompt=4, batch_size=1, steps=1)
     trainer = pl.Trainer(
         accelerator="cpu",

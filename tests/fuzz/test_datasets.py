@@ -123,7 +123,7 @@ def prompts_or_a_line(load: Any) -> Sequence[Any]:
 
 
 def check(prompts: Sequence[Prompt], chat: Chat) -> None:
-    """What is read can be encoded, named in a file of results, and told apart."""
+    """Prompts that were read can be encoded and written to result files, and their ids differ."""
     assert len({prompt.id for prompt in prompts}) == len(prompts)
     for prompt in prompts:
         json.dumps([prompt.id, prompt.category, prompt.family, prompt.turns], ensure_ascii=False).encode("utf-8")

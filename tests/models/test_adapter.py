@@ -1,4 +1,4 @@
-"""An adapter's file is data from anybody: what is damaged, or no adapter of ours, is told in a line."""
+"""An adapter's file is untrusted data: a damaged file, or one that is not ours, gives one clear line."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_layers_of_another_kind_are_refused_by_kind() -> None:
 
 
 def test_a_forward_that_does_more_than_call_its_layers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison is all that stands between an unknown family and wrong text: logits scaled by 1.05 are enough."""
+    """Only the comparison with the stock forward prevents wrong text: logits scaled by 1.05 are noticed."""
     model = tiny_model()
     Target(model)
     stock_forward = model.forward

@@ -49,7 +49,7 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
 
 
 def test_no_draft_reaches_from_one_block_of_keys_into_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token of a verification is given as many keys as it would be given alone."""
+    """Every token of a verification is given as many keys as it would be given by itself."""
     target, spans = Target(tiny_model("llama")), []
     target.row_block, target.key_block, target.widest_draft = ROW_BLOCK, KEY_BLOCK, 9
     window = target.cache.window
@@ -67,7 +67,7 @@ def test_no_draft_reaches_from_one_block_of_keys_into_the_next(monkeypatch: pyte
         target.prefill(0, text[:length])
         drafted = target.longest_draft(0)
         assert drafted == (9 if length + ROW_BLOCK > KEY_BLOCK else min(9, KEY_BLOCK - ROW_BLOCK - length))
-        alone = -(-(length + drafted + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK  # the keys of the last token by itself
+        single = -(-(length + drafted + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK  # the keys of the last token by itself
         spans.clear()
         target.forward([0], [text[length]], [TokenTree.chain(text[length + 1 : length + 1 + drafted])])
-        assert spans == [alone] and alone == -(-(length + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK
+        assert spans == [single] and single == -(-(length + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK

@@ -34,7 +34,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def mapped_from(model: PreTrainedModel, folder: Path) -> list[str]:
-    """Parameters that lie in a mapping of a file in `folder` rather than in memory of the process's own."""
+    """Parameters that are memory-mapped from a file in `folder`, not in the process's own memory."""
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if str(folder) in line:
@@ -58,7 +58,7 @@ def test_a_saved_model_comes_back_the_same_and_tied_as_it_was(tmp_path: Path, ti
     assert (head.data_ptr() == embedding.data_ptr()) == tied
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are told by Linux only")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mappings")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_weights_lie_in_memory_of_their_own(tmp_path: Path, tied: bool) -> None:
     """Memory-mapped, the first forwards would wait for the disk, and be timed."""

@@ -61,7 +61,7 @@ def patched(model: PreTrainedModel, _: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda model, _: cpu_offload(model, execution_device=CPU), "offloaded or placed by accelerate"),
         (lambda model, folder: disk_offload(model, folder, execution_device=CPU), "offloaded or placed by accelerate"),
@@ -74,12 +74,12 @@ def patched(model: PreTrainedModel, _: Path) -> nn.Module:
     ],
 )
 def test_what_was_done_to_a_model_is_told_and_its_family_is_not_blamed(
-    tmp_path: Path, change: Callable[[PreTrainedModel, Path], nn.Module], told: str
+    tmp_path: Path, change: Callable[[PreTrainedModel, Path], nn.Module], expected: str
 ) -> None:
     model = change(tiny_model(), tmp_path)
     with pytest.raises(UserError) as caught:
         Target(model)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "family" not in str(caught.value) and "\n" not in str(caught.value)
 
 

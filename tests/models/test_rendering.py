@@ -1,4 +1,4 @@
-"""A chat template is somebody else's program: it renders as in transformers, or it is stopped and told in a line."""
+"""A chat template is untrusted code: it renders as in transformers, or is stopped with one clear line."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_prompt_lookup_that_finds_nothing_counts_as_greedy_does() -> None:
 )
 @pytest.mark.parametrize("name", REFERENCES)
 def test_what_generation_config_asks_for_does_not_bend_greedy_decoding(name: str, habit: dict) -> None:
-    """Such settings stand in real checkpoints; a reference that obeyed them would be compared with another text."""
+    """Real checkpoints have such settings; a reference that obeyed them would be compared with another text."""
     plain = loaded()
     free = ours(plain, PROMPT, 30)
     model = loaded(eos=frozenset({free[20]}))

@@ -29,7 +29,7 @@ def target_of(family: str, *, packed: bool = False) -> Target:
 
 
 def packed_texts() -> tuple[Tensor, Tensor, Tensor]:
-    """Two rows: one text, and two with padding behind."""
+    """Two rows: one text, and two followed by padding."""
     tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     texts = torch.zeros(2, LENGTH, dtype=torch.long)
     texts[1, 10:20], texts[1, 20:] = 1, -1
@@ -75,9 +75,9 @@ def test_a_whole_untrained_student_is_the_target(family: str) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, tmp_path: Path) -> None:
     teacher, (tokens, positions, texts) = target_of(family), packed_texts()
-    words = torch.arange(5, 60)
+    ids = torch.arange(5, 60)
     path = sparse_path(teacher, SKIP)
-    student = trained(Student(teacher, path, rank=3, alpha=6.0, whole=[3], norm=True, vocabulary=words))
+    student = trained(Student(teacher, path, rank=3, alpha=6.0, whole=[3], norm=True, vocabulary=ids))
     student.adapter("sparse_distill", path).write(tmp_path)
 
     target = target_of(family, packed=packed)

@@ -18,7 +18,7 @@ PROMPT = [1, 2, 3]
 
 @dataclass
 class Scripted:
-    """A decoder that writes what it is told, run by run, and takes as long as it is told.
+    """A decoder with given outputs and given seconds, run by run.
 
     Each further request of a run gets one token less, a second later.
     """

@@ -102,7 +102,7 @@ def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
     quiet()
     recipe = RECIPES[case.recipe]
     config = recipe.Config(batch_size=2, length=ROW, learning_rate=learning_rate, **case.options)
-    module = recipe(config, lambda _: fresh_target(), words=None, seed=0)
+    module = recipe(config, lambda _: fresh_target(), draft_ids=None, seed=0)
     data = TextDataModule(
         texts(), texts(), length=ROW, longest_prompt=PROMPT, batch_size=config.batch_size, steps=config.steps
     )
@@ -170,7 +170,7 @@ def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> 
 def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
     """As the artifact of a training names it, but for what hangs on this machine, and for leaves beside what it drafts.
 
-    Of so few words, sixteen leaves would hold the right one without any training.
+    In so small a vocabulary, sixteen leaves would hold the right one without any training.
     """
     free = {"pseudo_tokens": {"costs": "flat"}, "early_exit": {"siblings": False, "length": "threshold"}}
     options = {**module.options(), **free.get(module.drafter, {})}
@@ -277,15 +277,15 @@ def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
     assert torch.equal(whole.tokens, parts.tokens)
     teacher = Teacher()
     store = TeacherOutputStore(teacher)
-    alone = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
-    assert not torch.equal(rounded(alone[0]), rounded(alone[1]))
+    direct = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
+    assert not torch.equal(rounded(direct[0]), rounded(direct[1]))
     for _ in range(2):
         found = [taught(store, batch).final for batch in (whole, parts)]
-        assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, alone, strict=True))
+        assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, direct, strict=True))
     assert teacher.rows == 4
 
 
-def test_an_artifact_may_name_attentions_or_mlps_alone(tmp_path: Path) -> None:
+def test_an_artifact_may_name_only_attentions_or_only_mlps(tmp_path: Path) -> None:
     model = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
     config = RECIPES["sparse_distill"].Config(skip_from=str(tmp_path))
     for options, skipped in (({"skip_mlp": [1]}, (set(), {1})), ({"skip_attention": [2]}, ({2}, set()))):

@@ -99,7 +99,7 @@ def real_in(dtype: str) -> Real:
 
 
 def check(real: Real, family: str, output: list[int]) -> None:
-    """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
+    """To the id in float32; in bfloat16 they may differ only where rounding decides."""
     if real.target.dtype == torch.float32:
         assert output == real.stock[family]
     certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])

@@ -1,4 +1,4 @@
-"""drafter.yaml is data from anybody: what is no such file is told in a line, and nothing in it is looked up or run."""
+"""drafter.yaml is untrusted data: a malformed file gives one clear line, and nothing in it is resolved or run."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def test_files_are_as_readable_as_any_other(tmp_path):
 def test_a_disk_that_fills_leaves_the_old_file_and_is_told_in_a_line(tmp_path):
     path = tmp_path / "result.json"
     write_json_atomic(path, {"a": 1})
-    with limited_files(100), pytest.raises(OSError) as told:
+    with limited_files(100), pytest.raises(OSError) as caught:
         write_json_atomic(path, {"a": "x" * 1000})
-    assert explain(told.value) == f"{path}: {OF_THE_DISK[errno.EFBIG]}"
+    assert explain(caught.value) == f"{path}: {OF_THE_DISK[errno.EFBIG]}"
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

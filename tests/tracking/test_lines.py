@@ -46,9 +46,9 @@ def test_whole_lines_pass(tmp_path):
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, field, value, said):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         refuse_malformed([line("a"), line("b", 1, **{field: value})], tmp_path)
-    assert str(told.value).startswith(f"{tmp_path}/prompts.jsonl: the line of id 'b', turn 1: {said}: remove")
+    assert str(caught.value).startswith(f"{tmp_path}/prompts.jsonl: the line of id 'b', turn 1: {said}: remove")
 
 
 def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):

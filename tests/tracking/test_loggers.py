@@ -109,8 +109,8 @@ def test_how_to_look_gives_commands_that_find_the_run(tmp_path, monkeypatch):
     assert look.endswith(f"wandb leet {folder}")
     assert send.endswith(f"wandb sync {folder}")
     assert "sync" not in how_to_look(tmp_path, "online")
-    told = subprocess.run([WANDB, "sync", "--dry-run", folder], capture_output=True, text=True)
-    assert str(folder) in told.stdout + told.stderr
+    synced = subprocess.run([WANDB, "sync", "--dry-run", folder], capture_output=True, text=True)
+    assert str(folder) in synced.stdout + synced.stderr
 
 
 def test_csv_keeps_the_numbers(tmp_path):
@@ -157,10 +157,10 @@ def test_a_run_that_cannot_start_is_one_line(tmp_path, monkeypatch):
 def test_a_variable_that_wandb_refuses_is_named(tmp_path, monkeypatch, name, value, reason):
     wandb.teardown()  # as in a new process: it reads its variables once
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         make_logger("wandb", project="p", save_dir=tmp_path, name="run", config={})
-    assert f"{name}={value[:80]}" in str(told.value) and reason in str(told.value)
-    assert "\n" not in str(told.value)
+    assert f"{name}={value[:80]}" in str(caught.value) and reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("stale", ["3-1-unix-/tmp/nothing-listens-here", "garbage"])

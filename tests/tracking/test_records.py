@@ -123,9 +123,9 @@ def test_kill_9_loses_no_line_that_was_appended(tmp_path):
             process.stdout.readline()
         time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        told = 20 + len(process.stdout.read().splitlines())
+        appended = 20 + len(process.stdout.read().splitlines())
     file = RecordFile(path)
-    assert [each["id"] for each in file.read()][:told] == [str(number) for number in range(told)]
+    assert [each["id"] for each in file.read()][:appended] == [str(number) for number in range(appended)]
     file.append(line("after"))
     assert file.read()[-1] == line("after")
 

@@ -24,7 +24,7 @@ def step(tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...]) -> St
 
 @pytest.fixture
 def generation() -> Generation:
-    """A tree of which the second branch stands, with a probe; a chain that fails; a chain that the end cuts."""
+    """A tree with its second branch accepted and a probe; a rejected chain; a chain cut by the end of the text."""
     made = Generation([1, 2])
     branched = TokenTree.merged([[3, 4], [5, 6, 7]]).beside(torch.tensor([8]), torch.tensor([-1]))
     made.add(step(branched, (2, 3), (5, 6, 0)))

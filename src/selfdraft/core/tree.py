@@ -98,7 +98,7 @@ class TokenTree:
         if not (len(self.parents) == len(self.is_candidate) == n):
             raise ValueError(f"a tree of {n} tokens has {len(self.parents)} parents, {len(self.is_candidate)} flags")
         if n and bool((self.parents >= torch.arange(n)).any() or (self.parents < ROOT).any()):
-            raise ValueError("a node's parent must stand before it in the tree")
+            raise ValueError("a node's parent must come before it in the tree")
 
     def __len__(self) -> int:
         return len(self.tokens)

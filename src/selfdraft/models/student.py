@@ -22,6 +22,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.training import Blocks
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs, run_layer, surroundings
@@ -48,6 +49,8 @@ class Student(nn.Module):
         indices: the layers of the model that were copied.
         vocabulary: (v,) ids drafted from; None for all.
     """
+
+    vocabulary: Tensor | None
 
     def __init__(
         self,
@@ -147,7 +150,7 @@ class Student(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (…, v) logits of normed (…, C) hidden states, the target's or the student's."""
-        head, cap = self.target.head, self.target.anatomy.softcap
+        head, cap = matrix(self.target.head), self.target.anatomy.softcap
         if self.vocabulary is None:
             logits = head(hidden)
         else:
@@ -155,7 +158,7 @@ class Student(nn.Module):
             logits = functional.linear(hidden, head.weight[self.vocabulary], bias)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def words(self, logits: Tensor) -> Tensor:
+    def token_ids(self, logits: Tensor) -> Tensor:
         """Return the (…) most likely token ids of (…, v) logits."""
         best = logits.argmax(-1)
         return best if self.vocabulary is None else self.vocabulary[best]

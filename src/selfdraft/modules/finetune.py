@@ -86,7 +86,6 @@ class FinetuneModule(pl.LightningModule, ABC):
     """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights."""
 
     Config: ClassVar[type[RecipeConfig]]
-    drafter: ClassVar[str]
 
     def __init__(
         self,
@@ -106,9 +105,14 @@ class FinetuneModule(pl.LightningModule, ABC):
         super().__init__()
         self.config, self.build, self.draft_ids, self.seed = config, build, draft_ids, seed
         self.strict_loading = False  # checkpoints hold only the trained weights, none of the target's
-        self.student: Student | None = None
+        self.student: Student = None  # type: ignore[assignment]  # until `setup`, which has the device for it
         self.history: list[dict[str, Any]] = []
         self._counts: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def drafter(self) -> str:
+        """The name of the drafter that uses the trained weights."""
 
     @abstractmethod
     def path(self, target: Target) -> Path:
@@ -163,16 +167,21 @@ class FinetuneModule(pl.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Build the target and the trainable copies of its layers on this process's device."""
-        if self.student is not None:
+        if getattr(self, "student", None) is not None:
             return
         self.target = self.build(self.trainer.strategy.root_device)
         vocabulary = None if self.draft_ids is None else torch.tensor(sorted(self.draft_ids), device=self.target.device)
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, vocabulary)
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
-        self._teacher_outputs = TeacherOutputStore(compute) if self.config.remember else compute
+        self._teacher_outputs: Callable[..., TeacherOutputs] = TeacherOutputStore(compute) if self.config.remember else compute
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its schedule in the form that Lightning expects."""
+        optimizer, schedule = self._optimizer()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it."""
         steps, config = self.config.steps, self.config
         optimizer = torch.optim.AdamW(
@@ -186,8 +195,7 @@ class FinetuneModule(pl.LightningModule, ABC):
             done = min((step - warm) / max(steps - warm, 1), 1.0)
             return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
     def teach(self, batch: PackedBatch) -> TeacherOutputs:
         """Return the teacher outputs of a batch that the trainable copies need."""
@@ -203,7 +211,8 @@ class FinetuneModule(pl.LightningModule, ABC):
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
         """Return the mean divergence from the target over the blocks, plus the recipe's extra loss."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
-        teacher, states = self.teach(batch), []
+        teacher = self.teach(batch)
+        states: list[Tensor] = []
         given = self.inputs(batch, blocks, teacher, rng)
         hidden = self.student(given, blocks, teacher, states=states, dropped=self.dropped(rng))
         counted = blocks.valid.flatten(1)
@@ -258,7 +267,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         base = self.student.adapter(self.Config.name, self.draft_path, **self.settings())
         return Adapter(base.recipe, base.settings, {**base.tensors, **self.tensors()})
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the trained weights only; the target's are frozen and stored elsewhere."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
@@ -273,6 +282,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         Raises:
             UserError: a part of it is missing, or of another type or shape.
         """
+        assert self.trainer.ckpt_path is not None
         path = FilePath(self.trainer.ckpt_path)
         checkpoint |= fitted(checkpoint, self._expected(checkpoint), path)
         self.history = self.history_of(checkpoint, path)
@@ -289,8 +299,7 @@ class FinetuneModule(pl.LightningModule, ABC):
 
     def _expected(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint as this training would write it, with initial values."""
-        made = self.configure_optimizers()
-        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        optimizer, schedule = self._optimizer()
         given = checkpoint["optimizer_states"][0] if checkpoint["optimizer_states"] else {}
         known = given.get("state", {}) if isinstance(given, Mapping) else {}
         moments = {  # a parameter that was dropped at every step so far has none
@@ -300,7 +309,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         }
         timers = {
             callback.state_key: {"time_elapsed": dict.fromkeys(callback.state_dict()["time_elapsed"], 0.0)}
-            for callback in self.trainer.callbacks
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning adds it when it is made
             if isinstance(callback, Timer)
         }
         return {

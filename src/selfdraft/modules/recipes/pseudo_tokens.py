@@ -18,6 +18,7 @@ from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
+from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path
 from selfdraft.models.pseudo import SamplerHead
 from selfdraft.models.sparse import sparse_path
@@ -78,7 +79,7 @@ class PseudoTokensRecipe(FinetuneModule):
 
     def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""
-        config, weight = self.config, target.anatomy.embed.weight
+        config, weight = self.config, attribute(target.anatomy.embed, "weight", Tensor)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(config.block, weight.shape[1], generator=generator).to(weight)
         self.pseudo = nn.Parameter(weight.detach().mean(0) + 0.5 * weight.detach().std(0) * noise)

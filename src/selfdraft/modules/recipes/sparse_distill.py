@@ -103,7 +103,11 @@ class SparseDistill(FinetuneModule):
 
     Config = SparseDistillConfig
     config: SparseDistillConfig
-    drafter = "layer_skip"
+
+    @property
+    def drafter(self) -> str:
+        """The drafter that uses the weights."""
+        return "layer_skip"
 
     def path(self, target: Target) -> Path:
         """Return the target's path without the sublayers of the skip set."""

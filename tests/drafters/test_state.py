@@ -1,4 +1,4 @@
-"""The drafters with a memory (suffix, recycling, pool): what they remember, how long, and what they make of it."""
+"""Drafters that keep state (suffix, recycling, pool): what they store, for how long, and what they draft from it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_recycling_drafts_what_was_predicted_at_rejected_nodes() -> None:
     drafter, context = begin(RecyclingConfig(edges=2, template=[2, 1], seed_from_prompt=False), [1, 2])
     assert len(drafter.propose(context).tree) == 0  # nothing is known
     step(drafter, context, TokenTree.chain([30, 31]), [[5, 6], [40, 41], [42, 43]])  # 30 is rejected: 5 follows the 2
-    context.tokens.append(30)  # which nobody has read behind this text before
+    context.tokens.append(30)  # a token that never followed this text before
     assert branches(drafter.propose(context).tree) == {(40,), (41,)}
     context.tokens.append(2)
     assert branches(drafter.propose(context).tree) == {(5,), (6,)}
@@ -140,7 +140,7 @@ def test_recycling_refuses_templates_that_are_none(options: dict, message: str) 
 
 def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
     drafter, context = begin(FLAT_POOL, [7, 8, 9, 4, 7, 8])
-    for best in ([9, 20], [4, 21], [7, 22], [8, 23]):  # behind 4 7 8 comes 9, and 20 would be next best; and so on
+    for best in ([9, 20], [4, 21], [7, 22], [8, 23]):  # after 4 7 8 comes 9, and 20 would be next best; and so on
         drafter.propose(context)
         step(drafter, context, TokenTree.empty(), [best])
     draft = drafter.propose(context)
@@ -159,7 +159,7 @@ def test_pool_of_one_source_names_no_other(source: str) -> None:
     generation = Decoder(drafter.target, drafter, Stopping(frozenset(), 40)).decode([1, 2, 3])
     _, context = begin(FLAT_POOL, [1, 2, 3])
     drafter.start(context)
-    assert generation.counts.target_forwards < 40  # each alone is worth something
+    assert generation.counts.target_forwards < 40  # each source by itself saves forwards
     for _ in range(6):
         draft = drafter.propose(context)
         assert set(draft.sources) <= {source}
@@ -169,7 +169,7 @@ def test_pool_of_one_source_names_no_other(source: str) -> None:
 
 
 def test_pool_learns_that_its_guesses_are_wrong() -> None:
-    """A text in which the 1 is always followed by something new: what is drafted behind it grows less and less sure."""
+    """A text in which the 1 is always followed by something new: drafts after it become less and less likely."""
     costs = CostCurve((1, 64), (1.0, 20.0))
     target = StubTarget(successor)
     target.costs = costs
