@@ -1,4 +1,4 @@
-"""Faults of the verifying side, planted in a target for the time of a `with`: what a certificate must never call exact.
+"""Faults in the verification, planted in a target within a `with`: a certificate must never call them exact.
 
 Each is a mistake that somebody could make in the cache, the masks, the positions or the parts of the model. All of them
 act on the autoregressive baseline or on drafts, most on both, so that comparing one with the other shows nothing.

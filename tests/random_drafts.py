@@ -16,7 +16,7 @@ BRANCHES = (3, 2)  # children of the root, and of each of them
 
 @dataclass
 class RandomTreeConfig(DrafterConfig):
-    """`how` siblings are drawn: `with` replacement, `without`, or `certain`: they are no draws at all."""
+    """`how` siblings are drawn: `with` replacement, `without`, or `certain`: not random."""
 
     name: str = "random_tree"
     how: str = "with"

@@ -27,12 +27,12 @@ Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decodin
 
 
 def successor(text: Sequence[int]) -> int:
-    """Counting up: every token is new, so nothing that was said before helps to guess it."""
+    """Counting up: every token is new, so earlier text does not help to predict it."""
     return text[-1] + 1
 
 
 def repeats(text: Sequence[int]) -> int:
-    """The last token for ever."""
+    """The last token again and again."""
     return text[-1]
 
 
@@ -48,7 +48,7 @@ def script(text: Sequence[int]) -> Rule:
 
 @dataclass(frozen=True)
 class StubPath:
-    """The layers are only there to be counted."""
+    """Its layers are only counted."""
 
     rule: Rule
     skip: SkipSet = SkipSet()
@@ -90,7 +90,7 @@ class StubCache:
 
 @dataclass
 class StubSelection:
-    """A selection of nothing in particular: these targets have the text itself, and no keys."""
+    """A selection without effect: these targets have the text itself, and no keys."""
 
     cache: StubCache
 
@@ -108,14 +108,14 @@ class StubPseudoTokens:
 
 
 class StubScores:
-    """Attention that finds the first keys most important."""
+    """Attention scores that are highest for the first keys."""
 
     def best(self, count: int, first: int, end: int) -> Tensor:
         return torch.arange(first, min(first + count, end))
 
 
 class StubTarget:
-    """Writes what `rule` says; its sparse paths write what `sparse` says.
+    """Predicts the token of `rule`; its sparse paths predict that of `sparse`.
 
     Attributes:
         seen: of every full forward that verified, the rows and their trees.
@@ -285,7 +285,7 @@ def _(path: StubPath, target: StubTarget, keys: StubSelection, choose: Callable 
 
 
 class ObligingTarget(StubTarget):
-    """Says whatever the draft's first candidate says, down to depth `agree`, and contradicts every draft below.
+    """Accepts the draft's first candidate at each depth up to `agree`, and rejects every draft below.
 
     So any drafter is accepted never (0), always (infinity) or sometimes, without knowing anything about it.
     """

@@ -36,7 +36,7 @@ MILDER = dict.fromkeys(FAMILIES, 100.0) | {"gpt_neox": 30.0, "olmo2": 8.0, "gemm
 
 @torch.inference_mode()
 def stock_output(model: PreTrainedModel, prompt: Sequence[int], length: int = LENGTH, **options: int) -> list[int]:
-    """What transformers itself writes."""
+    """The output of transformers."""
     ids = torch.tensor([prompt], device=model.device)
     written = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, **options
@@ -62,7 +62,7 @@ class Subject:
 
 @cache
 def subject(family: str, seed: int, mild: bool, device: str = "cpu") -> Subject:
-    """Built once, since many tests ask."""
+    """Built once, because many tests use it."""
     model = tiny_model(family, seed=seed).to(device)
     if mild:
         with torch.no_grad():

@@ -122,7 +122,7 @@ def test_a_new_path(monkeypatch: pytest.MonkeyPatch) -> None:
     check([configured("jacobi", path="ladder"), configured("pool", path="ladder", costs="flat")])
 
 
-def test_lines_of_code_are_counted_without_docstrings_and_blank_lines() -> None:
+def test_code_lines_exclude_docstrings_and_blank_lines() -> None:
     source = (
         '"""About."""\n\nimport ast\n\n\nclass A:\n    """What.\n\n    More.\n    """\n\n    x = [\n        1,\n    ]\n'
     )

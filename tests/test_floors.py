@@ -1,4 +1,4 @@
-"""The floors of the package: what each folder may import, read off the source without running it.
+"""The floors of the package: which folders each folder may import, read from the source without running it.
 
     core < models < drafters, data < decoding < tracking < modules < app
 
@@ -48,7 +48,7 @@ def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, 
 
 
 def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What `module` (as in `selfdraft.core.tree`) imports and should not."""
+    """The imports of `module` (such as `selfdraft.core.tree`) that are not allowed."""
     parts = module.split(".")
     floor = parts[1] if len(parts) > 1 else ""
     allowed = LOWER.get(floor, set()) | {floor}
@@ -113,7 +113,7 @@ def test_a_planted_upward_import_is_found(module: str, planted: str) -> None:
         ("selfdraft.app.build", "from selfdraft.modules.evaluate import Evaluate\nfrom selfdraft import __version__"),
     ],
 )
-def test_downward_imports_are_not(module: str, fine: str) -> None:
+def test_downward_imports_are_allowed(module: str, fine: str) -> None:
     assert complaints(fine, module) == []
 
 
@@ -135,11 +135,11 @@ FOLDERS = sorted(folder for folder in ROOT.rglob("*") if folder.is_dir() and any
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_nothing_imports_in_a_circle(folder: Path) -> None:
+def test_there_are_no_import_cycles(folder: Path) -> None:
     assert circles(folder) == []
 
 
-def test_a_circle_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_import_cycle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     folder = tmp_path / "models"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""task=profile leaves a cost file that reads back, and shows it."""
+"""task=profile writes a cost file that reads back, and prints it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_without_the_grid_only_the_parts_are_measured(tmp_path: Path) -> None:
     assert (costs.by_context, costs.by_batch) == ((), ())
 
 
-def test_drafts_of_a_part_of_the_model_are_measured_too(tmp_path: Path) -> None:
+def test_draft_costs_of_a_sparse_path_are_measured(tmp_path: Path) -> None:
     more = ("task=profile", "task.rounds=1", "task.grid=false", "drafter=early_exit", "drafter.draft_length=3")
     said = said_by(tmp_path, *SMOKE, *more, "drafter.path.exit_layer=2")
     drafting = json.loads((tmp_path / "profile.json").read_text())["drafting"]
@@ -39,7 +39,7 @@ def test_drafts_of_a_part_of_the_model_are_measured_too(tmp_path: Path) -> None:
     assert "drafting with the path early_exit" in said and "pays above" in said
 
 
-def test_lookups_and_the_full_model_run_no_part(tmp_path: Path) -> None:
+def test_without_a_sparse_path_no_draft_costs_are_measured(tmp_path: Path) -> None:
     said = said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false", "drafter=pool")
     assert json.loads((tmp_path / "profile.json").read_text())["drafting"] is None
     assert "drafting with" not in said

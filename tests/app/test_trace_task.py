@@ -15,7 +15,7 @@ ASK = (*SMOKE, "task=trace", "decoding.max_new_tokens=12")
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "trained"])  # which needs an adapter
-def test_the_output_can_be_told_from_the_trace_of_any_drafter(tmp_path: Path, name: str) -> None:
+def test_the_output_can_be_rebuilt_from_the_trace_of_any_drafter(tmp_path: Path, name: str) -> None:
     said = said_by(tmp_path, *ASK, f"drafter={name}", "prompt='again and again and again'")
     trace = json.loads((tmp_path / "trace.json").read_text())
     output, end = [], len(trace["prompt_ids"])
@@ -30,7 +30,7 @@ def test_the_output_can_be_told_from_the_trace_of_any_drafter(tmp_path: Path, na
     assert str(tmp_path / "trace.json") in said
 
 
-def test_without_a_prompt_the_dataset_s_first_is_traced(tmp_path: Path) -> None:
+def test_without_a_prompt_the_dataset_s_first_prompt_is_traced(tmp_path: Path) -> None:
     said_by(tmp_path, *ASK, "drafter=lookahead", "dataset=bundled")
     trace = json.loads((tmp_path / "trace.json").read_text())
     assert trace["prompt"] == load_bundled()[0].turns[0]

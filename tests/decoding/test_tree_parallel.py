@@ -1,4 +1,4 @@
-"""Tree parallelism: two processes, one text, and less for each to compute."""
+"""Tree parallelism: two processes give the text of one, and each computes less."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = {"greedy": NextToken(), "sample": NextToken(sample=True, temperature=0.8
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(8))
-def test_every_node_has_an_owner_who_holds_the_way_to_it(seed: int, ranks: int) -> None:
+def test_every_node_has_an_owner_that_computes_all_its_ancestors(seed: int, ranks: int) -> None:
     tree = random_tree(np.random.default_rng(seed), 5 * seed)
     share = share_out(tree, ranks)
     for node in range(len(tree)):
@@ -43,7 +43,7 @@ def test_every_node_has_an_owner_who_holds_the_way_to_it(seed: int, ranks: int) 
     assert int(owned.max()) - int(owned.min()) <= 2 * longest or len(tree) == 0  # a leaf is dealt whole
 
 
-def test_a_lookahead_window_is_dealt_by_columns() -> None:
+def test_a_lookahead_window_is_shared_out_by_columns() -> None:
     parents = window_parents(6, 3)
     tree = TokenTree(torch.arange(len(parents)), parents, torch.zeros(len(parents), dtype=torch.bool))
     share = share_out(tree, 2)
@@ -119,14 +119,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", [name_of(config) for config in SHARED])
-def test_two_processes_write_what_one_writes(runs: list[dict], name: str, rule: str) -> None:
+def test_two_processes_write_the_same_texts_as_one(runs: list[dict], name: str, rule: str) -> None:
     first, second, single = (each[f"{name} {rule}"] for each in runs)
     for key in ("texts", "steps", "forwards"):
         assert first[key] == second[key] == single[key], key
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_computes_less_than_one_alone(runs: list[dict]) -> None:
+def test_each_of_two_processes_computes_less_than_a_single_one(runs: list[dict]) -> None:
     for config in LOSSLESS["lookahead"]:
         if config.window < 3:
             continue  # hardly a tree
@@ -136,7 +136,7 @@ def test_each_of_two_processes_computes_less_than_one_alone(runs: list[dict]) ->
 
 
 @pytest.mark.slow
-def test_tokens_were_owed_and_made_good(runs: list[dict]) -> None:
+def test_missing_tokens_of_other_processes_were_computed_later(runs: list[dict]) -> None:
     """Accepted nodes that the other process had computed, or the equalities would say little."""
     for rank in range(RANKS):
         missing = 0

@@ -71,14 +71,14 @@ def test_a_drafter_that_never_pays_costs_the_first_tries_and_the_budget() -> Non
     assert inner.observed == len(steps) - 1  # it observes plain steps too, so its state is current
 
 
-def test_a_drafter_that_pays_is_never_held_back() -> None:
+def test_a_drafter_that_pays_is_never_paused() -> None:
     _, inner, steps, seconds = decode(agree=ALWAYS)
     assert all(source == "costly" for *_, source, _ in steps)
     assert inner.asked == len(steps) == 80
     assert seconds < 400
 
 
-def test_it_tries_again_only_when_the_account_is_not_overdrawn() -> None:
+def test_a_paused_drafter_is_tried_only_while_the_account_is_not_negative() -> None:
     _, _, steps, _ = decode(agree=0, length=1000)
     tries = [i for i, (*_, source, _) in enumerate(steps) if source != PAUSED]
     assert tries[0] == 0
@@ -87,7 +87,7 @@ def test_it_tries_again_only_when_the_account_is_not_overdrawn() -> None:
     assert all(gap == pytest.approx(PRICE / BUDGET, rel=0.05) for gap in gaps[1:])
 
 
-def test_what_one_request_gained_is_no_licence_for_the_next_to_lose() -> None:
+def test_the_gains_of_one_request_do_not_pay_for_losses_of_the_next() -> None:
     target, clock = ObligingTarget(ALWAYS), Clock()
     inner = Costly(target, clock)
     guard = Guard(inner, clock)
@@ -136,7 +136,7 @@ class Pondering(Costly):
         return Draft(TokenTree.empty(), "pondering")
 
 
-def test_drafting_nothing_has_its_price_too() -> None:
+def test_the_time_of_an_empty_draft_is_charged() -> None:
     target, clock = ObligingTarget(ALWAYS), Clock()
     inner = Pondering(target, clock)
     generation = Decoder(target, Guard(inner, clock), Stopping(frozenset(), 400)).decode([1, 2])
@@ -172,9 +172,7 @@ PROMPTS = [[5, 17, 3, 60, 42], [64, 12, 64, 12, 64, 12], [30, 31, 32, 30, 31], [
 
 @pytest.mark.parametrize("rule", [NextToken(), NextToken(sample=True, top_k=20)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
-def test_every_drafter_bears_being_held_back_and_stays_lossless(
-    config: DrafterConfig, rule: NextToken, target: Target
-) -> None:
+def test_every_drafter_stays_lossless_when_paused(config: DrafterConfig, rule: NextToken, target: Target) -> None:
     def outputs(drafter: Drafter) -> list[list[int]]:
         decoder = Decoder(target, drafter, Stopping(frozenset(), 24), rule=rule, batch_size=3)
         run = decoder.run(Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS))
@@ -191,7 +189,7 @@ def test_every_drafter_bears_being_held_back_and_stays_lossless(
     assert all(len(output) == 24 for output in guarded)
 
 
-def test_a_stub_that_counts_up_is_never_drafted_for_by_none() -> None:
+def test_drafter_none_never_drafts_under_a_guard() -> None:
     target = StubTarget(successor_within_64)
     guard = Guard(made(target, DrafterConfig()))
     generation = Decoder(target, guard, Stopping(frozenset(), 20)).decode([1])

@@ -30,7 +30,7 @@ def decode(target: StubTarget, config: DrafterConfig, prompt: Sequence[int], len
     return Decoder(target, drafter, Stopping(frozenset(), length)).decode(prompt, seed=3)
 
 
-def test_no_drafter_escapes_the_list() -> None:
+def test_every_drafter_is_in_the_list() -> None:
     assert complaints(LOSSLESS, TRIED) == []
     assert complaints(LOSSLESS, {*TRIED, "new"}) == ["'new' has no entry in LOSSLESS"]
     assert complaints({**LOSSLESS, "new": []}, {*TRIED, "new"}) == ["'new' has no entry in LOSSLESS"]
@@ -51,7 +51,7 @@ def first_candidates(tree: TokenTree) -> list[int]:
 
 @pytest.mark.parametrize("agree", [0, ALWAYS, 1, 2], ids=["never", "always", "sometimes-1", "sometimes-2"])
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
-def test_what_the_target_agrees_with_is_accepted_and_counted_and_nothing_else(
+def test_exactly_the_tokens_that_the_target_predicts_are_accepted_and_counted(
     config: DrafterConfig, agree: float
 ) -> None:
     target = ObligingTarget(agree)
@@ -258,7 +258,7 @@ CASES += [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_by_hand(case: Case) -> None:
+def test_drafts_equal_those_worked_out_by_hand(case: Case) -> None:
     target = StubTarget(case.rule, case.sparse, pad_id=case.pad)
     generation = decode(target, case.config, case.prompt, len(case.output))
     counts = generation.counts
@@ -267,7 +267,7 @@ def test_by_hand(case: Case) -> None:
     assert [(d["offered"], d["accepted"]) for d in counts.acceptance_by_depth()] == case.by_depth
 
 
-def test_by_hand_every_drafter_that_drafts_is_tried_in_three_ways() -> None:
+def test_every_drafter_has_three_cases_worked_out_by_hand() -> None:
     """Of those worked out by hand: a new drafter is covered by the obliging target above until it has its own."""
     for name in ("lookup", "skip", "jacobi"):
         for way in ("never", "always", "sometimes"):

@@ -35,7 +35,7 @@ def line(family: str, sizes: list[int], tokens: int, draft: float, stood_down: i
     return example_lines.line(family, family=family, **changes)
 
 
-def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: ModuleType) -> None:
+def test_a_step_costs_its_verification_and_its_share_of_drafting(guard_cost: ModuleType) -> None:
     plain = line("qa", [0, 0, 0], 3, draft=0.0)
     assert guard_cost.speed([plain], Doubling) == 1.0
     tried = line("rag", [0, 0, 3], 5, draft=0.5)  # 6 forwards' worth, and a quarter of them on top
@@ -44,14 +44,16 @@ def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: Modul
     assert guard_cost.row("run", [plain, tried], Doubling) == "| run | 2 of 6 | 1.000 | 0.667 | 0.762 |"
 
 
-def test_answers_of_one_token_cost_nothing_more(guard_cost: ModuleType) -> None:
+def test_answers_of_one_token_cost_no_decoding(guard_cost: ModuleType) -> None:
     alone = line("qa", [], 0, draft=0.0, stood_down=0)
     alone["phases_s"]["verify"] = 0.0
     assert guard_cost.speed([alone], Doubling) == 1.0
     assert guard_cost.speed([alone, line("qa", [0], 1, draft=0.0)], Doubling) == 1.0
 
 
-def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_has_a_printed_row(
+    guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "prompts.jsonl").write_text(json.dumps(line("qa", [0, 0], 2, 0.02)) + "\n")
@@ -75,7 +77,7 @@ def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: p
         ([line("qa", [1], 1, 0.1)], "nowhere.json", "--hardware nowhere.json cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
+def test_wrong_arguments_give_one_clear_line(
     guard_cost: ModuleType, lines: list[dict] | None, hardware: Path, said: str, tmp_path: Path, capsys
 ) -> None:
     if lines is not None:
@@ -88,7 +90,7 @@ def test_what_is_wrong_is_told_in_a_line(
 @pytest.mark.parametrize(
     ("text", "said"), [('{"id": "a", "tu', "nobody stood down here"), ("{}\n{}\n", "prompts.jsonl")]
 )
-def test_torn_and_damaged_lines_are_told_in_a_line(
+def test_incomplete_and_damaged_lines_give_one_clear_line(
     guard_cost: ModuleType, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text(text)

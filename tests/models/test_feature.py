@@ -1,4 +1,4 @@
-"""The last committed token's final hidden state: always that of the text, and given to the paths that read it."""
+"""The final hidden state of the last committed token, for paths that use it as a feature."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def final_state(model: PreTrainedModel, text: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_that_of_the_last_token_in_the_cache_whatever_was_accepted(family: str) -> None:
+def test_the_feature_is_the_final_state_of_the_last_committed_token(family: str) -> None:
     model = tiny_model(family)
     target = Target(model)
     target.allocate(2, 0)
@@ -44,7 +44,7 @@ def test_it_is_that_of_the_last_token_in_the_cache_whatever_was_accepted(family:
             torch.testing.assert_close(target.cache.finals[row], final_state(model, texts[row]), **CLOSE)
 
 
-def test_it_goes_with_its_row_and_is_forgotten_with_it() -> None:
+def test_the_feature_moves_and_is_cleared_with_its_row() -> None:
     target = Target(tiny_model())
     target.allocate(2, 0)
     cache = target.cache
@@ -70,7 +70,7 @@ def featured(target: Target) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_it_is_added_behind_the_leading_layers_to_the_first_token_of_a_draft_alone(kept: bool) -> None:
+def test_the_feature_is_added_after_the_leading_layers_to_the_first_token_of_a_draft_only(kept: bool) -> None:
     target = Target(tiny_model())
     target.allocate(2, 0)
     target.prefill(0, PROMPT[:4])  # of row 1 nothing is known

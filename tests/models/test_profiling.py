@@ -16,14 +16,14 @@ def test_costs_are_measured_for_every_size_and_not_counted_as_decoding() -> None
     assert target.forwards == 0
 
 
-def test_a_model_of_few_positions_is_measured_within_them() -> None:
+def test_costs_are_measured_within_the_model_s_positions() -> None:
     target = Target(tiny_model("llama"))
     target.max_positions = 24
     assert max(measure_costs(target, context=20, rounds=1).sizes) <= 24
 
 
-def test_a_path_is_timed_behind_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it drafts: what only it reads would otherwise wait for it in the caches."""
+def test_a_path_is_timed_after_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in drafting; otherwise weights that only the path reads would already be in the processor's caches."""
     target = Target(tiny_model("llama"))
     path = sparse_path(target, SkipSet.from_layer(4, 1))
     ran, forward = [], target.draft_forward
@@ -43,15 +43,15 @@ def test_drafts_of_a_path_are_timed_with_their_verifications() -> None:
     assert [(step.drafted, step.reuse, step.reuse_without_bonus) for step in late.steps] == [(1, None, None)]
 
 
-def test_drafts_fit_into_few_positions() -> None:
+def test_measured_drafts_fit_the_model_s_positions() -> None:
     target = Target(tiny_model("llama"))
     target.max_positions = 12
     costs = measure_path(target, sparse_path(target, SkipSet.from_layer(4, 2)), 100, context=20, rounds=1)
     assert max(step.drafted for step in costs.steps) < 12
 
 
-def test_verification_takes_over_what_leading_layers_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two tokens, the one that was drafted from has been through the first two of the four layers."""
+def test_verification_reuses_the_leading_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tokens, the root has already passed through the first two of the four layers."""
     target, drive, seen = Target(tiny_model("llama")), Path.drive, []
 
     def noting(path, runner, block, *args, since: int = 0, **more):

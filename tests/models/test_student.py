@@ -1,4 +1,4 @@
-"""Students see while training what drafts see while decoding; and what they learn goes where it belongs."""
+"""A student attends in training to what a draft attends to in decoding; only its own weights are trained."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def packed_texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(student: Student) -> Student:
-    """As if trained: no weight is what it was."""
+    """Change every weight, as training does."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -50,7 +50,7 @@ def trained(student: Student) -> Student:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
+def test_teacher_outputs_of_a_packed_text_equal_those_of_the_text_itself(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
     outputs = teach(target, tokens, positions, texts, layers=range(4))
     ours = target.head(outputs.final)
@@ -61,7 +61,7 @@ def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_untrained_student_is_the_target(family: str) -> None:
+def test_an_untrained_student_of_all_layers_equals_the_target(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
     outputs = teach(target, tokens, positions, texts, layers=range(4))
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 5, 5, 1)
@@ -73,7 +73,7 @@ def test_a_whole_untrained_student_is_the_target(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, tmp_path: Path) -> None:
+def test_a_draft_path_gives_the_logits_of_its_student(family: str, packed: bool, tmp_path: Path) -> None:
     teacher, (tokens, positions, texts) = target_of(family), packed_texts()
     ids = torch.arange(5, 60)
     path = sparse_path(teacher, SKIP)
@@ -98,7 +98,7 @@ def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> None:
+def test_an_adapter_changes_no_bits_of_the_target(dtype: torch.dtype) -> None:
     model = tiny_model("llama", seed=3, vocab_size=VOCABULARY, max_positions=256, dtype=dtype)
     before = {name: p.clone() for name, p in model.named_parameters()}
     target, text = Target(model), list(range(20))
@@ -115,7 +115,7 @@ def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> 
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_only_what_is_trained_has_gradients() -> None:
+def test_only_trained_weights_have_gradients() -> None:
     target, (tokens, positions, texts) = target_of("llama"), packed_texts()
     student = Student(target, sparse_path(target, SKIP), rank=2, lora_from=1, whole=[3])
     outputs = teach(target, tokens, positions, texts, layers=student.indices)
@@ -126,7 +126,7 @@ def test_only_what_is_trained_has_gradients() -> None:
     assert all(p.grad is None for p in target.model.parameters())
 
 
-def test_a_damaged_or_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_adapter_gives_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         Adapter.read(tmp_path)
     (tmp_path / FILE).write_bytes(b"not tensors at all")

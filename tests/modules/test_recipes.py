@@ -1,4 +1,4 @@
-"""Every recipe learns what it says it learns, changes nothing of the target, and what it wrote drafts as it did.
+"""Every recipe learns, does not change the target, and writes an adapter that drafts like the student.
 
 The models are random and their texts are all there is to learn: trained and counted on the same few, which a recipe
 has to know by heart in the end. A recipe that trains nothing stays where it began.
@@ -83,7 +83,7 @@ def fresh_target() -> Target:
 
 @cache
 def texts() -> tuple[Text, ...]:
-    """What the model itself writes, greedily, and how Jacobi iteration would have got there."""
+    """The model's own greedy texts, with their Jacobi trajectories."""
     target = fresh_target()
     generator, found = torch.Generator().manual_seed(5), []
     for number in range(TEXTS):
@@ -98,7 +98,7 @@ def texts() -> tuple[Text, ...]:
 
 
 def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
-    """Trained, with the counts of before and after as its history."""
+    """A trained module, with the counts before and after training as its history."""
     quiet()
     recipe = RECIPES[case.recipe]
     config = recipe.Config(batch_size=2, length=ROW, learning_rate=learning_rate, **case.options)
@@ -128,34 +128,34 @@ def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
 
 @cache
 def trained(name: str) -> FinetuneModule:
-    """Trained once, since many tests ask."""
+    """Trained once, because many tests use it."""
     return fitted(CASES[name])
 
 
 def gain(module: FinetuneModule) -> float:
-    """Tokens of a draft that more would be accepted than before."""
+    """The gain in expected accepted tokens by training."""
     before, after = (line[WATCHED] for line in module.history)
     return after - before
 
 
-def test_every_recipe_is_among_those_that_are_tried() -> None:
+def test_every_recipe_is_tested() -> None:
     assert {case.recipe for case in CASES.values()} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_raises_what_would_be_accepted(name: str) -> None:
+def test_a_recipe_raises_the_expected_acceptance_length(name: str) -> None:
     assert gain(trained(name)) > MARGIN
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_that_trains_nothing_fails_that_margin(name: str) -> None:
+def test_a_recipe_without_training_does_not_reach_that_margin(name: str) -> None:
     case = CASES[name]
     short = replace(case, options={**case.options, "steps": 10})
     assert abs(gain(fitted(short, learning_rate=0.0))) < MARGIN / 5
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> None:
+def test_training_changes_no_bits_of_the_target(name: str, tmp_path: Path) -> None:
     module, text, untouched = trained(name), [*texts()[0].prompt, *texts()[0].answer], fresh_target()
     plain = teacher_forced(untouched, text, PROMPT, 3)
     weights = dict(untouched.model.named_parameters())
@@ -168,7 +168,7 @@ def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> 
 
 
 def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
-    """As the artifact of a training names it, but for what hangs on this machine, and for leaves beside what it drafts.
+    """The drafter of a training's artifact, without options that depend on this machine, and with leaves.
 
     In so small a vocabulary, sixteen leaves would hold the right one without any training.
     """
@@ -182,7 +182,7 @@ def answered(target: Target, drafter: Any, text: Text) -> Generation:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.recipe != "pseudo_tokens"])
-def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp_path: Path) -> None:
+def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) -> None:
     module, text = trained(name), texts()[1]
     module.adapter().write(tmp_path)
     target, start, size = fresh_target(), PROMPT + 5, module.config.block
@@ -213,7 +213,7 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_more_of_its_drafts_are_accepted_than_of_untrained_ones_and_no_text_changes(name: str, tmp_path: Path) -> None:
+def test_trained_drafts_are_accepted_more_often_and_change_no_text(name: str, tmp_path: Path) -> None:
     short = replace(CASES[name], options={**CASES[name].options, "steps": 1})
     forwards = []
     for module in (trained(name), fitted(short, learning_rate=0.0)):
@@ -269,7 +269,7 @@ def test_stored_teacher_outputs_are_the_same_again_and_each_row_is_computed_once
     assert teacher.rows == 2
 
 
-def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
+def test_rows_with_equal_tokens_but_other_texts_are_stored_apart() -> None:
     whole, parts = (
         collate(pack([Text(str(i), ids[:1], ids[1:]) for i, ids in enumerate(split)], 8, longest_prompt=1))
         for split in ([[5, 6, 7, 8]], [[5, 6], [7, 8]])

@@ -58,7 +58,7 @@ def test_a_shell_script_answers_help(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in SHELL if path.name == "run.sh"], ids=str)
-def test_a_study_of_no_prompts_is_one_line(path: Path) -> None:
+def test_a_study_without_prompts_gives_one_clear_line(path: Path) -> None:
     done = subprocess.run(["bash", ROOT / path, "nowhere.jsonl"], capture_output=True, text=True, timeout=20)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -66,7 +66,9 @@ def test_a_study_of_no_prompts_is_one_line(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NO_FILE)
-def test_what_is_wrong_is_one_line(name: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch) -> None:
+def test_wrong_arguments_give_one_clear_line(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+) -> None:
     path = Path(name)
     module = script_module(path.stem, str(path.parent))
     monkeypatch.chdir(tmp_path)
