@@ -27,7 +27,7 @@ from selfdraft.tracking.atomic import write_text_atomic
 
 WIDTH = 120  # columns of a line
 GAP = 3  # spaces between the longest value and the comments
-OPTION = re.compile(r"(?P<option>(?P<name>\w+): +\S.*?) *(#.*)?")
+OPTION = re.compile(r"(?P<option>(?P<name>\w+): +\S.*?)(?: +#.*| *)")
 COMMENT = re.compile(r"\s*#.*")
 HOW_TO_REWRITE = "python -m selfdraft.app.option_help conf"
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from omegaconf import MISSING
-from torch import nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
@@ -15,6 +14,7 @@ from selfdraft.models.attention import IMPLEMENTATIONS
 from selfdraft.models.loading import (
     DTYPES,
     LoadedModel,
+    StockModel,
     load_embedded,
     load_pretrained,
     load_random,
@@ -51,7 +51,7 @@ class ModelConfig(Options):
         """Load the model onto a device."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Return the model without weights, to estimate the memory that it needs."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
@@ -66,7 +66,7 @@ class EmbeddedModelConfig(ModelConfig):
         """Load it; it is downloaded and converted on first use."""
         return load_embedded(self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from its configuration."""
         return outline_embedded()
 
@@ -88,7 +88,7 @@ class PretrainedModelConfig(ModelConfig):
         """Load it from the folder or the hub."""
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from its config.json."""
         return outline_pretrained(self.path, self.revision)
 
@@ -110,7 +110,7 @@ class RandomModelConfig(ModelConfig):
         """Draw the weights."""
         return load_random(self.path, self.seed, self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from the config.json."""
         return outline_pretrained(self.path)
 
@@ -132,6 +132,6 @@ class TinyModelConfig(ModelConfig):
         """Make the model."""
         return load_tiny(self.family, self.seed, self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Return the model itself: it is small enough to have its weights."""
         return tiny_model(self.family, seed=self.seed)
