@@ -42,17 +42,17 @@ def read_lines(folder: Path) -> list[dict]:
     lines = read_measured(folder)
     refuse_without_steps(lines, folder)
     if not any(line.get("stood_down") for line in lines):
-        raise UserError(f"{folder}: nobody stood down here; give the folder of a run with decoding.guard=true")
+        raise UserError(f"{folder}: the guard never paused drafting; give the folder of a run with decoding.guard=true")
     return lines
 
 
 def row(name: str, lines: list[dict], costs: CostModel) -> str:
     """Return a line of the table."""
-    stood_down, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
+    paused, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
     families = dict.fromkeys(line["family"] for line in lines)
     by_family = [speed([line for line in lines if line["family"] == family], costs) for family in families]
-    told = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
-    return f"| {name} | {stood_down:,} of {steps:,} | {told} |"
+    columns = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
+    return f"| {name} | {paused:,} of {steps:,} | {columns} |"
 
 
 @one_line_script("guard_cost")
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     for name, lines in found:
         if list(dict.fromkeys(line["family"] for line in lines)) != families:
             raise UserError(f"{name}: not the families of {found[0][0]}; give runs over the same prompts")
-    print("| run | stood down | " + " | ".join(families) + " | all |\n" + "|---" * (len(families) + 3) + "|")
+    print("| run | paused | " + " | ".join(families) + " | all |\n" + "|---" * (len(families) + 3) + "|")
     for name, lines in found:
         print(row(name, lines, costs))
 

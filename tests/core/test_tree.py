@@ -116,7 +116,7 @@ def test_the_branches_of_a_merged_tree_are_those_given(seed: int) -> None:
     assert set(paths) == {tuple(each[:end]) for each in branches for end in range(1, len(each) + 1)}
 
 
-def test_probes_beside_a_tree_are_children_of_the_same_root() -> None:
+def test_probes_next_to_a_tree_are_children_of_the_same_root() -> None:
     tree = TokenTree.merged([[1, 2], [3]]).beside(torch.tensor([7, 8, 9]), torch.tensor([-1, 0, -1]))
     assert tree.tokens.tolist() == [1, 2, 3, 7, 8, 9]
     assert tree.parents.tolist() == [-1, 0, -1, -1, 3, -1]
