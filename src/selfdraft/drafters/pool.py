@@ -152,6 +152,7 @@ class Pool(PathDrafter):
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
+        assert step.best is not None, "`best` asks for it"
         predicted = weighted(step.best)
         # Accepted nodes are recorded last: if a context occurs twice, the last record counts.
         accepted = [0, *(node + 1 for node in step.nodes)]

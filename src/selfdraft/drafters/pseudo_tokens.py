@@ -140,19 +140,21 @@ class PseudoTokensDrafter(Drafter):
         if at and step.states is not None:  # a second transfer to the host
             found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
             state.levels = [
-                {branch: self._guesses(number, best) for branch, best in level.items()}
+                {branch: self._guesses(number, likely) for branch, likely in level.items()}
                 for number, level in enumerate(found)
             ]
         elif at:
-            best, first = weighted(step.best[:, at]), step.predictions[at].tolist()
-            state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
+            assert step.best is not None, "`best` asks for it"
+            likeliest, first = weighted(step.best[:, at]), step.predictions[at].tolist()
+            both = zip(likeliest, first, strict=True)
+            state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(both)]
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
         """Return the best tokens of probe `number` as guesses: the token `first`, if given, then by chance."""
         known = dict(best)
         ranked = known if first is None else {first: known.get(first, min(known.values())), **known}
-        ranked = list(ranked.items())[: self.config.branches]
-        return [(token, (number, rank, int(6 * chance)), chance) for rank, (token, chance) in enumerate(ranked)]
+        kept = list(ranked.items())[: self.config.branches]
+        return [(token, (number, rank, int(6 * chance)), chance) for rank, (token, chance) in enumerate(kept)]
 
 
 def probes_under(tree: TokenTree, node: int) -> list[int]:

@@ -95,6 +95,7 @@ class Recycling(Drafter):
         """Replace the edges of the root's and every node's token; if a token occurs twice, an accepted node's win."""
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
+        assert step.best is not None, "`best` asks for it"
         following = step.best[0].long().numpy()
         accepted = [0, *(node + 1 for node in step.nodes)]
         for adjacency in self._learning(context):

@@ -15,40 +15,44 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.driver import Driver
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
+from selfdraft.models.target import layered
 
 
 @torch.no_grad()
-def adapted_path(target: Driver, adapter: Adapter) -> Path:
+def adapted_path(target: TargetProtocol, adapter: Adapter) -> Path:
     """Return the path that the adapter was trained for.
 
     Raises:
         UserError: it was trained for no path, or its weights do not fit this model.
     """
-    settings, stock = adapter.settings, target.anatomy.layers
+    driver = layered(target)
+    settings, stock = adapter.settings, driver.anatomy.layers
     if "pseudo" in adapter.tensors:
         raise UserError(
             f"drafter.path.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
             "drafter=pseudo_tokens"
         )
-    adapter.refuse_beyond(len(stock), target.vocab_size)
+    adapter.refuse_beyond(len(stock), driver.vocab_size)
     skip = SkipSet.of(len(stock), settings.get("skip_attention", ()), settings.get("skip_mlp", ()))
     trained = {}
     for index, layer in enumerate(stock):
         lora, own = adapter.under(f"lora.{index}."), adapter.under(f"layer.{index}.")
         if own:
-            trained[index] = target.driven(_replaced(layer, own))
+            trained[index] = driver.driven(_replaced(layer, own))
         elif lora:
-            trained[index] = target.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
+            trained[index] = driver.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
     norm, ids, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
     return sparse_path(
         target,
         skip,
         vocabulary=None if ids is None else ids.tolist(),
         trained=trained,
-        norm=target.fastest(_replaced(target.anatomy.norm, norm)) if norm else None,
-        feature=None if feature is None else target.fastest(_square(target, feature)),
+        norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
+        feature=None if feature is None else matrix(driver.fastest(_square(driver, feature))),
     )
 
 

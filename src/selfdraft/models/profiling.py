@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfdraft.core.costmodel import CostModel
-from selfdraft.core.costs import CostCurve, Costs
+from selfdraft.core.costs import CostCurve, Costs, Shaped
 from selfdraft.core.pathcosts import DraftCosts, PathCosts
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path, Reuse
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
@@ -43,9 +45,14 @@ def measure_costs(
 
 def costs_on(target: Target) -> Costs:
     """Return the costs of forwards of `target`, each measured when it is first asked for."""
-    return Costs(
-        lambda path: measure_costs(target) if path is None else measure_costs(target, path=path, sizes=PART_SIZES)
-    )
+
+    def measure(path: Shaped | None) -> CostCurve:
+        if path is None:
+            return measure_costs(target)
+        assert isinstance(path, Path)
+        return measure_costs(target, path=path, sizes=PART_SIZES)
+
+    return Costs(measure)
 
 
 @torch.inference_mode()
@@ -60,13 +67,15 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
     paths = {"full": target.full, **{name: sparse_path(target, skip) for name, skip in without.items()}}
     sizes = _fitting(target, context, SIZES)
     context = _prepare(target, rows=1, context=context, longest=max(sizes))
-    jobs = {
+    jobs: dict[Any, Callable[[], object]] = {
         (name, size): _forward(target, path, rows=1, size=size)
         for name, path in paths.items()
         for size in (sizes if name == "full" else PART_SIZES)
         if size in sizes
     }
-    hidden = torch.randn(max(PART_SIZES), target.anatomy.norm.weight.shape[0]).to(target.device, target.dtype)
+    hidden = torch.randn(max(PART_SIZES), attribute(target.anatomy.norm, "weight", Tensor).shape[0]).to(
+        target.device, target.dtype
+    )
     head = target.linears()[-1]
     jobs |= {("head", n): partial(_product, head, hidden[:n]) for n in PART_SIZES}
     logits = torch.randn(1, target.vocab_size).to(target.device, target.dtype)

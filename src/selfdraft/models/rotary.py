@@ -154,11 +154,10 @@ def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
     return rules
 
 
-def _recomputed_past(model: PreTrainedModel, rules: Mapping[str, LengthRule]) -> int | None:
+def _recomputed_past(model: Any, rules: Mapping[str, LengthRule]) -> int | None:
     """Return the length past which the family recomputes keys: there it prepares a forward without those it has."""
     if not rules:
         return None
-    assert isinstance(model, GenerationMixin)
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return None
     named = getattr(model.config, "original_max_position_embeddings", None)

@@ -46,7 +46,8 @@ class TeacherOutputStore:
 
     def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], TeacherOutputs]) -> None:
         """`teach`: computes the teacher outputs of (B, N) tokens, positions and texts."""
-        self.teach, self._rows = teach, {}
+        self.teach = teach
+        self._rows: dict[bytes, TeacherOutputs] = {}
 
     def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         """Return the teacher outputs of a batch."""
@@ -94,7 +95,9 @@ class _Recorder:
     """The cache of the target's layers: keeps the keys and values of some, and lets each layer see its own block."""
 
     def __init__(self, layers: Collection[int]) -> None:
-        self.layers, self.keys, self.values = layers, {}, {}
+        self.layers = layers
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if layer_idx in self.layers:
