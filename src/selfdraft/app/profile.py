@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,9 +54,11 @@ def profile(run: Run) -> None:
         if task.grid:
             for part, line in measure_grid(target, rounds=min(task.rounds, 3)):
                 status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
-                costs = replace(costs, **{part: (*getattr(costs, part), line)})
+                lines: dict[str, Any] = {part: (*getattr(costs, part), line)}
+                costs = replace(costs, **lines)
         drafting = None
         if path is not None:
+            assert isinstance(config.drafter, PathDrafterConfig)
             status.update(f"measuring drafts of {config.drafter.label}")
             drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
     result = {**costs.to_dict(), "drafting": None if drafting is None else drafting.to_dict()}

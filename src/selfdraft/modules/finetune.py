@@ -174,7 +174,9 @@ class FinetuneModule(pl.LightningModule, ABC):
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, vocabulary)
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
-        self._teacher_outputs: Callable[..., TeacherOutputs] = TeacherOutputStore(compute) if self.config.remember else compute
+        self._teacher_outputs: Callable[..., TeacherOutputs] = compute
+        if self.config.remember:
+            self._teacher_outputs = TeacherOutputStore(compute)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule in the form that Lightning expects."""
