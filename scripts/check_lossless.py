@@ -8,6 +8,7 @@ near ties may not.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,8 +90,14 @@ def check(folder: Path) -> int:
     return int(verdicts["different"] > 0)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def main(arguments: list[str]) -> int:
+    """Check the run; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    given = parser.parse_args(arguments)
     with one_line_errors():
-        sys.exit(check(Path(sys.argv[1])))
+        return check(given.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ This makes the tables of docs/results.md, so that every number in them comes fro
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -57,11 +58,11 @@ def row_of(folder: Path) -> str:
 
 
 @one_line_script("compare_runs")
-def main(folders: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print the table."""
-    if not folders:
-        raise UserError("give the folders of finished runs: python scripts/compare_runs.py RUN_DIR [RUN_DIR ...]")
-    rows = [row_of(Path(folder)) for folder in folders]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
+    rows = [row_of(folder) for folder in parser.parse_args(arguments).runs]
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|")
     print("\n".join(rows))

@@ -138,7 +138,7 @@ def row(spec: str, runs: list[Generation], first: list[Generation], found: Count
 @one_line_script("paired")
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="prompts, as dataset=jsonl takes them")
     parser.add_argument("drafters", nargs="+", metavar="DRAFTER", help='a name, or "name option=value …"')
     parser.add_argument("--per-family", type=int, default=8, help="prompts of each task family (default: 8)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")

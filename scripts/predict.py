@@ -186,8 +186,8 @@ def read_run(folder: Path) -> tuple[list[dict], DrafterConfig, dict]:
 @one_line_script("predict")
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--hardware", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--hardware", type=Path, nargs="+", required=True, metavar="FILE", help="costs of forwards")
     parser.add_argument("--layers", type=int, default=30, help="of the model that the run decoded with (default: 30)")
     parser.add_argument("--vocabulary", type=int, default=49152, help="of that model (default: 49152)")
     given = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ The exit status is 1 if any output differs, or is in only one of the runs.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -53,8 +54,14 @@ def compare(one: Outputs, other: Outputs) -> int:
     return int(same < len(common) or same_alone < len(common) or missing > 0)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
+def main(arguments: list[str]) -> int:
+    """Compare the runs; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs=2, metavar="RUN_DIR", help="folder of a run")
+    given = parser.parse_args(arguments)
     with one_line_errors():
-        sys.exit(compare(*(outputs_of(Path(folder)) for folder in sys.argv[1:])))
+        return compare(*map(outputs_of, given.runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@
 #
 # pip's whole output is in .venv/setup.log.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,8s/^# \?//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TORCH=2.13.0

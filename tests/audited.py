@@ -24,6 +24,7 @@ import torch
 
 from payload import Payload
 from script_module import script_module
+from selfdraft.app.export import finetuned
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
 from selfdraft.data.sources import load_hub, load_jsonl
@@ -46,7 +47,7 @@ def planted(marker: Path) -> bytes:
 
 
 def kinds(folder: Path, marker: Path) -> dict[str, Callable[[], Any]]:
-    """By name, what loads one kind of file. Each file lies in a folder of its own."""
+    """By name, what loads one kind of file. Each file is in a folder of its own."""
 
     def made(kind: str) -> Path:
         (folder / kind).mkdir(parents=True)
@@ -126,7 +127,7 @@ def kinds(folder: Path, marker: Path) -> dict[str, Callable[[], Any]]:
     predicted = [str(run.parent), "--hardware", str(costs)]
     found["a cost file"] = lambda: script_module("predict").main(predicted)
     exported = written("an exported run", "drafter.yaml", artifact.read_bytes()).parent
-    found["an exported run"] = lambda: script_module("export").main([str(exported), str(folder / "out")])
+    found["an exported run"] = lambda: finetuned(str(exported))
 
     scripted = written("a dataset folder with a script", "data.jsonl", '{"text": "a"}\n').parent
     (scripted / f"{scripted.name}.py").write_text(code)

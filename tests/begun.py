@@ -1,4 +1,4 @@
-"""Requests that have begun, on tiny models: a prompt past the window of the sliding ones, and one within it."""
+"""Started requests on tiny models: one prompt longer than the sliding window, and one shorter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request of one drafter, stepped by hand: what it drafts, and what it is then told."""
+"""One request of one drafter, stepped by hand: its drafts, and the results that it observes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOMY = 100
 def begin(
     config: DrafterConfig, prompt: Sequence[int], target: StubTarget | None = None, room: int = ROOMY, seed: int = 0
 ) -> tuple[Drafter, Context]:
-    """A drafter with one request in row 0, prefilled."""
+    """Return a drafter with one prefilled request in row 0."""
     target = target or StubTarget(successor)
     drafter = made(target, config)
     context = Context(0, list(prompt), len(prompt), room, np.random.default_rng(seed))

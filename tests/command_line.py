@@ -1,4 +1,4 @@
-"""Running SelfDraft as a user does: as a process of its own, or, much faster, composed and run in this one."""
+"""Run SelfDraft from overrides: in its own process or, much faster, in this one."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ def write_prompts(path: Path, *prompts: Mapping[str, Any] | str) -> Path:
 
 
 def tamper(drafter: Drafter, context: Context, step: Step) -> None:
-    """In the place of a drafter's `observe`, it makes decoding lossy: the next token follows one never written."""
+    """Replaces a drafter's `observe` and makes decoding lossy: it changes the last token of the context."""
     context.tokens[-1] = (context.tokens[-1] + 1) % 256

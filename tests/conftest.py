@@ -1,4 +1,4 @@
-"""Puts this folder on the path, so that every test can import the helpers beside this file, and keeps to one thread."""
+"""Put this folder on the path, so that tests can import the helpers in it, and use one thread."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Lines of prompts.jsonl with numbers that can be reckoned in the head."""
+"""Lines of prompts.jsonl with simple numbers."""
 
 from typing import Any
 

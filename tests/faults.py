@@ -1,4 +1,4 @@
-"""Faults of the verifying side, planted in a target for the time of a `with`: what a certificate must never call exact.
+"""Faults in the verification, planted in a target within a `with`: a certificate must never call them exact.
 
 Each is a mistake that somebody could make in the cache, the masks, the positions or the parts of the model. All of them
 act on the autoregressive baseline or on drafts, most on both, so that comparing one with the other shows nothing.
@@ -56,7 +56,7 @@ def block_decides_the_rotary(target: Target) -> AbstractContextManager[None]:
 
 @contextmanager
 def slots_for_positions(target: Target) -> Iterator[None]:
-    """A node of a tree stands where its slot is, not at its depth: wrong for every node behind a sibling."""
+    """A node's position is its slot's, not its depth: wrong for every node after a sibling."""
     right = Block.of_trees
 
     def by_slot(*arguments: object) -> Block:
@@ -76,7 +76,7 @@ def siblings_seen(target: Target) -> Iterator[None]:
 
 @contextmanager
 def wrong_slots_committed(target: Target) -> Iterator[None]:
-    """The accepted nodes' keys are taken to lie at the beginning of the block, as those of a chain do."""
+    """The accepted nodes' keys are read from the beginning of the block, as those of a chain."""
     right = KVCache.commit
     with patch.object(KVCache, "commit", lambda cache, row, path: right(cache, row, range(len(path)))):
         yield
@@ -165,7 +165,7 @@ def weights_of_before(target: Target) -> Iterator[None]:
 
 @contextmanager
 def token_left_out(target: Target) -> Iterator[None]:
-    """The prompt's first token is not in the cache: everything stands one place earlier."""
+    """The prompt's first token is not in the cache: every position is one too small."""
 
     def prefill(self: Target, row: int, tokens) -> None:
         if not self.cache.lengths[row]:

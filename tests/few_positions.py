@@ -1,4 +1,4 @@
-"""A model folder of few positions, for tests of what happens where they end."""
+"""A model folder with few positions, for tests of running out of positions."""
 
 from __future__ import annotations
 

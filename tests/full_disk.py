@@ -1,4 +1,4 @@
-"""A disk that fills: files of this process cannot grow beyond a size, and a write across it is cut short there."""
+"""A full disk: files of this process cannot grow beyond a size, and a write across it is cut short."""
 
 from __future__ import annotations
 

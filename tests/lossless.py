@@ -26,14 +26,20 @@ from selfdraft.drafters.suffix import SuffixConfig
 LOSSLESS: dict[str, list[DrafterConfig]] = {
     "none": [DrafterConfig()],
     "jacobi": [
+        JacobiConfig(),
+        JacobiConfig(window=12, refine_steps=4, candidates=3),  # at measured costs: ragged blocks
         *(JacobiConfig(window=4, refine_steps=3, init=init, candidates=1, costs="flat") for init in INITS),
         JacobiConfig(window=1, refine_steps=1, candidates=1, costs="flat"),
-        JacobiConfig(window=12, refine_steps=2, init="previous_tail", candidates=1, costs="flat"),  # a block longer than a sliding window
-        JacobiConfig(window=4, refine_steps=1, init="prompt_random", mode="literal", candidates=1, costs="flat"),
-        JacobiConfig(window=5, refine_steps=4, init="ngram", mode="literal", candidates=1, costs="flat"),  # reaches the fixed point now and then
-        JacobiConfig(window=6, refine_steps=2, mode="literal", order="gauss_seidel", sub_blocks=3, candidates=1, costs="flat"),
-        JacobiConfig(window=4, refine_steps=3, init="ngram", candidates=3, costs="flat"),  # side by side: the first is no prefix
-        JacobiConfig(window=3, refine_steps=2, mode="literal", candidates=2, costs="flat"),
+        JacobiConfig(
+            window=12, refine_steps=2, init="previous_tail", candidates=1, costs="flat"
+        ),  # a block longer than a sliding window
+        JacobiConfig(window=4, refine_steps=1, init="prompt_random", mode="literal"),
+        JacobiConfig(window=5, refine_steps=4, init="ngram", mode="literal"),  # reaches the fixed point now and then
+        JacobiConfig(window=6, refine_steps=2, mode="literal", order="gauss_seidel", sub_blocks=3),
+        JacobiConfig(
+            window=4, refine_steps=3, init="ngram", candidates=3, costs="flat"
+        ),  # side by side: the first is no prefix
+        JacobiConfig(window=3, refine_steps=2, mode="literal", candidates=2),
     ],
     "layer_skip": [
         configured("layer_skip", sparsity=0.5),

@@ -1,4 +1,4 @@
-"""An object whose unpickling runs code: it makes a file, by which a test sees that something was executed."""
+"""An object whose unpickling runs code: it creates a file, which shows a test that code was run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Payload:
-    """Pickled, it is a call of `Path.touch`."""
+    """Its pickle is a call of `Path.touch`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -1,4 +1,4 @@
-"""Adapters as no training would leave them: random weights of every kind, for tests that drafts change no text.
+"""Adapters with random weights of every kind, for tests that drafts change no text.
 
 Listed beside `lossless.LOSSLESS`, whose configs are made before there is a folder to write an adapter to.
 """

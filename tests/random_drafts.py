@@ -16,7 +16,7 @@ BRANCHES = (3, 2)  # children of the root, and of each of them
 
 @dataclass
 class RandomTreeConfig(DrafterConfig):
-    """`how` siblings are drawn: `with` replacement, `without`, or `certain`: they are no draws at all."""
+    """`how` siblings are drawn: `with` replacement, `without`, or `certain`: not random."""
 
     name: str = "random_tree"
     how: str = "with"
@@ -29,7 +29,7 @@ class RandomTree(Drafter):
     config: RandomTreeConfig
 
     def propose(self, context: Context) -> Draft:
-        """A tree of `BRANCHES`; of one level where only one token is still wanted behind the root."""
+        """A tree of `BRANCHES`; of one level if only one token may still be emitted after the root."""
         vocabulary = self.target.vocab_size
         table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(5)).mul(0.7).softmax(-1)
         tokens, parents, q = [], [], []

@@ -1,4 +1,4 @@
-"""Random token trees, and the slow, obvious way to read them: what the fast way in core is compared with."""
+"""Random token trees, and a slow, obvious implementation to compare core with."""
 
 from __future__ import annotations
 

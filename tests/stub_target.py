@@ -1,4 +1,4 @@
-"""Targets without weights: logits known by hand, behind the interface that drafters and the decoder use.
+"""Targets without weights: logits known by hand, with the interface that drafters and the decoder use.
 
 Where the real cache holds keys and values, these hold the text itself. So they also notice what a real model would only
 show as a wrong logit: a draft that continues a text which was never written, or a commit that is no path of the tree.
@@ -23,16 +23,16 @@ from selfdraft.models.pseudo import pseudo_tokens
 from selfdraft.models.selection import scoring, selecting, selection
 from selfdraft.models.sparse import sparse_path, with_vocabulary
 
-Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts behind it
+Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts after it
 
 
 def successor(text: Sequence[int]) -> int:
-    """Counting up: every token is new, so nothing that was said before helps to guess it."""
+    """Counting up: every token is new, so earlier text does not help to predict it."""
     return text[-1] + 1
 
 
 def repeats(text: Sequence[int]) -> int:
-    """The last token for ever."""
+    """The last token again and again."""
     return text[-1]
 
 
@@ -42,13 +42,13 @@ def cycle(period: int) -> Rule:
 
 
 def script(text: Sequence[int]) -> Rule:
-    """A text decided by position alone: predictions are right whatever guesses stand before them."""
+    """A text that depends only on positions: predictions are right whatever guesses come before them."""
     return lambda prefix: text[len(prefix)] if len(prefix) < len(text) else 0
 
 
 @dataclass(frozen=True)
 class StubPath:
-    """The layers are only there to be counted."""
+    """Its layers are only counted."""
 
     rule: Rule
     skip: SkipSet = SkipSet()
@@ -90,7 +90,7 @@ class StubCache:
 
 @dataclass
 class StubSelection:
-    """A selection of nothing in particular: these targets have the text itself, and no keys."""
+    """A selection without effect: these targets have the text itself, and no keys."""
 
     cache: StubCache
 
@@ -108,14 +108,14 @@ class StubPseudoTokens:
 
 
 class StubScores:
-    """Attention that finds the first keys most important."""
+    """Attention scores that are highest for the first keys."""
 
     def best(self, count: int, first: int, end: int) -> Tensor:
         return torch.arange(first, min(first + count, end))
 
 
 class StubTarget:
-    """Writes what `rule` says; its sparse paths write what `sparse` says.
+    """Predicts the token of `rule`; its sparse paths predict that of `sparse`.
 
     Attributes:
         seen: of every full forward that verified, the rows and their trees.
@@ -172,7 +172,7 @@ class StubTarget:
     ) -> list[Tensor]:
         assert len(set(rows)) == len(rows) == len(roots) == len(trees)
         for root, tree, known in zip(roots, trees, reuse or [None] * len(rows), strict=True):
-            if known is not None:  # the states, here tokens, are of those that stand first in the block
+            if known is not None:  # the states, here tokens, of the first tokens of the block
                 tokens = known.states[:, 0].tolist()
                 assert tokens == [root, *tree.tokens.tolist()][: len(tokens)]
         assert self.cache.reserved >= max(self.cache.lengths[row] + 1 for row in rows)
@@ -180,7 +180,7 @@ class StubTarget:
         self.seen.append((list(rows), list(trees)))
         self._last = {row: (root, tree) for row, root, tree in zip(rows, roots, trees, strict=True)}
         self._scratch = {}
-        for b, states in enumerate(keep or ()):  # behind every layer what a sparse path would say: a token
+        for b, states in enumerate(keep or ()):  # after every layer: the token that a sparse path would predict
             said = self._logits(self._sparse, [*self.cache.texts[rows[b]], roots[b]], trees[b]).argmax(-1)
             states.append(said[None, :, None].expand(len(self.full.layers) + 1, -1, 1))
         return [
@@ -285,7 +285,7 @@ def _(path: StubPath, target: StubTarget, keys: StubSelection, choose: Callable 
 
 
 class ObligingTarget(StubTarget):
-    """Says whatever the draft's first candidate says, down to depth `agree`, and contradicts every draft below.
+    """Accepts the draft's first candidate at each depth up to `agree`, and rejects every draft below.
 
     So any drafter is accepted never (0), always (infinity) or sometimes, without knowing anything about it.
     """

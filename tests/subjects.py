@@ -1,4 +1,4 @@
-"""A random model that decodes, and what it writes alone: what losslessness is tested on, on any device."""
+"""A random model and its plain greedy text, for tests of losslessness on any device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MILDER = dict.fromkeys(FAMILIES, 100.0) | {"gpt_neox": 30.0, "olmo2": 8.0, "gemm
 
 @torch.inference_mode()
 def stock_output(model: PreTrainedModel, prompt: Sequence[int], length: int = LENGTH, **options: int) -> list[int]:
-    """What transformers itself writes."""
+    """The output of transformers."""
     ids = torch.tensor([prompt], device=model.device)
     written = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, **options
@@ -46,7 +46,7 @@ def stock_output(model: PreTrainedModel, prompt: Sequence[int], length: int = LE
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its target, and what the model writes alone."""
+    """A model, its target, and the model's plain greedy text."""
 
     model: PreTrainedModel
     target: Target
@@ -62,7 +62,7 @@ class Subject:
 
 @cache
 def subject(family: str, seed: int, mild: bool, device: str = "cpu") -> Subject:
-    """Built once, since many tests ask."""
+    """Built once, because many tests use it."""
     model = tiny_model(family, seed=seed).to(device)
     if mild:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its two worked examples run as they stand there, and change no text."""
+"""CONTRIBUTING.md: its two worked examples run as printed, and change no text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import yaml
 import lossless
 from command_line import ROOT
 from made import made
+from selfdraft.app.option_help import commented, helps_of
+from selfdraft.core.options import Options
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, Preset, configured
@@ -69,11 +71,13 @@ def section_of(module: ModuleType) -> str:
     return found
 
 
-def shown_options(file: str) -> tuple[str, dict]:
-    """The schema that a YAML of the page names, and its options."""
-    plain = yaml.safe_load(block_after(file, "yaml"))
-    (schema,) = plain.pop("defaults")
-    return schema, plain
+def shown_options(file: str, config: type[Options]) -> dict:
+    """The options of a YAML of the page, which names the schema and has the descriptions as comments."""
+    text = block_after(file, "yaml")
+    assert text == commented(text, helps_of(config))
+    plain = yaml.safe_load(text)
+    assert plain.pop("defaults") == [f"schema/{config.__name__}@_here_"]
+    return plain
 
 
 def check(configs: list[DrafterConfig]) -> None:
@@ -99,8 +103,7 @@ def test_a_new_way_to_propose(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = line_for("tests/lossless.py", "LOSSLESS", module)
     assert lossless.complaints(lossless.LOSSLESS, {"bigram"}) == ["'bigram' has no entry in LOSSLESS"]
     assert lossless.complaints({**lossless.LOSSLESS, **rows}, {*lossless.TRIED, "bigram"}) == []
-    schema, options = shown_options("conf/drafter/bigram.yaml")
-    assert schema == f"schema/{module.BigramConfig.__name__}@_here_"
+    options = shown_options("conf/drafter/bigram.yaml", module.BigramConfig)
     assert {"name": "bigram", **options} == asdict(configured("bigram"))
     check(rows["bigram"])
 
@@ -113,14 +116,13 @@ def test_a_new_path(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = line_for("tests/lossless.py", "LOSSLESS", module)
     assert lossless.complaints(lossless.LOSSLESS, {"ladder"}) == ["'ladder' has no entry in LOSSLESS"]
     assert lossless.complaints({**lossless.LOSSLESS, **rows}, {*lossless.TRIED, "ladder"}) == []
-    schema, options = shown_options("conf/drafter/path/ladder.yaml")
-    assert schema == f"schema/{module.LadderConfig.__name__}@_here_"
+    options = shown_options("conf/drafter/path/ladder.yaml", module.LadderConfig)
     assert {"name": "ladder", **options} == asdict(module.LadderConfig())
     check(rows["ladder"])
     check([configured("jacobi", path="ladder"), configured("pool", path="ladder", costs="flat")])
 
 
-def test_lines_of_code_are_counted_without_docstrings_and_blank_lines() -> None:
+def test_code_lines_exclude_docstrings_and_blank_lines() -> None:
     source = (
         '"""About."""\n\nimport ast\n\n\nclass A:\n    """What.\n\n    More.\n    """\n\n    x = [\n        1,\n    ]\n'
     )

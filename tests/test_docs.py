@@ -1,4 +1,4 @@
-"""README and docs/: every command composes, every link leads somewhere, and no drafter is forgotten."""
+"""README and docs/: every command composes, every link has a target, and every drafter is named."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def overrides(words: list[str]) -> list[str]:
-    """What a command sets; of a sweep, its first job."""
+    """The overrides of a command; of a sweep, those of its first job."""
     given = [word for word in words if "=" in word and not word.startswith(ELSEWHERE)]
     return [word.partition(",")[0] if "-m" in words else word for word in given]
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page."""
+    """GitHub's anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -88,7 +88,7 @@ def test_scripts_and_targets_of_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         if link.startswith("http"):
             continue

@@ -1,9 +1,9 @@
-"""The floors of the package: what each folder may import, read off the source without running it.
+"""The floors of the package: which folders each folder may import, read from the source without running it.
 
     core < models < drafters, data < decoding < tracking < modules < app
 
-A package imports itself and what stands left of it, except that data knows neither drafters nor decoding, nor they it.
-Only models knows transformers, core stands on torch and numerics alone, and the package's own `__init__` on nothing.
+A package imports itself and the packages left of it, except that data knows neither drafters nor decoding, nor they it.
+Only models knows transformers, core imports only torch and numerics, and the package's own `__init__` nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, 
         elif isinstance(node, ast.ImportFrom):
             parts = package[: len(package) - node.level + 1] if node.level else []
             parts = [*parts, node.module] if node.module else parts
-            # `from selfdraft import app` imports selfdraft.app: the name counts, not the package alone.
+            # `from selfdraft import app` imports selfdraft.app: the name counts, not only the package.
             yield from ((node.lineno, ".".join([*parts, alias.name])) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -48,7 +48,7 @@ def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, 
 
 
 def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What `module` (as in `selfdraft.core.tree`) imports and should not."""
+    """The imports of `module` (such as `selfdraft.core.tree`) that are not allowed."""
     parts = module.split(".")
     floor = parts[1] if len(parts) > 1 else ""
     allowed = LOWER.get(floor, set()) | {floor}
@@ -56,11 +56,11 @@ def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
     for line, name in imported(source, module, is_package):
         top, *rest = name.split(".")
         if top == "selfdraft" and rest and rest[0] in LOWER and rest[0] not in allowed:
-            found.append(f"{module}:{line} imports {name}, but {floor or 'the package itself'} stands below {rest[0]}")
+            found.append(f"{module}:{line} imports {name}, but {floor or 'the package itself'} is below {rest[0]}")
         if top == "transformers" and floor != "models":
             found.append(f"{module}:{line} imports {name}, but only models may know transformers")
         if floor == "core" and top not in CORE_STANDS_ON:
-            found.append(f"{module}:{line} imports {name}, but core stands on torch, numpy and scipy alone")
+            found.append(f"{module}:{line} imports {name}, but core imports torch, numpy and scipy only")
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_planted_upward_import_is_found(module: str, planted: str) -> None:
         ("selfdraft.app.build", "from selfdraft.modules.evaluate import Evaluate\nfrom selfdraft import __version__"),
     ],
 )
-def test_downward_imports_are_not(module: str, fine: str) -> None:
+def test_downward_imports_are_allowed(module: str, fine: str) -> None:
     assert complaints(fine, module) == []
 
 
@@ -135,11 +135,11 @@ FOLDERS = sorted(folder for folder in ROOT.rglob("*") if folder.is_dir() and any
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_nothing_imports_in_a_circle(folder: Path) -> None:
+def test_there_are_no_import_cycles(folder: Path) -> None:
     assert circles(folder) == []
 
 
-def test_a_circle_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_import_cycle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     folder = tmp_path / "models"
     folder.mkdir()

@@ -4,7 +4,9 @@
 # Runs that are finished are not decoded again, so the command may be stopped and given anew. TOKENS=64 decodes longer
 # answers than the usual 32; PYTHON=… names another interpreter, OUT=… another folder for the runs.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,5s/^# \?//p' "$0"; exit 0 ;; esac
 [ $# -eq 1 ] || { sed -n '2,5s/^# \?//p' "$0" >&2; exit 2; }
+[ -f "$1" ] || { echo "$0: there is no file '$1'; give a file of prompts" >&2; exit 2; }
 prompts=$(realpath "$1")
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python} out=${OUT:-outputs/batching}

@@ -5,9 +5,13 @@ One row a run, by dtype, drafter and batch size; `× batch 1` is against the run
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 
 HEADER = (
     "| dtype | drafter | batch | tokens/s | × batch 1 | the target alone | speedup over it "
@@ -37,23 +41,37 @@ def row(result: dict, single: dict | None) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main(folders: list[str]) -> int:
-    """Print the table; 2 where a run is not finished."""
-    if not folders:
-        print(__doc__, file=sys.stderr)
-        return 2
-    results = []
-    for path in (Path(folder) / "result.json" for folder in folders):
-        if not path.is_file():
-            print(f"{path} is not there: give the folders of finished runs (hydra.run.dir)", file=sys.stderr)
-            return 2
-        results.append(json.loads(path.read_text(encoding="utf-8")))
+def read(folder: Path) -> dict:
+    """Return the result of the run in `folder`.
+
+    Raises:
+        UserError: the folder has no result of task=evaluate.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        row(result, result)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
+    return result
+
+
+@one_line_script("table")
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
+    results = [read(folder) for folder in parser.parse_args(arguments).runs]
     singles = {kind(result): result for result in results if result["batch_size"] == 1}
+    rows = [
+        row(result, singles.get(kind(result)))
+        for result in sorted(results, key=lambda result: (*kind(result), result["batch_size"]))
+    ]
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|")
-    for result in sorted(results, key=lambda result: (*kind(result), result["batch_size"])):
-        print(row(result, singles.get(kind(result))))
-    return 0
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

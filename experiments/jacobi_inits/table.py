@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 
 HEADER = (
     "| run | tokens per forward | speedup [95 % CI] | fixed a pass | passes with a token right early | passes a block "
@@ -34,13 +38,31 @@ def row(name: str, result: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    """One row a folder."""
+def row_of(folder: Path) -> str:
+    """Return the row of the run in `folder`.
+
+    Raises:
+        UserError: the folder has no result of task=evaluate.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
+    try:
+        return row(folder.name, json.loads(path.read_text(encoding="utf-8")))
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
+
+
+@one_line_script("table")
+def main(arguments: list[str]) -> None:
+    """Print one row for each folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
+    rows = [row_of(folder) for folder in parser.parse_args(arguments).runs]
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|")
-    for folder in map(Path, sys.argv[1:]):
-        print(row(folder.name, json.loads((folder / "result.json").read_text(encoding="utf-8"))))
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

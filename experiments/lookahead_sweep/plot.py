@@ -6,6 +6,7 @@ Also prints the table in Markdown. The picture lands beside the CSV unless a pat
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 
 W, N, G = "drafter.window", "drafter.ngram", "drafter.guesses"
 SHOWN = {"tokens_per_forward": "tokens per forward", "speedup": "speedup over plain decoding (median)"}
@@ -46,16 +50,24 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+@one_line_script("plot")
+def main(arguments: list[str]) -> None:
     """Read, plot, print."""
-    csv = Path(sys.argv[1])
-    frame = pd.read_csv(csv)
-    frame = frame[frame["status"] == "completed"]
-    path = Path(sys.argv[2]) if len(sys.argv) > 2 else csv.with_suffix(".png")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path, metavar="SWEEP_CSV", help="sweep.csv of the sweep")
+    parser.add_argument("png", type=Path, nargs="?", help="the picture (default: beside the CSV)")
+    given = parser.parse_args(arguments)
+    try:
+        frame = pd.read_csv(given.csv)
+        frame = frame[frame["status"] == "completed"]
+        table = markdown(frame)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{given.csv} is no table of this sweep ({error}): give its sweep.csv") from None
+    path = given.png or given.csv.with_suffix(".png")
     plot(frame, path)
-    print(markdown(frame))
+    print(table)
     print(f"\nplot: {path}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,9 @@
 # The sweep of this study:  experiments/lookahead_sweep/run.sh <prompts.jsonl> [more overrides]
 # Writes outputs/lookahead_sweep/sweep.csv; the same command again goes on where it stopped.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,3s/^# \?//p' "$0"; exit 0 ;; esac
+[ -f "${1:-}" ] || { echo "$0: there is no file '${1:-}'; give a file of prompts" >&2; exit 2; }
+set -- "$(realpath "$1")" "${@:2}"
 cd "$(dirname "$0")/../.."
 PROMPTS=$1
 shift

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
+from selfdraft.core.errors import UserError
 from selfdraft.core.replay import acceptance_by_depth, agreement, best_choice
 from selfdraft.core.skipset import SkipSet
 from selfdraft.data.prompts import Prompt
@@ -53,13 +56,16 @@ def skipping(sublayers: list[tuple[str, int]]) -> SkipSet:
     return SkipSet(*(frozenset(i for kind, i in sublayers if kind == wanted) for wanted in ("attention", "mlp")))
 
 
-def main() -> None:
+@one_line_script("study")
+def main(arguments: list[str]) -> None:
     """Measure, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=4, help="how many of them (default: 4)")
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most (default: 48)")
     parser.add_argument("--file", type=Path, help="prompts in Spec-Bench's schema (default: the bundled ones)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if min(given.prompts, given.tokens) < 1:
+        raise UserError("--prompts and --tokens: at least 1")
     prompts = load_jsonl(given.file) if given.file else load_bundled()
     tracer, here = trace(prompts[:: max(len(prompts) // given.prompts, 1)][: given.prompts], given.tokens)
     machines = {"here": here}
@@ -125,4 +131,4 @@ def plot(points: list[dict], machines: list[str], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""What a user got wrong is told in one line that says what would be right, with exit status 2 and no traceback."""
+"""A wrong value from a user gives one line that says what would be right, exit status 2 and no traceback."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from selfdraft.app.help import groups_under
 from selfdraft.drafters import PATHS
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
-Told = Callable[..., str]
+ErrorLine = Callable[..., str]
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+def error_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorLine:
     """The one line that a smoke run with these overrides ends with."""
 
     def line(*overrides: str) -> str:
@@ -39,9 +39,9 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return line
 
 
-def test_repeats_of_a_warm_drafter_are_refused(told: Told) -> None:
+def test_repeats_of_a_warm_drafter_are_refused(error_line: ErrorLine) -> None:
     """It would draft from the answer that it has just seen."""
-    said = told("drafter=pool", "drafter.warm=true", "task.repeats=2")
+    said = error_line("drafter=pool", "drafter.warm=true", "task.repeats=2")
     assert said.startswith("task.repeats=2 with drafter.warm=true: ") and said.endswith("leave one of them out")
 
 
@@ -59,7 +59,7 @@ def test_repeats_of_a_warm_drafter_are_refused(told: Told) -> None:
         (["drafter=swift", "drafter.context_window=3"], "write drafter.path.context_window=<value>"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(overrides: list[str], expected: str, tmp_path: Path) -> None:
+def test_a_user_error_gives_one_line_and_exit_status_2(overrides: list[str], expected: str, tmp_path: Path) -> None:
     done = run(*SMOKE, *overrides, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -76,7 +76,7 @@ def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
+def test_a_user_error_under_ddp_gives_one_line(tmp_path: Path) -> None:
     overrides = ["hardware=cpu_ddp", "drafter=layer_skip", "drafter.path.skip_mlp=[99]"]
     done = run(*SMOKE, *overrides, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
@@ -87,8 +87,8 @@ def test_a_mistake_under_ddp_is_one_line_too(tmp_path: Path) -> None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) -> None:
-    said = told("drafter.windw=3")
+def test_an_unknown_option_names_the_nearest_and_all_options(error_line: ErrorLine) -> None:
+    said = error_line("drafter.windw=3")
     assert said == (
         "drafter.windw: no such option (did you mean window?); there are path, window, refine_steps, init, mode, "
         "candidates, order, sub_blocks"
@@ -96,13 +96,13 @@ def test_a_wrong_key_is_told_with_the_nearest_one_and_all_there_are(told: Told) 
 
 
 @pytest.mark.parametrize("group", groups_under(CONF))
-def test_a_wrong_choice_is_told_with_all_the_choices(told: Told, group: str) -> None:
+def test_an_unknown_choice_lists_all_choices(error_line: ErrorLine, group: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-    assert told(f"{group}=nothing_like_it") == f"{group}=nothing_like_it: no such choice; choose one of {choices}"
+    assert error_line(f"{group}=nothing_like_it") == f"{group}=nothing_like_it: no such choice; choose one of {choices}"
 
 
-def test_a_nearly_right_choice_is_guessed(told: Told) -> None:
-    assert "(did you mean layer_skip?)" in told("drafter=layerskip")
+def test_a_misspelt_choice_gets_a_suggestion(error_line: ErrorLine) -> None:
+    assert "(did you mean layer_skip?)" in error_line("drafter=layerskip")
 
 
 @pytest.mark.parametrize(
@@ -126,41 +126,41 @@ def test_a_nearly_right_choice_is_guessed(told: Told) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_option_that_is_the_paths_now_is_told_with_its_new_spelling(
-    told: Told, overrides: list[str], expected: str
+def test_an_option_that_moved_to_the_path_names_its_new_spelling(
+    error_line: ErrorLine, overrides: list[str], expected: str
 ) -> None:
     key = overrides[-1].partition("=")[0]
-    said = told(*overrides)
+    said = error_line(*overrides)
     assert said.startswith(f"{key}: an option of the path now: write {expected}=<value>")
     owners = [name for name, path in PATHS.items() if key.partition(".")[2] in asdict(path.Config())]
     assert owners == ["trained"] or f"{', '.join(owners)} can have it" in said
 
 
 @pytest.mark.parametrize("drafter", ["none", "suffix", "pseudo_tokens"])
-def test_a_drafter_that_runs_no_part_of_the_model_takes_no_path(told: Told, drafter: str) -> None:
-    said = told(f"drafter={drafter}", "drafter/path=swift")
+def test_a_drafter_without_a_path_refuses_one(error_line: ErrorLine, drafter: str) -> None:
+    said = error_line(f"drafter={drafter}", "drafter/path=swift")
     assert said == "drafter/path: the chosen drafter runs no part of the model, so it takes no path"
 
 
-def test_a_path_that_cannot_refine_in_a_pass_that_verifies_is_refused(told: Told) -> None:
-    said = told("drafter=jacobi", "drafter/path=swift", "drafter.mode=fused")
+def test_a_path_with_fused_jacobi_is_refused(error_line: ErrorLine) -> None:
+    said = error_line("drafter=jacobi", "drafter/path=swift", "drafter.mode=fused")
     assert said.startswith("drafter/path=swift refines, and ") and said.endswith("use drafter.mode=literal")
 
 
-def test_a_group_that_is_none_is_refused(told: Told) -> None:
-    assert "optimizer" in told("optimizer=adam")
+def test_an_unknown_group_is_refused(error_line: ErrorLine) -> None:
+    assert "optimizer" in error_line("optimizer=adam")
 
 
-def test_a_key_added_with_a_plus_is_refused_where_nothing_would_read_it(told: Told) -> None:
-    said = told("+drafter.windw=4")
+def test_an_unknown_key_added_with_a_plus_is_refused(error_line: ErrorLine) -> None:
+    said = error_line("+drafter.windw=4")
     assert said.startswith("drafter.windw: no such option")
     assert "window" in said
-    assert told("+temperature=0.7").startswith("temperature: no such option")
+    assert error_line("+temperature=0.7").startswith("temperature: no such option")
 
 
 @pytest.mark.parametrize("override", ["prompt=What's up?", "prompt=Well, why?", "drafter.window"])
-def test_an_override_that_cannot_be_parsed_says_how_to_write_one(told: Told, override: str) -> None:
-    said = told("task=generate", override)
+def test_an_unparsable_override_gives_an_example(error_line: ErrorLine, override: str) -> None:
+    said = error_line("task=generate", override)
     assert override in said
     assert "quote" in said or "write key=value" in said
 
@@ -177,8 +177,8 @@ def test_an_override_that_cannot_be_parsed_says_how_to_write_one(told: Told, ove
         ("task.name=null", "task.name: null is no value for it", "leave it out"),
     ],
 )
-def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key: str, value: str) -> None:
-    said = told(override)
+def test_a_wrong_type_names_key_and_value(error_line: ErrorLine, override: str, key: str, value: str) -> None:
+    said = error_line(override)
     assert key in said
     assert value in said
 
@@ -225,16 +225,16 @@ def test_a_wrong_type_is_told_with_key_and_value(told: Told, override: str, key:
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_value_out_of_range_is_told_with_the_range(told: Told, overrides: list[str], expected: str) -> None:
-    assert expected in told(*overrides)
+def test_a_value_out_of_range_names_the_range(error_line: ErrorLine, overrides: list[str], expected: str) -> None:
+    assert expected in error_line(*overrides)
 
 
 @pytest.mark.parametrize(
     "override", ["drafter.name=medusa", "drafter.name=layer_skip", "drafter.path.name=swift", "task.name=generate"]
 )
-def test_a_choices_own_name_is_not_for_the_user_to_change(told: Told, override: str) -> None:
+def test_the_name_of_a_choice_cannot_be_overridden(error_line: ErrorLine, override: str) -> None:
     """It says which code runs, with options that belong to another."""
-    assert override.partition("=")[0] in told(override)
+    assert override.partition("=")[0] in error_line(override)
 
 
 @pytest.mark.parametrize(
@@ -246,21 +246,21 @@ def test_a_choices_own_name_is_not_for_the_user_to_change(told: Told, override: 
         ("drafter/path=trained", "drafter.path.adapter"),
     ],
 )
-def test_what_must_be_given_is_asked_for(told: Told, choice: str, key: str) -> None:
-    assert told(choice) == f"{key} is needed: give it as {key}=<value>"
+def test_a_missing_required_option_is_named(error_line: ErrorLine, choice: str, key: str) -> None:
+    assert error_line(choice) == f"{key} is needed: give it as {key}=<value>"
 
 
-def test_sharing_trees_needs_processes_and_branches(told: Told) -> None:
+def test_sharing_trees_needs_processes_and_branches(error_line: ErrorLine) -> None:
     together = ("hardware=cpu_ddp", "hardware.tree_parallel=true", "prompt=hello")
-    assert told("task=generate", *together) == (
+    assert error_line("task=generate", *together) == (
         "hardware.tree_parallel needs its processes, and only task=evaluate starts them"
     )
-    said = told("task=generate", *together, "decoding.shape_invariant=true", "model.packed=true")
+    said = error_line("task=generate", *together, "decoding.shape_invariant=true", "model.packed=true")
     assert said.startswith("hardware.tree_parallel shares out branches, and decoding.shape_invariant allows but one")
 
 
-def test_generating_needs_a_prompt(told: Told) -> None:
-    assert "task=generate needs a prompt: prompt='Why is the sky blue?'" in told("task=generate")
+def test_generating_needs_a_prompt(error_line: ErrorLine) -> None:
+    assert "task=generate needs a prompt: prompt='Why is the sky blue?'" in error_line("task=generate")
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -270,12 +270,12 @@ def jsonl(path: Path) -> list[str]:
     return ["dataset=jsonl", f"dataset.path='{path}'", "dataset.per_category=null"]
 
 
-def test_a_missing_prompt_file_is_named(told: Told, tmp_path: Path) -> None:
-    assert f"There is no file {tmp_path}/nowhere.jsonl" in told(*jsonl(tmp_path / "nowhere.jsonl"))
+def test_a_missing_prompt_file_is_named(error_line: ErrorLine, tmp_path: Path) -> None:
+    assert f"There is no file {tmp_path}/nowhere.jsonl" in error_line(*jsonl(tmp_path / "nowhere.jsonl"))
 
 
-def test_a_folder_is_no_prompt_file(told: Told, tmp_path: Path) -> None:
-    assert f"{tmp_path} cannot be read" in told(*jsonl(tmp_path))
+def test_a_folder_as_prompt_file_is_refused(error_line: ErrorLine, tmp_path: Path) -> None:
+    assert f"{tmp_path} cannot be read" in error_line(*jsonl(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -290,30 +290,34 @@ def test_a_folder_is_no_prompt_file(told: Told, tmp_path: Path) -> None:
         ('{"id": "first", "prompt": "the same id"}', "already that of line 1"),
     ],
 )
-def test_a_malformed_line_is_told_with_file_and_number(told: Told, tmp_path: Path, line: str, expected: str) -> None:
+def test_a_malformed_line_names_file_and_line_number(
+    error_line: ErrorLine, tmp_path: Path, line: str, expected: str
+) -> None:
     path = write_prompts(tmp_path / "prompts.jsonl", {"id": "first", "prompt": "fine"}, line)
-    said = told(*jsonl(path))
+    said = error_line(*jsonl(path))
     assert f"{path}:2: " in said
     assert expected in said
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
-def test_an_empty_dataset_is_refused(told: Told, tmp_path: Path, content: str) -> None:
+def test_an_empty_dataset_is_refused(error_line: ErrorLine, tmp_path: Path, content: str) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_text(content)
-    assert f"{path} holds no prompt" in told(*jsonl(path))
+    assert f"{path} holds no prompt" in error_line(*jsonl(path))
 
 
-def test_a_prompt_longer_than_the_models_positions_is_refused_before_any_is_decoded(told: Told, tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_models_positions_is_refused_before_any_is_decoded(
+    error_line: ErrorLine, tmp_path: Path
+) -> None:
     path = write_prompts(tmp_path / "p.jsonl", {"id": "short", "prompt": "x"}, {"id": "long", "prompt": "x" * 4096})
-    said = told(*jsonl(path))
+    said = error_line(*jsonl(path))
     assert "prompt long has 41" in said
     assert "this model has 4096 positions" in said
     assert not (tmp_path / "run" / "prompts.jsonl").exists()
 
 
-def test_a_long_prompt_for_generate_is_refused_as_well(told: Told) -> None:
-    said = told("task=generate", f"prompt={'x' * 4096}")
+def test_a_long_prompt_for_generate_is_refused_as_well(error_line: ErrorLine) -> None:
+    said = error_line("task=generate", f"prompt={'x' * 4096}")
     assert "this model has 4096 positions" in said
 
 
@@ -334,17 +338,17 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_folder_that_is_missing_is_named(told: Told, tmp_path: Path) -> None:
-    assert f"model.path={tmp_path}/nowhere: no such folder" in told(*hf(tmp_path / "nowhere"))
+def test_a_model_folder_that_is_missing_is_named(error_line: ErrorLine, tmp_path: Path) -> None:
+    assert f"model.path={tmp_path}/nowhere: no such folder" in error_line(*hf(tmp_path / "nowhere"))
 
 
-def test_a_folder_without_config_json_is_no_model(told: Told, saved: Path) -> None:
+def test_a_folder_without_config_json_is_refused(error_line: ErrorLine, saved: Path) -> None:
     (saved / "config.json").unlink()
-    assert f"model.path={saved}: the folder has no config.json" in told(*hf(saved))
+    assert f"model.path={saved}: the folder has no config.json" in error_line(*hf(saved))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "missing"])
-def test_weights_that_cannot_be_read_are_told_with_the_folder(told: Told, saved: Path, damage: str) -> None:
+def test_unreadable_weights_name_the_folder(error_line: ErrorLine, saved: Path, damage: str) -> None:
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()
     if damage == "missing":
@@ -352,51 +356,51 @@ def test_weights_that_cannot_be_read_are_told_with_the_folder(told: Told, saved:
     else:
         half = whole[: len(whole) // 2]
         weights.write_bytes({"garbage": b"no safetensors" * 9, "truncated": half, "empty": b""}[damage])
-    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no_such_family"}', "{}"])
-def test_a_config_json_that_says_nothing_usable_is_told(told: Told, saved: Path, content: str) -> None:
+def test_an_unusable_config_json_is_refused(error_line: ErrorLine, saved: Path, content: str) -> None:
     (saved / "config.json").write_text(content)
-    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
 
 
-def test_weights_of_other_shapes_than_the_config_says_are_told(told: Told, saved: Path) -> None:
+def test_weights_of_other_shapes_than_in_the_config_are_refused(error_line: ErrorLine, saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "head_dim": 16}))
-    assert f"model.path={saved}: cannot be loaded as a causal language model (" in told(*hf(saved))
+    assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
 
 
-def test_weights_that_lack_a_matrix_are_not_made_up(told: Told, saved: Path) -> None:
+def test_weights_that_lack_a_matrix_are_refused(error_line: ErrorLine, saved: Path) -> None:
     """transformers fills the gaps with random numbers and only warns: what is measured would be another model."""
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
-    assert f"model.path={saved}: " in told(*hf(saved))
+    assert f"model.path={saved}: " in error_line(*hf(saved))
 
 
-def test_a_folder_without_a_tokenizer_is_told(told: Told, saved: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(error_line: ErrorLine, saved: Path) -> None:
     for path in saved.glob("tokenizer*"):
         path.unlink()
-    assert f"model.path={saved}: " in told(*hf(saved))
+    assert f"model.path={saved}: " in error_line(*hf(saved))
 
 
-def test_an_encoder_decoder_is_refused_by_name(told: Told, tmp_path: Path) -> None:
+def test_an_encoder_decoder_is_refused_by_name(error_line: ErrorLine, tmp_path: Path) -> None:
     config = T5Config(vocab_size=260, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     tiny_tokenizer().save_pretrained(tmp_path / "t5")
-    assert "model family 't5' is not supported: it is an encoder-decoder" in told(*hf(tmp_path / "t5"))
+    assert "model family 't5' is not supported: it is an encoder-decoder" in error_line(*hf(tmp_path / "t5"))
 
 
-def test_a_family_that_cannot_be_driven_is_refused_by_name(told: Told, tmp_path: Path) -> None:
+def test_an_unsupported_family_is_refused_by_name(error_line: ErrorLine, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=260, n_embd=16, n_layer=2, n_head=2, n_positions=512)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
-    said = told(*hf(tmp_path / "gpt2"))
+    said = error_line(*hf(tmp_path / "gpt2"))
     assert "model family 'gpt2' (GPT2LMHeadModel) is not supported" in said
     assert "Llama" in said
 
 
-def test_the_sound_checkpoint_is_taken(saved: Path, tmp_path: Path) -> None:
+def test_an_undamaged_checkpoint_is_accepted(saved: Path, tmp_path: Path) -> None:
     """Or else the refusals above would prove nothing."""
     assert isinstance(AutoModelForCausalLM.from_pretrained(saved), torch.nn.Module)
     assert run_here(tmp_path / "run", *SMOKE, *hf(saved), "dataset.limit=1", "decoding.max_new_tokens=4") > 0

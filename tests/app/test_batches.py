@@ -1,4 +1,4 @@
-"""decoding.batch_size in an evaluation: the outputs of single prompts, in shared-out time, and resumed half way."""
+"""decoding.batch_size in an evaluation: same outputs as single prompts, shared times, and resuming within a batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def by_key(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("key", ["prompt_ids", "output_ids", "steps", "target_forwards", "acceptance_by_depth"])
-def test_a_prompt_in_a_batch_is_decoded_as_if_alone(runs: Runs, key: str) -> None:
+def test_batching_does_not_change_the_decoding_of_a_prompt(runs: Runs, key: str) -> None:
     batched, single = by_key(runs.batched), by_key(runs.single)
     assert len(read_lines(runs.batched)) == len(batched) == len(KEYS)
     assert set(batched) == set(single) == set(KEYS)
@@ -64,13 +64,13 @@ def test_float32_is_exact(runs: Runs) -> None:
     assert (result["prompts"], result["turns"], result["batch_size"]) == (11, len(KEYS), BATCH)
 
 
-def test_a_turn_of_all_prompts_comes_before_the_next_turn_of_any(runs: Runs) -> None:
+def test_each_turn_is_decoded_for_all_prompts_before_the_next(runs: Runs) -> None:
     written = [(line["id"], line["turn"]) for line in read_lines(runs.batched)]
     steps = [list(TURNS)[:8], list(TURNS)[8:]]  # four batches of two
     assert written == [(p, turn) for step in steps for turn in range(3) for p in step if turn < TURNS[p]]
 
 
-def test_drafter_and_baseline_take_turns_in_going_first_batch_by_batch(runs: Runs) -> None:
+def test_drafter_and_baseline_alternate_in_going_first_by_batch(runs: Runs) -> None:
     lines = by_key(runs.batched)
     orders = {(line["turn"], tuple(repeat["order"][0] for repeat in line["repeats"])) for line in lines.values()}
     # The first step begins turn 0 with the drafter and turn 1 with the baseline, the second step the other way round.
@@ -80,7 +80,7 @@ def test_drafter_and_baseline_take_turns_in_going_first_batch_by_batch(runs: Run
     assert len({tuple(lines[f"p{i}", 0]["repeats"][0]["order"]) for i in range(8)}) == 1
 
 
-def test_shares_add_up_and_a_latency_is_more_than_a_share(runs: Runs) -> None:
+def test_time_shares_add_up_and_latency_exceeds_a_share(runs: Runs) -> None:
     for line in read_lines(runs.batched):
         assert line["latency_s"] > 0 and line["baseline_latency_s"] > 0
         assert line["decode_s"] == pytest.approx(np.median([r["decode_s"]["drafter"] for r in line["repeats"]]))
@@ -95,7 +95,7 @@ def test_shares_add_up_and_a_latency_is_more_than_a_share(runs: Runs) -> None:
         assert sum(latencies) > 1.2 * sum(line[f"{prefix}decode_s"] for line in lines)
 
 
-def test_the_terminal_says_batch_throughput_and_latency(runs: Runs) -> None:
+def test_the_terminal_shows_batch_size_throughput_and_latency(runs: Runs) -> None:
     assert f"tiny llama in float32, batch {BATCH}" in runs.said
     assert f"batch {BATCH}: " in runs.said and "tokens/s, latency" in runs.said
     assert read_result(runs.single)["batch_size"] == 1
@@ -103,7 +103,7 @@ def test_the_terminal_says_batch_throughput_and_latency(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 5, 9, 13])
-def test_a_run_killed_in_the_midst_of_a_step_decodes_only_the_rest(
+def test_a_run_killed_within_a_batch_decodes_only_the_rest(
     runs: Runs, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As kill -9 leaves it while the lines of a batch are being written."""
@@ -132,7 +132,7 @@ def test_a_run_killed_in_the_midst_of_a_step_decodes_only_the_rest(
     assert read_result(folder)["turns"] == len(KEYS)
 
 
-def test_lines_are_written_as_soon_as_their_turn_of_the_step_is_done(
+def test_lines_are_written_as_soon_as_their_turn_is_done(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(Exception):
@@ -152,7 +152,7 @@ def test_lines_are_written_as_soon_as_their_turn_of_the_step_is_done(
     assert found == {(name, 0) for name in list(TURNS)[:8]}
 
 
-def test_sampling_in_a_batch_draws_what_it_draws_alone(runs: Runs, tmp_path: Path) -> None:
+def test_sampling_in_a_batch_gives_the_text_of_a_single_request(runs: Runs, tmp_path: Path) -> None:
     options = [*runs.options, "decoding=sample", "decoding.max_new_tokens=16"]
     run_here(tmp_path / "batched", *options, "decoding.batch_size=4")
     run_here(tmp_path / "single", *options)
@@ -179,13 +179,13 @@ def test_sampling_in_a_batch_draws_what_it_draws_alone(runs: Runs, tmp_path: Pat
         ),
     ],
 )
-def test_what_a_batch_cannot_do_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
+def test_options_that_batches_do_not_support_are_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         run_here(tmp_path / "run", *SMOKE, *overrides)
     assert str(refused.value) == message
 
 
-def test_the_script_counts_equal_outputs_and_names_the_others(
+def test_same_outputs_counts_equal_outputs_and_names_the_others(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "same_outputs.py"))

@@ -1,4 +1,4 @@
-"""task=calibrate: what it leaves behind, how it goes on, who takes part, and who may take what it found."""
+"""task=calibrate: its artifact, resuming, several processes, and using the artifact in other runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def artifact(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A calibration's folder, and what it said."""
+    """A calibration's folder and its printed output."""
     folder = tmp_path_factory.mktemp("calibrated")
     return folder, " ".join(said_by(folder, *RANDOM, "calibrate.check=2").split())
 
 
-def test_the_artifact_holds_the_best_candidate_and_all_others(found: tuple[Path, str]) -> None:
+def test_the_artifact_has_the_best_candidate_and_lists_all(found: tuple[Path, str]) -> None:
     folder, said = found
     written, result = artifact(folder), read_result(folder)
     assert written["drafter"] == "layer_skip"
@@ -49,7 +49,7 @@ def test_the_artifact_holds_the_best_candidate_and_all_others(found: tuple[Path,
     assert f"drafter.from={folder}/drafter.yaml" in said
 
 
-def test_any_run_takes_it_as_if_its_options_had_been_typed(found: tuple[Path, str], tmp_path: Path) -> None:
+def test_drafter_from_equals_typing_the_artifact_s_options(found: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = found
     options = artifact(folder)["options"]
     arguments = with_artifact([*SMOKE, "dataset.limit=2", f"drafter.from={folder}/drafter.yaml"])
@@ -61,7 +61,7 @@ def test_any_run_takes_it_as_if_its_options_had_been_typed(found: tuple[Path, st
     assert len(read_lines(tmp_path)) >= 2
 
 
-def test_as_a_process_it_may_be_overridden_behind_and_the_folder_will_do(
+def test_options_after_drafter_from_override_the_artifact_and_a_folder_is_enough(
     found: tuple[Path, str], tmp_path: Path
 ) -> None:
     done = run(
@@ -71,7 +71,7 @@ def test_as_a_process_it_may_be_overridden_behind_and_the_folder_will_do(
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["drafter"]["draft_length"] == 7
 
 
-def test_another_model_is_refused_in_a_line(found: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_artifact_of_another_model_gives_one_clear_line(found: tuple[Path, str], tmp_path: Path) -> None:
     arguments = with_artifact([*SMOKE, "model.seed=1", f"drafter.from={found[0]}"])
     with pytest.raises(UserError, match=r"was made for tiny llama \(\w{16}\), but this model is tiny llama"):
         run_here(tmp_path, *arguments)
@@ -85,7 +85,7 @@ def test_another_model_is_refused_in_a_line(found: tuple[Path, str], tmp_path: P
         (["drafter.from={other}"], "give the drafter.yaml that task=calibrate or"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_in_a_line(
+def test_an_unusable_artifact_gives_one_clear_line(
     arguments: list[str], reason: str, found: tuple[Path, str], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.yaml"
@@ -107,7 +107,7 @@ def test_every_method_works_with_every_objective(method: str, objective: str, tm
         assert all(len(line["skip_attention"]) + len(line["skip_mlp"]) == 2 for line in together)
 
 
-def test_a_killed_calibration_goes_on_with_what_was_scored(tmp_path: Path) -> None:
+def test_a_killed_calibration_resumes_with_the_scored_candidates(tmp_path: Path) -> None:
     folder, long = tmp_path / "run", (*FAST, "calibrate.trials=300", "calibrate.check=0", "calibrate.method=random")
 
     def scored() -> int:
@@ -151,6 +151,6 @@ def test_two_processes_share_the_candidates(tmp_path: Path) -> None:
         ("decoding=sample", "task=calibrate counts greedy agreement: use decoding=greedy"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_in_a_line(override: str, reason: str, tmp_path: Path) -> None:
+def test_invalid_calibrations_give_one_clear_line(override: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
         run_here(tmp_path, *FAST, override)

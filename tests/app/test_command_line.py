@@ -1,4 +1,4 @@
-"""What reaches Hydra from a prompt or from somebody's file is text: never a reference, a choice or a missing value."""
+"""Prompts and artifacts reach Hydra as plain text: never as an interpolation, a choice or a missing value."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ def test_any_prompt_is_text() -> None:
         ("", ""),
     ],
 )
-def test_a_prompt_in_quotes_is_what_stands_in_them(typed: str, text: str | None) -> None:
+def test_a_quoted_prompt_is_the_text_in_the_quotes(typed: str, text: str | None) -> None:
     assert prompt_of(f"prompt={typed}") == text
 
 
 @pytest.mark.parametrize("text", ["${oc.env:TOKEN}", "???"])
-def test_a_trace_holds_the_prompt_and_no_secret(text: str, tmp_path: Path) -> None:
+def test_a_trace_has_the_prompt_and_no_secret(text: str, tmp_path: Path) -> None:
     run_here(tmp_path, *SMOKE, "task=trace", "decoding.max_new_tokens=4", *quoted_prompt([f"prompt={text}"]))
     assert json.loads((tmp_path / "trace.json").read_text())["prompt"] == text
     assert SECRET not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_the_configuration_of_a_run_holds_the_prompt_and_no_secret(tmp_path: Path) -> None:
+def test_the_configuration_of_a_run_has_the_prompt_and_no_secret(tmp_path: Path) -> None:
     config = measured_config(composed(*SMOKE, *quoted_prompt(["prompt=${oc.env:TOKEN}"])))
     for _ in range(2):
         claim_run_dir(tmp_path, config, task="evaluate")
@@ -83,7 +83,7 @@ def test_the_configuration_of_a_run_holds_the_prompt_and_no_secret(tmp_path: Pat
 
 
 @pytest.mark.parametrize("value", [None, True, False, 3, -1.5, 1e-07, [1, 2], [], ["a, b", "${oc.env:TOKEN}"], "x'\""])
-def test_plain_values_reach_hydra_as_they_are(value: object) -> None:
+def test_plain_values_reach_hydra_unchanged(value: object) -> None:
     assert OmegaConf.to_container(composed(*SMOKE, f"+x={as_override(value)}"), resolve=True)["x"] == value
 
 
@@ -104,14 +104,14 @@ def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert (config.drafter.draft_length, config.drafter.reuse, config.drafter.min_confidence) == (3, True, 0.5)
 
 
-def test_nothing_in_an_artifact_is_looked_up(tmp_path: Path) -> None:
+def test_nothing_in_an_artifact_is_resolved(tmp_path: Path) -> None:
     for options in ({"length": "${oc.env:TOKEN}"}, {"draft_length": "${oc.env:TOKEN}"}, {"bonus": "???"}):
         with pytest.raises(UserError, match=r"^drafter\.from=") as refused:
             with_artifact([f"drafter.from={artifact(tmp_path, **options)}"])
         assert SECRET not in str(refused.value)
 
 
-# What the tasks wrote before a drafter had a path: name and options, as they stood in drafter.yaml.
+# What the tasks wrote before a drafter had a path: name and options, as in drafter.yaml.
 WRITTEN = {
     "calibrate": ("layer_skip", "{skip_attention: [1, 2], skip_mlp: [1], draft_length: 6, min_confidence: 0.4}"),
     "sparse_distill": ("layer_skip", "{adapter: ., draft_length: 4}"),
@@ -131,7 +131,7 @@ def before_the_paths(folder: Path, case: str) -> Path:
 
 
 @pytest.mark.parametrize("case", WRITTEN)
-def test_an_artifact_from_before_the_paths_is_read_and_composes(case: str, tmp_path: Path) -> None:
+def test_an_artifact_written_before_paths_existed_composes(case: str, tmp_path: Path) -> None:
     folder = before_the_paths(tmp_path, case)
     found = Artifact.read(folder)
     assert found.drafter == WRITTEN[case][0]
@@ -143,7 +143,7 @@ def test_an_artifact_from_before_the_paths_is_read_and_composes(case: str, tmp_p
     assert adapter == (None if case == "calibrate" else str(folder))
 
 
-def test_what_is_typed_after_an_artifact_overrides_its_drafters_and_its_paths_options(tmp_path: Path) -> None:
+def test_typed_options_override_those_of_an_artifact(tmp_path: Path) -> None:
     folder = before_the_paths(tmp_path, "calibrate")
     typed = ["drafter.draft_length=2", "drafter.path.skip_mlp=[2]"]
     drafter = to_config(composed(*with_artifact([*SMOKE, f"drafter.from={folder}", *typed]))).drafter

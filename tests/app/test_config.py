@@ -1,4 +1,4 @@
-"""Every YAML under conf/ composes and becomes typed objects, and none drifts away from its schema."""
+"""Every YAML under conf/ composes, builds its typed objects and agrees with its schema."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not No
 
 
 def choices_under(conf: Path) -> list[str]:
-    """Every YAML but the root one, as `group/choice`, however deep it lies."""
+    """Every YAML but the root one, as `group/choice`, at any depth."""
     paths = [path for path in conf.rglob("*.yaml") if path.parent != conf]
     return sorted(path.relative_to(conf).with_suffix("").as_posix() for path in paths)
 
@@ -50,7 +50,7 @@ def split(choice: str) -> tuple[str, str]:
 
 
 def options_of(choice: str) -> dict:
-    """What the YAML itself says."""
+    """The options in the YAML itself."""
     return {k: v for k, v in yaml.safe_load((CONF / f"{choice}.yaml").read_text()).items() if k != "defaults"}
 
 
@@ -66,7 +66,7 @@ def many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_yaml_composes_as_its_groups_choice_and_becomes_objects(choice: str, many_gpus: None) -> None:
+def test_every_yaml_composes_and_builds_its_objects(choice: str, many_gpus: None) -> None:
     group, name = split(choice)
     overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -85,20 +85,20 @@ def test_every_yaml_composes_as_its_groups_choice_and_becomes_objects(choice: st
                 assert getattr(part, option) == value, option
 
 
-def test_the_root_config_alone_becomes_objects() -> None:
+def test_the_root_config_builds_its_objects() -> None:
     config = to_config(composed())
     assert (config.task.name, config.drafter.name, config.logger.mode) == ("evaluate", "jacobi", None)
 
 
 @pytest.mark.parametrize("choice", sorted(MANDATORY))
-def test_what_a_choice_leaves_to_the_user_is_asked_for(choice: str) -> None:
+def test_a_choice_s_required_options_are_asked_for(choice: str) -> None:
     group, name = split(choice)
     key = MANDATORY[choice][0].partition("=")[0]
     with pytest.raises(Exception, match=re.escape(key)):
         to_config(composed(f"{group}={name}"))
 
 
-def test_a_yaml_at_any_depth_is_seen_by_these_tests(tmp_path: Path) -> None:
+def test_these_tests_see_yaml_files_at_any_depth(tmp_path: Path) -> None:
     for name in ("config.yaml", "drafter/new.yaml", "experiment/paper/table1.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -113,7 +113,7 @@ def test_everything_under_conf_is_a_choice_that_these_tests_compose() -> None:
 
 
 @pytest.mark.parametrize("name", PROPOSALS)
-def test_the_yaml_of_a_way_to_propose_lists_every_option_with_its_default(name: str) -> None:
+def test_the_yaml_of_a_drafter_lists_every_option_with_its_default(name: str) -> None:
     defaults = asdict(PROPOSALS[name].Config())
     assert defaults.pop("name") == name
     defaults.pop("path", None)  # a group of its own
@@ -143,7 +143,7 @@ def test_a_drafters_yaml_composes_to_what_configured_returns(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_A_PATH)
 def test_a_drafter_that_takes_a_path_composes_with_every_path(name: str) -> None:
-    """The group alone: the whole configuration would take twice as long, and it is composed above."""
+    """Only the group: the whole configuration would take twice as long, and it is composed above."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for path in PATHS:
             overrides = [f"drafter/path={path}", *MANDATORY.get(f"drafter/path/{path}", [])]
@@ -167,7 +167,7 @@ def test_every_dataset_shows_the_options_of_choosing(choice: str) -> None:
     assert set(options_of(choice)) >= DATASET_OPTIONS
 
 
-def test_the_choices_named_in_config_yaml_are_those_there_are() -> None:
+def test_config_yaml_names_all_choices() -> None:
     row = re.compile(r"^  - (\w+): \S+ +# (\w+(?: \| \w+)+)(?:[:;] .*)?$", re.MULTILINE)
     listed = row.findall((CONF / "config.yaml").read_text())
     assert {group for group, _ in listed} >= {"task", "model", "drafter", "decoding", "dataset", "hardware", "logger"}
@@ -188,13 +188,13 @@ def test_an_experiment_may_be_overridden_on_the_command_line() -> None:
     assert (config.model.label, config.decoding.max_new_tokens, config.logger.name) == ("tiny qwen3", 5, "csv")
 
 
-def test_where_a_run_is_logged_is_no_part_of_what_it_measures() -> None:
+def test_the_logger_is_not_part_of_the_compared_configuration() -> None:
     one, other = (measured_config(composed(*o)) for o in (["logger=none"], ["logger=wandb", "logger.project=x"]))
     assert one == other
     assert one != measured_config(composed("logger=none", "drafter.window=9"))
 
 
-def test_an_option_changed_after_composing_is_checked_as_well() -> None:
+def test_options_changed_after_composing_are_checked() -> None:
     config = composed()
     OmegaConf.update(config, "drafter.window", 0)
     with pytest.raises(UserError, match=r"drafter\.window=0: must be at least 1"):

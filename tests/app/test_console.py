@@ -1,4 +1,4 @@
-"""Whatever goes to the terminal is shown there: texts of others neither steer it nor break what is printed."""
+"""Terminal output is escaped: control sequences in texts neither take effect nor break the output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = "\\x1b]0;owned\\x07 \\x1b[2J[/] [bold]x[/bold] :smile: \\x9b31m \\u202e 
 
 
 def raw_controls(text: str) -> set[str]:
-    """The control characters in it that a terminal would obey."""
+    """The control characters in a text that a terminal would execute."""
     return {c for c in text if (c < " " and c not in "\n\t") or "\x7f" <= c <= "\x9f"}
 
 
@@ -34,7 +34,7 @@ def console(**options: object) -> PlainConsole:
     return PlainConsole(file=io.StringIO(), width=200, **options)
 
 
-def test_a_text_is_printed_as_it_is_but_for_what_a_terminal_obeys() -> None:
+def test_text_is_printed_unchanged_except_for_control_sequences() -> None:
     out = console()
     out.print(EVIL)
     assert out.file.getvalue() == SHOWN + "\n"
@@ -61,7 +61,7 @@ def test_styles_and_a_status_with_markup_in_it_still_work_on_a_terminal() -> Non
     assert "\x1b]0;" not in out.file.getvalue() and "\x1b[2J" not in out.file.getvalue()
 
 
-def test_prints_past_the_console_are_escaped_and_bars_still_move(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_prints_are_escaped_and_progress_bars_still_work(capsys: pytest.CaptureFixture[str]) -> None:
     with shielded_output():
         print(EVIL)
         print(EVIL, file=sys.stderr)
@@ -75,7 +75,7 @@ def test_prints_past_the_console_are_escaped_and_bars_still_move(capsys: pytest.
     assert said.err == f"{SHOWN}\n\r 50% of \\x1b[2J\r"
 
 
-def test_on_a_terminal_tqdm_may_move_between_its_bars() -> None:
+def test_tqdm_may_move_the_cursor_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -141,8 +141,8 @@ sys.exit(main([]))
 """
 
 
-def test_output_into_a_closed_pipe_is_one_line() -> None:
-    """In a process of its own: it must not stumble over what is left to write when it ends."""
+def test_output_into_a_closed_pipe_gives_one_clear_line() -> None:
+    """In its own process, because unwritten output at its end must not raise an error either."""
     reader, writer = os.pipe()
     os.close(reader)
     env = environment(PYTHONPATH=str(ROOT / "src"))
@@ -166,7 +166,7 @@ def test_a_sweep_of_any_values_is_written_and_shown(tmp_path: Path, capsys: pyte
 
 
 def test_a_run_in_a_folder_with_markup_in_its_name_and_prompts(tmp_path: Path) -> None:
-    """One whole evaluation, a trace and an answer, with everything of a user's that is printed."""
+    """An evaluation, a trace and an answer, with all user text that is printed."""
     rows = [{"id": EVIL, "category": EVIL, "turns": ["first", "second"]}, {"id": "[/]", "category": "$\\frac$ [/]"}]
     rows[1]["prompt"] = "x"
     prompts = write_prompts(tmp_path / "p.jsonl", *(json.dumps(r).replace("\\ud800", "") for r in rows))
@@ -180,13 +180,13 @@ def test_a_run_in_a_folder_with_markup_in_its_name_and_prompts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["generate", "trace"])
-def test_one_answer_is_shown_and_not_obeyed(tmp_path: Path, name: str) -> None:
+def test_control_sequences_in_an_answer_are_escaped(tmp_path: Path, name: str) -> None:
     said = said_by(tmp_path / "x[/]y", *SMOKE, f"task={name}", "prompt=x", "decoding.max_new_tokens=64")
     assert raw_controls(said) == set()
 
 
 def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:
-    """As a process of its own, where all who print go through the shield."""
+    """As its own process, in which all output is escaped."""
     where = ("dataset=jsonl", "dataset.path='\x1b[2J日.jsonl'", f"hydra.run.dir={tmp_path}/run")
     # Python looks at this variable when it starts, so a fork of a process that has started does not do.
     env = environment(PYTHONIOENCODING="ascii")

@@ -1,4 +1,4 @@
-"""Two processes share the prompts: every prompt is decoded once, and one result comes out."""
+"""Two processes share the prompts: every prompt is decoded once, and there is one result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(done, two, one)
 
 
-def test_eleven_prompts_count_as_eleven(runs: Runs) -> None:
+def test_eleven_prompts_over_two_processes_count_as_eleven(runs: Runs) -> None:
     lines, result = read_lines(runs.two), read_result(runs.two)
     assert sorted(line["id"] for line in lines) == sorted(prompt["id"] for prompt in PROMPTS)
     assert (result["prompts"], result["turns"]) == (11, 11)
@@ -47,7 +47,7 @@ def test_eleven_prompts_count_as_eleven(runs: Runs) -> None:
     assert result["new_tokens"] == sum(line["new_tokens"] for line in lines)
 
 
-def test_both_processes_took_their_share(runs: Runs) -> None:
+def test_both_processes_decoded_their_share(runs: Runs) -> None:
     ranks = [line["rank"] for line in read_lines(runs.two)]
     assert (ranks.count(0), ranks.count(1)) == (6, 5)
 
@@ -58,7 +58,7 @@ def test_the_files_of_the_ranks_are_merged_into_one(runs: Runs) -> None:
     assert runs.done.stdout.count("results: ") == 1
 
 
-def test_who_decodes_a_prompt_changes_nothing_about_it(runs: Runs) -> None:
+def test_a_prompt_s_result_does_not_depend_on_its_process(runs: Runs) -> None:
     two, one = ({line["id"]: line for line in read_lines(folder)} for folder in (runs.two, runs.one))
     for key in ("prompt_ids", "output_ids", "steps", "target_forwards"):
         assert {name: line[key] for name, line in two.items()} == {name: line[key] for name, line in one.items()}
@@ -67,7 +67,7 @@ def test_who_decodes_a_prompt_changes_nothing_about_it(runs: Runs) -> None:
         assert results[0][key] == results[1][key]
 
 
-def test_in_batches_eleven_prompts_count_as_eleven_too(runs: Runs, tmp_path: Path) -> None:
+def test_eleven_prompts_in_batches_over_two_processes_count_as_eleven(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     path = runs.one.parent / "eleven.jsonl"
     done = run(*overrides(path), "hardware=cpu_ddp", "decoding.batch_size=4", f"hydra.run.dir={folder}")
@@ -82,14 +82,14 @@ def test_in_batches_eleven_prompts_count_as_eleven_too(runs: Runs, tmp_path: Pat
     assert (ranks.count(0), ranks.count(1)) == (6, 5)
 
 
-def test_a_process_without_a_prompt_of_its_own_does_no_harm(tmp_path: Path) -> None:
+def test_a_process_without_prompts_does_no_harm(tmp_path: Path) -> None:
     path = write_prompts(tmp_path / "one.jsonl", PROMPTS[0])
     done = run(*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert read_result(tmp_path / "run")["prompts"] == 1
 
 
-def test_together_the_processes_write_what_one_writes_and_it_is_recorded_once(runs: Runs, tmp_path: Path) -> None:
+def test_tree_parallel_processes_record_the_text_of_one_process_once(runs: Runs, tmp_path: Path) -> None:
     """Tree parallelism: every prompt by both, a share of each tree's branches by either."""
     path = write_prompts(tmp_path / "three.jsonl", *PROMPTS[:3])
     options = (*overrides(path), "drafter=lookahead")

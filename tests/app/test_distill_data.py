@@ -1,4 +1,4 @@
-"""task=distill_data: what it writes, that it is what the model says, and how it goes on after an interruption."""
+"""task=distill_data: its files, that they hold the model's own answers, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def texts_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished run's folder, and what it said."""
+    """A finished run's folder and its printed output."""
     folder = tmp_path_factory.mktemp("distilled")
     return folder, " ".join(said_by(folder, *TASK).split())
 
 
-def test_it_writes_what_the_baseline_of_an_evaluation_says(written: tuple[Path, str], tmp_path: Path) -> None:
+def test_distilled_answers_equal_those_of_the_baseline(written: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = written
     run_here(tmp_path, *SMOKE, "drafter=none")
     expected = {(line["id"], line["turn"]): line for line in read_lines(tmp_path)}
@@ -50,7 +50,7 @@ def test_it_writes_what_the_baseline_of_an_evaluation_says(written: tuple[Path, 
             assert line[name] == expected[line["id"], line["turn"]][name]
 
 
-def test_the_dataset_holds_every_line_and_the_result_counts_them(written: tuple[Path, str]) -> None:
+def test_the_dataset_has_every_line_and_the_result_counts_them(written: tuple[Path, str]) -> None:
     folder, said = written
     lines, result = texts_of(folder), read_result(folder)
     texts = load_texts(folder)
@@ -84,12 +84,12 @@ def test_trajectories_end_at_the_answer(tmp_path: Path) -> None:
     assert any(len(text.trajectory) > 2 for text in whole)
 
 
-def test_recording_trajectories_changes_no_answer(written: tuple[Path, str], tmp_path: Path) -> None:
+def test_recording_trajectories_does_not_change_answers(written: tuple[Path, str], tmp_path: Path) -> None:
     run_here(tmp_path, *TASK, "distill.trajectories=8", "drafter=early_exit", "drafter.path.exit_layer=2")
     assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(written[0])]
 
 
-def test_a_run_goes_on_after_any_line_it_lost(written: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_run_resumes_after_losing_any_line(written: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = written
     whole = (folder / "texts.jsonl").read_bytes()
     some = b"".join(whole.splitlines(keepends=True)[:3])
@@ -109,7 +109,7 @@ def test_a_run_goes_on_after_any_line_it_lost(written: tuple[Path, str], tmp_pat
         run_here(tmp_path, *SMOKE)  # nor may an evaluation move in
 
 
-def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
+def test_kill_9_keeps_finished_answers(tmp_path: Path) -> None:
     folder, long = tmp_path / "run", (*TASK, "dataset.per_category=4", "decoding.max_new_tokens=64")
 
     def finished() -> int:
@@ -135,7 +135,7 @@ def test_kill_9_keeps_the_finished_ones(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys) == len(load_texts(folder)) >= 24
 
 
-def test_a_termination_is_heeded_before_the_last_text(tmp_path: Path) -> None:
+def test_sigterm_ends_the_run_before_the_last_text(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start(folder, *TASK, "dataset.per_category=4", "decoding.max_new_tokens=64")
     wait_until(running, lambda: (folder / "texts.jsonl").exists() and (folder / "texts.jsonl").stat().st_size > 0)
@@ -155,7 +155,7 @@ def test_sampled_answers_are_those_of_an_evaluation_and_differ_by_seed(tmp_path:
     assert a == b != c
 
 
-def test_turns_that_the_model_has_no_room_for_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_turns_beyond_the_model_s_positions_are_left_out_and_counted(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"id": 1, "turns": ["a", "b " * 3000]}, {"id": 2, "prompt": "c"}, {"id": 3, "prompt": "d " * 3000}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -173,7 +173,7 @@ def test_turns_that_the_model_has_no_room_for_are_left_out_and_counted(tmp_path:
         (["distill.trajectories=1"], r"distill\.trajectories=1: must be at least 2"),
     ],
 )
-def test_what_cannot_be_written_is_refused_in_a_line(overrides: list[str], reason: str, tmp_path: Path) -> None:
+def test_invalid_distillations_give_one_clear_line(overrides: list[str], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
         run_here(tmp_path, *TASK, *overrides)
 
@@ -187,8 +187,8 @@ def test_two_processes_share_the_prompts(written: tuple[Path, str], tmp_path: Pa
     assert done.stdout.count("written: ") == 1
 
 
-def test_prompts_of_its_own_are_asked_as_others_are(tmp_path: Path) -> None:
-    """Invented once and for all: another batch size, or going on after a kill, invents the same ones."""
+def test_invented_prompts_are_answered_like_others(tmp_path: Path) -> None:
+    """Another batch size, or resuming after a kill, invents the same prompts."""
     options = (*TASK, "decoding=sample", "distill.invented=5", "dataset.limit=2", "decoding.max_new_tokens=12")
     said = " ".join(said_by(tmp_path / "one", *options).split())
     assert "7 prompts, 5 of its own making and the others of bundled" in said
@@ -215,6 +215,6 @@ def test_prompts_of_its_own_are_asked_as_others_are(tmp_path: Path) -> None:
     }
 
 
-def test_greedy_decoding_invents_nothing(tmp_path: Path) -> None:
+def test_greedy_decoding_cannot_invent_prompts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="use decoding=sample"):
         run_here(tmp_path, *TASK, "distill.invented=5")

@@ -1,4 +1,4 @@
-"""task=evaluate from a command line's worth of overrides to the files it leaves, on the random tiny model."""
+"""task=evaluate on the random tiny model: from overrides to result files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def inspect_wandb(folder: Path) -> dict[str, Any]:
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def test_every_line_of_prompts_jsonl_has_what_the_issue_names(done: Done) -> None:
+def test_every_line_of_prompts_jsonl_has_the_required_fields(done: Done) -> None:
     for line in done.lines:
         assert set(LINE_KEYS.split()) <= line.keys()
         assert line["new_tokens"] == len(line["output_ids"]) > 0
@@ -72,7 +72,7 @@ def test_every_line_of_prompts_jsonl_has_what_the_issue_names(done: Done) -> Non
         assert line["lossless"].keys() == asdict(Certificate("exact")).keys()
 
 
-def test_result_json_has_what_the_issue_names(done: Done) -> None:
+def test_result_json_has_the_required_fields(done: Done) -> None:
     assert set(RESULT_KEYS.split()) <= done.result.keys()
     named = {"task": "evaluate", "model": "tiny llama", "drafter": "layer_skip", "dataset": "bundled"}
     assert named.items() <= done.result.items()
@@ -127,7 +127,7 @@ def test_the_speedup_is_the_median_of_the_paired_ratios(done: Done) -> None:
     assert done.result["objective"] == speedup["median"]
 
 
-def test_accepted_tokens_and_bonuses_make_up_the_output(done: Done) -> None:
+def test_accepted_and_bonus_tokens_add_up_to_the_output(done: Done) -> None:
     accepted = 0
     for line in done.lines:
         written = []
@@ -144,7 +144,7 @@ def test_float32_is_exact(done: Done) -> None:
     assert done.result["lossless"] == {"exact": 7, "tie": 0, "mismatch": 0}
 
 
-def test_the_references_write_what_the_baseline_writes(done: Done) -> None:
+def test_references_and_baseline_give_the_same_text(done: Done) -> None:
     for line in done.lines:
         assert set(line["references"]) == set(REFERENCES)
         assert all(reference["same_as_baseline"] for reference in line["references"].values())
@@ -152,7 +152,7 @@ def test_the_references_write_what_the_baseline_writes(done: Done) -> None:
     assert {name: found["turns"] for name, found in done.result["references"].items()} == dict.fromkeys(REFERENCES, 7)
 
 
-def test_the_contenders_take_turns_in_going_first(done: Done) -> None:
+def test_the_contenders_alternate_in_going_first(done: Done) -> None:
     contenders = ["drafter", "none", *REFERENCES]
     first: Counter[str] = Counter()
     for line in done.lines:
@@ -171,7 +171,7 @@ def test_seconds_are_medians_over_the_repeats(done: Done) -> None:
             assert line[key] == pytest.approx(median(repeat["decode_s"][name] for repeat in line["repeats"]))
 
 
-def test_the_second_turn_goes_on_with_the_models_own_first_answer(done: Done) -> None:
+def test_the_second_turn_continues_from_the_model_s_own_first_answer(done: Done) -> None:
     first, second = (next(line for line in done.lines if (line["id"], line["turn"]) == ("1", turn)) for turn in (0, 1))
     chat = Chat(tiny_tokenizer())
     conversation = [("user", first["prompt_text"]), ("assistant", first["text"]), ("user", second["prompt_text"])]
@@ -180,7 +180,7 @@ def test_the_second_turn_goes_on_with_the_models_own_first_answer(done: Done) ->
     assert second["prompt_text"] not in first["prompt_text"]
 
 
-def test_the_run_folder_says_what_was_run_and_where(done: Done) -> None:
+def test_the_run_folder_records_command_and_environment(done: Done) -> None:
     config = yaml.safe_load((done.folder / "config.yaml").read_text())
     assert config["drafter"]["path"]["sparsity"] == 0.3
     assert config["model"]["name"] == "tiny"
@@ -192,7 +192,7 @@ def test_the_run_folder_says_what_was_run_and_where(done: Done) -> None:
     assert (done.folder / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_wandb_run_reads_back_with_the_same_numbers(done: Done) -> None:
+def test_the_wandb_run_has_the_same_numbers(done: Done) -> None:
     found = inspect_wandb(done.folder)
     assert (found["state"], found["exit_code"], found["project"]) == ("finished", 0, "selfdraft")
     assert found["config"]["drafter"]["path"]["sparsity"] == 0.3
@@ -221,12 +221,12 @@ def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
     assert (result["tokens_per_forward"], result["acceptance_by_depth"]) == (1.0, [])
 
 
-@pytest.mark.parametrize(("warm", "memory"), [("true", "warm"), ("false", "cold")])
-def test_what_a_drafter_remembers_of_earlier_prompts_is_stated(tmp_path: Path, warm: str, memory: str) -> None:
+@pytest.mark.parametrize(("warm", "state"), [("true", "warm"), ("false", "cold")])
+def test_the_result_says_whether_the_drafter_keeps_state_between_prompts(tmp_path: Path, warm: str, state: str) -> None:
     drafter = ("drafter=suffix", f"drafter.warm={warm}", "drafter.costs=flat", "dataset.limit=2", "dataset.shuffle=3")
     said = said_by(tmp_path / "run", *SMOKE, *drafter)
-    assert f"suffix ({memory}) against autoregressive decoding" in said
-    assert read_result(tmp_path / "run")["drafter_memory"] == memory
+    assert f"suffix ({state}) against autoregressive decoding" in said
+    assert read_result(tmp_path / "run")["drafter_memory"] == state
 
 
 def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
     assert float(row["speedup/median"]) == pytest.approx(read_result(tmp_path / "csv")["speedup"]["median"])
 
 
-def test_one_seed_gives_one_run_and_another_seed_other_drafts(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs_and_another_seed_other_drafts(tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
         run_here(tmp_path / name, *SMOKE, f"seed={seed}", "dataset.limit=2", "decoding.max_new_tokens=8")
@@ -255,7 +255,7 @@ def test_one_seed_gives_one_run_and_another_seed_other_drafts(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, object]:
-    """A run whose drafter changes the text under the decoder's hands, and the status that it exits with."""
+    """A run whose drafter makes decoding lossy, and its exit status."""
     folder = tmp_path_factory.mktemp("broken") / "run"
     path = write_prompts(folder.parent / "p.jsonl", {"id": "a", "turns": ["One?", "Two?"]}, {"id": "b", "prompt": "B"})
     overrides = ["dataset=jsonl", f"dataset.path='{path}'", "dataset.per_category=null", "logger=wandb"]
@@ -265,7 +265,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, object]:
     return Done(folder, "", read_lines(folder), read_result(folder)), ended.value.code
 
 
-def test_a_mismatch_fails_the_run_and_is_written_down(broken: tuple[Done, object]) -> None:
+def test_a_mismatch_fails_the_run_and_is_recorded(broken: tuple[Done, object]) -> None:
     run, status = broken
     assert status == 1
     assert run.result["lossless"]["mismatch"] > 0
@@ -281,10 +281,10 @@ def test_a_mismatch_fails_the_run_and_is_written_down(broken: tuple[Done, object
 ALONE = (*SMOKE, "drafter=none", "dataset.limit=1", "decoding.max_new_tokens=12", "task.repeats=1")
 
 
-def test_a_fault_that_the_baseline_has_too_fails_the_run(
+def test_a_fault_of_drafter_and_baseline_alike_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every rotary embedding wrong, from the prompt on: drafter and baseline write the same, and no reference runs."""
+    """All rotary embeddings are wrong, so drafter and baseline give the same wrong text; no reference runs."""
     right = Rotary.__call__
     monkeypatch.setattr(
         Rotary, "__call__", lambda self, hidden, at, *more: right(self, hidden, at * (1 + (at.max() > 12)), *more)
@@ -301,7 +301,7 @@ def test_a_fault_that_the_baseline_has_too_fails_the_run(
     assert "NOT LOSSLESS" in (said := capsys.readouterr().out) and "(forward)" in said
 
 
-def test_a_baseline_that_writes_another_text_than_generate_fails_the_run(
+def test_a_baseline_that_differs_from_generate_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = StockGenerate.decode
@@ -324,7 +324,7 @@ def test_a_baseline_that_writes_another_text_than_generate_fails_the_run(
     assert "(token, plain decoding beside transformers_greedy)" in capsys.readouterr().out
 
 
-def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_wrote(
+def test_a_conversation_continues_with_the_baseline_s_answer(
     broken: tuple[Done, object],
 ) -> None:
     first, second = (next(line for line in broken[0].lines if (line["id"], line["turn"]) == ("a", t)) for t in (0, 1))
@@ -334,7 +334,7 @@ def test_a_conversation_goes_on_with_the_baselines_answer_whatever_the_drafter_w
     assert second["prompt_ids"] == chat.encode([("user", "One?"), ("assistant", answer), ("user", "Two?")])
 
 
-def test_a_guarded_run_says_how_often_it_stood_down(tmp_path: Path) -> None:
+def test_a_guarded_run_counts_the_steps_at_which_drafting_was_paused(tmp_path: Path) -> None:
     run_here(tmp_path, *SMOKE, "decoding.guard=true", "decoding.max_new_tokens=64", "drafter.mode=literal")
     lines, result = read_lines(tmp_path), read_result(tmp_path)
     counted = sum(step[4] == "stood down" for line in lines for step in line["steps"])

@@ -1,4 +1,4 @@
-"""task=finetune: from the model's own texts to a drafter, what is refused, and how an interrupted training goes on."""
+"""task=finetune: from the model's own texts to a drafter; refused options; resuming an interrupted training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished training's folder, and what it said."""
+    """A finished training's folder and its printed output."""
     folder = tmp_path_factory.mktemp("tuned")
     return folder, " ".join(said_by(folder, *training(data, "sparse_distill")).split())
 
@@ -87,7 +87,7 @@ def test_the_artifact_holds_the_best_weights_and_the_whole_curve(made: tuple[Pat
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_run_drafts_with_what_was_made_and_writes_the_same_text(
+def test_a_run_with_the_artifact_drafts_with_the_adapter_and_gives_the_same_text(
     recipe: str, made: tuple[Path, str], data: Path, tmp_path: Path
 ) -> None:
     folder = made[0]
@@ -106,8 +106,8 @@ def test_any_run_drafts_with_what_was_made_and_writes_the_same_text(
     assert sum(line["new_tokens"] for line in lines) >= 3 * 16
 
 
-def test_the_adapter_is_what_drafts(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    """Of a text that it has learnt, more is accepted than without it; and a folder without it is refused."""
+def test_the_adapter_s_weights_are_used_for_drafting(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    """More drafts are accepted on a text that it has learnt; a folder without the adapter is refused."""
     # One conversation is held out and all others are learnt by heart.
     held_out, known = "finetune.validation=0.01", "finetune.steps=150"
     folder = tmp_path / "tuned"
@@ -124,13 +124,13 @@ def test_the_adapter_is_what_drafts(made: tuple[Path, str], data: Path, tmp_path
         run_here(tmp_path / "no", *with_artifact([*SMOKE, f"drafter.from={folder}"]))
 
 
-def test_another_model_is_refused_in_a_line(made: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_artifact_of_another_model_gives_one_clear_line(made: tuple[Path, str], tmp_path: Path) -> None:
     arguments = with_artifact([*SMOKE, "model.seed=1", f"drafter.from={made[0]}"])
     with pytest.raises(UserError, match=r"was made for tiny llama \(\w{16}\), but this model is tiny llama"):
         run_here(tmp_path, *arguments)
 
 
-def test_the_same_seed_trains_the_same_and_a_finished_training_is_not_repeated(
+def test_equal_seeds_train_equal_weights_and_a_finished_training_is_not_repeated(
     made: tuple[Path, str], data: Path, tmp_path: Path
 ) -> None:
     run_here(tmp_path, *training(data, "sparse_distill"))
@@ -144,7 +144,7 @@ def test_the_same_seed_trains_the_same_and_a_finished_training_is_not_repeated(
         run_here(tmp_path, *training(data, "sparse_distill", "finetune.rank=3"))
 
 
-def test_a_training_without_gains_stops_and_does_so_again_when_it_is_resumed(data: Path, tmp_path: Path) -> None:
+def test_a_training_without_gains_stops_early_even_if_resumed(data: Path, tmp_path: Path) -> None:
     still = training(data, "sparse_distill", "finetune.steps=100", "finetune.learning_rate=0", "finetune.patience=2")
     for _ in range(2):
         run_here(tmp_path, *still)
@@ -157,7 +157,7 @@ def copied(made: tuple[Path, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[0], tmp_path / "copied"))
 
 
-def test_a_damaged_checkpoint_is_told_in_a_line_and_costs_nothing(data: Path, copied: Path) -> None:
+def test_a_damaged_checkpoint_gives_one_clear_line_and_is_kept(data: Path, copied: Path) -> None:
     before, last = weights(copied), copied / "checkpoints" / "last.ckpt"
     genuine = last.read_bytes()
     flipped = bytearray(genuine)
@@ -172,8 +172,8 @@ def test_a_damaged_checkpoint_is_told_in_a_line_and_costs_nothing(data: Path, co
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_what_a_checkpoint_would_run_is_not_run(name: str, data: Path, copied: Path) -> None:
-    """Wherever it is hidden, and for the file that is read when the training is over as well."""
+def test_code_in_a_checkpoint_is_not_run(name: str, data: Path, copied: Path) -> None:
+    """In any part of the checkpoint, and also in the file that is read after the training."""
     path, marker = copied / "checkpoints" / name, copied / "marker"
     genuine = torch.load(path, weights_only=True)
     for planted in ({**genuine, "history": Payload(marker)}, {**genuine, "more": Payload(marker)}, Payload(marker)):
@@ -185,8 +185,8 @@ def test_what_a_checkpoint_would_run_is_not_run(name: str, data: Path, copied: P
     assert marker.exists()  # it would have
 
 
-def test_a_copied_folder_goes_on_with_its_own_weights(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    """Neither the original's files nor the place that a folder was made in are looked for."""
+def test_a_copied_folder_resumes_with_its_own_weights(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    """It uses neither the original's files nor the folder's original path."""
     original, copy = (Path(shutil.copytree(made[0], tmp_path / name)) for name in ("original", "copy"))
     (original / "checkpoints" / "last.ckpt").unlink()
     torch.save({}, original / "checkpoints" / "best.ckpt")
@@ -200,8 +200,8 @@ def test_a_copied_folder_goes_on_with_its_own_weights(made: tuple[Path, str], da
         assert str(made[0]).encode() not in file.read_bytes()
 
 
-def test_the_numbers_written_are_those_of_the_weights_written(made: tuple[Path, str], data: Path, copied: Path) -> None:
-    """best.ckpt may be of a later validation than last.ckpt, where a run was killed between the two."""
+def test_recorded_numbers_belong_to_the_recorded_weights(made: tuple[Path, str], data: Path, copied: Path) -> None:
+    """If a run was killed between the two, best.ckpt may be of a later validation than last.ckpt."""
     other = torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)
     other["history"][-1]["expected_accepted"] = 3.0
     torch.save(other, copied / "checkpoints" / "best.ckpt")
@@ -226,7 +226,7 @@ def test_the_numbers_written_are_those_of_the_weights_written(made: tuple[Path, 
         ("callbacks", None),
     ],
 )
-def test_a_checkpoint_that_is_not_this_training_is_told_in_a_line(
+def test_a_checkpoint_of_another_training_gives_one_clear_line(
     part: str, value: object, data: Path, copied: Path
 ) -> None:
     path = copied / "checkpoints" / "last.ckpt"
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_is_not_this_training_is_told_in_a_line(
     assert part in str(refused.value) or part == "pytorch-lightning_version"
 
 
-def test_a_training_whose_time_is_up_ends_with_a_validation(data: Path, tmp_path: Path) -> None:
+def test_a_training_at_its_time_limit_ends_with_a_validation(data: Path, tmp_path: Path) -> None:
     brief = ("finetune.minutes=0.01", "finetune.steps=100000", "finetune.validate_every=100000")
     run_here(tmp_path, *training(data, "sparse_distill", *brief))
     assert len(artifact(tmp_path)["history"]) == 1
@@ -312,7 +312,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
         ("sparse_distill", ["finetune.learning_rate=-1"], r"^finetune\.learning_rate=-1.*: must be at least 0"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_in_a_line(
+def test_invalid_trainings_give_one_clear_line(
     recipe: str, overrides: list[str], reason: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=reason) as refused:
@@ -321,7 +321,7 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     assert not (tmp_path / "drafter.yaml").exists()
 
 
-def test_a_data_folder_that_is_not_finished_is_refused(data: Path, tmp_path: Path) -> None:
+def test_an_unfinished_data_folder_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "texts.jsonl").write_bytes((data / "texts.jsonl").read_bytes())
     with pytest.raises(UserError, match="holds a run of task=distill_data that is not finished"):

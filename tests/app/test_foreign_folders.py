@@ -1,4 +1,4 @@
-"""A run writes into a folder of its own only: nothing that it did not write is removed, replaced or added to."""
+"""A run writes only into its own folder: files of others are never removed, replaced or extended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("file", ["config.yaml", "result.json", "dataset/photo.jpg", "trace.json", "notes"])
-def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(tmp_path: Path, task: str, file: str) -> None:
+def test_a_folder_with_the_user_s_files_is_refused_and_not_changed(tmp_path: Path, task: str, file: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
@@ -50,7 +50,7 @@ def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(tmp_path: 
     assert contents(tmp_path) == {file: hashlib.sha256(b"mine").hexdigest()}
 
 
-def test_hydra_adds_nothing_to_a_folder_that_is_refused(tmp_path: Path) -> None:
+def test_hydra_adds_nothing_to_a_refused_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     done = run(*FAST, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 2
@@ -73,7 +73,7 @@ def test_a_folder_of_another_task_is_refused_in_either_order(
     assert contents(finished[first]) == before
 
 
-def test_a_run_that_came_to_nothing_leaves_its_folder_to_any_task(tmp_path: Path) -> None:
+def test_the_folder_of_a_failed_run_can_be_used_by_any_task(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         run_here(tmp_path, *FAST, "model=hf", f"model.path={tmp_path}/nowhere")
     run_here(tmp_path, *TASKS["distill_data"])
@@ -86,7 +86,7 @@ def test_output_redirected_into_the_folder_does_no_harm(tmp_path: Path) -> None:
     assert (tmp_path / "slurm-1.out").read_text() == "said so far"
 
 
-def test_a_folder_of_an_earlier_version_is_refused_in_a_line(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_of_an_earlier_version_gives_one_clear_line(finished: dict[str, Path], tmp_path: Path) -> None:
     for file in finished["evaluate"].iterdir():
         if file.is_file() and file.name != "selfdraft.json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -100,16 +100,14 @@ MARKS = ["", "{}", "[1]", '{"task": 1, "facts": {}}', '{"task": "evaluate", "fac
 
 
 @pytest.mark.parametrize("mark", MARKS, ids=range(len(MARKS)))
-def test_a_mark_that_is_none_is_refused(tmp_path: Path, mark: str) -> None:
+def test_an_invalid_mark_is_refused(tmp_path: Path, mark: str) -> None:
     (tmp_path / "selfdraft.json").write_text(mark)
     with pytest.raises(UserError, match=r"selfdraft\.json is not the mark of a run"):
         run_here(tmp_path, *TASKS["evaluate"])
     assert (tmp_path / "selfdraft.json").read_text() == mark
 
 
-def test_a_dataset_folder_of_the_users_in_a_run_of_ours_is_never_replaced(
-    finished: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_user_s_dataset_folder_in_a_run_folder_is_never_replaced(finished: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_here(folder, *TASKS["distill_data"])
     (folder / "dataset" / "photo.jpg").write_text("mine")
@@ -121,7 +119,7 @@ def test_a_dataset_folder_of_the_users_in_a_run_of_ours_is_never_replaced(
     assert contents(folder / "dataset") == before
 
 
-def test_a_dataset_of_ours_is_written_anew(tmp_path: Path) -> None:
+def test_our_own_dataset_folder_is_written_again(tmp_path: Path) -> None:
     line = {"id": "a", "category": "c", "turn": 0, "prompt_ids": [1], "output_ids": [2], "text": "t"}
     write_dataset([line], tmp_path)
     write_dataset([line, {**line, "turn": 1}], tmp_path)
@@ -130,7 +128,7 @@ def test_a_dataset_of_ours_is_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "/below/it"])
-def test_a_run_folder_that_is_a_file_or_lies_below_one_is_refused_in_a_line(tmp_path: Path, below: str) -> None:
+def test_a_run_folder_at_or_below_a_file_gives_one_clear_line(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("mine")
     done = run(*FAST, f"hydra.run.dir={tmp_path}/file{below}")
     assert (done.returncode, done.stdout) == (2, "")
@@ -140,7 +138,7 @@ def test_a_run_folder_that_is_a_file_or_lies_below_one_is_refused_in_a_line(tmp_
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_of_the_same_second_have_different_folders(tmp_path: Path) -> None:
     (tmp_path / "conf").symlink_to(Path(__file__).parents[2] / "conf")
     starting = [
         subprocess.Popen(
@@ -156,14 +154,14 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="root may write everywhere but there")
-def test_a_place_that_cannot_be_written_is_refused_in_a_line() -> None:
+def test_an_unwritable_place_gives_one_clear_line() -> None:
     done = run(*FAST, "hydra.run.dir=/proc/selfdraft")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 
-def test_a_sweep_writes_into_a_folder_of_its_own_only(tmp_path: Path) -> None:
+def test_a_sweep_writes_only_into_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").write_text("mine")
     done = run("-m", *FAST, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 2

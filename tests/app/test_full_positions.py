@@ -1,4 +1,4 @@
-"""Where a model has no more positions, an answer ends, and whoever reads it is told so."""
+"""An answer ends where the model has no more positions, and the results say so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return small_model(tmp_path_factory.mktemp("model") / "small")
 
 
-def test_an_evaluation_says_which_answers_the_positions_cut(tmp_path: Path, small: list[str]) -> None:
+def test_an_evaluation_records_answers_cut_by_the_positions(tmp_path: Path, small: list[str]) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl", {"id": "long", "prompt": PROMPT * 4}, {"id": "short", "prompt": "."})
     run = tmp_path / "run"
     said = said_by(
@@ -37,11 +37,11 @@ def test_an_evaluation_says_which_answers_the_positions_cut(tmp_path: Path, smal
 
 
 @pytest.mark.parametrize("task", ["generate", "trace"])
-def test_one_answer_that_the_positions_cut_says_so(tmp_path: Path, small: list[str], task: str) -> None:
+def test_an_answer_cut_by_the_positions_is_reported(tmp_path: Path, small: list[str], task: str) -> None:
     ask = (*small, f"task={task}", f"prompt={PROMPT}", "drafter=pool")
     warning = "warning: the answer ended where the model had no more positions"
     assert warning in said_by(tmp_path / "cut", *ask, "decoding.max_new_tokens=60")
     assert warning not in said_by(tmp_path / "whole", *ask, "decoding.max_new_tokens=5")
     if task == "trace":
-        told = [json.loads((tmp_path / name / "trace.json").read_text())["ended"] for name in ("cut", "whole")]
-        assert told == ["positions", "length"]
+        ended = [json.loads((tmp_path / name / "trace.json").read_text())["ended"] for name in ("cut", "whole")]
+        assert ended == ["positions", "length"]

@@ -1,4 +1,4 @@
-"""task=generate: one answer on the terminal, with what it cost and whether it is lossless."""
+"""task=generate: one answer on the terminal, with its statistics and certificate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_certificate_can_be_left_out(tmp_path: Path) -> None:
     assert "autoregressive" not in said
 
 
-def test_an_answer_that_is_not_lossless_is_told_and_fails(
+def test_an_answer_that_is_not_lossless_fails_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Jacobi, "observe", tamper)

@@ -1,4 +1,4 @@
-"""Sweeps by `ProcessLauncher`, on a small Hydra application whose jobs only pretend to measure."""
+"""Sweeps by `ProcessLauncher`, on a small Hydra application with trivial jobs."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def test_every_job_is_its_own_process_and_the_table_has_the_best_first(app: Path
     assert done.stdout.index("2.40 [2.30, 2.50]") < done.stdout.index("1.30 [1.20, 1.40]")
 
 
-def test_a_failed_job_is_told_and_the_others_run(app: Path) -> None:
+def test_a_failed_job_is_reported_and_the_others_run(app: Path) -> None:
     done = sweep(app, "a=1,2,3", "fail_at=2", "mismatch_at=3", "hydra.sweep.dir=out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = "2 of 3 jobs failed: 1 (exit 3), 2 (exit 4)"
-    assert told in done.stderr.splitlines()
+    failed = "2 of 3 jobs failed: 1 (exit 3), 2 (exit 4)"
+    assert failed in done.stderr.splitlines()
 
     table = pd.read_csv(app / "out/sweep.csv").set_index("a")
     assert table["status"].to_dict() == {1: "completed", 2: "failed (exit 3)", 3: "failed (exit 4)"}
@@ -120,7 +120,7 @@ def test_a_failed_job_is_told_and_the_others_run(app: Path) -> None:
     assert table.loc[3, "speedup"] == 3.0  # what it measured before it failed is kept
 
 
-def test_a_result_of_an_earlier_sweep_is_not_taken_for_that_of_a_failed_job(app: Path) -> None:
+def test_a_failed_job_does_not_get_the_result_of_an_earlier_sweep(app: Path) -> None:
     assert sweep(app, "a=1").returncode == 0
     assert sweep(app, "a=1", "fail_at=1").returncode == 1
     assert pd.isna(pd.read_csv(app / "sweeps/default/sweep.csv").loc[0, "speedup"])
@@ -141,7 +141,7 @@ def test_values_with_commas_quotes_and_lists_survive(app: Path) -> None:
     assert first["text"] == "one = 'two', 0"
 
 
-def test_settings_of_the_sweep_stay_out_of_the_jobs_and_others_reach_them(app: Path) -> None:
+def test_jobs_get_all_settings_except_those_of_the_sweep(app: Path) -> None:
     (app / "conf" / "other.yaml").write_text(CONFIG + "  mode: MULTIRUN\n  sweeper: {params: {b: '5,6'}}\n")
     overrides = [
         "hydra.sweep.dir='here, there'",
@@ -164,13 +164,13 @@ def test_settings_of_the_sweep_stay_out_of_the_jobs_and_others_reach_them(app: P
     ]
 
 
-def test_batches_of_a_sweeper_share_one_table(app: Path) -> None:
+def test_batches_of_a_sweep_share_one_table(app: Path) -> None:
     assert sweep(app, "a=1,2,3", "hydra.sweeper.max_batch_size=1").returncode == 0
     assert pd.read_csv(app / "sweeps/default/sweep.csv")["a"].tolist() == [3, 2, 1]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_sweep_ends_its_job_and_keeps_what_is_done(app: Path, stop: signal.Signals) -> None:
+def test_a_stopped_sweep_ends_its_job_and_keeps_finished_results(app: Path, stop: signal.Signals) -> None:
     running = subprocess.Popen(
         command(app, "sleep=0,60,61"), cwd=app, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

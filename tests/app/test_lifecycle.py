@@ -1,4 +1,4 @@
-"""Every task has the same life: memory refused first, folder locked and marked, logger, Ctrl-C, closing lines."""
+"""Every task has the same lifecycle: memory refused first, folder locked and marked, logger, Ctrl-C, closing lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep of the real program: a folder and a process a job, and one table of all of them."""
+"""A sweep of the real program: one folder and process per job, and one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from command_line import SMOKE, read_result, run
 pytestmark = pytest.mark.slow
 
 
-def test_a_sweep_of_two_by_two_leaves_four_results_and_one_table_best_first(tmp_path: Path) -> None:
+def test_a_sweep_of_two_by_two_gives_four_results_and_one_sorted_table(tmp_path: Path) -> None:
     swept = ["drafter.window=4,8", "drafter.refine_steps=1,2"]
     short = ["dataset.limit=1", "decoding.max_new_tokens=8", "logger=wandb"]
     done = run("-m", *SMOKE, *short, *swept, f"hydra.sweep.dir={tmp_path}/sweep", timeout=500)

@@ -1,4 +1,4 @@
-"""No file of a user's runs code: each kind, with a payload in it, is loaded under Python's audit hook."""
+"""No user file runs code: each kind, with a payload in it, is loaded under Python's audit hook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOADED = {"a dataset of objects", "a model", "a cost file", "an exported run", "
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What happened while each kind of file was loaded, by kind; the last one is a payload that does run."""
+    """Audit events while each kind of file was loaded; the last one is a payload that does run."""
     folder = tmp_path_factory.mktemp("files")
     command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
@@ -23,19 +23,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_hook_sees_what_is_run(results: dict[str, dict]) -> None:
+def test_the_audit_hook_sees_executed_code(results: dict[str, dict]) -> None:
     seen = results["a payload"]
     assert seen["marked"] and any(event.startswith("pickle.find_class") for event in seen["happened"])
 
 
-def test_no_kind_of_file_runs_code_is_unpickled_or_has_its_code_opened(results: dict[str, dict]) -> None:
+def test_no_file_runs_code_or_is_unpickled(results: dict[str, dict]) -> None:
     assert len(results) > 20
     for kind, seen in results.items():
         if kind != "a payload":
             assert not seen["marked"] and not seen["happened"], (kind, seen)
 
 
-def test_each_is_loaded_as_data_or_refused_in_a_line(results: dict[str, dict]) -> None:
+def test_every_file_is_loaded_as_data_or_gives_one_clear_line(results: dict[str, dict]) -> None:
     for kind, seen in results.items():
         assert seen["ended"].startswith("UserError: ") or kind in LOADED | {"a payload"}, (kind, seen)
         assert "\n" not in seen["ended"] or kind == "a payload"

@@ -1,4 +1,4 @@
-"""What is typed wrongly is told in a line before Hydra stumbles over it."""
+"""Wrong overrides give one clear line before Hydra parses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = groups_under(CONF)
 DIGITS = "9" * 5000
 
 
-def told(*arguments: str) -> str:
+def error_line(*arguments: str) -> str:
     with pytest.raises(UserError) as refused:
         checked(arguments, CONF)
     line = explain(refused.value)
@@ -28,23 +28,23 @@ def told(*arguments: str) -> str:
 
 @pytest.mark.parametrize("value", ["null", "1", "true", "[]", "[a,b]", "null,evaluate"])
 @pytest.mark.parametrize("group", sorted(set(GROUPS) - {"experiment"}))
-def test_a_group_whose_value_is_no_name_is_told_its_choices(group: str, value: str) -> None:
+def test_a_group_without_a_valid_name_lists_its_choices(group: str, value: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-    assert told("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
+    assert error_line("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"
 
 
 @pytest.mark.parametrize("typed", ["drafter.path=swift", "+drafter.path=swift", "drafter.path=swift,clasp"])
 def test_a_group_in_a_group_is_chosen_with_a_slash(typed: str) -> None:
     key, _, value = typed.lstrip("+").partition("=")
-    assert told(typed) == f"{typed}: choose one with {key.replace('.', '/')}={value}"
+    assert error_line(typed) == f"{typed}: choose one with {key.replace('.', '/')}={value}"
 
 
 @pytest.mark.parametrize("group", ["launcher", "help", "output", "job_logging", "sweeper", "env"])
-def test_hydras_own_groups_are_no_exception(group: str) -> None:
-    assert told(f"hydra/{group}=null") == f"hydra/{group}=null: no such choice: give the name of one"
+def test_hydra_s_own_groups_list_their_choices_too(group: str) -> None:
+    assert error_line(f"hydra/{group}=null") == f"hydra/{group}=null: no such choice: give the name of one"
 
 
-def test_no_experiment_may_be_asked_for() -> None:
+def test_experiment_null_is_accepted() -> None:
     """As config.yaml has it."""
     tiny = ["model=tiny", "+experiment=null", "seed=1"]
     assert checked(tiny, CONF) == ["model=tiny", "+experiment=[]", "seed=1"]
@@ -69,13 +69,13 @@ def test_no_experiment_may_be_asked_for() -> None:
     ],
     ids=range(9),
 )
-def test_what_cannot_be_read_is_told_in_a_short_line(argument: str, expected: str) -> None:
-    line = told(argument)
+def test_unreadable_overrides_give_one_short_line(argument: str, expected: str) -> None:
+    line = error_line(argument)
     assert expected in line
     assert len(line) < 300
 
 
-def test_what_can_be_read_is_left_as_it_is() -> None:
+def test_valid_overrides_are_not_changed() -> None:
     sound = [
         "-m",
         "drafter=jacobi,pool",
@@ -91,7 +91,7 @@ def test_what_can_be_read_is_left_as_it_is() -> None:
     assert checked(["--cfg", "job", "--config-name", "config"], CONF) == ["--cfg", "job", "--config-name", "config"]
 
 
-def test_an_option_with_dashes_that_there_is_not_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         checked(["--task", "evaluate"], CONF)
     assert ended.value.code == 2
@@ -106,7 +106,7 @@ def test_an_option_with_dashes_that_there_is_not_ends_with_2(capsys: pytest.Capt
         ("dataset.path=~nobody-of-this-name/x", "~nobody-of-this-name/x"),
     ],
 )
-def test_the_home_folder_is_meant_after_an_equals_sign_too(
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(
     monkeypatch: pytest.MonkeyPatch, argument: str, value: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
@@ -116,7 +116,7 @@ def test_the_home_folder_is_meant_after_an_equals_sign_too(
         assert with_home([other]) == [other]
 
 
-def test_whatever_else_composing_raises_is_a_line_too() -> None:
+def test_other_errors_of_composing_give_one_clear_line() -> None:
     """Such as KeyError for `hydra.job.env_copy`, or ValueError for hydra=null."""
     os.environ.pop("NO_SUCH_VARIABLE", None)
     for override, reason in [("hydra.job.env_copy=[NO_SUCH_VARIABLE]", "KeyError"), ("hydra=null", "ValueError")]:
@@ -127,14 +127,14 @@ def test_whatever_else_composing_raises_is_a_line_too() -> None:
     assert explain(KeyError("a bug of ours")) is None
 
 
-def test_a_group_that_is_missing_is_asked_for() -> None:
+def test_a_removed_group_is_asked_for() -> None:
     """Even where only the name of the run's folder asks for it."""
     with pytest.raises(Exception, match="drafter") as raised:
         _ = composed("~drafter", "+prompts=${drafter.name}").prompts
     assert explain(raised.value) == "drafter is needed: give it as drafter=<value>"
 
 
-def test_run_py_looks_at_what_is_typed(tmp_path: Path) -> None:
+def test_run_py_checks_overrides(tmp_path: Path) -> None:
     done = run(*SMOKE, "dataset=null", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "selfdraft: dataset=null: no such choice; choose one of bundled, hub, humaneval, jsonl\n"

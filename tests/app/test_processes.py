@@ -1,4 +1,4 @@
-"""Who is which process of a run, whatever the environment says, and how a run ends when one of its processes does."""
+"""The processes of a run: their ranks, despite variables of other launchers, and how a failure of one ends all."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ exec(compile(open(__file__).read(), __file__, "exec"))
 
 
 @pytest.mark.parametrize("names", [["RANK"], ["LOCAL_RANK"], ["SLURM_PROCID", "SLURM_NTASKS"], list(STALE)])
-def test_what_other_launchers_left_in_the_environment_changes_nothing(tmp_path: Path, names: list[str]) -> None:
+def test_variables_of_other_launchers_change_nothing(tmp_path: Path, names: list[str]) -> None:
     done = run(*FAST, f"hydra.run.dir={tmp_path}/run", **{name: STALE[name] for name in names})
     assert done.returncode == 0, done.stderr
     assert f"results: {tmp_path}/run" in done.stdout
     assert read_result(tmp_path / "run")["prompts"] == 2
-    told = ", ".join(name for name in names if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    assert done.stderr.count("\n") == bool(told)
-    assert f"{told} in the environment ignored" in done.stderr or not told
+    ignored = ", ".join(name for name in names if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    assert done.stderr.count("\n") == bool(ignored)
+    assert f"{ignored} in the environment ignored" in done.stderr or not ignored
 
 
-def test_a_mistake_is_told_whatever_the_environment_says(tmp_path: Path) -> None:
+def test_a_user_error_is_reported_despite_variables_of_other_launchers(tmp_path: Path) -> None:
     done = run(*FAST, "hardware.devices=2", f"hydra.run.dir={tmp_path}/run", **STALE)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
@@ -64,7 +64,7 @@ def test_a_mistake_is_told_whatever_the_environment_says(tmp_path: Path) -> None
     )
 
 
-def test_a_process_of_a_run_that_has_ended_does_not_start_one_of_its_own(tmp_path: Path) -> None:
+def test_a_process_of_an_ended_run_starts_no_run_itself(tmp_path: Path) -> None:
     done = run(*FAST, f"hydra.run.dir={tmp_path}/run", SELFDRAFT_MAIN_PROCESS="1", LOCAL_RANK="1")
     assert done.returncode == 1
     assert "the run that started this process has ended" in done.stderr
@@ -72,14 +72,14 @@ def test_a_process_of_a_run_that_has_ended_does_not_start_one_of_its_own(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_are_two_whatever_the_environment_says(tmp_path: Path) -> None:
+def test_two_processes_run_despite_variables_of_other_launchers(tmp_path: Path) -> None:
     done = run(*FAST, "hardware=cpu_ddp", f"hydra.run.dir='{tmp_path}/a run, mine'", **STALE)
     assert done.returncode == 0, done.stderr
     assert {line["rank"] for line in read_lines(tmp_path / "a run, mine")} == {0, 1}
 
 
 def run_broken(folder: Path, failure: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A run of two processes of which the second fails so, and the seconds it took."""
+    """A run of two processes whose second one fails in this way, and its duration in seconds."""
     script = folder / "broken.py"
     script.write_text(BROKEN.format(failure=failure, entry=str(ROOT / "run.py")))
     begin = time.monotonic()
@@ -94,7 +94,7 @@ def run_broken(folder: Path, failure: str) -> tuple[subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_a_mistake_that_only_one_process_meets_is_told_by_it_and_ends_all_with_2(tmp_path: Path) -> None:
+def test_a_user_error_in_one_process_is_reported_once_and_ends_all_with_status_2(tmp_path: Path) -> None:
     done, _ = run_broken(tmp_path, "raise UserError('its disk is missing')")
     assert done.returncode == 2, done.stderr
     assert "selfdraft: process 1: its disk is missing\n" in done.stderr
@@ -105,7 +105,7 @@ def test_a_mistake_that_only_one_process_meets_is_told_by_it_and_ends_all_with_2
 @pytest.mark.parametrize(
     ("failure", "how"), [("raise ValueError('a bug')", "exit status 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")]
 )
-def test_a_process_that_fails_alone_ends_all_with_a_reason(tmp_path: Path, failure: str, how: str) -> None:
+def test_a_failing_process_ends_all_with_a_reason(tmp_path: Path, failure: str, how: str) -> None:
     done, _ = run_broken(tmp_path, failure)
     assert done.returncode == 1, done.stderr
     assert f"selfdraft: process 1 has failed ({how})" in done.stderr
@@ -113,7 +113,7 @@ def test_a_process_that_fails_alone_ends_all_with_a_reason(tmp_path: Path, failu
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_processes_meet_is_told_once(tmp_path: Path) -> None:
+def test_a_user_error_in_all_processes_is_reported_once(tmp_path: Path) -> None:
     done = run(
         *FAST, "hardware=cpu_ddp", "drafter=early_exit", "drafter.path.exit_layer=99", f"hydra.run.dir={tmp_path}/run"
     )
@@ -132,7 +132,7 @@ def test_a_mistake_that_all_processes_meet_is_told_once(tmp_path: Path) -> None:
         pytest.param(signal.SIGHUP, "cpu_ddp", marks=pytest.mark.slow),
     ],
 )
-def test_what_stops_a_run_ends_it_with_130_and_the_hint_how_to_go_on(
+def test_a_stopping_signal_ends_with_130_and_the_hint_how_to_resume(
     tmp_path: Path, number: signal.Signals, hardware: str
 ) -> None:
     folder = tmp_path / "run"
@@ -144,11 +144,11 @@ def test_what_stops_a_run_ends_it_with_130_and_the_hint_how_to_go_on(
     hint = f"stopped; finished prompts are kept: the same command with hydra.run.dir={folder} goes on"
     assert hint in " ".join(out.split())
     assert "Traceback" not in out + err
-    with pytest.raises(ProcessLookupError):  # no process is left behind
+    with pytest.raises(ProcessLookupError):  # no process remains
         os.killpg(running.pid, 0)
 
 
-def test_a_run_under_nohup_is_not_stopped_by_a_closed_terminal(tmp_path: Path) -> None:
+def test_nohup_runs_survive_a_closed_terminal(tmp_path: Path) -> None:
     running = subprocess.Popen(
         ["nohup", sys.executable, str(ROOT / "run.py"), *LONG, f"hydra.run.dir={tmp_path}/run"],
         env=environment(),

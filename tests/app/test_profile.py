@@ -1,4 +1,4 @@
-"""task=profile leaves a cost file that reads back, and shows it."""
+"""task=profile writes a cost file that reads back, and prints it."""
 
 from __future__ import annotations
 
@@ -28,3 +28,18 @@ def test_without_the_grid_only_the_parts_are_measured(tmp_path: Path) -> None:
     said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false")
     costs = CostModel.from_dict(json.loads((tmp_path / "profile.json").read_text()))
     assert (costs.by_context, costs.by_batch) == ((), ())
+
+
+def test_draft_costs_of_a_sparse_path_are_measured(tmp_path: Path) -> None:
+    more = ("task=profile", "task.rounds=1", "task.grid=false", "drafter=early_exit", "drafter.draft_length=3")
+    said = said_by(tmp_path, *SMOKE, *more, "drafter.path.exit_layer=2")
+    drafting = json.loads((tmp_path / "profile.json").read_text())["drafting"]
+    assert [step["drafted"] for step in drafting["steps"]] == [1, 3]
+    assert drafting["steps"][1]["reuse"] > 0
+    assert "drafting with the path early_exit" in said and "pays above" in said
+
+
+def test_without_a_sparse_path_no_draft_costs_are_measured(tmp_path: Path) -> None:
+    said = said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false", "drafter=pool")
+    assert json.loads((tmp_path / "profile.json").read_text())["drafting"] is None
+    assert "drafting with" not in said

@@ -1,4 +1,4 @@
-"""A result is on the disk before anything is done that it does not depend on, and what fails then is a warning."""
+"""Results are written before optional work, whose failures are only warnings."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
 
 
-def test_a_picture_that_fails_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_picture_is_only_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with patch.object(evaluate, "plot_result", side_effect=ValueError("no font\nat all")):
         run_here(tmp_path, *SHORT)
     assert read_result(tmp_path)["prompts"] == 2
     assert warnings_of(capsys) == ["warning: result.png was not drawn: no font"]
 
 
-def test_a_wandb_service_that_is_killed_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_wandb_service_is_only_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import wandb
 
     def kill_and_draw(*given: object) -> None:
@@ -47,7 +47,7 @@ def test_a_wandb_service_that_is_killed_is_a_warning(tmp_path: Path, capsys: pyt
     assert list((tmp_path / "second" / "wandb").glob("offline-run-*"))
 
 
-def test_a_home_that_cannot_be_written_costs_no_result(
+def test_an_unwritable_home_folder_loses_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """W&B keeps its media there, which shows only when the picture is logged."""
@@ -67,9 +67,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_second_turn_that_is_too_long_is_left_out_and_the_rest_goes_on(
-    tmp_path: Path, small: list[str], batch_size: int
-) -> None:
+def test_a_second_turn_that_is_too_long_is_left_out(tmp_path: Path, small: list[str], batch_size: int) -> None:
     prompts = write_prompts(
         tmp_path / "p.jsonl",
         {"id": "long", "category": "a", "turns": ["one", "two " * 30, "three"]},

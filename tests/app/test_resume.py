@@ -1,4 +1,4 @@
-"""A run that was killed or interrupted goes on where it stopped, and a folder belongs to one run and one config."""
+"""A killed or interrupted run resumes where it stopped; a folder belongs to one run and one configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wait_until(running: subprocess.Popen[str], condition: Callable[[], bool]) ->
 
 @dataclass(frozen=True)
 class Killed:
-    """What kill -9 left, and what a second run was told while the first was running."""
+    """The folder after kill -9, and the error of a second run while the first was running."""
 
     folder: Path
     lines: bytes
@@ -68,7 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(folder, (folder / "prompts.jsonl").read_bytes(), str(refused.value))
 
 
-def test_a_killed_run_goes_on_after_its_finished_prompts_and_says_so(killed: Killed, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_after_its_finished_prompts(killed: Killed, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(killed.folder, folder)
     kept = killed.lines[: killed.lines.rindex(b"\n") + 1]
@@ -92,14 +92,14 @@ def test_a_folder_in_use_is_refused(killed: Killed) -> None:
     )
 
 
-def test_another_config_is_refused_and_the_folder_left_alone(killed: Killed) -> None:
+def test_another_config_is_refused_and_the_folder_not_changed(killed: Killed) -> None:
     before = {path.name: path.read_bytes() for path in killed.folder.iterdir() if path.is_file()}
     with pytest.raises(UserError, match=r"drafter\.window 8 there but 4 now.*choose another hydra\.run\.dir"):
         run_here(killed.folder, *LONG, "drafter.window=4")
     assert {path.name: path.read_bytes() for path in killed.folder.iterdir() if path.is_file()} == before
 
 
-def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped_and_measured_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_here(folder, *SHORT)
     before = read_lines(folder)
@@ -118,7 +118,7 @@ def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path: Path) -> None:
     assert read_result(folder)["prompts"] == 3
 
 
-def test_the_second_turn_alone_is_resumed_on_the_first_ones_answer(tmp_path: Path) -> None:
+def test_only_the_second_turn_is_resumed_from_the_first_answer(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_here(folder, *SHORT)
     before = read_lines(folder)
@@ -139,13 +139,13 @@ def test_a_finished_run_started_again_decodes_nothing(tmp_path: Path) -> None:
     assert read_result(folder) == result
 
 
-def test_where_it_is_logged_may_change_between_the_two(tmp_path: Path) -> None:
+def test_the_logger_may_change_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_here(folder, *SHORT)
     assert "resuming" in said_by(folder, *SHORT, "logger=csv")
 
 
-def test_ctrl_c_ends_with_130_a_hint_and_a_folder_to_go_on_with(tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_a_hint_and_a_resumable_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start(folder, *LONG, "logger=wandb")
     wait_until(running, lambda: finished(folder) >= 2)

@@ -1,4 +1,4 @@
-"""What is resumed must be the same prompts by content, the same model and the same adapter."""
+"""A run is resumed only with the same prompts (by content), model and adapter."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lines_of(folder: Path, name: str) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("task", "name"), [(EVALUATE, "prompts"), (DISTILL, "texts")])
-def test_a_prompt_that_was_edited_is_decoded_again_and_one_that_has_gone_does_not_count(
+def test_edited_prompts_are_decoded_again_and_removed_ones_not_counted(
     tmp_path: Path, task: tuple[str, ...], name: str
 ) -> None:
     path, folder, anew = tmp_path / "prompts.jsonl", tmp_path / "run", tmp_path / "anew"
@@ -76,7 +76,7 @@ def test_a_prompt_that_was_edited_is_decoded_again_and_one_that_has_gone_does_no
     assert stale == {which: before[which] for which in (("a", 0), ("b", 1), ("c", 0))}  # nothing is thrown away
 
 
-def test_a_first_turn_that_was_edited_takes_the_second_with_it(tmp_path: Path) -> None:
+def test_an_edited_first_turn_also_decodes_the_second_again(tmp_path: Path) -> None:
     path, folder = tmp_path / "prompts.jsonl", tmp_path / "run"
     write_prompts(path, B)
     run_here(folder, *options(path), *EVALUATE)
@@ -86,7 +86,7 @@ def test_a_first_turn_that_was_edited_takes_the_second_with_it(tmp_path: Path) -
     assert second["prompt_ids"][: len(first["prompt_ids"])] == first["prompt_ids"]
 
 
-def test_a_category_that_was_edited_is_the_one_that_counts(tmp_path: Path) -> None:
+def test_an_edited_category_is_used(tmp_path: Path) -> None:
     path, folder = tmp_path / "prompts.jsonl", tmp_path / "run"
     write_prompts(path, A)
     run_here(folder, *options(path), *EVALUATE)

@@ -1,4 +1,4 @@
-"""task=trace: every drafter's steps, told so that the output can be told again from them."""
+"""task=trace: every drafter's steps, from which the output can be rebuilt."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ASK = (*SMOKE, "task=trace", "decoding.max_new_tokens=12")
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "trained"])  # which needs an adapter
-def test_the_output_can_be_told_from_the_trace_of_any_drafter(tmp_path: Path, name: str) -> None:
+def test_the_output_can_be_rebuilt_from_the_trace_of_any_drafter(tmp_path: Path, name: str) -> None:
     said = said_by(tmp_path, *ASK, f"drafter={name}", "prompt='again and again and again'")
-    told = json.loads((tmp_path / "trace.json").read_text())
-    output, end = [], len(told["prompt_ids"])
-    for step in told["steps"]:
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    output, end = [], len(trace["prompt_ids"])
+    for step in trace["steps"]:
         assert step["position"] == end - 1
-        assert step["root"]["id"] == [*told["prompt_ids"], *output][-1]
+        assert step["root"]["id"] == [*trace["prompt_ids"], *output][-1]
         written = [step["nodes"][i]["id"] for i in step["accepted"]]
         output += written + ([step["bonus"]["id"]] if step["bonus"] else [])
         end += step["emitted"]
-    assert output == told["output_ids"] and len(output) == told["new_tokens"] == 12
-    assert f"12 tokens in {told['target_forwards']} target forwards" in said
+    assert output == trace["output_ids"] and len(output) == trace["new_tokens"] == 12
+    assert f"12 tokens in {trace['target_forwards']} target forwards" in said
     assert str(tmp_path / "trace.json") in said
 
 
-def test_without_a_prompt_the_dataset_s_first_is_traced(tmp_path: Path) -> None:
+def test_without_a_prompt_the_dataset_s_first_prompt_is_traced(tmp_path: Path) -> None:
     said_by(tmp_path, *ASK, "drafter=lookahead", "dataset=bundled")
-    told = json.loads((tmp_path / "trace.json").read_text())
-    assert told["prompt"] == load_bundled()[0].turns[0]
-    assert any(node["state"] == "probe" for step in told["steps"] for node in step["nodes"])
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert trace["prompt"] == load_bundled()[0].turns[0]
+    assert any(node["state"] == "probe" for step in trace["steps"] for node in step["nodes"])

@@ -1,4 +1,4 @@
-"""Greedy acceptance: exactly the greedy text stands, however the tree that guessed it looks."""
+"""Greedy acceptance: exactly the greedy text is accepted, whatever the shape of the tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfdraft.core.tree import ROOT, TokenTree
 
 
 def walk(tree: TokenTree, predictions: list[int]) -> tuple[list[int], int]:
-    """The text that greedy decoding writes as long as the tree holds it, and the token behind: node by node.
+    """The greedy text as far as the tree contains it, and the token after it, node by node.
 
     All nodes that hold the text so far are kept, since of two equal siblings only one may lead on.
     """
@@ -62,18 +62,20 @@ def test_on_random_trees_the_accepted_text_is_the_greedy_text(vocab: int, probes
         ([5, 9, 7, 3], (0,), 9),
         ([5, 6, 9, 3], (0, 1), 9),
         ([5, 6, 7, 3], (0, 1, 2), 3),
-        ([9, 6, 7, 3], (), 9),  # right tokens behind a wrong one do not stand
+        ([9, 6, 7, 3], (), 9),  # right tokens after a wrong one are not accepted
     ],
 )
-def test_of_a_chain_the_matching_prefix_stands(predictions: list[int], path: tuple[int, ...], bonus: int) -> None:
+def test_a_chain_is_accepted_up_to_its_first_mismatch(
+    predictions: list[int], path: tuple[int, ...], bonus: int
+) -> None:
     assert accept_greedy(TokenTree.chain([5, 6, 7]), torch.tensor(predictions)) == Acceptance(path, bonus)
 
 
-def test_without_a_draft_the_target_s_own_token_is_written() -> None:
+def test_without_a_draft_the_bonus_token_is_emitted() -> None:
     assert accept_greedy(TokenTree.empty(), torch.tensor([4])) == Acceptance((), 4)
 
 
-def test_a_probe_is_never_accepted_though_it_is_right() -> None:
+def test_a_correct_probe_is_not_accepted() -> None:
     chain = TokenTree.chain([5, 6])
     predictions = torch.tensor([5, 6, 7])
     for probe, path, bonus in ((0, (), 5), (1, (0,), 6)):
@@ -81,11 +83,11 @@ def test_a_probe_is_never_accepted_though_it_is_right() -> None:
         assert accept_greedy(TokenTree(chain.tokens, chain.parents, flags), predictions) == Acceptance(path, bonus)
 
 
-def test_below_a_probe_nothing_stands_in_a_tree_either() -> None:
+def test_nothing_below_a_probe_is_accepted() -> None:
     tree = TokenTree(torch.tensor([5, 4, 6]), torch.tensor([ROOT, ROOT, 0]), torch.tensor([False, True, True]))
     assert accept_greedy(tree, torch.tensor([5, 6, 0, 7])) == Acceptance((), 5)
 
 
-def test_of_equal_siblings_the_one_that_leads_deeper_is_taken() -> None:
+def test_among_equal_siblings_the_one_with_the_longest_branch_is_accepted() -> None:
     tree = TokenTree(torch.tensor([5, 5, 6]), torch.tensor([ROOT, ROOT, 1]), torch.ones(3, dtype=torch.bool))
     assert accept_greedy(tree, torch.tensor([5, 6, 6, 7])) == Acceptance((1, 2), 7)

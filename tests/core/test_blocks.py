@@ -1,4 +1,4 @@
-"""How blocks begin, and what is tried beside the first of them."""
+"""How Jacobi blocks are initialised, and the other candidates."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def init(kind: str, seed: int = 0) -> BlockInit:
     return BlockInit(kind, PROMPT, pad_id=0, rng=np.random.default_rng(seed))
 
 
-def test_a_block_is_filled_to_its_width_whatever_was_carried() -> None:
+def test_a_block_always_has_its_full_width() -> None:
     for kind in INITS:
         for carried in ([], [7], [7, 8, 9, 7, 8, 9]):
             block = init(kind).filled(PROMPT, carried, 4)
             assert len(block) == 4 and block[: len(carried)] == carried[:4]
 
 
-def test_beside_an_ngram_block_stand_what_shorter_ngrams_were_followed_by() -> None:
+def test_other_candidates_of_an_ngram_block_come_from_shorter_ngrams() -> None:
     begun = init("ngram")
     first = begun.filled(PROMPT, [], 2)
-    assert first == [4, 2]  # behind 1 2 3
+    assert first == [4, 2]  # after 1 2 3
     others = begun.others(PROMPT, first, 4)
-    assert others[:2] == [[5, 3], [6, 1]]  # the latest behind 2 3, and behind 3
+    assert others[:2] == [[5, 3], [6, 1]]  # the latest after 2 3, and after 3
     assert len(others) == 4 and {*others[2], *others[3]} <= set(PROMPT)  # more there is not: random tokens
-    assert begun.others(PROMPT, [7, 7], 1) == [[4, 2]]  # where guesses were carried, the longest match stands beside
+    assert begun.others(PROMPT, [7, 7], 1) == [[4, 2]]  # with carried guesses, the longest match is a candidate
 
 
-def test_beside_any_other_block_stand_random_prompt_tokens_by_the_seed() -> None:
+def test_other_candidates_of_other_blocks_are_random_prompt_tokens_by_seed() -> None:
     def others(seed: int) -> list[list[int]]:
         return init("pad", seed).others(PROMPT, [0] * 8, 3)
 

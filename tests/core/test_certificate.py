@@ -1,4 +1,4 @@
-"""The certificate: where two outputs part, and whether rounding alone may part them there."""
+"""The certificate: where two outputs differ first, and whether rounding explains it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from selfdraft.core.certificate import Certificate, first_divergence, judge, lar
         ([], [1], 0),
     ],
 )
-def test_outputs_part_at_the_first_token_that_differs(output: Sequence[int], reference: Sequence[int], index) -> None:
+def test_first_divergence_is_the_first_token_that_differs(
+    output: Sequence[int], reference: Sequence[int], index
+) -> None:
     assert first_divergence(output, reference) == index
 
 
@@ -38,13 +40,13 @@ def test_outputs_part_at_the_first_token_that_differs(output: Sequence[int], ref
         (0.1, math.nan, "mismatch"),
     ],
 )
-def test_a_divergence_is_excused_only_within_the_control(margin: float, control: float, verdict: str) -> None:
+def test_a_divergence_is_a_tie_only_within_the_control(margin: float, control: float, verdict: str) -> None:
     certificate = judge(3, margin, control, 1.0)
     assert (certificate.verdict, certificate.first_divergence) == (verdict, 3)
 
 
 @pytest.mark.parametrize(("margin", "control"), [(3.0, 5.9), (0.0, 1.1), (0.0, math.inf)])
-def test_a_control_above_what_rounding_can_do_excuses_nothing(margin: float, control: float) -> None:
+def test_a_control_larger_than_rounding_errors_allows_no_tie(margin: float, control: float) -> None:
     certificate = judge(3, margin, control, 1.0)
     assert (certificate.verdict, certificate.reason) == ("mismatch", "control")
     checked = recheck(judge(3, 0.1, 0.25, 1.0), margin, control, 1.0)
@@ -52,12 +54,12 @@ def test_a_control_above_what_rounding_can_do_excuses_nothing(margin: float, con
 
 
 @pytest.mark.parametrize("changes", [[math.nan, 1.0], [1.0, math.nan], [math.inf, math.nan]])
-def test_a_change_that_is_not_a_number_is_the_largest(changes: list[float]) -> None:
+def test_a_change_of_nan_counts_as_the_largest(changes: list[float]) -> None:
     assert math.isnan(largest(changes))
     assert largest([0.5, 2.0, 1.0]) == 2.0
 
 
-def test_it_is_written_down_with_its_numbers() -> None:
+def test_a_certificate_is_written_with_its_numbers() -> None:
     assert judge(3, 0.5, 0.25, 1.0).to_dict() == {
         "verdict": "mismatch",
         "first_divergence": 3,
@@ -87,27 +89,27 @@ def test_the_control_is_the_largest_change_of_the_leading_margin() -> None:
     assert margin_control(single, single) == 0.0
 
 
-def test_the_margin_is_followed_between_the_tokens_that_led_before() -> None:
+def test_the_margin_is_measured_between_the_same_two_tokens() -> None:
     # In the block another token leads, and the two of `single` have changed places: from +1 to -2 is a change of 3.
     single = torch.tensor([[4.0, 3.0, 0.0]])
     block = torch.tensor([[2.0, 4.0, 9.0]])
     assert margin_control(single, block) == pytest.approx(3.0)
 
 
-def test_a_shift_of_all_logits_and_the_losers_do_not_count() -> None:
+def test_a_common_shift_and_other_tokens_do_not_change_the_margin() -> None:
     single = torch.tensor([[5.0, 3.0, 0.0, -1.0]])
     block = torch.tensor([[6.0, 4.0, -7.0, 2.0]])
     assert margin_control(single, block) == 0.0
 
 
-def test_half_precision_is_compared_in_full_precision() -> None:
+def test_half_precision_logits_are_compared_in_float32() -> None:
     # 256 - 1.5 is no bfloat16: subtracted there, the change would come out as 0 or 1.
     single = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
     block = torch.tensor([[256.0, 1.5]], dtype=torch.bfloat16)
     assert margin_control(single, block) == pytest.approx(0.5)
 
 
-def test_a_tie_that_float32_puts_further_apart_than_rounding_reaches_is_a_mismatch() -> None:
+def test_a_tie_with_a_float32_margin_above_rounding_errors_is_a_mismatch() -> None:
     tie = judge(3, 0.1, 0.25, 1.0)
     close, far, reversed_ = (recheck(tie, margin, 0.3, 1.0) for margin in (0.2, 0.4, -0.4))
     assert [c.verdict for c in (close, far, reversed_)] == ["tie", "mismatch", "mismatch"]
@@ -116,11 +118,11 @@ def test_a_tie_that_float32_puts_further_apart_than_rounding_reaches_is_a_mismat
     assert (close.margin, close.control, close.first_divergence) == (0.1, 0.25, 3)
 
 
-def test_a_token_that_a_rule_bans_in_both_changes_no_margin() -> None:
+def test_a_token_banned_in_both_forwards_changes_no_margin() -> None:
     one = torch.tensor([[1.0, float("-inf"), float("-inf")]])
     assert margin_control(one, one + 0.5) == 0.0
 
 
-def test_a_forward_that_is_no_number_is_no_control() -> None:
+def test_a_forward_with_nan_gives_no_control() -> None:
     one = torch.tensor([[3.0, 1.0, 0.0]])
     assert math.isnan(margin_control(one, one * math.nan))

@@ -1,4 +1,4 @@
-"""Costs in parts: they sum up to the whole, a skip set's cost is their sum, and a roofline is bound by one resource."""
+"""The cost model: parts add up to the whole and to a skip set's cost; a roofline is bound by one resource."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model() -> CostModel:
         ([0, 1, 2, 3], [0, 1, 2, 3], 2.0),
     ],
 )
-def test_a_skip_sets_cost_is_the_sum_of_the_parts_that_stay(
+def test_the_cost_of_a_skip_set_is_the_sum_of_its_remaining_parts(
     attention: list[int], mlp: list[int], seconds: float
 ) -> None:
     sparse = model().sparse(SkipSet(frozenset(attention), frozenset(mlp)))
@@ -49,7 +49,7 @@ def test_a_skip_sets_cost_is_the_sum_of_the_parts_that_stay(
     assert sparse(3) == pytest.approx(1.2 * seconds)
 
 
-def test_noise_makes_no_part_cost_less_than_nothing() -> None:
+def test_noise_makes_no_cost_negative() -> None:
     curves = {"attention": line(9.0, 0), "mlp": line(4.0, 0), "all": line(2.0, 0)}
     noisy = CostModel.from_parts(line(8.0, 0), curves, 4, head=line(1.0, 0), **LABELS)
     assert noisy.attention(1) == 0.0
@@ -61,7 +61,7 @@ def test_a_cost_file_reads_back_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("damage", ["device", "mlp", "layers"])
-def test_a_file_that_is_no_cost_model_is_refused_in_a_line(damage: str) -> None:
+def test_a_file_without_a_cost_model_gives_one_clear_line(damage: str) -> None:
     plain = {name: value for name, value in model().to_dict().items() if name != damage}
     with pytest.raises(UserError, match=rf"somewhere\.json is no cost model \(KeyError: '{damage}'\)"):
         CostModel.from_dict(plain, "somewhere.json")
@@ -81,7 +81,7 @@ SHAPE = {
 }
 
 
-def test_a_roofline_reads_weights_until_products_take_longer() -> None:
+def test_a_roofline_is_bound_by_bandwidth_then_by_compute() -> None:
     """MLP 384 numbers, head 800, attention 192 (q and o 128, k and v 64) and 16 bytes of keys and values a token."""
     bound = roofline(bytes_per_s=1.0, flops_per_s=1e9, sizes=(1, 2), **SHAPE)
     assert bound.mlp.seconds == (768.0, 768.0)

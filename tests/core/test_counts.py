@@ -20,20 +20,20 @@ def test_a_depth_is_accepted_where_the_emitted_path_reached_it() -> None:
     ]
 
 
-def test_a_depth_of_probes_alone_was_not_offered() -> None:
+def test_a_depth_with_only_probes_is_not_offered() -> None:
     counts = Counts()
     counts.record_draft([False, True], 0)
     assert counts.acceptance_by_depth() == [{"offered": 0, "accepted": 0}, {"offered": 1, "accepted": 0}]
 
 
-def test_nothing_drafted_is_nothing_counted() -> None:
+def test_an_empty_draft_counts_nothing() -> None:
     assert Counts().acceptance_by_depth() == []
     counts = Counts()
     counts.record_draft([], 0)
     assert counts.acceptance_by_depth() == []
 
 
-def test_steps_of_any_depth_in_any_order_add_up() -> None:
+def test_counts_add_up_in_any_order() -> None:
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 9, size=60)
     accepted = [int(rng.integers(0, d + 1)) for d in deep]
@@ -44,7 +44,7 @@ def test_steps_of_any_depth_in_any_order_add_up() -> None:
     assert counts.accepted == [sum(a >= d for a in accepted) for d in range(1, 9)]
 
 
-def test_two_counts_share_no_list() -> None:
+def test_two_counts_do_not_share_lists() -> None:
     one, other = Counts(), Counts()
     one.record_draft([True], 1)
     assert other.offered == []

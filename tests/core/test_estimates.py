@@ -5,11 +5,11 @@ import pytest
 from selfdraft.core.estimates import Estimates
 
 
-def test_nothing_learned_is_the_prior() -> None:
+def test_without_trials_the_estimate_is_the_prior() -> None:
     assert Estimates().chance("a", 0.3) == pytest.approx(0.3)
 
 
-def test_trials_outweigh_the_prior_and_only_those_of_their_kind() -> None:
+def test_trials_change_the_estimate_of_their_own_kind_only() -> None:
     estimates = Estimates(strength=2.0, fading=1.0)
     for hit in (True, True, False, True):
         estimates.observe("a", hit)
@@ -18,7 +18,7 @@ def test_trials_outweigh_the_prior_and_only_those_of_their_kind() -> None:
     assert estimates.chance("b", 0.5) == 0.5
 
 
-def test_old_trials_fade() -> None:
+def test_old_trials_count_less() -> None:
     estimates = Estimates(strength=1.0, fading=0.5)
     for hit in (True, True, False):
         estimates.observe("a", hit)

@@ -1,4 +1,4 @@
-"""Best-first growth against all trees of a size, and the choice of the size by hand."""
+"""Best-first growth against all trees of a size, and the best size, worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANCES = {1: 0.6, 2: 0.3, 3: 0.1}
 
 
 def alike(node: int, parent: int, token: int) -> list[tuple[int, float]]:
-    """The same three tokens everywhere."""
+    """The same three tokens after every node."""
     return list(CHANCES.items())
 
 
@@ -25,7 +25,7 @@ def paths(growth: Growth) -> list[tuple[int, ...]]:
     return found
 
 
-def test_every_prefix_is_the_best_tree_of_its_size() -> None:
+def test_every_prefix_of_the_growth_is_the_best_tree_of_its_size() -> None:
     growth = grow(alike, nodes=30, depth=4)
     everything = [path for n in (1, 2, 3, 4) for path in itertools.product(CHANCES, repeat=n)]
     worth = dict.fromkeys(everything, 1.0)
@@ -40,7 +40,7 @@ def test_every_prefix_is_the_best_tree_of_its_size() -> None:
     assert sorted(placed) == sorted(paths(growth)[:12])
 
 
-def test_the_likeliest_branch_begins_the_block_and_every_branch_is_in_one_piece() -> None:
+def test_the_most_likely_branch_comes_first_and_branches_are_contiguous() -> None:
     growth = Growth([1, 2, 3, 4, 5, 6, 7], [ROOT, ROOT, 0, 1, 2, 0, 2], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
     assert growth.order(7) == [0, 2, 4, 6, 5, 1, 3]
     assert growth.order(4) == [0, 2, 1, 3]
@@ -50,7 +50,7 @@ def test_the_likeliest_branch_begins_the_block_and_every_branch_is_in_one_piece(
     assert growth.order(0) == []
 
 
-def test_its_limits() -> None:
+def test_growth_respects_its_limits() -> None:
     assert max(map(len, paths(grow(alike, nodes=30, depth=2)))) == 2
     assert len(grow(alike, nodes=5, depth=9).tokens) == 5
     assert grow(alike, nodes=100, depth=9, least=0.2).probabilities == pytest.approx([0.6, 0.36, 0.3, 0.216])
@@ -58,12 +58,12 @@ def test_its_limits() -> None:
     assert len(grow(lambda *_: [], nodes=5, depth=5).tree(0)) == 0
 
 
-def test_of_equally_probable_tokens_the_first_named_comes_first() -> None:
+def test_equally_probable_tokens_keep_their_order() -> None:
     growth = grow(lambda node, parent, token: [(7, 0.5), (4, 0.5)] if node == ROOT else [], nodes=5, depth=3)
     assert growth.tokens == [7, 4]
 
 
-def test_expand_is_told_where_a_node_stands() -> None:
+def test_expand_gets_node_parent_and_token() -> None:
     seen: list[tuple[int, int, int]] = []
 
     def expand(node: int, parent: int, token: int) -> list[tuple[int, float]]:
@@ -85,16 +85,18 @@ def test_expand_is_told_where_a_node_stands() -> None:
         ([], (1.0, 1.9), 0),
     ],
 )
-def test_a_tree_is_as_large_as_it_pays(probabilities: list[float], seconds: tuple[float, float], size: int) -> None:
+def test_the_best_tree_size_gives_the_most_tokens_per_second(
+    probabilities: list[float], seconds: tuple[float, float], size: int
+) -> None:
     assert best_size(probabilities, CostCurve((1, 4), seconds)) == size
 
 
-@pytest.mark.parametrize("dear", [0.01, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("cost", [0.01, 0.05, 0.2, 0.6])
 @pytest.mark.parametrize("worth", [0.0, 0.4, 1.5])
-def test_of_all_trees_and_places_for_probes_the_best_are_chosen(dear: float, worth: float) -> None:
-    """Against every size with every set of ends, where the text ends by drawing a path down the tree."""
+def test_the_best_combination_of_nodes_and_probes_is_chosen(cost: float, worth: float) -> None:
+    """Against every size with every set of ends, by enumerating where acceptance ends."""
     growth = grow(alike, nodes=6, depth=3)
-    curve = CostCurve((1, 100), (1.0, 1.0 + 99 * dear))
+    curve = CostCurve((1, 100), (1.0, 1.0 + 99 * cost))
 
     def rate(size: int, ends: tuple[int, ...]) -> float:
         reached = {ROOT: 1.0} | dict(enumerate(growth.probabilities[:size]))

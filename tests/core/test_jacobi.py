@@ -1,4 +1,4 @@
-"""Jacobi iteration: each round fixes at least one more token, and what is left over stands in its right place."""
+"""Jacobi iteration: each round fixes at least one more token, and carried guesses keep their positions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def greedy(after, prefix: Sequence[int], length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_iteration_fixes_one_more_position_whatever_the_block_began_as(seed: int) -> None:
+def test_every_iteration_fixes_at_least_one_more_position(seed: int) -> None:
     after = model(seed)
     width = 6
     expected = greedy(after, PREFIX, width)
@@ -66,15 +66,15 @@ def test_only_the_greedy_continuation_is_a_fixed_point(seed: int) -> None:
 
 
 @pytest.mark.parametrize("accepted", range(4))
-def test_carried_guesses_stand_where_the_same_pass_predicted_them(accepted: int) -> None:
-    # Predictions are labelled by the position behind the old root that they speak about: 1, 2, 3, 4.
+def test_carried_guesses_keep_the_positions_that_they_were_predicted_for(accepted: int) -> None:
+    # Predictions are labelled by the position after the old root that they speak about: 1, 2, 3, 4.
     carried = carried_block(torch.tensor([1, 2, 3, 4]), accepted)
     new_root = accepted + 1  # the accepted tokens, then the bonus
     assert carried.tolist() == list(range(new_root + 1, 5))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_carrying_on_is_the_same_iteration(seed: int) -> None:
+def test_carrying_guesses_over_equals_one_longer_iteration(seed: int) -> None:
     """Two fused passes equal two iterations over one long block: the second starts where the first stopped."""
     after = model(seed)
     block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=6))
@@ -89,7 +89,7 @@ def test_carrying_on_is_the_same_iteration(seed: int) -> None:
     assert carried.tolist()[:-1] == iterate.tolist()[accepted + 1 :]
 
 
-def test_by_block_every_block_begins_with_what_stands_after_the_root() -> None:
+def test_by_block_puts_the_root_before_every_block() -> None:
     assert by_block(torch.arange(7), 2).tolist() == [[0, 1, 2, 3], [0, 4, 5, 6]]
     assert by_block(torch.arange(10).view(5, 2), 2)[1].tolist() == [[0, 1], [6, 7], [8, 9]]
     assert by_block(torch.tensor([5]), 1).tolist() == [[5]]  # an empty block
@@ -98,17 +98,17 @@ def test_by_block_every_block_begins_with_what_stands_after_the_root() -> None:
 @pytest.mark.parametrize(
     ("width", "parts", "ends"), [(8, 1, [8]), (8, 2, [4, 8]), (7, 3, [2, 4, 7]), (2, 5, [1, 2]), (0, 2, [])]
 )
-def test_sub_blocks_are_even_and_none_is_empty(width: int, parts: int, ends: list[int]) -> None:
+def test_sub_blocks_have_similar_sizes_and_none_is_empty(width: int, parts: int, ends: list[int]) -> None:
     assert sub_block_ends(width, parts) == ends
 
 
-def test_convergence_counts_what_became_certain_what_was_right_early_and_the_passes() -> None:
+def test_convergence_counts_fixed_tokens_early_right_guesses_and_passes() -> None:
     record = Convergence()
     # The text is 1 2 3 4 5 6 7; 1 is the prompt.
     record.passes = [
         (1, 1, [9, 3, 9]),  # nothing right in front, so the target's 2 is certain; the 3 was right before its turn
         (1, 1, [2, 3, 9]),  # of one block refined in place: 2 3 and the target's 4, of which 2 was certain
-        (2, 4, [5, 6]),  # all right, and the target's own token behind them: three more
+        (2, 4, [5, 6]),  # all right, and the target's own token after them: three more
         (3, 7, [8, 8]),  # of positions that the text never reached
     ]
     assert record.histograms([1, 2, 3, 4, 5, 6, 7]) == {
@@ -120,7 +120,7 @@ def test_convergence_counts_what_became_certain_what_was_right_early_and_the_pas
 
 @pytest.mark.parametrize("seed", range(5))
 def test_tokens_fixed_sum_to_the_text(seed: int) -> None:
-    """Of fused passes: every token of the text became certain with one of them."""
+    """With fused passes, every token of the text is fixed by one of them."""
     after, record, text = model(seed), Convergence(), list(PREFIX)
     block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=4))
     while len(text) < 30:

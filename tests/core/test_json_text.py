@@ -5,7 +5,7 @@ import pytest
 from selfdraft.core.json_text import MalformedJSON, lone_surrogate, parse_json
 
 
-def test_sound_json_is_what_json_says() -> None:
+def test_valid_json_is_read_as_the_json_module_reads_it() -> None:
     text = '{"a": [1, 2.5, null, "\\ud83d\\ude00"]}'
     assert parse_json(text) == json.loads(text)
 
@@ -21,12 +21,12 @@ def test_sound_json_is_what_json_says() -> None:
     ],
     ids=["empty", "malformed", "deep arrays", "deep objects", "digits"],
 )
-def test_what_cannot_be_read_has_a_reason_of_one_line(text: str, reason: str) -> None:
+def test_unreadable_json_gives_one_clear_line(text: str, reason: str) -> None:
     with pytest.raises(MalformedJSON) as refused:
         parse_json(text)
     assert str(refused.value) == reason
 
 
-def test_halves_of_characters_are_found() -> None:
+def test_lone_surrogates_are_found() -> None:
     assert lone_surrogate("Grüße 😀") is None
     assert lone_surrogate(json.loads('"a\\ude00\\ud83d"')) == "\\ude00"

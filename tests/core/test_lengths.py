@@ -1,4 +1,4 @@
-"""When drafting stops."""
+"""Draft length rules: when drafting stops."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Threshold, best_speedup
 
 
-def test_a_threshold_looks_at_the_last_token_alone() -> None:
+def test_a_threshold_looks_at_the_last_token_only() -> None:
     rule = Threshold(0.5)
     assert rule.goes_on([0.1, 0.5]) and not rule.goes_on([0.9, 0.4])
     assert rule.needs_confidence
 
 
-def test_a_threshold_of_zero_asks_for_nothing() -> None:
+def test_a_threshold_of_zero_never_stops() -> None:
     rule = Threshold(0.0)
     assert rule.goes_on([]) and not rule.needs_confidence
 
 
-def test_the_adaptive_threshold_moves_as_the_paper_says() -> None:
+def test_the_adaptive_threshold_follows_the_paper_s_update() -> None:
     """From 0.6 by 0.01, up after too little acceptance and down after enough, smoothed by 0.9."""
     rule = AdaptiveThreshold()
     rule.learn([0.9, 0.9], 0)  # the rate falls from 0.9 to 0.45
@@ -40,18 +40,18 @@ def test_the_adaptive_threshold_moves_as_the_paper_says() -> None:
     assert rule.goes_on([rule.threshold]) and not rule.goes_on([rule.threshold - 1e-6])
 
 
-def test_a_calibration_begins_at_the_confidence_and_ends_at_what_was_seen() -> None:
+def test_a_calibration_starts_at_the_confidence_and_converges_to_the_observed_rate() -> None:
     calibration = Calibration()
     assert calibration(0.97) == pytest.approx(0.95) and calibration(1.0) == calibration(0.97)
     assert calibration.reaches([0.97, 0.52]) == pytest.approx([0.95, 0.95 * 0.55])
     for _ in range(1000):
-        calibration.learn([0.97, 0.52, 0.3], 1)  # the second never stands; of the third nothing is known
+        calibration.learn([0.97, 0.52, 0.3], 1)  # the second is never accepted; nothing is known about the third
     assert calibration(0.97) == pytest.approx(1.0, abs=0.01)
     assert calibration(0.52) == pytest.approx(0.0, abs=0.01)
     assert calibration(0.3) == pytest.approx(0.35)
 
 
-def test_expected_gain_drafts_on_exactly_while_tokens_per_second_rise() -> None:
+def test_expected_gain_continues_while_tokens_per_second_rise() -> None:
     """Against the rate worked out for every length."""
     full = CostCurve((1, 2, 40), (1.0, 1.1, 8.0))
     for seconds in (0.05, 0.3, 0.8):
@@ -67,11 +67,11 @@ def test_expected_gain_drafts_on_exactly_while_tokens_per_second_rise() -> None:
             assert n == best
 
 
-@pytest.mark.parametrize("dear", [0.01, 0.04, 0.2])
+@pytest.mark.parametrize("cost", [0.01, 0.04, 0.2])
 @pytest.mark.parametrize("confidences", [[0.45], [0.95, 0.65]])
-def test_as_many_leaves_as_make_the_most_tokens_per_second(confidences: list[float], dear: float) -> None:
+def test_the_number_of_leaves_gives_the_most_tokens_per_second(confidences: list[float], cost: float) -> None:
     """Against the rate of every number of them; before anything is learned, a bin's middle is what it says."""
-    full, draft, size = CostCurve((1, 101), (1.0, 1.0 + 100 * dear)), 0.15, 1 + len(confidences)
+    full, draft, size = CostCurve((1, 101), (1.0, 1.0 + 100 * cost)), 0.15, 1 + len(confidences)
     rivals = [0.2, 0.1, 0.05, 0.02, 0.01]
     above = confidences[0] if len(confidences) == 2 else 1.0
     chain = 1 + sum(itertools.accumulate(confidences, operator.mul))

@@ -1,4 +1,4 @@
-"""The lookahead window against its paper's positions and mask, and the pool's order of forgetting."""
+"""The lookahead window against its paper's positions and mask, and the order in which the pool drops n-grams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfdraft.core.lookahead import NgramPool, Window, window_parents
 from selfdraft.core.tree import TokenTree
 
 
-def test_the_pool_forgets_the_least_recently_seen_of_a_first_token() -> None:
+def test_the_pool_drops_the_least_recently_seen_ngram_of_a_first_token() -> None:
     pool = NgramPool(2)
     for ngram in ([1, 10], [1, 11], [2, 20], [1, 12]):
         pool.add(ngram)
@@ -22,7 +22,7 @@ def test_the_pool_forgets_the_least_recently_seen_of_a_first_token() -> None:
     assert len(pool) == 3
 
 
-def test_the_pool_takes_every_ngram_of_a_text() -> None:
+def test_the_pool_stores_every_ngram_of_a_text() -> None:
     pool = NgramPool(5)
     pool.add_text([1, 2, 3, 1, 2, 4], 3)
     assert pool.after(1) == [(2, 4), (2, 3)]
@@ -31,7 +31,7 @@ def test_the_pool_takes_every_ngram_of_a_text() -> None:
     assert len(pool) == 4
 
 
-def test_what_earlier_texts_have_left_comes_behind_what_this_one_knows() -> None:
+def test_ngrams_of_this_text_come_before_those_of_earlier_texts() -> None:
     earlier = NgramPool(2)
     earlier.add([1, 2, 3])
     pool, other = NgramPool(2, earlier), NgramPool(2, earlier)
@@ -43,7 +43,7 @@ def test_what_earlier_texts_have_left_comes_behind_what_this_one_knows() -> None
 
 
 @pytest.mark.parametrize(("width", "depth"), [(1, 1), (1, 4), (2, 1), (5, 0), (5, 1), (7, 3), (20, 5)])
-def test_positions_and_mask_are_the_papers(width: int, depth: int) -> None:
+def test_positions_and_mask_are_those_of_the_paper(width: int, depth: int) -> None:
     """Row 0's column j at +j; row l's column j at +j + l, seeing row 0 up to column j and its own column above."""
     parents = window_parents(width, depth)
     count = width - 1 + depth * width
@@ -60,14 +60,14 @@ def test_positions_and_mask_are_the_papers(width: int, depth: int) -> None:
 
 
 def predicted(window: Window, start: int) -> torch.Tensor:
-    """What a model says that writes the position at every position; the window is checked to stand where it should."""
+    """Logits of a model that predicts its own position everywhere; checks the positions of the window."""
     tree = TokenTree(window.tokens, window.parents, torch.zeros(len(window.tokens), dtype=torch.bool))
     depths = torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
     return start + depths[window.front + 1] + 1
 
 
 @pytest.mark.parametrize(("width", "n"), [(1, 2), (1, 5), (4, 2), (4, 3), (7, 5), (20, 7)])
-def test_warming_up_takes_n_minus_2_steps_and_then_every_column_is_an_ngram(width: int, n: int) -> None:
+def test_after_n_minus_2_steps_every_column_is_an_ngram(width: int, n: int) -> None:
     window = Window(range(1000, 1000 + width + n - 3), n)
     for step in range(n - 2):
         assert (window.width, len(window.rows)) == (width + n - 2 - step, 1 + step)
@@ -81,8 +81,8 @@ def test_warming_up_takes_n_minus_2_steps_and_then_every_column_is_an_ngram(widt
 
 
 @pytest.mark.parametrize("when", range(6))
-def test_a_narrowed_window_goes_on_with_its_first_columns(when: int) -> None:
-    """Towards the end of an answer no column may reach behind it; those left say what they said before."""
+def test_a_narrowed_window_keeps_its_first_columns(when: int) -> None:
+    """Towards the end of an answer no column may reach past it; the others predict what they predicted before."""
     whole, cut = Window(range(8), 4), Window(range(8), 4)  # seven columns at the end of warming up
     for step in range(16):
         room = 100 if step < when else 9 + when - step

@@ -1,4 +1,4 @@
-"""What a terminal would obey is shown, and what only helps may fail."""
+"""Messages: control characters are escaped, and failures of optional work are warnings."""
 
 import unicodedata
 
@@ -7,7 +7,7 @@ import pytest
 from selfdraft.core.messages import harmless, one_line, printable, warn
 
 
-def test_no_control_character_is_left_and_no_other_text_is_touched():
+def test_only_control_characters_are_escaped():
     every = "".join(map(chr, range(0x3000)))
     shown = printable(every)
     assert not [c for c in shown if unicodedata.category(c) == "Cc" and c not in "\n\t"]
@@ -18,12 +18,12 @@ def test_no_control_character_is_left_and_no_other_text_is_touched():
 
 
 @pytest.mark.parametrize("text", ["\u202eevil", "half \ud800", "\udcff"])
-def test_turned_directions_and_halves_of_characters_are_escaped(text):
+def test_bidirectional_controls_and_lone_surrogates_are_escaped(text):
     printable(text).encode()
     assert "\\u" in printable(text)
 
 
-def test_one_line_is_one_line():
+def test_a_message_is_put_on_one_line():
     assert one_line("a\r\n\tb\x1b[31m\u2028c ") == "a b\\x1b[31m c"
 
 
@@ -40,6 +40,6 @@ def test_a_harmless_failure_is_one_warning_line(capsys):
     ]
 
 
-def test_ctrl_c_is_no_harmless_failure():
+def test_ctrl_c_is_not_a_harmless_failure():
     with pytest.raises(KeyboardInterrupt), harmless("x"):
         raise KeyboardInterrupt

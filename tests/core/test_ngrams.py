@@ -1,4 +1,4 @@
-"""The n-gram index answers as a search through the whole text would."""
+"""The n-gram index gives the results of a search through the whole text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def search(text: Sequence[int], smallest: int, largest: int, length: int) -> lis
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1, 1), (1, 3), (2, 3), (2, 5), (3, 3)])
 @pytest.mark.parametrize("alphabet", [1, 2, 5, 20])
-def test_finds_what_a_naive_search_finds(alphabet: int, smallest: int, largest: int) -> None:
+def test_lookup_equals_a_naive_search(alphabet: int, smallest: int, largest: int) -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         index, text = NgramIndex(smallest, largest), []
@@ -35,21 +35,21 @@ def test_finds_what_a_naive_search_finds(alphabet: int, smallest: int, largest: 
             assert len(index) == len(text)
 
 
-def test_the_latest_match_wins_within_one_size_and_the_longest_size_over_all() -> None:
+def test_the_longest_match_wins_then_the_latest() -> None:
     index = NgramIndex(1, 2)
     index.extend([7, 1, 5, 8, 1, 6, 1])
     assert index.continuation(2) == [6, 1]  # (6, 1) is new; of the two earlier 1s the latest is followed by 6
     index.extend([9, 7, 1])
-    assert index.continuation(2) == [5, 8]  # (7, 1) stood at the very beginning, which beats any later 1
+    assert index.continuation(2) == [5, 8]  # (7, 1) is at the very beginning, which beats any later 1
 
 
-def test_the_end_of_the_text_does_not_match_itself() -> None:
+def test_the_last_ngram_does_not_match_itself() -> None:
     index = NgramIndex(1, 3)
     index.extend([1, 2, 3])
     assert index.continuation(5) == []
 
 
-def test_random_tokens_are_the_prompt_s_and_the_generator_s() -> None:
+def test_random_tokens_are_drawn_from_the_prompt_by_the_generator() -> None:
     prompt = [11, 12, 13]
     drawn = random_prompt_tokens(prompt, 200, np.random.default_rng(0))
     assert len(drawn) == 200 and set(drawn) == set(prompt)

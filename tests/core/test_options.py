@@ -1,4 +1,4 @@
-"""Options: ranges stand beside their defaults, and a value outside is refused in one line."""
+"""Options: ranges are declared with their defaults, and a value outside gives one clear line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ungrouped(Options):
         ({"some": [1, 10]}, "drafter.some=10: must be at most 9"),
     ],
 )
-def test_each_kind_of_limit_names_the_option_the_value_and_what_is_right(given: dict, message: str) -> None:
+def test_a_value_outside_a_limit_names_option_value_and_range(given: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
         Some(**given)
     assert str(caught.value) == message
@@ -70,19 +70,19 @@ def test_each_kind_of_limit_names_the_option_the_value_and_what_is_right(given: 
         {"free": ""},
     ],
 )
-def test_the_bounds_themselves_and_what_is_not_given_are_fine(given: dict) -> None:
+def test_bounds_and_missing_values_are_accepted(given: dict) -> None:
     made = Some(**given)
     assert all(getattr(made, name) == value for name, value in given.items())
 
 
 @pytest.mark.parametrize("name", ["share", "sure"])
-def test_not_a_number_is_in_no_range(name: str) -> None:
+def test_nan_is_outside_every_range(name: str) -> None:
     # `drafter.sparsity=nan` is a float to Hydra, and every comparison with it is false.
     with pytest.raises(UserError, match=f"drafter.{name}=nan"):
         Some(**{name: float("nan")})
 
 
-def test_without_a_group_the_option_alone_is_named() -> None:
+def test_without_a_group_only_the_option_is_named() -> None:
     with pytest.raises(UserError, match=r"^size=0: must be at least 1$"):
         Ungrouped(size=0)
 
@@ -94,13 +94,13 @@ def test_default_lists_are_not_shared() -> None:
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["one more", "one less", "5,000 digits"])
-def test_no_integer_is_longer_than_what_torch_takes(value: int) -> None:
+def test_integers_beyond_int64_are_refused(value: int) -> None:
     with pytest.raises(UserError, match=r"^drafter\.free: must be an integer of at most 64 bits$"):
         Unlimited(free=value)
     assert Unlimited(free=2**63 - 1).free == 2**63 - 1
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_numbers_are_finite(value: float) -> None:
+def test_infinite_numbers_are_refused(value: float) -> None:
     with pytest.raises(UserError, match=r"drafter\.share=.*: must be finite"):
         Unlimited(share=value)

@@ -1,4 +1,4 @@
-"""Paths as users type them: `~` is a home folder, and where there is none the message names the option."""
+"""Paths from users: `~` is the home folder; an error names the option."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_a_tilde_without_a_home_folder_is_one_clear_error(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*HOMELESS, "a" * 300, "\0"])
-def test_a_file_that_cannot_be_there_stays_as_it_was_written(path: str) -> None:
+def test_an_impossible_file_name_stays_as_written(path: str) -> None:
     assert file_at(path, "name") == Path(path)
 
 
-def test_a_folder_stands_for_the_file_in_it(tmp_path: Path) -> None:
+def test_a_folder_is_resolved_to_the_file_in_it(tmp_path: Path) -> None:
     assert file_at(tmp_path, "name") == tmp_path / "name"
     assert file_at(tmp_path / "other", "name") == tmp_path / "other"

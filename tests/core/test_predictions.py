@@ -18,7 +18,7 @@ def test_best_tokens_are_those_of_topk(vocabulary: int, dtype: torch.dtype) -> N
     assert all(len(set(row)) == 8 for row in tokens.tolist())
 
 
-def test_best_tokens_that_stand_in_one_block() -> None:
+def test_best_tokens_within_one_block() -> None:
     logits = torch.zeros(1, 256 * 20)
     logits[0, 300:308] = torch.arange(8, 0, -1).float()
     assert best_tokens(logits, 8)[0].long().tolist() == [list(range(300, 308))]
@@ -34,7 +34,7 @@ def test_weights_are_probabilities_among_the_best() -> None:
     assert sorted(second) == [(7, 0.5), (8, 0.5)]
 
 
-def test_a_table_knows_the_longest_context_and_its_suffixes() -> None:
+def test_a_table_finds_a_context_and_its_suffixes_longest_first() -> None:
     table = PredictionTable()
     old, new = [(5, 1.0)], [(6, 0.7), (5, 0.3)]
     table.record([(1, 2, 3)], [old])
@@ -42,5 +42,5 @@ def test_a_table_knows_the_longest_context_and_its_suffixes() -> None:
     assert table.after((9, 2, 3)) == [(2, old), (1, old)]
     assert table.after((3,)) == [(1, old)]
     table.record([(9, 3)], [new])
-    assert table.after((1, 2, 3)) == [(3, old), (2, old), (1, new)]  # the last to be read stands
+    assert table.after((1, 2, 3)) == [(3, old), (2, old), (1, new)]  # the last one read counts
     assert table.after((8, 8, 8)) == []

@@ -7,7 +7,7 @@ import pytest
 from selfdraft.core.rates import Rate
 
 
-def test_a_rate_begins_as_its_prior_learns_and_forgets() -> None:
+def test_a_rate_starts_at_its_prior_learns_and_forgets() -> None:
     rate = Rate(0.5, weight=2.0)
     assert rate() == 0.5
     rate.learn(accepted=2, offered=4)  # two right, one wrong; the fourth says nothing
@@ -18,7 +18,7 @@ def test_a_rate_begins_as_its_prior_learns_and_forgets() -> None:
     assert rate() == 0.5
 
 
-def test_it_is_never_sure() -> None:
+def test_a_rate_never_reaches_1() -> None:
     rate = Rate(0.5)
     rate.learn(10_000, 10_000)
     assert rate() == 0.99

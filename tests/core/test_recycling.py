@@ -1,4 +1,4 @@
-"""Templates and their filling, against trees written out by hand and node by node."""
+"""Templates and filled trees, against trees written by hand."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def test_a_template_is_filled_level_by_level() -> None:
     assert filled(template, known, 1, depth=0) == ([], [])
 
 
-def test_edges_not_known_leave_out_what_would_hang_below() -> None:
+def test_an_unknown_edge_leaves_out_its_subtree() -> None:
     known = adjacency({1: [2, 3], 3: [7, 9], 7: [4]})  # nothing follows the 2, and the root has no third
     assert filled(Template.of([3, 2, 2, 1, 0, 0, 1]), known, 1) == ([2, 3, 7, 9, 4], [ROOT, ROOT, 1, 1, 2])
     assert filled(Template.of([3, 1]), known, 50) == ([], [])
 
 
-def test_the_last_token_of_the_vocabulary_is_not_taken_for_one_unknown() -> None:
+def test_the_last_token_id_is_not_taken_for_an_unknown_edge() -> None:
     known = adjacency({1: [99], 99: [5]}, vocabulary=100)
     known.edges[99, 0] = 5
     assert filled(Template.of([2, 1, 1]), known, 1) == ([99, 5], [ROOT, 0])
 
 
-def test_the_likeliest_template_is_a_chain_where_one_edge_is_always_right() -> None:
+def test_the_best_template_is_a_chain_if_one_edge_is_always_right() -> None:
     assert [len(level) for level in Template.likeliest([1.0, 0.0], 5, depth=9).parents] == [1] * 5
     assert [len(level) for level in Template.likeliest([1.0, 0.0], 5, depth=3).parents] == [1] * 3
     # 0.6, 0.36, 0.3, 0.216, 0.18 twice
@@ -54,12 +54,12 @@ def test_the_likeliest_template_is_a_chain_where_one_edge_is_always_right() -> N
 
 
 @pytest.mark.parametrize("children", [[1, 1, 1, 0, 5], [0, 3], [2, 0, 0, 1]])
-def test_children_of_nodes_that_are_not_there_are_refused(children: list[int]) -> None:
+def test_a_template_with_children_of_missing_nodes_is_refused(children: list[int]) -> None:
     with pytest.raises(ValueError, match="nodes that it does not have"):
         Template.of(children)
 
 
-def test_seeds_go_to_the_front_and_nothing_is_there_twice() -> None:
+def test_seeds_go_to_the_front_without_duplicates() -> None:
     known = Adjacency(10, 3)
     known.seed([1, 2, 1, 3, 1, 2, 1, 4, 1, 5])
     assert known.edges[1].tolist() == [5, 4, 2]
@@ -67,7 +67,7 @@ def test_seeds_go_to_the_front_and_nothing_is_there_twice() -> None:
     assert known.edges[7].tolist() == [NOTHING] * 3
 
 
-def test_an_update_replaces_edges_and_the_last_of_two_counts() -> None:
+def test_an_update_replaces_edges_and_the_last_row_of_a_token_counts() -> None:
     known = adjacency({1: [2, 3, 4]}, vocabulary=10)
     known.update(np.array([1, 5, 1]), np.array([[7, 8, 9], [1, 2, 3], [4, 5, 6]]))
     assert known.edges[1].tolist() == [4, 5, 6]

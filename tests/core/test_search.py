@@ -10,7 +10,9 @@ from selfdraft.core.skipset import SkipSet
 
 
 @pytest.mark.parametrize(("layers", "ratio", "count"), [(30, 0.45, 25), (30, 0.2, 11), (4, 0.5, 2), (3, 0.4, 0)])
-def test_every_candidate_skips_the_paper_s_number_and_keeps_both_ends(layers: int, ratio: float, count: int) -> None:
+def test_every_candidate_skips_the_paper_s_number_and_keeps_first_and_last_layer(
+    layers: int, ratio: float, count: int
+) -> None:
     for neighbours in (False, True):
         search = SkipSearch(layers, ratio, bayes_interval=4, neighbours=neighbours)
         rng = np.random.default_rng(0)
@@ -22,7 +24,7 @@ def test_every_candidate_skips_the_paper_s_number_and_keeps_both_ends(layers: in
             search.tell(candidate, float(rng.random()))
 
 
-def test_the_incumbent_is_the_best_told_and_its_age_is_counted() -> None:
+def test_the_incumbent_is_the_best_scored_candidate_and_its_age_is_counted() -> None:
     search = SkipSearch(6, 0.5)
     sets = [SkipSet.of(6, [1, 2], [3, i]) for i in (1, 2, 4)]
     assert [search.tell(s, score) for s, score in zip(sets, (0.3, 0.3, 0.4), strict=True)] == [True, False, True]
@@ -40,7 +42,7 @@ def test_neighbours_differ_from_the_incumbent_in_one_or_two_sublayers() -> None:
     assert differing <= {0, 1, 2} and {1, 2} <= differing
 
 
-def test_the_bound_is_the_textbook_s() -> None:
+def test_the_upper_confidence_bound_equals_the_textbook_formula() -> None:
     """Against the formulas with an explicit inverse, at the likeliest of the length scales."""
     rng = np.random.default_rng(0)
     points, pool = rng.integers(0, 2, (12, 6)).astype(float), rng.integers(0, 2, (5, 6)).astype(float)
@@ -62,7 +64,7 @@ def test_the_bound_is_the_textbook_s() -> None:
     np.testing.assert_allclose(upper_confidence(points, scores, pool), expected, rtol=1e-6)
 
 
-def test_the_process_finds_what_random_candidates_miss() -> None:
+def test_the_gaussian_process_finds_better_sets_than_random_search() -> None:
     """A score that adds up over sublayers: with every second candidate proposed, the best is better than by luck."""
     gains = np.random.default_rng(9).random(20)
 

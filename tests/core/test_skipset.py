@@ -1,4 +1,4 @@
-"""Skip sets: how many sublayers a sparsity leaves out, which, and what is refused."""
+"""Skip sets: the number and choice of skipped sublayers by sparsity, and refused values."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def sublayers(skip: SkipSet) -> list[int]:
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 12, 30, 31])
-def test_the_count_is_swift_s_and_first_and_last_layer_are_kept(layers: int, sparsity: float) -> None:
+def test_the_count_is_that_of_swift_and_first_and_last_layer_are_kept(layers: int, sparsity: float) -> None:
     skip = SkipSet.spread(layers, sparsity)
     assert len(skip) == len(sublayers(skip)) == int(2 * max(layers - 2, 0) * sparsity)
     assert not {0, layers - 1} & (skip.attention | skip.mlp)
 
 
 @pytest.mark.parametrize("sparsity", [s for s in SPARSITIES if s])
-def test_skipped_sublayers_lie_evenly_and_are_of_both_kinds(sparsity: float) -> None:
-    """Of one kind only, a sweep over the sparsity would compare two different methods."""
+def test_skipped_sublayers_are_evenly_spaced_and_of_both_kinds(sparsity: float) -> None:
+    """With only one kind, a sweep over the sparsity would compare two different methods."""
     skip = SkipSet.spread(30, sparsity)
     assert len(skip.attention) - len(skip.mlp) in (0, 1)
     for layers in (skip.attention, skip.mlp):

@@ -18,7 +18,7 @@ def test_the_seed_decides_the_draws():
 
 
 @pytest.mark.parametrize("ratios", [[1.5], [1.5] * 7])
-def test_nothing_to_resample_gives_a_point(ratios):
+def test_a_single_value_gives_a_point(ratios):
     assert paired_bootstrap(ratios, seed=0) == Interval(1.5, 1.5, 1.5)
 
 
@@ -34,7 +34,7 @@ def test_the_bounds_of_a_mean_are_those_of_the_normal_approximation():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
 
 
-def test_groups_are_drawn_whole():
+def test_groups_are_resampled_whole():
     # Ten groups of forty equal members are ten independent values, not four hundred: the interval must be as wide.
     alone = np.random.default_rng(2).normal(1.0, 0.2, size=10)
     many, groups = np.repeat(alone, 40), np.repeat(np.arange(10), 40).tolist()
@@ -44,12 +44,12 @@ def test_groups_are_drawn_whole():
     assert grouped.high - grouped.low > 2 * (naive.high - naive.low)
 
 
-def test_ragged_groups_use_every_member_and_no_filling():
+def test_groups_of_different_sizes_are_not_padded():
     interval = paired_bootstrap([1.0, 2.0, 3.0, 4.0], seed=0, groups=["a", "b", "b", "b"], statistic=np.mean)
     assert interval == Interval(2.5, 1.0, 3.0)  # draws of aa, ab and bb
 
 
-def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
+def test_the_interval_has_about_its_nominal_coverage():
     random = np.random.default_rng(5)
     covered = 0
     for seed in range(150):
@@ -61,6 +61,6 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
 @pytest.mark.parametrize(
     ("ratios", "groups"), [([], None), ([1.0, float("nan")], None), ([1.0, float("inf")], None), ([1.0, 2.0], ["a"])]
 )
-def test_what_cannot_be_resampled_is_refused(ratios, groups):
+def test_empty_or_invalid_samples_are_refused(ratios, groups):
     with pytest.raises(ValueError):
         paired_bootstrap(ratios, seed=0, groups=groups)

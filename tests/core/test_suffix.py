@@ -1,4 +1,4 @@
-"""Against the definition: substrings counted one by one."""
+"""The suffix automaton against its definition: substrings counted one by one."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_every_substring_is_counted_however_the_texts_grow(seed: int) -> None:
         assert match == (state_of(automaton, text[-longest:]) if longest else EMPTY)
 
 
-def test_its_size_is_linear() -> None:
+def test_the_automaton_has_linear_size() -> None:
     rng = random.Random(0)
     automaton, _ = grown([[rng.randrange(3) for _ in range(3000)]])
     assert len(automaton) < 2 * 3000
 
 
-def test_advance_keeps_the_longest_match() -> None:
+def test_advance_keeps_the_longest_matching_suffix() -> None:
     rng = random.Random(1)
     text = [rng.randrange(4) for _ in range(60)]
     automaton, _ = grown([text])
@@ -80,10 +80,10 @@ def test_suffixes_grow_shorter_and_more_frequent() -> None:
     assert list(automaton.suffixes(EMPTY)) == []
 
 
-def test_chances_by_hand() -> None:
+def test_probabilities_equal_those_computed_by_hand() -> None:
     automaton, (state,) = grown([[1, 2, 7, 1, 2, 8, 1, 2, 8, 5, 2, 9, 1, 2]])
     match = automaton.match(state)
-    # 1 2 was followed by 8 twice and by 7 once: e = 2 √2 / 2. The 2 alone also by 9, once: of d = 1 way, e = 2 √1 / 1.
+    # 1 2 was followed by 8 twice and by 7 once: e = 2 √2 / 2. A single 2 also by 9, once: of d = 1 way, e = 2 √1 / 1.
     share = 1 / (3 + 2**0.5)
     assert automaton.chances(match, 2, 4) == [
         (8, pytest.approx(2 * share)),
@@ -94,12 +94,12 @@ def test_chances_by_hand() -> None:
     assert automaton.chances(EMPTY, 0, 4) == []
 
 
-def test_of_equally_frequent_continuations_the_last_to_be_seen_leads() -> None:
+def test_equally_frequent_continuations_are_ordered_latest_first() -> None:
     automaton, (state,) = grown([[1, 2, 1, 3, 1]])
     assert [token for token, _ in automaton.chances(automaton.match(state), 1, 4)] == [3, 2]
 
 
-def test_a_longer_match_is_surer() -> None:
+def test_a_longer_match_has_a_higher_probability() -> None:
     chances = []
     for shared in (1, 2, 5, 20):
         same = list(range(10, 10 + shared))
@@ -113,7 +113,7 @@ def test_a_longer_match_is_surer() -> None:
     assert automaton.chances(match, 1, 4)[0][1] == pytest.approx(chances[0])
 
 
-def test_a_text_takes_in_only_what_is_new() -> None:
+def test_a_text_adds_only_its_new_tokens() -> None:
     shared = SuffixAutomaton()
     first, second = SuffixText(shared), SuffixText(shared)
     first.read_on([1, 2, 3])

@@ -1,4 +1,4 @@
-"""Token trees: what the matrix tricks compute is what walking up from node to node gives."""
+"""Token trees: the matrix results equal those of walking from node to node."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_depth_counts_the_nodes_on_the_way_down(tree: TokenTree) -> None:
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3, 7, 100])
 @pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_cut_to_a_depth_every_branch_above_it_is_left_as_it_was(tree: TokenTree, depth: int) -> None:
+def test_cutting_to_a_depth_keeps_all_nodes_above(tree: TokenTree, depth: int) -> None:
     cut = tree.up_to_depth(depth)
     kept = [node for node in range(len(tree)) if len(ancestry(tree, node)) <= depth]
     # The branch of a node is its identity: renumbered parents that point elsewhere would change it.
@@ -44,19 +44,19 @@ def test_cut_to_a_depth_every_branch_above_it_is_left_as_it_was(tree: TokenTree,
 
 
 @pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_a_depth_is_offered_where_a_candidate_stands(tree: TokenTree) -> None:
+def test_a_depth_is_offered_if_it_has_a_candidate(tree: TokenTree) -> None:
     deep = {len(ancestry(tree, node)) for node in range(len(tree)) if tree.is_candidate[node]}
     assert tree.offered_by_depth() == [depth in deep for depth in range(1, max(deep, default=0) + 1)]
 
 
-def test_probes_offer_nothing() -> None:
+def test_probes_do_not_count_as_offered() -> None:
     below_a_probe = TokenTree(torch.tensor([4, 5]), torch.tensor([ROOT, 0]), torch.tensor([False, True]))
     assert below_a_probe.offered_by_depth() == [False, True]
     only_probes = TokenTree(torch.tensor([4, 5]), torch.tensor([ROOT, 0]), torch.tensor([False, False]))
     assert only_probes.offered_by_depth() == []
 
 
-def test_a_chain_hangs_every_token_under_the_one_before() -> None:
+def test_in_a_chain_every_token_is_the_child_of_the_one_before() -> None:
     chain = TokenTree.chain([7, 8, 9])
     assert chain.is_chain
     assert chain.parents.tolist() == [ROOT, 0, 1]
@@ -65,7 +65,7 @@ def test_a_chain_hangs_every_token_under_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("parents", [[ROOT, ROOT], [ROOT, 0, 0], [ROOT, 0, 1, ROOT]])
-def test_what_branches_is_no_chain(parents: list[int]) -> None:
+def test_a_tree_with_branches_is_not_a_chain(parents: list[int]) -> None:
     n = len(parents)
     assert not TokenTree(
         torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)
@@ -79,8 +79,8 @@ def test_the_empty_tree_is_a_step_without_a_draft() -> None:
 
 
 @pytest.mark.parametrize("parents", [[0, 0], [1, ROOT], [ROOT, 1], [ROOT, -2]])
-def test_a_parent_that_does_not_stand_before_its_child_is_refused(parents: list[int]) -> None:
-    with pytest.raises(ValueError, match="must stand before it"):
+def test_a_parent_after_its_child_is_refused(parents: list[int]) -> None:
+    with pytest.raises(ValueError, match="must come before it"):
         TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.ones(2, dtype=torch.bool))
 
 
@@ -100,14 +100,14 @@ def test_a_tree_whose_parts_differ_in_length_is_refused(parents: list[int], flag
         ([[1, 2], [2, 1], [1, 2, 3]], [1, 2, 2, 1, 3], [-1, 0, -1, 2, 1]),
     ],
 )
-def test_merged_branches_share_what_they_begin_with(branches: list, tokens: list[int], parents: list[int]) -> None:
+def test_merged_branches_share_common_prefixes(branches: list, tokens: list[int], parents: list[int]) -> None:
     tree = TokenTree.merged(branches)
     assert (tree.tokens.tolist(), tree.parents.tolist()) == (tokens, parents)
     assert bool(tree.is_candidate.all())
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_merged_branches_are_the_paths_of_the_tree(seed: int) -> None:
+def test_the_branches_of_a_merged_tree_are_those_given(seed: int) -> None:
     rng = np.random.default_rng(seed)
     branches = [rng.integers(3, size=rng.integers(1, 5)).tolist() for _ in range(6)]
     tree = TokenTree.merged(branches)
@@ -116,14 +116,14 @@ def test_merged_branches_are_the_paths_of_the_tree(seed: int) -> None:
     assert set(paths) == {tuple(each[:end]) for each in branches for end in range(1, len(each) + 1)}
 
 
-def test_probes_beside_a_tree_hang_under_the_same_root() -> None:
+def test_probes_next_to_a_tree_are_children_of_the_same_root() -> None:
     tree = TokenTree.merged([[1, 2], [3]]).beside(torch.tensor([7, 8, 9]), torch.tensor([-1, 0, -1]))
     assert tree.tokens.tolist() == [1, 2, 3, 7, 8, 9]
     assert tree.parents.tolist() == [-1, 0, -1, -1, 3, -1]
     assert tree.is_candidate.tolist() == [True] * 3 + [False] * 3
 
 
-def test_chains_stand_side_by_side() -> None:
+def test_chains_side_by_side_share_only_the_root() -> None:
     tree = TokenTree.chains(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert (tree.tokens.tolist(), tree.parents.tolist()) == ([1, 2, 3, 4, 5, 6], [-1, 0, 1, -1, 3, 4])
     assert not tree.is_chain and TokenTree.chains(torch.tensor([[1, 2]])).is_chain

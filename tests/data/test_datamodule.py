@@ -26,11 +26,11 @@ def test_every_prompt_is_given_exactly_once(world_size, sizes, together):
     assert sorted((p for prompts in shares for p in prompts), key=PROMPTS.index) == PROMPTS
 
 
-def test_ranks_take_turns():
+def test_prompts_alternate_between_ranks():
     assert [[prompt.id for prompt in item] for item in share(1, 3)] == [["1"], ["4"], ["7"], ["10"]]
 
 
-def test_prompts_that_are_decoded_together_come_together():
+def test_prompts_of_one_batch_stay_together():
     assert [[prompt.id for prompt in item] for item in share(1, 3, 3)] == [["1", "4", "7"], ["10"]]
     assert [len(item) for item in share(0, 1, 4)] == [4, 4, 3]
 
@@ -44,7 +44,7 @@ def test_without_a_trainer_all_prompts_come_in_order():
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_real_trainer_hands_each_list_of_prompts_to_the_test_step():
+def test_a_trainer_passes_each_batch_to_the_test_step():
     class Recorder(LightningModule):
         def test_step(self, batch: list[Prompt], batch_idx: int) -> None:
             seen.append(batch)

@@ -1,4 +1,4 @@
-"""Texts to learn from: written and read again, or taken from elsewhere, and split without a leak."""
+"""Training texts: written and read back, imported, and split by conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_what_is_written_is_read_again_from_either_folder(tmp_path: Path) -> None:
+def test_a_written_dataset_is_read_from_run_and_dataset_folder(tmp_path: Path) -> None:
     path = write_dataset(LINES, tmp_path)
     texts = [Text("a", [1, 2], [3]), Text("a", [1, 2, 3], [4, 5])]
     assert load_texts(tmp_path) == load_texts(path) == load_texts(str(path)) == texts
@@ -28,7 +28,7 @@ def test_what_is_written_is_read_again_from_either_folder(tmp_path: Path) -> Non
     assert datasets.load_from_disk(path).column_names == columns
 
 
-def test_trajectories_come_along_and_a_dataset_is_replaced_whole(tmp_path: Path) -> None:
+def test_trajectories_are_stored_and_a_dataset_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write_dataset(LINES, tmp_path)
     trajectories = [[[7], [3]], [[8, 9]]]
     write_dataset([{**a, "trajectories": b} for a, b in zip(LINES, trajectories, strict=True)], tmp_path)
@@ -36,7 +36,7 @@ def test_trajectories_come_along_and_a_dataset_is_replaced_whole(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_plain_text_is_all_answer(tmp_path: Path) -> None:
+def test_plain_text_counts_as_answer(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["ab", "", "c"], "body": ["x", "y", "z"]})
     rows.save_to_disk(tmp_path / "rows")
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
@@ -45,7 +45,7 @@ def test_plain_text_is_all_answer(tmp_path: Path) -> None:
     assert load_texts(tmp_path / "rows", encode, column="body")[1] == Text("1", [], [121])
 
 
-def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_an_unreadable_dataset_gives_one_clear_line(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(tmp_path / "body")
     datasets.Dataset.from_dict({"text": [3]}).save_to_disk(tmp_path / "numbers")
     datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
@@ -81,14 +81,14 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
         ({"prompt_ids": [1], "output_ids": [1], "trajectories": [[1, 2]]}, "trajectories"),
     ],
 )
-def test_ids_that_are_none_are_told_with_their_row(tmp_path: Path, row: dict, column: str) -> None:
-    """Anyone may have made a dataset with our columns."""
+def test_invalid_ids_name_their_row(tmp_path: Path, row: dict, column: str) -> None:
+    """A dataset with our columns may come from anybody."""
     datasets.Dataset.from_list([{"id": "a", **row}]).save_to_disk(tmp_path / "rows")
     with pytest.raises(UserError, match=rf"rows, row 0: `{column}` must be"):
         load_texts(tmp_path / "rows")
 
 
-def test_ids_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     path = write_dataset(LINES, tmp_path)
     assert len(load_texts(path, vocabulary=6)) == 2
     with pytest.raises(UserError, match=r"row 1: `output_ids` must be a list of token ids, from 0 to 4: write the te"):
@@ -107,7 +107,7 @@ def test_all_turns_of_a_conversation_are_on_the_same_side(share: float) -> None:
     assert share != 0.25 or split_by_prompt(texts, share, seed=2) != (train, held_out)
 
 
-def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
+def test_a_split_with_an_empty_side_is_refused() -> None:
     with pytest.raises(UserError, match=r"1 conversation\(s\) to learn from: at least 2"):
         split_by_prompt([Text("a", [1], [2]), Text("a", [3], [4])], 0.5, seed=0)
     with pytest.raises(UserError, match=r"a share of 1\.0 held out: must be between 0 and 1"):

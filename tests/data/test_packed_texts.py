@@ -1,4 +1,4 @@
-"""Packing: nothing that fits is lost or doubled, little is padding, and every tensor says where its tokens are from."""
+"""Packing: no token is lost or doubled, padding is little, and every token keeps its text and position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfdraft.data.textmodule import EpochOrder, TextDataModule
 
 
 def random_texts(count: int, seed: int = 0, longest: int = 60) -> list[Text]:
-    """Texts whose every answer token is one of a kind; prompts are of negative numbers."""
+    """Texts whose answer tokens are all different; prompts are negative numbers."""
     rng, fresh = random.Random(seed), iter(range(1, 10**6))
     return [
         Text(str(i), [-1] * rng.randint(1, 30), [next(fresh) for _ in range(rng.randint(1, longest))])
@@ -34,7 +34,7 @@ def test_no_token_of_an_answer_is_lost_or_doubled_and_little_is_padding() -> Non
     assert (batch.tokens[(batch.texts >= 0) & ~batch.answers] == -1).all()  # and the rest is prompts
 
 
-def test_every_text_stands_in_one_piece_with_positions_of_its_own() -> None:
+def test_every_text_is_contiguous_with_its_own_positions() -> None:
     texts = random_texts(40)
     batch = collate(pack(texts, 128, longest_prompt=30))
     found = Counter()
@@ -48,7 +48,7 @@ def test_every_text_stands_in_one_piece_with_positions_of_its_own() -> None:
     assert found == Counter(tuple(text.prompt + text.answer) for text in texts)
 
 
-def test_long_prompts_lose_their_beginning_and_long_texts_their_end() -> None:
+def test_long_prompts_are_cut_at_the_beginning_and_long_texts_at_the_end() -> None:
     (row,) = pack([Text("a", list(range(10)), list(range(100, 110)), [list(range(200, 210))])], 8, longest_prompt=3)
     batch = collate([row])
     assert batch.tokens.tolist() == [[7, 8, 9, 100, 101, 102, 103, 104]]
@@ -59,7 +59,7 @@ def test_long_prompts_lose_their_beginning_and_long_texts_their_end() -> None:
     assert collate([row]).tokens.tolist() == [[3]]
 
 
-def test_iterates_stand_at_the_tokens_they_guess_and_nowhere_else() -> None:
+def test_iterates_are_stored_at_the_tokens_that_they_guess() -> None:
     texts = [
         Text("a", [1, 2], [11, 12, 13], [[21, 22, 23], [31, 32, 33]]),
         Text("b", [3], [14, 15], [[24, 25]]),
@@ -93,7 +93,7 @@ def test_ranks_get_equally_many_rows_and_no_row_is_left_out(world_size: int) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_real_trainer_gives_whole_batches_in_another_order_every_epoch() -> None:
+def test_a_trainer_gets_full_batches_in_another_order_every_epoch() -> None:
     class Recorder(LightningModule):
         def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
             seen[self.current_epoch].append(batch)

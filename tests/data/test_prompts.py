@@ -15,13 +15,13 @@ def ids(prompts: list[Prompt]) -> list[str]:
     return [prompt.id for prompt in prompts]
 
 
-def test_family_unites_the_eight_mt_bench_categories():
+def test_family_groups_the_eight_mt_bench_categories():
     assert len(MT_BENCH_CATEGORIES) == 8
     assert {prompt.family for prompt in MT} == {"mt_bench"}
     assert QA[0].family == "qa"
 
 
-def test_everything_is_taken_by_default():
+def test_all_prompts_are_used_by_default():
     assert select(PROMPTS) == PROMPTS
 
 
@@ -48,7 +48,7 @@ def test_per_category_takes_the_first_of_each_family():
     assert ids(select(PROMPTS, per_category=2)) == ["mt0", "mt1", "qa0", "qa1", "rag0", "rag1"]
 
 
-def test_per_category_takes_what_there_is():
+def test_per_category_takes_fewer_if_there_are_fewer():
     assert Counter(p.family for p in select(PROMPTS, per_category=5)) == {"mt_bench": 5, "qa": 5, "rag": 3}
 
 
@@ -57,31 +57,31 @@ def test_skip_per_category_leaves_out_the_first_of_each_family():
     assert kept == [*MT[2:], *QA[2:], *RAG[2:]]
 
 
-def test_what_is_skipped_and_what_is_taken_are_the_two_sides_of_a_split():
+def test_skipped_and_taken_prompts_are_disjoint():
     evaluated = select(PROMPTS, per_category=2)
     trained = select(PROMPTS, skip_per_category=2)
     assert not set(ids(evaluated)) & set(ids(trained))
     assert sorted(ids([*evaluated, *trained])) == sorted(ids(PROMPTS))
 
 
-def test_per_category_counts_what_skipping_has_left():
+def test_per_category_counts_after_skipping():
     assert ids(select(PROMPTS, skip_per_category=1, per_category=2)) == ["mt1", "mt2", "qa1", "qa2", "rag1", "rag2"]
     assert ids(select(PROMPTS, categories=["rag", "qa"], skip_per_category=2, per_category=2)) == ["qa2", "qa3", "rag2"]
 
 
-def test_a_seed_never_chooses_what_is_skipped():
+def test_a_seed_never_chooses_skipped_prompts():
     for seed in range(20):
         chosen = ids(select(PROMPTS, skip_per_category=2, per_category=1, seed=seed, shuffle=seed))
         assert not {"mt0", "mt1", "qa0", "qa1", "rag0", "rag1"} & set(chosen)
 
 
-def test_a_family_that_is_skipped_altogether_is_absent_and_all_of_them_are_refused():
+def test_a_fully_skipped_family_is_absent_and_skipping_all_is_refused():
     assert {p.family for p in select(PROMPTS, skip_per_category=3)} == {"mt_bench", "qa"}
     with pytest.raises(UserError, match=r"^skip_per_category is 8; no family has more prompts than that\.$"):
         select(PROMPTS, skip_per_category=8)
 
 
-def test_a_seed_chooses_at_random_but_always_the_same_in_file_order():
+def test_a_seed_chooses_reproducibly_and_keeps_file_order():
     choices = [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]
     assert choices == [ids(select(PROMPTS, per_category=3, seed=seed)) for seed in range(10)]
     assert len({tuple(choice) for choice in choices}) > 1
@@ -96,12 +96,12 @@ def test_a_seeded_choice_in_one_family_does_not_depend_on_the_others():
     ]
 
 
-def test_limit_comes_last():
+def test_limit_is_applied_last():
     assert ids(select(PROMPTS, per_category=2, limit=3)) == ["mt0", "mt1", "qa0"]
     assert select(PROMPTS, limit=1000) == PROMPTS
 
 
-def test_shuffling_mixes_what_was_chosen_by_its_own_seed():
+def test_shuffling_has_its_own_seed():
     chosen = select(PROMPTS, per_category=3, limit=8)
     mixed = [select(PROMPTS, per_category=3, limit=8, shuffle=seed) for seed in (0, 0, 1)]
     assert mixed[0] == mixed[1] != mixed[2]
@@ -115,6 +115,6 @@ def test_numbers_below_one_are_refused(options):
         select(PROMPTS, **options)
 
 
-def test_nothing_to_choose_from_is_refused():
+def test_an_empty_choice_is_refused():
     with pytest.raises(UserError, match=r"no prompt to choose from"):
         select([])

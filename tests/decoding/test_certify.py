@@ -1,4 +1,4 @@
-"""Certificates on a real (tiny) model: exact, tie and mismatch are each reachable, and the control is honest."""
+"""Certificates on a real (tiny) model: exact, tie and mismatch, and the control that decides between them."""
 
 from __future__ import annotations
 
@@ -54,16 +54,14 @@ def replaced(baseline: list[int], index: int, token: int) -> list[int]:
     return [*baseline[:index], token, *baseline[index + 1 :]]
 
 
-def test_the_same_ids_are_exact_and_tell_how_far_our_forwards_are_from_the_models_own(
-    target: Target, baseline: list[int]
-) -> None:
+def test_equal_ids_are_exact_and_measure_the_distance_to_the_stock_forward(target: Target, baseline: list[int]) -> None:
     certificate = Certifier(target).certify(PROMPT, list(baseline), baseline)
     assert (certificate.verdict, certificate.first_divergence, certificate.reason) == ("exact", None, None)
     assert 0 < certificate.distance < certificate.ceiling < 1e-3
 
 
 def test_a_text_is_checked_once(target: Target, baseline: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats and references share their baseline: one stock forward a text."""
+    """Repeats and references share the baseline's stock forward."""
     certifier, calls = Certifier(target), []
     forward = certifier._beside_stock.stock._forward
     monkeypatch.setattr(certifier._beside_stock.stock, "_forward", lambda *a: calls.append(a) or forward(*a))
@@ -73,8 +71,8 @@ def test_a_text_is_checked_once(target: Target, baseline: list[int], monkeypatch
 
 
 @pytest.mark.parametrize("index", [0, 7, LENGTH - 1])
-def test_two_texts_alike_and_both_wrong_are_a_mismatch(target: Target, baseline: list[int], index: int) -> None:
-    """What no comparison between them shows: the model's own forward would have chosen another token."""
+def test_two_equal_wrong_texts_are_a_mismatch(target: Target, baseline: list[int], index: int) -> None:
+    """Comparing them shows nothing, but the stock forward chooses another token."""
     wrong = replaced(baseline, index, runner_up(target, baseline, index))
     certificate = Certifier(target).certify(PROMPT, wrong, wrong)
     assert (certificate.verdict, certificate.reason) == ("mismatch", "stock")
@@ -83,7 +81,7 @@ def test_two_texts_alike_and_both_wrong_are_a_mismatch(target: Target, baseline:
 
 
 @pytest.mark.parametrize("index", [0, 1, 7, LENGTH - 1])
-def test_another_token_is_a_mismatch_with_the_margin_at_the_place_where_they_part(
+def test_a_wrong_token_is_a_mismatch_with_the_margin_at_the_divergence(
     target: Target, baseline: list[int], index: int
 ) -> None:
     other = runner_up(target, baseline, index)
@@ -93,7 +91,7 @@ def test_another_token_is_a_mismatch_with_the_margin_at_the_place_where_they_par
     assert 0 <= certificate.control < certificate.margin
 
 
-def test_what_follows_the_first_difference_does_not_matter(target: Target, baseline: list[int]) -> None:
+def test_the_certificate_does_not_depend_on_tokens_after_the_divergence(target: Target, baseline: list[int]) -> None:
     other = runner_up(target, baseline, 3)
     one = Certifier(target).certify(PROMPT, replaced(baseline, 3, other), baseline)
     two = Certifier(target).certify(PROMPT, [*baseline[:3], other, *reversed(baseline[4:])], baseline)
@@ -101,8 +99,8 @@ def test_what_follows_the_first_difference_does_not_matter(target: Target, basel
 
 
 @pytest.fixture(scope="module")
-def twins() -> tuple[Target, list[int], list[int]]:
-    """A model that cannot tell two tokens apart, its text, and that with one of the two for the other."""
+def interchangeable() -> tuple[Target, list[int], list[int]]:
+    """A model for which two tokens are equal, its text, and the text with one of the two replaced by the other."""
     model = tiny_model()
     first = greedy(Target(model))
     other = next(token for token in range(96) if token not in first and token not in PROMPT)
@@ -116,17 +114,17 @@ def twins() -> tuple[Target, list[int], list[int]]:
     return target, baseline, output
 
 
-def test_a_margin_within_the_control_is_a_tie(twins: tuple[Target, list[int], list[int]]) -> None:
-    target, baseline, output = twins
+def test_a_margin_within_the_control_is_a_tie(interchangeable: tuple[Target, list[int], list[int]]) -> None:
+    target, baseline, output = interchangeable
     certificate = Certifier(target).certify(PROMPT, output, baseline)
     assert (certificate.verdict, certificate.reason) == ("tie", None)
     assert certificate.first_divergence == first_divergence(output, baseline)
     assert certificate.margin == 0.0 and 0 <= certificate.control < 1e-3
 
 
-def test_past_a_tie_the_text_is_still_judged(twins: tuple[Target, list[int], list[int]]) -> None:
-    """A tie is no licence: what the drafter writes afterwards has to be the model's choice, too."""
-    target, baseline, output = twins
+def test_text_after_a_tie_is_still_checked(interchangeable: tuple[Target, list[int], list[int]]) -> None:
+    """After a tie, the drafter's text must still be the model's choice."""
+    target, baseline, output = interchangeable
     index = first_divergence(output, baseline)
     wrong = [*output[: index + 2], *((token + 1) % 96 for token in output[index + 2 :])]
     certificate = Certifier(target).certify(PROMPT, wrong, baseline)
@@ -134,8 +132,10 @@ def test_past_a_tie_the_text_is_still_judged(twins: tuple[Target, list[int], lis
     assert certificate.first_divergence > index
 
 
-def test_no_text_excuses_another(target: Target, baseline: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A control is its own prompt's: a running maximum over prompts let one bad text excuse all later ones."""
+def test_the_control_of_one_prompt_does_not_apply_to_another(
+    target: Target, baseline: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every prompt has its own control: with a maximum over prompts, one bad text would excuse all later ones."""
     output = replaced(baseline, 3, runner_up(target, baseline, 3))
     fresh, used = Certifier(target), Certifier(target)
     with monkeypatch.context() as planted:
@@ -144,8 +144,8 @@ def test_no_text_excuses_another(target: Target, baseline: list[int], monkeypatc
     assert used.certify(PROMPT, output, baseline) == fresh.certify(PROMPT, output, baseline)
 
 
-def test_in_a_batch_a_baseline_that_is_wrong_itself_is_no_excuse(target: Target, baseline: list[int]) -> None:
-    """Its rows round together as well, so either token may be the best: the worse of the two is what is judged."""
+def test_in_a_batch_a_wrong_baseline_excuses_nothing(target: Target, baseline: list[int]) -> None:
+    """The baseline's rows round in batches too, so the worse of the two tokens is checked."""
     other = runner_up(target, baseline, 7)
     wrong = replaced(baseline, 7, other)
     certifier = Certifier(target, batch_size=4)
@@ -187,7 +187,7 @@ def test_the_control_is_wide_in_bfloat16_and_narrow_in_float32(family: str) -> N
     assert controls[torch.bfloat16] > 10 * controls[torch.float32]
 
 
-def test_certifying_is_no_decoding(target: Target, baseline: list[int]) -> None:
+def test_certifying_does_not_count_as_decoding(target: Target, baseline: list[int]) -> None:
     forwards = target.forwards
     Certifier(target).certify(PROMPT, replaced(baseline, 0, runner_up(target, baseline, 0)), baseline)
     assert target.forwards == forwards
@@ -201,7 +201,7 @@ def test_a_prompt_of_one_token_can_be_certified(target: Target) -> None:
     assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 5)
 
 
-def test_an_output_that_fills_the_models_positions_can_be_certified() -> None:
+def test_an_output_that_uses_all_positions_can_be_certified() -> None:
     """The control's blocks must not run past the last position."""
     target = Target(tiny_model(max_positions=len(PROMPT) + LENGTH))
     output = greedy(target)
@@ -228,7 +228,7 @@ def runner_up_of(target: Target, baseline: list[int], index: int) -> int:
 
 @torch.inference_mode()
 def float32_margin(target: Target, baseline: list[int], index: int, other: int) -> float:
-    """By a model that is loaded and widened without the code under test."""
+    """The margin by a float32 model that is loaded without the code under test."""
     wide = tiny_model(target.model.config.model_type)
     wide.load_state_dict({name: weight.float() for name, weight in target.model.state_dict().items()})
     logits = wide(torch.tensor([PROMPT + baseline[:index]]), use_cache=False).logits[0, -1]
@@ -255,7 +255,7 @@ def lenient(index: int, margin: float, control: float, *_: object) -> Certificat
 
 
 def test_a_tie_that_float32_does_not_confirm_is_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong token, waved through by a control that is far too wide."""
+    """A wrong token that a far too wide control would accept."""
     target = Target(tiny_model(dtype=torch.bfloat16))
     baseline = greedy(target)
     monkeypatch.setattr("selfdraft.decoding.certify.judge", lenient)
@@ -266,7 +266,7 @@ def test_a_tie_that_float32_does_not_confirm_is_a_mismatch(monkeypatch: pytest.M
     assert certificate.float32 is not None and certificate.float32.margin > certificate.float32.control
 
 
-def test_the_float32_copy_is_made_once_and_leaves_the_model_alone() -> None:
+def test_the_float32_copy_is_made_once_and_does_not_change_the_model() -> None:
     target = Target(tiny_model(dtype=torch.bfloat16))
     baseline = greedy(target)
     certifier = Certifier(target)
@@ -280,8 +280,8 @@ def test_the_float32_copy_is_made_once_and_leaves_the_model_alone() -> None:
     assert same._beside_stock.truth is same._beside_stock.stock  # in float32 there is no need of a copy
 
 
-def test_a_tie_costs_a_window_and_only_a_mismatch_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last tokens before the divergence tell; nothing fails a run before all of it was measured."""
+def test_a_tie_is_checked_on_a_window_and_a_mismatch_on_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tie needs only the last tokens before the divergence; a mismatch is checked on all of them."""
     target = Target(tiny_model(max_positions=512))
     decoder = Decoder(target, made(target, NoDrafter.Config()), Stopping(frozenset(), 60))
     baseline = decoder.decode(PROMPT).output
@@ -303,7 +303,7 @@ def test_a_tie_costs_a_window_and_only_a_mismatch_the_whole_answer(monkeypatch: 
     assert widths.count(1) >= WINDOW + len(baseline)
 
 
-def test_before_a_mismatch_a_short_answers_prompt_is_measured_too(
+def test_before_a_mismatch_the_prompt_of_a_short_answer_is_measured(
     target: Target, baseline: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding may move a margin on one token in twenty, and far: an answer of four tokens does not show it."""

@@ -1,4 +1,4 @@
-"""A kept `Drafting`, and a model that changes between two calls: its text is always that of the model as it is now."""
+"""A `Drafting` is used again after its model changed: the text is always that of the current model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def layer(model: PreTrainedModel, index: int = 1) -> nn.Module:
 
 
 def step(model: PreTrainedModel, **options: bool) -> None:
-    """One step of AdamW, large enough to change the text."""
+    """One AdamW step, large enough to change the text."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, **options)
     model(input_ids=PROMPT, labels=PROMPT).loss.backward()
     optimizer.step()
@@ -117,7 +117,7 @@ SAME_TEXT = {"frozen_in_double"}  # in any other case the change is one that the
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
-def test_weights_and_modules_that_changed_are_used(change: Callable[[PreTrainedModel], None], packed: bool) -> None:
+def test_changed_weights_and_modules_are_used(change: Callable[[PreTrainedModel], None], packed: bool) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3, packed=packed)
     before = text(model)
     assert ours(model, drafting) == before
@@ -128,7 +128,7 @@ def test_weights_and_modules_that_changed_are_used(change: Callable[[PreTrainedM
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_each_single_matrix_is_watched(name: str) -> None:
+def test_a_change_of_any_matrix_is_noticed(name: str) -> None:
     model, drafting = tiny_model(), Drafting("none")
     ours(model, drafting)
     prepared = drafting._prepared
@@ -151,7 +151,7 @@ def with_adapters(**options: object) -> PeftModel:
     return model.eval()
 
 
-def test_adapters_that_are_switched_merged_and_disabled_are_followed() -> None:
+def test_switched_merged_and_disabled_adapters_take_effect() -> None:
     model, drafting = with_adapters(), Drafting("jacobi", window=3)
     seen = []
 
@@ -217,7 +217,7 @@ PLACES = ["self_attn.q_proj", "self_attn.o_proj", "mlp", "mlp.up_proj", "input_l
         if (place, way) != ("model.embed_tokens", "before")  # token ids that are doubled are no token ids
     ],
 )
-def test_hooks_and_patched_forwards_come_and_go(place: str, way: str) -> None:
+def test_added_and_removed_hooks_and_forwards_take_effect(place: str, way: str) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     module = (layer(model) if place in PLACES else model).get_submodule(place)
     before = text(model)
@@ -230,7 +230,7 @@ def test_hooks_and_patched_forwards_come_and_go(place: str, way: str) -> None:
         assert ours(model, drafting) == before
 
 
-def test_a_class_that_is_patched_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patched_class_takes_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     before = ours(model, drafting)
     kind = type(layer(model).mlp)
@@ -250,7 +250,7 @@ def turned(model: PreTrainedModel):
 
 
 @pytest.mark.parametrize("rope", [{}, {"rope_type": "dynamic", "factor": 2.0}], ids=["default", "dynamic"])
-def test_a_hook_on_the_rotary_embedding_is_followed_and_its_memory_is_not(rope: dict) -> None:
+def test_a_hook_on_the_rotary_embedding_takes_effect_but_not_its_cached_state(rope: dict) -> None:
     options = {"rope_parameters": {"rope_theta": 10000.0, **rope}} if rope else {}
     model, drafting = tiny_model(max_positions=14, **options), Drafting("jacobi", window=3)
     before = text(model)  # longer than the positions: a dynamic embedding remembers that
@@ -310,7 +310,7 @@ def hooked_as_a_whole(module: nn.Module):
     ],
     ids=["global hook", "autocast", "training", "patched", "hooked", "base hooked", "base patched"],
 )
-def test_states_that_a_drive_through_the_layers_misses_are_refused_while_they_last(state: Callable, says: str) -> None:
+def test_model_states_that_our_forward_would_ignore_are_refused(state: Callable, says: str) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     before = ours(model, drafting)
     for kept in (drafting, Drafting("jacobi", window=3)):
@@ -320,7 +320,7 @@ def test_states_that_a_drive_through_the_layers_misses_are_refused_while_they_la
     assert ours(model, drafting) == before
 
 
-def test_an_unchanged_model_is_prepared_once_and_outputs_may_be_looked_at() -> None:
+def test_an_unchanged_model_is_prepared_once_even_after_asking_for_hidden_states() -> None:
     """transformers leaves hooks on a model that was once asked for its hidden states: they change nothing."""
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     before = ours(model, drafting)
@@ -333,7 +333,7 @@ def test_an_unchanged_model_is_prepared_once_and_outputs_may_be_looked_at() -> N
     assert ours(model, drafting) == before and drafting._prepared is prepared
 
 
-def test_a_compiled_forward_is_no_forward_of_its_own() -> None:
+def test_a_compiled_forward_is_accepted() -> None:
     model = tiny_model()
     model.forward = torch.compile(model.forward)
     refuse_overrides(model)

@@ -1,4 +1,4 @@
-"""`generate(custom_generate=Drafting(…))` against `generate` alone, on the same stock models."""
+"""`generate(custom_generate=Drafting(…))` against plain `generate`, on the same stock models."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class NotTwice(LogitsProcessor):
         return scores.scatter(1, input_ids[:, -1:], float("-inf"))
 
 
-def test_a_processor_of_the_users_own_sees_true_histories(model: PreTrainedModel) -> None:
+def test_a_custom_processor_sees_only_real_tokens(model: PreTrainedModel) -> None:
     ours, stock = both(model, Drafting("jacobi", window=5), logits_processor=LogitsProcessorList([NotTwice()]))
     assert ours.tolist() == stock.tolist()
 
 
-def test_stop_strings_end_the_answer_where_generate_ends_it() -> None:
+def test_stop_strings_end_the_answer_as_in_generate() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=len(tokenizer))
     plain = model.generate(PROMPT, max_new_tokens=24, do_sample=False)[0, 9:]
@@ -106,7 +106,7 @@ def test_a_streamer_gets_the_answer_piece_by_piece() -> None:
     assert len(pieces) > 2
 
 
-def test_sampled_text_depends_on_torchs_seed_and_not_on_the_drafter(model: PreTrainedModel) -> None:
+def test_sampled_text_depends_on_torch_s_seed_but_not_on_the_drafter(model: PreTrainedModel) -> None:
     def sampled(seed: int, drafter: str) -> list:
         torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": 3.0, "top_k": 20, "max_new_tokens": 20, "num_return_sequences": 2}
@@ -140,7 +140,7 @@ def test_warpers_apply_exactly_once(model: PreTrainedModel, warpers: dict) -> No
     assert chisquare(seen, [e * sum(seen) / sum(expected) for e in expected]).pvalue > 1e-4
 
 
-def test_the_model_is_left_as_it_was_and_the_target_is_made_once(model: PreTrainedModel) -> None:
+def test_the_model_is_not_changed_and_the_target_is_built_once(model: PreTrainedModel) -> None:
     drafting = Drafting()
     before = model.generate(PROMPT, max_new_tokens=8, do_sample=False)
     modules = {name: id(module) for name, module in model.named_modules()}
@@ -154,7 +154,7 @@ def test_the_model_is_left_as_it_was_and_the_target_is_made_once(model: PreTrain
     assert model.generate(PROMPT, max_new_tokens=8, do_sample=False).tolist() == before.tolist()
 
 
-def test_weights_that_were_trained_in_between_are_used() -> None:
+def test_weights_trained_between_calls_are_used() -> None:
     model, drafting = tiny_model(), Drafting()
     first, _ = both(model, drafting)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_weights_that_were_trained_in_between_are_used() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_honoured_is_refused(model: PreTrainedModel, options: dict, says: str) -> None:
+def test_unsupported_arguments_are_refused(model: PreTrainedModel, options: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         model.generate(PROMPT, custom_generate=Drafting(), **{"max_new_tokens": 4, "do_sample": False, **options})
 
@@ -187,7 +187,7 @@ def test_a_streamer_for_a_batch_is_refused(model: PreTrainedModel) -> None:
         model.generate(BATCH, custom_generate=Drafting(), attention_mask=MASK, max_new_tokens=4, stream=object())
 
 
-def test_wrong_names_are_told_with_the_right_ones() -> None:
+def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(UserError, match="no drafter 'lookup'; choose one of none, jacobi"):
         Drafting("lookup")
     with pytest.raises(UserError, match=r"path full has no option 'draft_length'; there are candidates"):

@@ -1,4 +1,4 @@
-"""Faults planted on the verifying side: a certificate finds every one, without any reference beside it.
+"""Faults planted in the verification: the certificate finds every one, without a reference text.
 
 Most of them act on the autoregressive baseline and on drafts alike: compared with one another, both texts are the same.
 """
@@ -56,7 +56,7 @@ def certified(target: Target, config: DrafterConfig) -> Certificate:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_without_a_fault_nothing_is_wrong(name: str, dtype: torch.dtype) -> None:
+def test_without_a_fault_the_certificate_is_clean(name: str, dtype: torch.dtype) -> None:
     certificate = certified(target(dtype), CONFIGS[name])
     assert certificate.verdict in ("exact", "tie") and certificate.reason is None
     assert 0 < certificate.distance < certificate.ceiling
@@ -72,11 +72,11 @@ def test_every_fault_is_found(fault: Fault, name: str, dtype: torch.dtype) -> No
     with fault(subject):
         certificate = certified(subject, CONFIGS[name])
     assert certificate.verdict == "mismatch" and certificate.reason in ("forward", "control", "stock")
-    assert certified(subject, CONFIGS[name]).verdict != "mismatch"  # and nothing of it is left behind
+    assert certified(subject, CONFIGS[name]).verdict != "mismatch"  # and the fault is gone
 
 
 @pytest.mark.parametrize("fault", EVERYWHERE, ids=named)
-def test_the_fault_shows_in_no_comparison_with_our_own_baseline(fault: Fault) -> None:
+def test_comparing_with_our_own_baseline_misses_the_fault(fault: Fault) -> None:
     """What the tests above would be worth if the stock forward had no part in them."""
     subject = target(torch.float32)
     with fault(subject):
@@ -87,7 +87,7 @@ def test_the_fault_shows_in_no_comparison_with_our_own_baseline(fault: Fault) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_fault_of_batches_shows_in_the_text(dtype: torch.dtype) -> None:
+def test_a_fault_in_batches_changes_the_text(dtype: torch.dtype) -> None:
     """Our forwards of one row are right: the stock model alone says that the second row's tokens are not its choice."""
     subject = target(dtype)
     requests = [Request(PROMPT, key=0), Request([5, 17, 3, 60, 42], key=1)]

@@ -1,4 +1,4 @@
-"""Options of `generate` that know the rows of a batch or that it keeps to itself, and families that are refused."""
+"""Options of `generate` for batches and streamers, and families that are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model() -> PreTrainedModel:
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("rows", [1, 3])
-def test_penalties_that_look_at_prompts_look_at_the_rows_own(model: PreTrainedModel, options: dict, rows: int) -> None:
+def test_penalties_on_the_prompt_use_each_row_s_own_prompt(model: PreTrainedModel, options: dict, rows: int) -> None:
     options = {**GREEDY, **options, "attention_mask": MASK[:rows]}
     stock = model.generate(BATCH[:rows], **options)
     ours = model.generate(BATCH[:rows], custom_generate=Drafting("jacobi", window=5), **options)
@@ -82,7 +82,7 @@ class LongEnough(StoppingCriteria):
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_a_length_without_bounds_needs_no_memory(model: PreTrainedModel, sample: bool) -> None:
+def test_an_unlimited_length_allocates_no_memory_ahead(model: PreTrainedModel, sample: bool) -> None:
     options = {"max_new_tokens": 10**12, "do_sample": sample, "stopping_criteria": StoppingCriteriaList([LongEnough()])}
     answer = model.generate(BATCH[1:2], custom_generate=Drafting("jacobi", window=5), **options)
     assert answer.shape == (1, 20)
@@ -115,14 +115,14 @@ class Pieces(BaseStreamer):
 
 
 @pytest.mark.parametrize("argument", ["streamer", "stream"])
-def test_both_names_of_a_streamer_get_prompt_and_answer_once(model: PreTrainedModel, argument: str) -> None:
+def test_a_streamer_given_by_either_name_gets_prompt_and_answer_once(model: PreTrainedModel, argument: str) -> None:
     pieces = Pieces()
     written = model.generate(BATCH[1:2], custom_generate=Drafting("jacobi", window=5), **{argument: pieces}, **GREEDY)
     assert pieces.pieces[0] == BATCH[1].tolist() and pieces.ended == 1
     assert [token for piece in pieces.pieces for token in piece] == written[0].tolist()
 
 
-def test_a_text_streamer_that_is_read_in_a_loop_ends() -> None:
+def test_a_text_streamer_ends() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=len(tokenizer))
     pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=5)
@@ -159,7 +159,7 @@ def composite() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("make", [mamba, t5, composite])
-def test_families_are_refused_as_such_and_no_argument_is_blamed(make) -> None:
+def test_unsupported_families_are_refused_without_blaming_an_argument(make) -> None:
     model = make().eval()
     with pytest.raises(UserError, match=f"'{model.config.model_type}'") as refused:
         model.generate(BATCH[1:2], custom_generate=Drafting("none"), **GREEDY)

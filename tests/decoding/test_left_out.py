@@ -1,4 +1,4 @@
-"""Models that bring what a drive through the layers leaves out are refused, in one line."""
+"""Models with features that our forward through the layers would leave out are refused with one clear line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def text(model: nn.Module, **options: object) -> list[int]:
 
 
 @pytest.mark.parametrize("config", LEARNED_PROMPTS, ids=lambda config: config.peft_type.value)
-def test_prompts_that_peft_learned_are_refused_by_name(config: PeftConfig) -> None:
+def test_peft_prompt_learning_is_refused_by_name(config: PeftConfig) -> None:
     model, drafting = learned(config), Drafting("jacobi", window=3)
     for _ in range(2):  # PEFT puts its method on the model for the time of a call, and another one afterwards
         with pytest.raises(UserError, match=f"PEFT's {config.peft_type.value} works through prepare_inputs") as raised:
@@ -67,7 +67,7 @@ def test_prompts_that_peft_learned_are_refused_by_name(config: PeftConfig) -> No
     assert drafted(base, drafting) == text(base)
 
 
-def test_an_adaption_prompt_is_right_or_refused() -> None:
+def test_an_adaption_prompt_gives_the_right_text_or_is_refused() -> None:
     model = learned(AdaptionPromptConfig(adapter_len=3, adapter_layers=2, **CAUSAL))
     for module in model.modules():
         if hasattr(module, "adaption_gate"):
@@ -83,13 +83,13 @@ def test_lora_works() -> None:
     assert drafted(model, Drafting("jacobi", window=3)) == text(model) != text(tiny_model())
 
 
-def test_adapters_named_row_by_row_are_refused() -> None:
+def test_adapter_names_per_row_are_refused() -> None:
     model = learned(LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **CAUSAL))
     with pytest.raises(UserError, match="PEFT's adapter_names are given to "):
         drafted(model, Drafting("jacobi", window=3), adapter_names=["default"])
 
 
-def test_a_drafting_that_lora_dropout_would_disturb_is_refused() -> None:
+def test_lora_dropout_in_training_mode_is_refused() -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False, **CAUSAL)
     model = get_peft_model(tiny_model(), config)
     with pytest.raises(UserError, match="is in training mode"):
@@ -154,23 +154,23 @@ def as_a(kind: type[PreTrainedModel]) -> PreTrainedModel:
         (Louder, "forward"),
     ],
 )
-def test_a_subclass_with_methods_of_its_own_is_refused(kind: type[PreTrainedModel], method: str) -> None:
+def test_a_subclass_that_overrides_methods_is_refused(kind: type[PreTrainedModel], method: str) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__} has a {method} of its own"):
         drafted(as_a(kind), Drafting("jacobi", window=3))
 
 
 @pytest.mark.parametrize("kind", [Plain, Written])
-def test_a_class_of_ones_own_without_is_not(kind: type[PreTrainedModel]) -> None:
+def test_a_subclass_without_overrides_is_accepted(kind: type[PreTrainedModel]) -> None:
     model = as_a(kind)
     assert drafted(model, Drafting("jacobi", window=3)) == text(model)
 
 
-def test_a_forward_of_ones_own_is_compared_with_the_drive() -> None:
+def test_a_custom_forward_is_compared_with_ours() -> None:
     with pytest.raises(UserError, match="its forward differs"):
         drafted(as_a(WrittenOtherwise), Drafting("jacobi", window=3))
 
 
-def test_methods_that_are_patched_on_the_class_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_patched_on_the_class_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, drafting = tiny_model(), Drafting("jacobi", window=3)
     before = drafted(model, drafting)
     with monkeypatch.context() as patch:

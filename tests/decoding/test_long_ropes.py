@@ -1,4 +1,4 @@
-"""Rotary positions that depend on the length of the text: texts that cross the limit are those of `generate`, too.
+"""Rotary positions that depend on the length of the text: texts across the limit equal those of `generate`.
 
 Every kind of rope whose table changes, in a family that keeps its keys then and in those that compute them again.
 """
@@ -110,7 +110,7 @@ for _number, (_config, _label) in enumerate(zip(EVERY_CONFIG, EVERY_NAME, strict
 
 
 @pytest.mark.parametrize(("config", "name"), CASES)
-def test_texts_that_cross_the_limit_are_those_of_generate(name: str, config: DrafterConfig) -> None:
+def test_texts_across_the_rope_limit_equal_those_of_generate(name: str, config: DrafterConfig) -> None:
     wanted = [expected(name, tuple(p)) for p in PROMPTS]
     batch_size = 1 + 2 * (EVERY_CONFIG.index(config) % 2)
     assert decode(target_of(name), config, PROMPTS, batch_size) == wanted
@@ -118,27 +118,27 @@ def test_texts_that_cross_the_limit_are_those_of_generate(name: str, config: Dra
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_plain_decoding_crosses_the_limit_as_generate_does(name: str, batch_size: int) -> None:
+def test_plain_decoding_across_the_rope_limit_equals_generate(name: str, batch_size: int) -> None:
     wanted = [expected(name, tuple(p)) for p in PROMPTS]
     assert decode(target_of(name), DrafterConfig(), PROMPTS, batch_size) == wanted
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_prompt_is_rotated_by_its_whole_length_in_all_its_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_chunks_of_a_prompt_are_rotated_by_its_whole_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_module, "PREFILL_CHUNK", 16)
     prompt = PROMPTS[-1]
     assert decode(target_of(name), DrafterConfig(), [prompt], 1) == [expected(name, tuple(prompt))]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_families_are_asked_whether_they_compute_their_keys_again(name: str) -> None:
+def test_families_that_recompute_keys_at_the_limit_are_detected(name: str) -> None:
     rotary = target_of(name).rotary
     assert rotary.limits == {LIMIT}
     assert rotary.recomputed_past == (LIMIT if name in RECOMPUTE else None)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_single_tokens_and_blocks_agree_across_the_limit(name: str) -> None:
+def test_single_tokens_and_blocks_agree_across_the_rope_limit(name: str) -> None:
     """What a certificate takes for rounding goes through these forwards."""
     target, prompt = target_of(name), PROMPTS[1]
     text = [*prompt, *expected(name, tuple(prompt))]
@@ -157,7 +157,7 @@ def test_a_wrong_token_past_the_limit_is_a_mismatch(name: str) -> None:
     assert Certifier(target).certify(prompt, wrong, right).verdict == "mismatch"
 
 
-def test_a_rope_of_its_own_kind_that_depends_on_the_length_is_refused() -> None:
+def test_an_unknown_rope_that_depends_on_the_length_is_refused() -> None:
     model = tiny_model("llama")
     stock = type(model.model.rotary_emb)
 
@@ -170,7 +170,7 @@ def test_a_rope_of_its_own_kind_that_depends_on_the_length_is_refused() -> None:
         Target(model)
 
 
-def test_what_differs_past_a_limit_alone_is_noticed_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_only_past_the_rope_limit_is_noticed_on_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", rope_parameters=LONGROPE)
     stock_forward = model.forward
 

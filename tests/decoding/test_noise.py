@@ -1,4 +1,4 @@
-"""The uniform numbers by which an answer is drawn: one for each of its positions, however long it may become."""
+"""The uniform random numbers of an answer: one per position, whatever its length."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from selfdraft.drafters.none import NoDrafter
 from stub_target import StubTarget, successor
 
 
-def test_the_numbers_of_an_answer_do_not_depend_on_how_far_they_were_drawn() -> None:
+def test_random_numbers_do_not_depend_on_how_many_were_drawn() -> None:
     every = torch.from_numpy(default_rng(3).random(2000))
     noise = loop._Noise(3)
     for positions in ([0], [2, 1], [900, 3, 1500], [1999], [5]):
         assert noise.at(torch.tensor(positions)).equal(every[positions])
 
 
-def test_a_drafter_draws_after_the_numbers_of_the_answer() -> None:
+def test_a_drafter_s_random_numbers_follow_those_of_the_answer() -> None:
     drawn: list[float] = []
 
     class Drawing(NoDrafter):

@@ -1,4 +1,4 @@
-"""Past a model's positions: `generate` goes on, and so does a drafter in its place."""
+"""Past a model's positions, `generate` continues, and so do drafters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def target() -> Target:
 
 
 @pytest.mark.parametrize("config", [configs[0] for configs in LOSSLESS.values()], ids=LOSSLESS)
-def test_every_drafter_goes_on_past_the_positions_as_generate_does(target: Target, config: DrafterConfig) -> None:
+def test_every_drafter_continues_past_the_positions_like_generate(target: Target, config: DrafterConfig) -> None:
     stopping = Stopping(frozenset(), LENGTH, past_positions=True)
     decoder = Decoder(target, made(target, config), stopping, batch_size=2)
     done = decoder.answer([Request(prompt, seed=i) for i, prompt in enumerate(PROMPTS[1:3])])
@@ -34,7 +34,7 @@ def test_every_drafter_goes_on_past_the_positions_as_generate_does(target: Targe
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("length", [50, 90])
-def test_drafting_writes_as_many_tokens_as_generate(family: str, length: int) -> None:
+def test_drafting_emits_as_many_tokens_as_generate(family: str, length: int) -> None:
     """Also for a prompt that is itself as long as the positions, or longer."""
     model = tiny_model(family, max_positions=64)
     prompt = torch.randint(1, 96, (1, length), generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""What a decoding leaves behind: a clock whose phases add up, and steps from which the output can be told again."""
+"""The record of a decoding: a clock whose phases add up, and steps from which the output can be rebuilt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfdraft.drafters.base import Draft, Step
 
 
 class Time:
-    """A clock that is told when time passes, so that the sums can be exact."""
+    """A clock that the test moves by hand, so that the sums are exact."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -30,7 +30,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
     yield fake
 
 
-def test_a_phase_takes_what_passes_within_it(time: Time) -> None:
+def test_a_phase_counts_the_time_within_it(time: Time) -> None:
     clock = PhaseClock()
     for seconds in (1.0, 2.5):
         time.now += 7  # outside
@@ -42,7 +42,7 @@ def test_a_phase_takes_what_passes_within_it(time: Time) -> None:
     assert clock.decode_s == 3.5  # the prefill is measured apart
 
 
-def test_the_rest_is_what_the_named_phases_within_leave(time: Time) -> None:
+def test_the_rest_is_the_time_outside_named_phases(time: Time) -> None:
     clock = PhaseClock()
     with clock("draft"):
         time.now += 4  # before: none of the rest's business
@@ -69,7 +69,7 @@ def test_clocks_add_up_phase_by_phase(time: Time) -> None:
     assert one.decode_s == sum(one.seconds[phase] for phase in PHASES if phase != "prefill")
 
 
-def test_time_counts_though_the_phase_fails(time: Time) -> None:
+def test_time_counts_even_if_the_phase_raises(time: Time) -> None:
     clock = PhaseClock()
     with pytest.raises(RuntimeError), clock("verify"):
         time.now += 3
@@ -107,7 +107,7 @@ def test_steps_are_counted_and_written_down() -> None:
 
 
 @pytest.mark.parametrize("emitted", [1, 2, 3, 4])
-def test_of_a_run_that_a_stop_cut_only_what_was_emitted_counts(emitted: int) -> None:
+def test_after_a_stop_only_emitted_tokens_count(emitted: int) -> None:
     generation = Generation([1])
     generation.add(step(TokenTree.chain([4, 5, 6]), (0, 1, 2), (4, 5, 6, 9)[:emitted]))
     accepted = min(emitted, 3)
@@ -117,7 +117,7 @@ def test_of_a_run_that_a_stop_cut_only_what_was_emitted_counts(emitted: int) -> 
 
 
 @pytest.mark.parametrize("emitted", [1, 2, 3, 4])
-def test_a_step_that_a_stop_cut_replays_to_what_was_emitted(emitted: int) -> None:
+def test_a_step_cut_by_a_stop_replays_to_the_emitted_tokens(emitted: int) -> None:
     """The accepted tokens, then the bonus if there was one: a viewer that colours tokens must not show one twice."""
     generation = Generation([1])
     generation.add(step(TokenTree.chain([4, 5, 6]), (0, 1, 2), (4, 5, 6, 9)[:emitted]))

@@ -78,10 +78,11 @@ DISTINCT: list[DrafterConfig] = [
     DrafterConfig(),
     PromptLookupConfig(ngram_max=2, draft_length=3),
     JacobiConfig(window=3, refine_steps=3, init="prompt_random", candidates=1, costs="flat"),
+    JacobiConfig(window=3, refine_steps=9),
     JacobiConfig(window=3, init="previous_tail", candidates=1, costs="flat"),
-    JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal", candidates=1, costs="flat"),
+    JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
     JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=3, costs="flat"),
-    JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2, costs="flat"),
+    JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2),
     LookaheadConfig(window=3, ngram=3, guesses=4),
     configured("layer_skip", sparsity=0.5, draft_length=2),
     configured("layer_skip", skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
@@ -327,6 +328,8 @@ def test_whether_a_draw_is_kept_may_not_depend_on_it(
     monkeypatch.setitem(PROPOSALS, "chain", drafter)
     monkeypatch.setattr(target_of(PrefilledOnce), "costs", CostCurve((1, 64), (1.25, 1.25)), raising=False)
     drafting, late = CostCurve((1, 64), (0.5, 0.5)), CostCurve((1, 64), (1.0, 1.0))
-    monkeypatch.setattr(target_of(PrefilledOnce), "costs_of", lambda path: drafting if len(path.skip) else late, raising=False)
+    monkeypatch.setattr(
+        target_of(PrefilledOnce), "costs_of", lambda path: drafting if len(path.skip) else late, raising=False
+    )
     config = configured("early_exit", draft_length=2, bonus="auto")
     assert (p_value(config, "top_k=3", seed=1) > SIGNIFICANCE) == exact

@@ -15,7 +15,7 @@ EOS = frozenset({8, 9})
     [
         (0, [1, 2], [1, 2], ""),
         (0, [1, 8], [1, 8], "eos"),  # the end is emitted
-        (0, [1, 9, 2, 8], [1, 9], "eos"),  # and nothing behind it
+        (0, [1, 9, 2, 8], [1, 9], "eos"),  # and nothing after it
         (0, [8], [8], "eos"),
         (3, [1, 2], [1, 2], "length"),  # that makes five
         (3, [1, 2, 3], [1, 2], "length"),
@@ -24,11 +24,11 @@ EOS = frozenset({8, 9})
         (4, [1], [1], "length"),
     ],
 )
-def test_what_is_emitted_and_whether_that_was_all(emitted: int, tokens: list[int], kept: list[int], why: str) -> None:
+def test_emitted_tokens_and_reason_to_stop(emitted: int, tokens: list[int], kept: list[int], why: str) -> None:
     assert Stopping(EOS, 5).cut([0] * emitted, tokens) == (kept, why)
 
 
-def test_cutting_run_after_run_is_cutting_the_whole_text() -> None:
+def test_stopping_step_by_step_equals_stopping_the_whole_text() -> None:
     """However a drafter's luck groups the tokens, the answer is the same."""
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -52,6 +52,6 @@ def test_positions_shorten_an_answer_but_never_lengthen_it() -> None:
     assert stopping.within(40) == stopping.within(10) == stopping
 
 
-def test_where_asked_to_an_answer_goes_on_past_the_positions() -> None:
+def test_an_answer_may_continue_past_the_positions_if_asked() -> None:
     stopping = Stopping(EOS, 10, past_positions=True)
     assert stopping.within(4) == stopping.within(-4) == stopping

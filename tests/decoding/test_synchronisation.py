@@ -62,7 +62,7 @@ RULES = [NextToken(), NextToken(sample=True, temperature=2.0, top_k=20, top_p=0.
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("rule", RULES, ids=["greedy", "sample", "min_new_tokens"])
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "trained"])
-def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
+def test_a_step_synchronises_with_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
     waits = list(waits_by_step(target, made(target, configured(name)), rule, batch_size))
     # A sampled Jacobi iterate is drawn from what verification has decided: once more for every request.
     most = 1 + batch_size if name in DRAWS_AFTERWARDS and rule.sample else 1
@@ -70,7 +70,7 @@ def test_a_step_waits_for_the_device_once(target: Target, name: str, rule: NextT
 
 
 @pytest.mark.parametrize("rule", RULES[:2], ids=["greedy", "sample"])
-def test_nor_does_a_tree_make_it_wait_more_often(target: Target, rule: NextToken) -> None:
+def test_a_tree_step_synchronises_with_the_device_once(target: Target, rule: NextToken) -> None:
     waits = list(waits_by_step(target, RandomTree(target, RandomTree.Config(how="certain"), costs_for(target)), rule))
     assert len(waits) > 2 and set(waits) == {1}
 
@@ -83,5 +83,5 @@ class Asks(PromptLookup):
         self.best = int(step.logits[0].argmax())
 
 
-def test_one_look_more_is_noticed(target: Target) -> None:
+def test_an_additional_synchronisation_is_noticed(target: Target) -> None:
     assert max(waits_by_step(target, Asks(target, Asks.Config(), costs_for(target)), NextToken())) == 2

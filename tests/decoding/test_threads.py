@@ -33,7 +33,7 @@ def answer(model: PreTrainedModel, drafting: Drafting | None, prompt: Tensor, **
 
 
 @pytest.mark.parametrize("drafter", ["prompt_lookup", "jacobi", "layer_skip"])
-def test_four_threads_get_their_own_texts_also_after_an_exception(drafter: str) -> None:
+def test_four_threads_get_their_own_texts_even_after_an_exception(drafter: str) -> None:
     model, drafting = tiny_model(), Drafting(drafter)
     expected = [answer(model, None, prompt) for prompt in PROMPTS]
 
@@ -51,7 +51,7 @@ def test_four_threads_get_their_own_texts_also_after_an_exception(drafter: str) 
     assert answer(model, drafting, PROMPTS[0]) == expected[0]
 
 
-def test_a_call_within_a_call_is_refused() -> None:
+def test_a_nested_call_is_refused() -> None:
     model, drafting = tiny_model(), Drafting()
 
     class Asks(StoppingCriteria):

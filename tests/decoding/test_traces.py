@@ -1,4 +1,4 @@
-"""Traces say of every place what a draft that begins there would say."""
+"""Traces: for every position, the draft that would begin there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_full_model_always_agrees_with_itself(target: Target, rule: NextToke
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
-def test_a_walk_is_about_what_decoding_does(target: Target, threshold: float) -> None:
+def test_a_simulated_replay_is_close_to_real_decoding(target: Target, threshold: float) -> None:
     """Steps and drafted tokens, over skip sets: blocks begin elsewhere than drafts, so single places may differ."""
     outputs = [g.output for g in decoded(target, DrafterConfig(), NextToken())]
     walked, real = [], []

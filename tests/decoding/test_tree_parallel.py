@@ -1,4 +1,4 @@
-"""Tree parallelism: two processes, one text, and less for each to compute."""
+"""Tree parallelism: two processes give the text of one, and each computes less."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.decoding.tree_parallel import TreeParallelTarget, behind, share_out
+from selfdraft.decoding.tree_parallel import TreeParallelTarget, after_chain, share_out
 from selfdraft.drafters.presets import is_tree_parallel
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -32,7 +32,7 @@ RULES = {"greedy": NextToken(), "sample": NextToken(sample=True, temperature=0.8
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(8))
-def test_every_node_has_an_owner_who_holds_the_way_to_it(seed: int, ranks: int) -> None:
+def test_every_node_has_an_owner_that_computes_all_its_ancestors(seed: int, ranks: int) -> None:
     tree = random_tree(np.random.default_rng(seed), 5 * seed)
     share = share_out(tree, ranks)
     for node in range(len(tree)):
@@ -43,7 +43,7 @@ def test_every_node_has_an_owner_who_holds_the_way_to_it(seed: int, ranks: int) 
     assert int(owned.max()) - int(owned.min()) <= 2 * longest or len(tree) == 0  # a leaf is dealt whole
 
 
-def test_a_lookahead_window_is_dealt_by_columns() -> None:
+def test_a_lookahead_window_is_shared_out_by_columns() -> None:
     parents = window_parents(6, 3)
     tree = TokenTree(torch.arange(len(parents)), parents, torch.zeros(len(parents), dtype=torch.bool))
     share = share_out(tree, 2)
@@ -52,10 +52,10 @@ def test_a_lookahead_window_is_dealt_by_columns() -> None:
     assert share.held.sum(1).tolist() == [2 + 9, 5 + 9]  # row 0 up to the last column, and three columns of three
 
 
-def test_a_tree_behind_a_chain() -> None:
-    tree = behind([8, 9], TokenTree.merged([[1, 2], [3]]))
+def test_a_tree_is_hung_below_the_end_of_a_chain() -> None:
+    tree = after_chain([8, 9], TokenTree.merged([[1, 2], [3]]))
     assert (tree.tokens.tolist(), tree.parents.tolist()) == ([8, 9, 1, 2, 3], [-1, 0, 1, 2, 1])
-    assert len(behind([], tree)) == 5
+    assert len(after_chain([], tree)) == 5
 
 
 SHARED = [config for config in EVERY_CONFIG if is_tree_parallel(config)]
@@ -81,20 +81,20 @@ def target() -> tuple[Target, list[int]]:
 
 def answers(of: Target | TreeParallelTarget, sizes: list[int]) -> dict[str, dict]:
     """Every config's texts by every rule, two rows at once, and what was computed for them."""
-    told = {}
+    runs = {}
     for config in SHARED:
         for rule, how in RULES.items():
             sizes.clear()
             decoder = Decoder(of, made(of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2)
             requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
             done = {request.key: g for request, g in decoder.run(requests) if g.ended}
-            told[f"{name_of(config)} {rule}"] = {
+            runs[f"{name_of(config)} {rule}"] = {
                 "texts": [done[i].output for i in range(len(PROMPTS))],
                 "steps": [done[i].steps for i in range(len(PROMPTS))],
                 "forwards": [done[i].counts.target_forwards for i in range(len(PROMPTS))],
                 "computed": sum(sizes),
             }
-    return told
+    return runs
 
 
 def work(rank: int, folder: str) -> None:
@@ -107,41 +107,41 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """Of both processes, and of one that is alone."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The runs of both processes, and that of a single process."""
     folder = tmp_path_factory.mktemp("group")
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
     both = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    alone = json.loads(json.dumps(answers(*target())))
-    return [*both, alone]
+    single = json.loads(json.dumps(answers(*target())))
+    return [*both, single]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", [name_of(config) for config in SHARED])
-def test_two_processes_write_what_one_writes(told: list[dict], name: str, rule: str) -> None:
-    first, second, alone = (each[f"{name} {rule}"] for each in told)
+def test_two_processes_write_the_same_texts_as_one(runs: list[dict], name: str, rule: str) -> None:
+    first, second, single = (each[f"{name} {rule}"] for each in runs)
     for key in ("texts", "steps", "forwards"):
-        assert first[key] == second[key] == alone[key], key
+        assert first[key] == second[key] == single[key], key
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_computes_less_than_one_alone(told: list[dict]) -> None:
+def test_each_of_two_processes_computes_less_than_a_single_one(runs: list[dict]) -> None:
     for config in LOSSLESS["lookahead"]:
         if config.window < 3:
             continue  # hardly a tree
-        first, second, alone = (each[f"{name_of(config)} greedy"]["computed"] for each in told)
-        assert max(first, second) < 0.85 * alone
-        assert first + second >= alone
+        first, second, single = (each[f"{name_of(config)} greedy"]["computed"] for each in runs)
+        assert max(first, second) < 0.85 * single
+        assert first + second >= single
 
 
 @pytest.mark.slow
-def test_tokens_were_owed_and_made_good(told: list[dict]) -> None:
+def test_missing_tokens_of_other_processes_were_computed_later(runs: list[dict]) -> None:
     """Accepted nodes that the other process had computed, or the equalities would say little."""
     for rank in range(RANKS):
         missing = 0
         for config in LOSSLESS["lookahead"]:
-            for steps in told[rank][f"{name_of(config)} greedy"]["steps"]:
+            for steps in runs[rank][f"{name_of(config)} greedy"]["steps"]:
                 for tokens, parents, path, *_ in steps:
                     if parents is not None and path:
                         flags = torch.ones(len(tokens), dtype=torch.bool)

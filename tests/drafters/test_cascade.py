@@ -1,4 +1,4 @@
-"""The cascade: where and when the sparse model is asked, what becomes of its answer, and what is learned from it."""
+"""The cascade: where and when the sparse model runs, how its guesses are used, and what is learned from them."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def decode(target: StubTarget, drafter: Drafter, prompt: Sequence[int], length: 
     return Decoder(target, drafter, Stopping(frozenset(), length)).decode(list(prompt))
 
 
-def test_where_lookups_are_silent_the_sparse_model_drafts_a_chain() -> None:
+def test_without_lookups_the_sparse_model_drafts_a_chain() -> None:
     drafter, context = begin([1, 2, 3], successor, sparse_length=3)
     draft = drafter.propose(context)
     assert draft.tree.is_chain and draft.tree.tokens.tolist() == [4, 5, 6]
     assert draft.sources == ("sparse",) * 3
 
 
-def test_it_goes_on_at_the_end_of_the_most_promising_branch() -> None:
-    """Four tokens looked up are all but certain; what stands behind them is not known."""
+def test_the_sparse_model_continues_the_most_likely_branch() -> None:
+    """Four looked-up tokens are almost certain; the tokens after them are not known."""
     drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
     draft = drafter.propose(context)
     asked = drafter.states[context].growing.answer.question
@@ -64,7 +64,7 @@ def test_it_goes_on_at_the_end_of_the_most_promising_branch() -> None:
     assert draft.tree.tokens.tolist()[:4] == [1, 2, 3, 4]
 
 
-def test_where_lookups_are_doubtful_it_branches_off_at_the_root() -> None:
+def test_with_unlikely_lookups_the_sparse_model_branches_at_the_root() -> None:
     doubtful = [9, 1, 9, 2, 9, 3, 9, 4, 9]  # four things have followed 9, and none of them is the sparse model's
     drafter, context = begin(doubtful, successor, branches=4, sparse_length=1)
     draft = drafter.propose(context)
@@ -88,7 +88,7 @@ class Watched(Pool):
 
 
 @pytest.mark.parametrize("drafting", [0.9, 5.0])
-def test_where_asking_does_not_pay_the_tree_is_the_pool_s(drafting: float) -> None:
+def test_an_expensive_sparse_model_is_not_asked(drafting: float) -> None:
     text = LETTERS[:30] + LETTERS[10:30]
     target = priced(script(LETTERS), script(LETTERS), drafting)
     cascade, pool = Watched(target), made(target, PoolConfig(**OPTIONS))
@@ -104,7 +104,7 @@ def test_a_sparse_model_that_is_right_and_cheap_saves_forwards() -> None:
     assert generation.counts.target_forwards <= 80 / 3
 
 
-def test_one_that_is_wrong_is_given_up_and_tried_again_one_day() -> None:
+def test_a_wrong_sparse_model_is_given_up_and_tried_again_later() -> None:
     target = priced(script(LETTERS), repeats, drafting=0.35)
     drafter = Watched(target, sparse_length=2)
     decode(target, drafter, LETTERS[:2], 380)
@@ -113,7 +113,7 @@ def test_one_that_is_wrong_is_given_up_and_tried_again_one_day() -> None:
     assert any(asked[-100:])
 
 
-def test_no_branch_is_longer_than_there_is_room() -> None:
+def test_no_branch_is_longer_than_the_remaining_tokens() -> None:
     drafter, context = begin([1, 2, 3], successor, sparse_length=8)
     context.room = 2
     assert drafter.propose(context).tree.tokens.tolist() == [4, 5]
@@ -122,7 +122,7 @@ def test_no_branch_is_longer_than_there_is_room() -> None:
 @pytest.mark.parametrize(
     ("emitted", "knows", "goes_on"), [((4, 5, 6, 60), 1, 2), ((4, 5, 60), 1, 1), ((4, 60), 1, 0), ((60,), 0, None)]
 )
-def test_it_learns_how_often_the_model_knows_and_goes_on_knowing(
+def test_estimates_count_right_first_and_later_guesses_of_the_sparse_model(
     emitted: tuple[int, ...], knows: int, goes_on: int | None
 ) -> None:
     drafter, context = begin([1, 2, 3], successor, sparse_length=3)
@@ -145,18 +145,18 @@ def _observe(drafter: Drafter, context: Context, draft: Draft, emitted: tuple[in
     drafter.observe(context, Step(draft, torch.zeros(0), torch.zeros(n, dtype=torch.long), path, emitted, best=best))
 
 
-def test_a_branch_that_the_text_does_not_take_teaches_nothing() -> None:
+def test_a_branch_off_the_accepted_path_changes_no_estimate() -> None:
     drafter, context = begin([1, 2, 3, 4, 5] * 4, cycle(5), max_nodes=4, sparse_length=2)
     _observe(drafter, context, drafter.propose(context), (1, 2, 60))
     assert not any(kind == "goes on" or kind[0] == "asked" for kind in drafter.states[context].estimates._counts)
 
 
-def test_a_branch_is_the_tokens_down_to_a_node() -> None:
+def test_a_branch_is_the_tokens_from_root_to_node() -> None:
     growth = Growth([7, 8, 9], [ROOT, 0, ROOT], [0.9, 0.5, 0.1])
     assert [growth.branch(node) for node in (ROOT, 0, 1, 2)] == [(), (7,), (7, 8), (9,)]
 
 
-def test_layers_that_there_are_not_and_two_ways_to_name_a_path_are_refused() -> None:
+def test_missing_layers_and_two_definitions_of_a_path_are_refused() -> None:
     with pytest.raises(UserError, match=r"skip_mlp=\[9\]"):
         begin([1, 2], successor, skip_mlp=[9])
     with pytest.raises(UserError, match="path trained has no option 'skip_mlp'"):

@@ -1,4 +1,4 @@
-"""What is particular to each drafter: its blocks, its matches, its paths, and how it is told what to do."""
+"""What is particular to each drafter: its blocks, its matches, its paths and its options."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_none_never_drafts() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_drafter_goes_by_its_own_name(name: str) -> None:
+def test_a_drafter_has_the_name_of_its_config(name: str) -> None:
     assert configured(name).label == ("layer_skip" if name == "chain" else name)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_draft_is_deeper_than_what_can_still_be_emitted(name: str, room: int) -> None:
+def test_no_draft_is_deeper_than_the_remaining_tokens(name: str, room: int) -> None:
     drafter, context = begin(configured(name), [1, 2, 3, 4, 5, 1], room=room)
     tree = drafter.propose(context).tree
     assert max(tree.depths.tolist(), default=0) <= room
@@ -54,11 +54,18 @@ PAD = 63
         ("ngram", [5, 6, 7], [7, 7, 7, 7]),  # no match
     ],
 )
-def test_jacobi_begins_a_block_as_its_init_says(init: str, prompt: list[int], block: list[int]) -> None:
-    assert drafted(*begin(JacobiConfig(window=4, init=init, candidates=1, costs="flat"), prompt, StubTarget(successor, pad_id=PAD))) == block
+def test_jacobi_starts_a_block_by_its_init_option(init: str, prompt: list[int], block: list[int]) -> None:
+    assert (
+        drafted(
+            *begin(
+                JacobiConfig(window=4, init=init, candidates=1, costs="flat"), prompt, StubTarget(successor, pad_id=PAD)
+            )
+        )
+        == block
+    )
 
 
-def test_jacobi_draws_random_blocks_from_the_prompt_alone_by_the_request_s_seed() -> None:
+def test_jacobi_draws_random_blocks_from_the_prompt_by_the_request_s_seed() -> None:
     config, prompt = JacobiConfig(window=40, init="prompt_random", candidates=1, costs="flat"), [11, 12, 13]
 
     def block(seed: int) -> list[int]:
@@ -70,23 +77,27 @@ def test_jacobi_draws_random_blocks_from_the_prompt_alone_by_the_request_s_seed(
     assert block(0) == block(0) != block(1)
 
 
-def test_jacobi_carries_the_guesses_of_a_pass_and_fills_them_up() -> None:
+def test_jacobi_carries_guesses_over_and_pads_the_block() -> None:
     drafter, context = begin(
-        JacobiConfig(window=4, refine_steps=9, init="pad", candidates=1, costs="flat"), [1, 2], StubTarget(successor, pad_id=PAD)
+        JacobiConfig(window=4, refine_steps=9, init="pad", candidates=1, costs="flat"),
+        [1, 2],
+        StubTarget(successor, pad_id=PAD),
     )
     assert drafted(drafter, context) == [PAD] * 4
-    observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none stands; 10 is committed, the rest are guesses
+    observe(drafter, context, [PAD] * 4, [10, 11, 12, 13, 14])  # none accepted; 10 is committed, the rest are guesses
     assert drafted(drafter, context) == [11, 12, 13, 14]
-    observe(drafter, context, [11, 12, 13, 14], [11, 12, 20, 21, 22])  # two stand and 20 follows
+    observe(drafter, context, [11, 12, 13, 14], [11, 12, 20, 21, 22])  # two are accepted and 20 follows
     assert drafted(drafter, context) == [21, 22, PAD, PAD]
-    observe(drafter, context, [21, 22, PAD, PAD], [21, 22, PAD, PAD, 30])  # all stand: nothing is left over
+    observe(drafter, context, [21, 22, PAD, PAD], [21, 22, PAD, PAD, 30])  # all are accepted: nothing is left over
     assert drafted(drafter, context) == [PAD] * 4
 
 
 @pytest.mark.parametrize(("refine_steps", "carried"), [(1, 0), (2, 1), (3, 2)])
-def test_jacobi_starts_afresh_after_its_number_of_passes(refine_steps: int, carried: int) -> None:
+def test_jacobi_restarts_after_its_number_of_passes(refine_steps: int, carried: int) -> None:
     drafter, context = begin(
-        JacobiConfig(window=2, refine_steps=refine_steps, init="pad", candidates=1, costs="flat"), [1], StubTarget(successor, pad_id=PAD)
+        JacobiConfig(window=2, refine_steps=refine_steps, init="pad", candidates=1, costs="flat"),
+        [1],
+        StubTarget(successor, pad_id=PAD),
     )
     blocks = []
     for _ in range(2 * (carried + 1)):
@@ -95,8 +106,10 @@ def test_jacobi_starts_afresh_after_its_number_of_passes(refine_steps: int, carr
     assert blocks == [[PAD] * 2, *[[41, 42]] * carried] * 2
 
 
-def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
-    drafter, context = begin(JacobiConfig(window=3, refine_steps=1, init="previous_tail", candidates=1, costs="flat"), [1])
+def test_jacobi_with_previous_tail_keeps_its_guesses() -> None:
+    drafter, context = begin(
+        JacobiConfig(window=3, refine_steps=1, init="previous_tail", candidates=1, costs="flat"), [1]
+    )
     block = drafted(drafter, context)
     for _ in range(4):
         observe(drafter, context, block, [40, 41, 42, 43])
@@ -106,10 +119,10 @@ def test_jacobi_with_previous_tail_never_drops_its_guesses() -> None:
     assert drafted(drafter, context) == [51, 51, 51]  # the last guess, repeated
 
 
-def test_jacobi_in_literal_mode_forgets_what_the_verification_predicted() -> None:
-    config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal", candidates=1, costs="flat")
+def test_jacobi_in_literal_mode_ignores_the_predictions_of_the_verification() -> None:
+    config = JacobiConfig(window=2, refine_steps=1, init="pad", mode="literal")
     drafter, context = begin(config, [1], StubTarget(successor, pad_id=PAD - 1))
-    assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one behind the filler PAD - 1
+    assert drafted(drafter, context) == [2, PAD]  # one refinement of two fillers, the one after the filler PAD - 1
     observe(drafter, context, [2, PAD], [2, 3, 4])
     assert drafted(drafter, context)[1] == PAD
 
@@ -120,9 +133,9 @@ def successor_then(last: int) -> Rule:
 
 
 @pytest.mark.parametrize("refine_steps", [1, 2, 3, 4])
-def test_jacobi_refines_by_one_full_forward_a_time_and_each_makes_one_more_token_right(refine_steps: int) -> None:
+def test_each_refining_forward_of_jacobi_makes_one_more_token_right(refine_steps: int) -> None:
     target = StubTarget(successor, pad_id=40)
-    config = JacobiConfig(window=4, refine_steps=refine_steps, init="pad", mode="literal", candidates=1, costs="flat")
+    config = JacobiConfig(window=4, refine_steps=refine_steps, init="pad", mode="literal")
     block = drafted(*begin(config, [1], target))
     assert block[:refine_steps] == [2, 3, 4, 5][:refine_steps]
     assert block[refine_steps:] == [40 + refine_steps] * (4 - refine_steps)  # refined as often, from the filler
@@ -132,12 +145,12 @@ def test_jacobi_refines_by_one_full_forward_a_time_and_each_makes_one_more_token
 def test_jacobi_stops_refining_at_the_fixed_point() -> None:
     target = StubTarget(successor_then(3), pad_id=3)
     # From 1 follow 2 3 3 3. The filler is 3 3 3 3: the first forward mends the 2, the second changes nothing.
-    config = JacobiConfig(window=4, refine_steps=9, init="pad", mode="literal", candidates=1, costs="flat")
+    config = JacobiConfig(window=4, refine_steps=9, init="pad", mode="literal")
     assert drafted(*begin(config, [1], target)) == [2, 3, 3, 3]
     assert target.forwards == 2
 
 
-def test_jacobi_fused_asks_for_no_forward_of_its_own() -> None:
+def test_fused_jacobi_needs_no_draft_forward() -> None:
     target = StubTarget(successor)
     drafted(*begin(JacobiConfig(refine_steps=5, candidates=1, costs="flat"), [1, 2, 3], target))
     assert target.forwards == 0 and target.drafted == []
@@ -152,16 +165,16 @@ def test_jacobi_fused_asks_for_no_forward_of_its_own() -> None:
         ({"init": "zeros"}, f"drafter.init=zeros: choose one of {', '.join(INITS)}"),
     ],
 )
-def test_jacobi_refuses_what_it_cannot_do(options: dict, message: str) -> None:
+def test_jacobi_refuses_invalid_options(options: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        JacobiConfig(**options, candidates=1, costs="flat")
+        JacobiConfig(**options, costs="flat")
     assert str(caught.value) == message
 
 
 # layer_skip
 
 
-def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committed_text() -> None:
+def test_layer_skip_drafts_the_sparse_path_s_greedy_tokens_one_by_one() -> None:
     # A sparse model that looks at the whole text: its length and its first token, besides the last.
     def sparse(text: Sequence[int]) -> int:
         return (text[0] + len(text) + text[-1]) % 64
@@ -180,8 +193,8 @@ def test_skip_drafts_token_by_token_what_the_sparse_path_says_behind_the_committ
 
 
 @pytest.mark.parametrize(("sure_below", "length"), [(0, 1), (3, 2), (4, 3), (99, 6)])
-def test_skip_stops_behind_the_first_token_that_it_is_not_sure_of(sure_below: int, length: int) -> None:
-    """Behind it, not before: the token was drafted already, and costs the verification little."""
+def test_layer_skip_stops_after_the_first_token_below_the_threshold(sure_below: int, length: int) -> None:
+    """After it, not before: the token was drafted already, and costs the verification little."""
     target = StubTarget(successor, successor, unsure=lambda text: text[-1] >= sure_below)
     confident = configured("layer_skip", draft_length=6, min_confidence=0.5)
     assert drafted(*begin(confident, [2], target)) == [3, 4, 5, 6, 7, 8][:length]
@@ -189,7 +202,7 @@ def test_skip_stops_behind_the_first_token_that_it_is_not_sure_of(sure_below: in
     assert drafted(*begin(configured("layer_skip", draft_length=6), [2], target)) == [3, 4, 5, 6, 7, 8]
 
 
-def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
+def test_layer_skip_drafts_all_unfinished_rows_of_a_batch_together() -> None:
     target = StubTarget(successor, successor, unsure=lambda text: text[-1] == 31)
     drafter = made(target, configured("layer_skip", draft_length=4, min_confidence=0.5))
     target.allocate(4, 0)
@@ -219,12 +232,12 @@ def test_skip_drafts_a_batch_together_and_only_those_that_go_on() -> None:
         ({"sparsity": 0.0}, set(), set()),
     ],
 )
-def test_skip_leaves_out_what_it_was_told(options: dict, attention: set[int], mlp: set[int]) -> None:
+def test_layer_skip_skips_the_named_sublayers(options: dict, attention: set[int], mlp: set[int]) -> None:
     path = begin(configured("layer_skip", **options), [1])[0].policy.typical
     assert (path.skip.attention, path.skip.mlp) == (attention, mlp)
 
 
-def test_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
+def test_layer_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
     path = begin(configured("layer_skip", sparsity=0.75), [1])[0].policy.typical
     assert len(path.skip) == 3 and path.skip.attention | path.skip.mlp == {1, 2}
 
@@ -239,6 +252,6 @@ def test_skip_by_sparsity_keeps_the_first_and_the_last_layer() -> None:
         ({"min_confidence": 1.1}, r"^drafter\.min_confidence=1\.1: must be at most 1\.0$"),
     ],
 )
-def test_skip_refuses_what_the_model_does_not_have(options: dict, message: str) -> None:
+def test_layer_skip_refuses_layers_that_the_model_lacks(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         begin(configured("layer_skip", **options), [1])

@@ -1,4 +1,4 @@
-"""The guard: it stands down where drafts lose, tries again at a bounded price, and drafts on where they pay."""
+"""The guard: it pauses drafting that loses time, tries again at a bounded cost, and keeps drafting that pays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.drafters.guard import BUDGET, CREDIT, STOOD_DOWN, Guard
+from selfdraft.drafters.guard import BUDGET, CREDIT, PAUSED, Guard
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import ALWAYS, ObligingTarget, StubTarget, successor_within_64
@@ -64,30 +64,30 @@ def decode(agree: float, length: int = 400) -> tuple[Guard, Costly, list, float]
 
 def test_a_drafter_that_never_pays_costs_the_first_tries_and_the_budget() -> None:
     _, inner, steps, seconds = decode(agree=0)
-    assert inner.asked == sum(source != STOOD_DOWN for *_, source, _ in steps) < 5
-    loss = PRICE + 1 / 16  # of one draft: nothing of it stands
+    assert inner.asked == sum(source != PAUSED for *_, source, _ in steps) < 5
+    loss = PRICE + 1 / 16  # of one draft, of which nothing is accepted
     assert len(steps) == 400
     assert 400 < seconds <= 400 * (1 + BUDGET) + CREDIT + loss
-    assert inner.observed == len(steps) - 1  # it sees plain steps too: its state must not fall behind
+    assert inner.observed == len(steps) - 1  # it observes plain steps too, so its state is current
 
 
-def test_a_drafter_that_pays_is_never_held_back() -> None:
+def test_a_drafter_that_pays_is_never_paused() -> None:
     _, inner, steps, seconds = decode(agree=ALWAYS)
     assert all(source == "costly" for *_, source, _ in steps)
     assert inner.asked == len(steps) == 80
     assert seconds < 400
 
 
-def test_it_tries_again_only_when_the_account_is_not_overdrawn() -> None:
+def test_a_paused_drafter_is_tried_only_while_the_account_is_not_negative() -> None:
     _, _, steps, _ = decode(agree=0, length=1000)
-    tries = [i for i, (*_, source, _) in enumerate(steps) if source != STOOD_DOWN]
+    tries = [i for i, (*_, source, _) in enumerate(steps) if source != PAUSED]
     assert tries[0] == 0
     gaps = np.diff(tries)
     assert all(gap >= (PRICE - CREDIT) / BUDGET for gap in gaps)
     assert all(gap == pytest.approx(PRICE / BUDGET, rel=0.05) for gap in gaps[1:])
 
 
-def test_what_one_request_gained_is_no_licence_for_the_next_to_lose() -> None:
+def test_the_gains_of_one_request_do_not_pay_for_losses_of_the_next() -> None:
     target, clock = ObligingTarget(ALWAYS), Clock()
     inner = Costly(target, clock)
     guard = Guard(inner, clock)
@@ -96,7 +96,7 @@ def test_what_one_request_gained_is_no_licence_for_the_next_to_lose() -> None:
     assert guard.balance == CREDIT * target.costs(1)
     target.agree = 0
     generation = decoder.decode([1, 2])
-    assert sum(step[4] != STOOD_DOWN for step in generation.steps) < 5
+    assert sum(step[4] != PAUSED for step in generation.steps) < 5
 
 
 class Searching(Costly):
@@ -117,8 +117,8 @@ class Searching(Costly):
 def test_a_search_is_paid_from_the_same_account() -> None:
     target, clock = ObligingTarget(0), Clock()
     inner = Searching(target, clock)
-    alone = Decoder(target, inner, Stopping(frozenset(), 400)).decode([1, 2])
-    assert inner.searched == len(alone.steps) - 1
+    unguarded = Decoder(target, inner, Stopping(frozenset(), 400)).decode([1, 2])
+    assert inner.searched == len(unguarded.steps) - 1
     inner.searched, clock.now = 0, 0.0
     generation = Decoder(target, Guard(inner, clock), Stopping(frozenset(), 400)).decode([1, 2])
     assert 0 < inner.searched <= (CREDIT + 400 * BUDGET) / PRICE + 1
@@ -136,11 +136,11 @@ class Pondering(Costly):
         return Draft(TokenTree.empty(), "pondering")
 
 
-def test_drafting_nothing_has_its_price_too() -> None:
+def test_the_time_of_an_empty_draft_is_charged() -> None:
     target, clock = ObligingTarget(ALWAYS), Clock()
     inner = Pondering(target, clock)
     generation = Decoder(target, Guard(inner, clock), Stopping(frozenset(), 400)).decode([1, 2])
-    assert sum(source != STOOD_DOWN for *_, source, _ in generation.steps) < 30
+    assert sum(source != PAUSED for *_, source, _ in generation.steps) < 30
     assert clock.now <= target.costs(1) * (400 * BUDGET + CREDIT + 2 + 1)  # the budget, the credit, the gain, a try
 
 
@@ -172,16 +172,14 @@ PROMPTS = [[5, 17, 3, 60, 42], [64, 12, 64, 12, 64, 12], [30, 31, 32, 30, 31], [
 
 @pytest.mark.parametrize("rule", [NextToken(), NextToken(sample=True, top_k=20)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
-def test_every_drafter_bears_being_held_back_and_stays_lossless(
-    config: DrafterConfig, rule: NextToken, target: Target
-) -> None:
+def test_every_drafter_stays_lossless_when_paused(config: DrafterConfig, rule: NextToken, target: Target) -> None:
     def outputs(drafter: Drafter) -> list[list[int]]:
         decoder = Decoder(target, drafter, Stopping(frozenset(), 24), rule=rule, batch_size=3)
         run = decoder.run(Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS))
         finished = {request.key: g for request, g in run if g.ended}
         sources = [step[4] for g in finished.values() for step in g.steps]
         if isinstance(drafter, Moody):
-            assert 0 < sources.count(STOOD_DOWN) < len(sources)
+            assert 0 < sources.count(PAUSED) < len(sources)
         return [finished[i].output for i in range(len(PROMPTS))]
 
     drafter = made(target, config)
@@ -191,7 +189,7 @@ def test_every_drafter_bears_being_held_back_and_stays_lossless(
     assert all(len(output) == 24 for output in guarded)
 
 
-def test_a_stub_that_counts_up_is_never_drafted_for_by_none() -> None:
+def test_drafter_none_never_drafts_under_a_guard() -> None:
     target = StubTarget(successor_within_64)
     guard = Guard(made(target, DrafterConfig()))
     generation = Decoder(target, guard, Stopping(frozenset(), 20)).decode([1])

@@ -1,4 +1,4 @@
-"""Jacobi with several blocks at once, with sub-blocks, and what it tells about its convergence."""
+"""Jacobi with several candidate blocks, with sub-blocks, and its statistics of convergence."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def decode(config: JacobiConfig, rule: Rule, prompt: Sequence[int], length: int,
 
 
 def literal(target: StubTarget, **options: object) -> list[int]:
-    """The block that is verified first, behind the token 1."""
-    drafter = made(target, JacobiConfig(init="pad", mode="literal", **options, candidates=1, costs="flat"))
+    """The block that is verified first, after the token 1."""
+    drafter = made(target, JacobiConfig(init="pad", mode="literal", **options))
     context = Context(0, [1], 1, 100, np.random.default_rng(0))
     target.allocate(1, 0)
     drafter.start(context)
     return drafter.propose(context).tree.tokens.tolist()
 
 
-def test_gauss_seidel_makes_a_token_more_right_in_every_sub_block() -> None:
+def test_gauss_seidel_fixes_one_more_token_per_sub_block() -> None:
     """Counting up, a token needs the one before it: Jacobi mends one a forward, and so do sub-blocks of one token."""
     target = StubTarget(successor, pad_id=40)
     assert literal(target, window=4, refine_steps=1, order="gauss_seidel", sub_blocks=4) == [2, 3, 4, 5]
     assert target.forwards == 4
     target = StubTarget(successor, pad_id=40)
-    # First half from the filler: 2 41. Second half from that: behind 41 comes 42, behind the filler 41.
+    # First half from the filler: 2 41. Second half from that: after 41 comes 42, after the filler 41.
     assert literal(target, window=4, refine_steps=1, order="gauss_seidel", sub_blocks=2) == [2, 41, 42, 41]
     assert target.forwards == 2
 
@@ -49,8 +49,8 @@ def test_gauss_seidel_stops_with_the_sweep_that_changes_nothing() -> None:
     assert target.forwards == 4  # two sweeps of two
 
 
-def test_the_block_that_matches_furthest_is_carried_on() -> None:
-    """Behind 1 2 comes 3 9 by the longer match and 7 8 by the carried guesses' side: the second one stands."""
+def test_the_block_with_the_longest_match_is_carried_over() -> None:
+    """After 1 2 comes 3 9 by the longer match and 7 8 by the carried guesses' side: the second one is accepted."""
     text = [1, 2, 3, 9, 5, 2, 7, 8, 6, 1, 2, 7, 8, 6, 4, 11, 12, 13, 14, 15]
     config = JacobiConfig(window=3, refine_steps=9, init="ngram", candidates=2, costs="flat")
     generation = decode(config, script(text), text[:11], 9)
@@ -60,28 +60,31 @@ def test_the_block_that_matches_furthest_is_carried_on() -> None:
     assert generation.output == text[11:]
 
 
-def test_with_candidates_the_carried_guesses_stand_first_and_the_init_beside_them() -> None:
-    generation = decode(JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=2, costs="flat"), successor, [1, 5, 6, 1], 8)
+def test_candidates_begin_with_the_carried_guesses_then_those_of_the_init() -> None:
+    generation = decode(
+        JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=2, costs="flat"), successor, [1, 5, 6, 1], 8
+    )
     first, second = generation.steps[0][0], generation.steps[1][0]
     assert first[:2] == [5, 6]
-    assert second[:2] == [6, 7]  # what the first pass predicted behind its wrong 5 and 6, for the positions behind 2
+    assert second[:2] == [6, 7]  # what the first pass predicted after its wrong 5 and 6, for the positions after 2
 
 
-def test_diagnostics_tell_how_the_blocks_converged() -> None:
+def test_diagnostics_show_how_blocks_converged() -> None:
     config = JacobiConfig(window=3, refine_steps=9, init="pad", candidates=1, costs="flat")
-    # Whatever stands before, the second pass knows: one token with the first, four with the second, and again.
-    told = decode(config, script(list(range(1, 30))), [1], 21).diagnostics
+    # Whatever comes before, the second pass predicts: one token with the first, four with the second, and again.
+    diagnostics = decode(config, script(list(range(1, 30))), [1], 21).diagnostics
     # The last of nine steps is not observed; blocks of two passes.
-    assert told["tokens_fixed_per_pass"] == [0, 4, 0, 0, 4]
-    assert told["passes_per_block"] == [0, 0, 4]
-    assert told["right_before_their_turn_per_pass"] == [8]
+    assert diagnostics["tokens_fixed_per_pass"] == [0, 4, 0, 0, 4]
+    assert diagnostics["passes_per_block"] == [0, 0, 4]
+    assert diagnostics["right_before_their_turn_per_pass"] == [8]
     assert decode(JacobiConfig(), cycle(3), [1], 1).diagnostics["passes_per_block"] == []
 
 
-def test_an_early_guess_is_told_although_the_one_before_it_is_wrong() -> None:
+def test_a_right_guess_after_a_wrong_one_is_counted_as_early() -> None:
     # The filler 9 is wrong for the first two positions and right for the third.
-    told = decode(JacobiConfig(window=3, refine_steps=1, init="pad", candidates=1, costs="flat"), script([1, 2, 3, 9, 4, 5, 6, 7]), [1], 5, pad=9)
-    assert told.diagnostics["right_before_their_turn_per_pass"][1] == 2  # at the first step, and at the second
+    config = JacobiConfig(window=3, refine_steps=1, init="pad", candidates=1, costs="flat")
+    generation = decode(config, script([1, 2, 3, 9, 4, 5, 6, 7]), [1], 5, pad=9)
+    assert generation.diagnostics["right_before_their_turn_per_pass"][1] == 2  # at the first step, and at the second
 
 
 def test_gauss_seidel_is_refused_where_a_pass_is_one_forward() -> None:

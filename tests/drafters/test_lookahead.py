@@ -1,4 +1,4 @@
-"""Lookahead: what its pool learns from the window, what it guesses, and what it leaves behind for others."""
+"""Lookahead: what its pool learns from the window, what it guesses, and what stays for later requests."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def decode(target: StubTarget, drafter: Lookahead, prompt: list[int], length: in
 
 
 @pytest.mark.parametrize(("window", "ngram"), [(1, 2), (5, 2), (1, 4), (4, 3), (7, 5)])
-def test_every_ngram_that_the_window_finds_is_what_the_target_writes_there(
+def test_every_ngram_of_the_window_is_the_target_s_own_text(
     window: int, ngram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text is decided by position alone: an n-gram that is no part of it was predicted at a wrong position."""
+    """The text depends only on positions: an n-gram that is not in it was predicted at a wrong position."""
     text = np.random.default_rng(1).permutation(np.arange(2, 200)).tolist()
     target = StubTarget(script(text), vocab_size=256)
     config = LookaheadConfig(window=window, ngram=ngram, guesses=1000, seed_from_prompt=False)
@@ -53,7 +53,7 @@ BACKWARDS = list(range(12, 0, -1))  # a prompt that holds every token of the cyc
 WIDE = LookaheadConfig(window=80, ngram=4, seed_from_prompt=False)  # wide enough for row 0 to begin with them all
 
 
-def test_a_found_ngram_is_accepted_whole_and_the_bonus_comes_on_top() -> None:
+def test_a_found_ngram_is_accepted_whole_plus_the_bonus() -> None:
     target = StubTarget(cycle(12))
     generation = decode(target, made(target, WIDE), BACKWARDS, 60)
     assert generation.output == [(1 + i) % 12 + 1 for i in range(60)]
@@ -61,7 +61,7 @@ def test_a_found_ngram_is_accepted_whole_and_the_bonus_comes_on_top() -> None:
     assert [len(path) + 1 for _, _, path, *_ in generation.steps] == [1] * 3 + [4] * 14 + [1]
 
 
-def test_guesses_stand_first_the_latest_of_them_in_front_and_share_what_they_begin_with() -> None:
+def test_candidates_come_before_the_window_latest_first_with_shared_prefixes() -> None:
     drafter, context = start(LookaheadConfig(window=3, ngram=3, guesses=2), [1, 5, 6, 1, 5, 7, 1, 8, 9, 1])
     tree = drafter.propose(context).tree
     assert tree.tokens[:4].tolist() == [8, 9, 5, 7]  # the oldest, 5 6, had to leave
@@ -71,14 +71,14 @@ def test_guesses_stand_first_the_latest_of_them_in_front_and_share_what_they_beg
     assert drafter.propose(context).tree.tokens[:5].tolist() == [8, 9, 5, 7, 6]
 
 
-def test_guesses_are_cut_to_what_can_still_be_emitted() -> None:
+def test_candidates_are_cut_to_the_remaining_tokens() -> None:
     drafter, context = start(LookaheadConfig(window=3, ngram=4), [1, 5, 6, 7, 1], room=2)
     tree = drafter.propose(context).tree
     assert tree.tokens[tree.is_candidate].tolist() == [5, 6]
     assert int(tree.depths.max()) == 2
 
 
-def test_the_prompt_is_no_source_unless_asked() -> None:
+def test_ngrams_of_the_prompt_are_used_only_if_asked_for() -> None:
     drafter, context = start(LookaheadConfig(seed_from_prompt=False), [1, 2, 3, 4, 5, 6, 1])
     assert not bool(drafter.propose(context).tree.is_candidate.any())
 
@@ -91,7 +91,7 @@ def test_a_warm_pool_serves_the_next_request(warm: bool) -> None:
     assert [len(g.steps) for g in done] == ([13, 10] if warm else [13, 13])
 
 
-def test_where_only_chains_are_taken_the_latest_guess_remains() -> None:
+def test_if_only_chains_are_allowed_the_latest_candidate_is_drafted() -> None:
     target = StubTarget(cycle(4))
     target.chains_only = True
     generation = decode(target, made(target, LookaheadConfig()), [1, 2, 3, 4, 1, 2, 3, 4, 1], 12)
@@ -108,6 +108,6 @@ def test_where_only_chains_are_taken_the_latest_guess_remains() -> None:
         ({"guesses": 0}, r"^drafter\.guesses=0: must be at least 1$"),
     ],
 )
-def test_sizes_without_meaning_are_refused(options: dict, message: str) -> None:
+def test_invalid_sizes_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         LookaheadConfig(**options)

@@ -1,4 +1,4 @@
-"""Drafters by name: whose each option is, and what is refused in one line."""
+"""Drafters by name: which options each has, and unknown names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TAKE_PATHS = [name for name, proposal in PROPOSALS.items() if issubclass(proposa
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("proposal", TAKE_PATHS)
-def test_no_option_belongs_to_a_way_to_propose_and_to_a_path(proposal: str, path: str) -> None:
+def test_proposals_and_paths_share_no_option(proposal: str, path: str) -> None:
     assert options_of(PROPOSALS[proposal].Config) & options_of(PATHS[path].Config) == set()
 
 
-def test_ways_to_propose_with_a_path_are_known() -> None:
+def test_proposals_that_take_a_path_are_listed() -> None:
     assert set(TAKE_PATHS) >= {"chain", "jacobi", "pool"}
 
 
@@ -32,7 +32,7 @@ def test_ways_to_propose_with_a_path_are_known() -> None:
         ("pool", {"path": "trained"}, "drafter.path.adapter"),
     ],
 )
-def test_what_there_is_not_is_refused_in_one_line_that_names_it(name: str, options: dict, named: str) -> None:
+def test_an_unknown_name_gives_one_line_that_names_it(name: str, options: dict, named: str) -> None:
     with pytest.raises(UserError) as caught:
         configured(name, **options)
     assert named in str(caught.value) and "\n" not in str(caught.value)

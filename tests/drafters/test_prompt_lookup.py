@@ -1,4 +1,4 @@
-"""Prompt lookup: what it finds, how much of that it drafts, and what it learns from it."""
+"""Prompt lookup: its matches, its draft length, and what it learns from acceptance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lookup(text: Sequence[int], **options: int | bool) -> list[int]:
     return drafted(*begin(PromptLookupConfig(**options), text))
 
 
-def test_lookup_drafts_what_followed_the_last_tokens_up_to_its_length() -> None:
+def test_lookup_drafts_the_continuation_of_the_last_match_up_to_its_length() -> None:
     text = [1, 2, 3, 4, 5, 6, 1, 2]
     assert lookup(text, draft_length=2) == [3, 4]
     assert lookup(text, draft_length=30, costs="flat") == [
@@ -32,13 +32,13 @@ def test_lookup_drafts_what_followed_the_last_tokens_up_to_its_length() -> None:
     ]  # up to the end of the text: nothing follows there yet
 
 
-def test_lookup_prefers_the_longest_match_and_then_the_latest() -> None:
+def test_lookup_prefers_the_longest_then_the_latest_match() -> None:
     text = [1, 2, 10, 5, 2, 11, 6, 2, 12, 1, 2]
     assert lookup(text, draft_length=1) == [10]
     assert lookup(text, draft_length=1, ngram_max=1) == [12]
 
 
-def test_lookup_drafts_candidates_that_begin_differently_side_by_side() -> None:
+def test_lookup_drafts_several_candidates_with_different_first_tokens() -> None:
     text = [1, 2, 10, 5, 2, 11, 6, 2, 12, 2, 11, 8, 1, 2]
     for candidates, firsts in ((1, [10]), (2, [10, 11]), (3, [10, 11, 12]), (9, [10, 11, 12])):
         drafter, context = begin(PromptLookupConfig(candidates=candidates, draft_length=2, costs="flat"), text)
@@ -48,7 +48,7 @@ def test_lookup_drafts_candidates_that_begin_differently_side_by_side() -> None:
 
 
 def test_lookup_learns_which_candidate_is_right() -> None:
-    """The second one always is: after a while it alone is drafted, and one that is never right is not."""
+    """The second one always is: after a while only it is drafted, and one that is never right is not."""
     text = [1, 2, 10, 11, 2, 20, 21, 1, 2]
     target = StubTarget(successor)
     target.costs = CostCurve((1, 65), (1.0, 12.0))
@@ -63,7 +63,7 @@ def test_lookup_learns_which_candidate_is_right() -> None:
     assert sizes[0][0] > sizes[0][1] and sizes[-1] == [0, 2]
 
 
-def test_lookup_drafts_nothing_where_no_match_is_long_enough() -> None:
+def test_lookup_drafts_nothing_without_a_long_enough_match() -> None:
     text = [1, 2, 3, 9, 2]
     assert lookup(text) == [3, 9, 2]
     assert lookup(text, ngram_min=2) == []
@@ -71,7 +71,7 @@ def test_lookup_drafts_nothing_where_no_match_is_long_enough() -> None:
     assert lookup([1]) == []
 
 
-def test_lookup_searches_what_was_emitted_as_well() -> None:
+def test_lookup_also_searches_the_output() -> None:
     drafter, context = begin(PromptLookupConfig(draft_length=2), [1, 2, 3])
     assert drafted(drafter, context) == []
     context.tokens += [7, 8, 7]
@@ -96,7 +96,7 @@ def lengths(right: int, dearest: float, steps: int = 30) -> list[int]:
     return found
 
 
-def test_lookup_drafts_more_where_drafts_were_right_and_nothing_where_they_never_were() -> None:
+def test_lookup_drafts_more_after_right_drafts_and_stops_after_wrong_ones() -> None:
     right, wrong, two = (lengths(so_much, 8.0, 150) for so_much in (9, 0, 2))
     assert right == sorted(right) and right[-1] == 8 > right[0] > 0
     assert wrong.index(0) < 25 and sum(wrong) < sum(right) / 10
@@ -104,12 +104,12 @@ def test_lookup_drafts_more_where_drafts_were_right_and_nothing_where_they_never
     assert set(two[-10:]) <= {2, 3, 4}
 
 
-def test_lookup_drafts_less_where_tokens_cost_more() -> None:
+def test_lookup_drafts_less_if_tokens_cost_more() -> None:
     first = [lengths(9, dearest, steps=1)[0] for dearest in (1.01, 2.0, 8.0, 60.0)]
     assert first == sorted(first, reverse=True) and first[0] == 8 and first[-1] == 0
 
 
-def test_lookup_that_asks_no_costs_drafts_as_long_as_it_may() -> None:
+def test_lookup_without_costs_drafts_its_maximum_length() -> None:
     text = [*range(1, 31), 1]
     drafter, context = begin(PromptLookupConfig(draft_length=8, costs="flat"), text)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The drafter of pseudo tokens: what right ones are worth, and that wrong ones cost no exactness."""
+"""The drafter of pseudo tokens: gains of right drafts, and lossless text with wrong ones."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def by_depth(generation: Generation) -> list[tuple[int, int]]:
     return [(level["offered"], level["accepted"]) for level in generation.counts.acceptance_by_depth()]
 
 
-def test_probes_that_are_right_verify_and_draft_in_one_forward() -> None:
-    """A text decided by position: the first step has probes alone, every further one commits three and the bonus."""
+def test_right_probes_draft_while_the_same_forward_verifies() -> None:
+    """A text decided by position: the first step has only probes, every further one commits three and the bonus."""
     target = StubTarget(script(list(range(1, 20))))
     generation = decode(target, PseudoTokensConfig(costs="flat"), [1], 13)
     assert generation.output == list(range(2, 15))
@@ -48,7 +48,7 @@ def test_probes_that_are_right_verify_and_draft_in_one_forward() -> None:
     assert len(second) == 3 + 4 * 3  # candidates, and three probes under each and under the root
 
 
-def test_probes_that_are_wrong_are_found_out() -> None:
+def test_wrong_probes_are_rejected() -> None:
     """Counting up, a probe's prediction depends on the token that the probe stands for, which a stub does not know."""
     generation = decode(StubTarget(successor), PseudoTokensConfig(costs="flat"), [20], 12)
     assert generation.output == list(range(21, 33))
@@ -56,7 +56,7 @@ def test_probes_that_are_wrong_are_found_out() -> None:
     assert all(accepted == 0 for _, accepted in by_depth(generation))
 
 
-def test_what_does_not_pay_is_drafted_no_longer() -> None:
+def test_drafting_stops_if_it_does_not_pay() -> None:
     offered = []
     for costs in ("flat", "measured"):
         target = StubTarget(successor, vocab_size=300)
@@ -65,20 +65,20 @@ def test_what_does_not_pay_is_drafted_no_longer() -> None:
     assert offered[0] > 190 and offered[1] < 60
 
 
-def test_probes_hang_where_the_text_is_likely_to_end_and_few_where_tokens_are_dear() -> None:
+def test_probes_go_to_likely_ends_and_fewer_if_tokens_are_expensive() -> None:
     """The stub's probes are right and sure: the accepted tokens end at the last candidate, and nowhere else."""
     seen = []
-    for dear in (1.5, 6.0):
+    for cost in (1.5, 6.0):
         target = StubTarget(script(list(range(1, 60))))
-        target.costs = CostCurve((1, 64), (1.0, dear))
+        target.costs = CostCurve((1, 64), (1.0, cost))
         assert decode(target, PseudoTokensConfig(), [1], 45).output == list(range(2, 47))
         seen.append([trees[0] for _, trees in target.seen])
-    cheap, dear = ([int((~tree.is_candidate).sum()) for tree in trees[1:-3]] for trees in seen)
-    assert set(dear) == {3} and sum(cheap) >= sum(dear)
+    cheap, expensive = ([int((~tree.is_candidate).sum()) for tree in trees[1:-3]] for trees in seen)
+    assert set(expensive) == {3} and sum(cheap) >= sum(expensive)
     assert all(probes_under(tree, int(tree.is_candidate.sum()) - 1) for tree in seen[1][1:-3])
 
 
-def test_branches_are_tried_in_the_order_of_their_chances() -> None:
+def test_branches_are_tried_by_falling_probability() -> None:
     target = StubTarget(script(list(range(1, 20))))
     decode(target, PseudoTokensConfig(count=2, branches=2, nodes=6, costs="flat"), [1], 8)
     tree = target.seen[1][1][0]
@@ -86,7 +86,7 @@ def test_branches_are_tried_in_the_order_of_their_chances() -> None:
     assert tree.tokens[:2].tolist() == [3, 4] and tree.parents[:2].tolist() == [ROOT, 0]  # the likeliest, and below it
 
 
-def test_probes_are_found_again_in_whatever_of_the_tree_was_kept() -> None:
+def test_probes_are_found_in_the_verified_part_of_the_tree() -> None:
     tree = TokenTree.chain([5, 6]).probed(2, 0)
     assert [probes_under(tree, node) for node in (ROOT, 0, 1)] == [[2, 3], [4, 5], [6, 7]]
     cut = tree.up_to_depth(2)
@@ -112,14 +112,14 @@ def oracle(target: Target, folder: Path, **tensors: torch.Tensor) -> str:
 
 
 @pytest.mark.parametrize("rule", [NextToken(), NextToken(sample=True, temperature=0.5)], ids=["greedy", "sampled"])
-def test_an_adapter_that_knows_is_believed(repeating: Target, tmp_path: Path, rule: NextToken) -> None:
+def test_all_drafts_of_a_perfect_adapter_are_accepted(repeating: Target, tmp_path: Path, rule: NextToken) -> None:
     config = PseudoTokensConfig(adapter=oracle(repeating, tmp_path), costs="flat")
     generation = decode(repeating, config, PROMPT, 25, rule)
     assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25, rule).output
     assert generation.counts.target_forwards == 7  # one token, and six times four
 
 
-def test_a_sampler_is_asked_where_there_is_one(repeating: Target, tmp_path: Path) -> None:
+def test_an_adapter_s_sampler_is_used(repeating: Target, tmp_path: Path) -> None:
     head = SamplerHead(32)
     identity = {f"sampler.{name}": t for name, t in head.state_dict().items()}
     right = decode(
@@ -134,18 +134,18 @@ def test_a_sampler_is_asked_where_there_is_one(repeating: Target, tmp_path: Path
 
 
 @pytest.mark.parametrize(("known", "forwards"), [(True, 7), (False, 25)])
-def test_a_sampler_says_only_words_of_its_vocabulary(
+def test_a_sampler_drafts_only_token_ids_of_its_vocabulary(
     repeating: Target, tmp_path: Path, known: bool, forwards: int
 ) -> None:
-    words = [3, 9, PROMPT[-1], 40, 41, 44] if known else [t for t in range(60) if t != PROMPT[-1]]
+    ids = [3, 9, PROMPT[-1], 40, 41, 44] if known else [t for t in range(60) if t != PROMPT[-1]]
     sampler = {f"sampler.{name}": t for name, t in SamplerHead(32).state_dict().items()}
-    folder = oracle(repeating, tmp_path, vocabulary=torch.tensor(words), **sampler)
+    folder = oracle(repeating, tmp_path, vocabulary=torch.tensor(ids), **sampler)
     generation = decode(repeating, PseudoTokensConfig(adapter=folder, costs="flat"), PROMPT, 25)
     assert generation.output == decode(repeating, DrafterConfig(), PROMPT, 25).output
     assert generation.counts.target_forwards == forwards
 
 
-def test_where_only_chains_are_verified_the_last_candidates_probes_stay(repeating: Target, tmp_path: Path) -> None:
+def test_in_a_chain_only_the_last_candidate_s_probes_are_kept(repeating: Target, tmp_path: Path) -> None:
     make_shape_invariant(repeating)
     config = PseudoTokensConfig(adapter=oracle(repeating, tmp_path), costs="flat")
     generation = decode(repeating, config, PROMPT, 25)
@@ -154,7 +154,7 @@ def test_where_only_chains_are_verified_the_last_candidates_probes_stay(repeatin
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_processors_see_histories_of_real_tokens_only(sample: bool) -> None:
+def test_logits_processors_never_see_probes(sample: bool) -> None:
     target = Target(tiny_model("llama", seed=2))
     rule = NextToken(sample=sample, processors=(repetition_penalty(1.4),))
     config = PseudoTokensConfig(count=2, branches=3, nodes=9, noise=0.3, costs="flat")

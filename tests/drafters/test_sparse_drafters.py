@@ -38,7 +38,7 @@ def begin(config: DrafterConfig, prompt: Sequence[int], target: StubTarget | Tar
 
 
 @pytest.mark.parametrize("sure", [True, False])
-def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure: bool) -> None:
+def test_less_certain_nodes_get_more_siblings(sure: bool) -> None:
     target = StubTarget(successor, unsure=lambda text: not sure)
     drafter, context = begin(configured("layer_skip", draft_length=2, siblings=True), [5, 6], target)
     tree = drafter.propose(context).tree
@@ -50,17 +50,17 @@ def test_siblings_hang_beside_the_chain_more_of_them_where_it_is_less_sure(sure:
         assert len(set(mine)) == children and mine[0] == token
 
 
-@pytest.mark.parametrize(("dear", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
-def test_with_expected_gain_there_are_as_many_siblings_as_pay(dear: float, children: int) -> None:
+@pytest.mark.parametrize(("cost", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
+def test_expected_gain_decides_the_number_of_siblings(cost: float, children: int) -> None:
     """Of a draft that is unsure of every token alike."""
     target = StubTarget(successor, unsure=lambda text: True)
-    target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * dear))
+    target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * cost))
     drafter, context = begin(configured("layer_skip", draft_length=1, siblings=True, length="gain"), [5, 6], target)
     tree = drafter.propose(context).tree
     assert len(tree) == children and set(tree.parents.tolist()) == {ROOT} and tree.tokens[0] == 7
 
 
-def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
+def test_sampled_siblings_are_drawn_without_replacement() -> None:
     q = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0]])
     rule = NextToken(sample=True)
     firsts = np.zeros(5)
@@ -76,7 +76,7 @@ def test_sampled_siblings_are_drawn_from_what_those_before_them_left() -> None:
     np.testing.assert_allclose(firsts / 2000, [4 / 7, 0, 2 / 7, 1 / 7, 0], atol=0.05)
 
 
-def test_siblings_end_where_nothing_is_left() -> None:
+def test_there_are_no_more_siblings_than_possible_tokens() -> None:
     context = Context(0, [1], 1, ROOMY, np.random.default_rng(0), NextToken(sample=True))
     tokens, left = siblings_of(context, torch.tensor([[0.5, 0.5, 0.0]]), 0, LEAVES_SAMPLED[3])
     assert tokens == [1] and len(left) == 1
@@ -85,7 +85,7 @@ def test_siblings_end_where_nothing_is_left() -> None:
 # vocabulary
 
 
-def test_the_vocabulary_is_the_most_frequent_then_the_oldest() -> None:
+def test_a_vocabulary_holds_the_most_frequent_then_the_oldest_tokens() -> None:
     drafter, context = begin(configured("layer_skip", draft_vocabulary=4), [50, 40, 50, 30], StubTarget(successor))
     assert drafter.vocabulary(context) == [50, 30, 40, 0]
     assert made(StubTarget(successor), configured("layer_skip", draft_vocabulary=2)).vocabulary(context) == [
@@ -94,7 +94,7 @@ def test_the_vocabulary_is_the_most_frequent_then_the_oldest() -> None:
     ]
 
 
-def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
+def test_a_warm_vocabulary_counts_tokens_of_other_requests() -> None:
     drafter, context = begin(
         configured("layer_skip", draft_vocabulary=2, warm=True), [50, 40, 50], StubTarget(successor)
     )
@@ -106,7 +106,7 @@ def test_a_warm_vocabulary_counts_what_was_said_in_other_requests() -> None:
     assert drafter.vocabulary(other) == [60, 50]
 
 
-def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
+def test_only_tokens_of_a_reduced_vocabulary_are_drafted() -> None:
     target = Target(tiny_model("llama"))
     drafter, context = begin(configured("layer_skip", draft_vocabulary=5, draft_length=8), [90, 80, 70], target)
     drafted = drafter.propose(context).tree.tokens.tolist()
@@ -117,7 +117,7 @@ def test_a_reduced_vocabulary_is_all_that_is_drafted() -> None:
 
 
 @pytest.mark.parametrize("exit_layer", [4, 9])
-def test_an_exit_behind_the_last_layer_is_refused(exit_layer: int) -> None:
+def test_an_exit_after_the_last_layer_is_refused(exit_layer: int) -> None:
     with pytest.raises(
         UserError, match=rf"^drafter\.path\.exit_layer={exit_layer}: this model has 4 layers; .* at 1 to 3$"
     ):
@@ -125,7 +125,7 @@ def test_an_exit_behind_the_last_layer_is_refused(exit_layer: int) -> None:
 
 
 @pytest.mark.parametrize(("bonus", "length"), [("keep", 4), ("forgo", 3)])
-def test_the_last_draft_is_left_out_where_its_bonus_is_forgone(bonus: str, length: int) -> None:
+def test_the_last_draft_is_left_out_if_the_bonus_token_is_forgone(bonus: str, length: int) -> None:
     drafter, context = begin(configured("early_exit", bonus=bonus), [1, 2], StubTarget(successor))
     draft = drafter.propose(context)
     assert draft.tree.tokens.tolist() == [3, 4, 5, 6][:length]
@@ -134,26 +134,26 @@ def test_the_last_draft_is_left_out_where_its_bonus_is_forgone(bonus: str, lengt
 
 
 @pytest.mark.parametrize(("early", "kept"), [(0.01, True), (0.9, False)])
-def test_the_bonus_is_kept_where_tokens_per_second_rise(early: float, kept: bool) -> None:
-    """A sure draft of four: cheap early layers are run once more for a fifth token, dear ones are not."""
+def test_the_bonus_is_kept_if_tokens_per_second_rise(early: float, kept: bool) -> None:
+    """A sure draft of four: cheap early layers are run once more for a fifth token, expensive ones are not."""
     target = StubTarget(successor)
     target.costs = CostCurve((1, 64), (1.0, 1.1))
-    share = {True: early, False: 1 - early}  # of the layers that draft, and of those behind them
+    share = {True: early, False: 1 - early}  # of the layers that draft, and of those after them
     target.costs_of = lambda path: CostCurve((1, 64), (share[path.leading > 0], share[path.leading > 0] * 1.1))
     drafter, context = begin(configured("early_exit", bonus="auto"), [1, 2], target)
     assert len(drafter.propose(context).tree) == (4 if kept else 3)
 
 
-def test_a_draft_cut_short_carries_no_more_states_than_still_fit() -> None:
+def test_a_shortened_draft_reuses_only_the_states_that_fit() -> None:
     drafter, context = begin(configured("early_exit", bonus="keep", siblings=True), [1, 2], StubTarget(successor))
     draft = drafter.propose(context).up_to_depth(2)
-    assert len(draft.reuse.states) == 3  # the root and two nodes; behind them stand leaves
+    assert len(draft.reuse.states) == 3  # the root and two nodes; leaves follow
 
 
 # sparse_kv
 
 
-def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> None:
+def test_the_kept_keys_are_the_sink_the_recent_and_the_most_attended() -> None:
     target = Target(tiny_model("llama"))
     prompt = np.random.default_rng(0).integers(96, size=60).tolist()
     config = configured("sparse_kv", sink=2, recent=10, top_k=3, refresh=2, draft_length=3)
@@ -166,7 +166,7 @@ def test_the_keys_kept_are_the_sink_the_recent_ones_and_the_most_attended() -> N
     assert drafter.policy.keys.cache.lengths == [15] and target.cache.lengths == [59]
 
 
-def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
+def test_a_text_within_the_number_of_kept_keys_is_seen_whole() -> None:
     prompt = np.random.default_rng(0).integers(96, size=30).tolist()
     plain, context = begin(configured("layer_skip", sparsity=0.0, draft_length=6), prompt, Target(tiny_model("llama")))
     expected = plain.propose(context).tree.tokens.tolist()
@@ -180,7 +180,7 @@ def test_a_text_that_is_no_longer_than_what_is_kept_is_seen_whole() -> None:
 
 
 @pytest.mark.parametrize("refine_steps", [1, 2, 4])
-def test_each_refinement_makes_one_more_token_what_the_sparse_model_would_have_drafted(refine_steps: int) -> None:
+def test_each_refinement_fixes_one_more_token_of_the_sparse_model_s_chain(refine_steps: int) -> None:
     target = StubTarget(lambda text: text[-1] + 2, successor)
     config = configured("sparse_jacobi", window=4, refine_steps=refine_steps)
     drafter, context = begin(config, [1, 2], target)
@@ -200,7 +200,7 @@ def test_sparse_jacobi_is_never_fused() -> None:
 # dynamic_exit
 
 
-def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
+def test_exit_and_length_give_the_most_tokens_per_layer() -> None:
     target = StubTarget(successor)
     drafter, context = begin(configured("dynamic_exit", stride=1, draft_length=5), [1, 2], target)
     policy, shadow = drafter.policy, drafter.policy.states[context]
@@ -212,7 +212,7 @@ def test_the_exit_and_length_are_those_of_most_tokens_per_layer() -> None:
             assert policy.path(context).skip.attention == frozenset(range(exit_layer, 4))
 
 
-def test_shadow_tokens_are_counted_at_the_root_and_every_accepted_node_the_old_ones_less() -> None:
+def test_exit_agreement_is_counted_at_accepted_nodes_with_decay() -> None:
     target = StubTarget(successor, successor)
     drafter, context = begin(configured("dynamic_exit", stride=1, interval=1, decay=0.5), [1, 2], target)
     chain = TokenTree.chain([3, 4])

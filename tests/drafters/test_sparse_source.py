@@ -1,4 +1,4 @@
-"""The pool with a trained path: asked where that pays, believed where it is right, spared what it has computed."""
+"""The pool with a trained path: run only if that pays, trusted by its acceptance rate, with its states reused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def decode(target: Target, drafter: Drafter) -> Generation:
     return Decoder(target, drafter, Stopping(frozenset(), LENGTH)).decode(PROMPT)
 
 
-def test_a_path_that_knows_the_next_token_is_worth_one_a_step(target: Target, tmp_path: Path) -> None:
+def test_an_accurate_path_gains_one_token_per_step(target: Target, tmp_path: Path) -> None:
     generation = decode(target, made(target, configured("pool", costs="flat", adapter=adapter(tmp_path))))
     assert generation.output == decode(target, made(target, DrafterConfig())).output
     assert generation.counts.target_forwards <= LENGTH / 2
@@ -49,7 +49,7 @@ def test_a_path_that_knows_the_next_token_is_worth_one_a_step(target: Target, tm
 
 
 @pytest.mark.parametrize(("draft", "asked"), [(0.0, True), (5.0, False)])
-def test_it_is_asked_where_that_is_expected_to_pay(
+def test_the_path_is_run_only_if_that_is_expected_to_pay(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draft: float, asked: bool
 ) -> None:
     """Skipping the first layer, nothing of it can be reused: asking costs `draft` forwards."""
@@ -72,7 +72,7 @@ def _noting(source: PathSource, answers: list[Answer]):
     return noted
 
 
-def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) -> None:
+def test_states_of_leading_layers_are_reused(target: Target, tmp_path: Path) -> None:
     source = made(target, configured("pool", costs="flat", adapter=adapter(tmp_path, 2))).source
     target.allocate(1, 32)
     target.prefill(0, PROMPT[:-1])
@@ -83,7 +83,7 @@ def test_what_leading_layers_computed_is_reused(target: Target, tmp_path: Path) 
     assert sum(chance for _, chance in guesses) <= 1 and len(guesses) == source.guesses
 
 
-def test_only_what_the_others_did_not_know_counts_as_gain(target: Target, tmp_path: Path) -> None:
+def test_only_tokens_that_other_sources_lacked_count_as_gain(target: Target, tmp_path: Path) -> None:
     source = made(target, configured("pool", costs="flat", adapter=adapter(tmp_path))).source
     for rival, rises in ((9, False), (4, True), (None, True)):
         learned = Estimates()

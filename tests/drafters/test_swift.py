@@ -1,4 +1,4 @@
-"""SWIFT's procedure: which candidates are scored, in which order, and how, against a plain telling of the paper."""
+"""SWIFT's search: which candidates are scored, in which order and how, against a plain version of the paper."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ OPTIONS = {
 PLAIN = configured("swift", **OPTIONS)
 
 
-def test_the_candidates_and_scores_are_the_paper_s() -> None:
+def test_candidates_and_scores_are_those_of_the_paper() -> None:
     """From one seed: the same random sets in the same order, each with its agreement on the first window of the text.
 
     The first set is dropped for the first random one that predicts anything; after that only a better one is taken.
@@ -108,7 +108,7 @@ def test_the_candidates_and_scores_are_the_paper_s() -> None:
     assert len({score for _, score in history}) > 1
 
 
-def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
+def test_every_few_candidates_the_gaussian_process_proposes_one_of_the_same_size() -> None:
     drafter, _, _ = decode(configured("swift", **{**OPTIONS, "bayes_interval": 3}))
     history = search_of(drafter).search.history
     rng = np.random.default_rng(5)
@@ -119,7 +119,7 @@ def test_every_so_many_the_process_proposes_within_the_same_number() -> None:
     assert all(len(candidate) == 5 for candidate, _ in history)
 
 
-def test_nothing_is_scored_before_a_window_is_there_and_then_at_every_interval() -> None:
+def test_scoring_starts_with_a_full_window_and_repeats_at_every_interval() -> None:
     one = search_of(decode(PLAIN)[0])
     third = search_of(decode(configured("swift", **{**OPTIONS, "interval": 3}))[0])
     assert len(one.search.history) < one.steps  # the first steps had no window
@@ -137,14 +137,14 @@ def test_the_search_ends(limit: str, value: float, most: int) -> None:
     assert len(state.search.history) < len(search_of(decode(PLAIN)[0]).search.history)
 
 
-def test_with_the_initial_set_scored_it_has_to_be_beaten() -> None:
+def test_a_scored_initial_set_is_replaced_only_by_a_better_one() -> None:
     drafter, target, (output,) = decode(configured("swift", **{**OPTIONS, "score_initial": True}))
     history = search_of(drafter).search.history
     first = SkipSet.spread(LAYERS, 0.45)
     assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
 
 
-def test_a_recent_window_moves_with_the_text() -> None:
+def test_a_window_of_recent_tokens_moves_with_the_text() -> None:
     drafter, target, _ = decode(configured("swift", **{**OPTIONS, "recent_window": True}))
     context = drafter.contexts[0]
     state = drafter.policy.states[context]
@@ -155,7 +155,7 @@ def test_a_recent_window_moves_with_the_text() -> None:
     assert score == pytest.approx(matchness(target.model, target, candidate, before, emitted[start:]))
 
 
-def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_another() -> None:
+def test_an_incumbent_is_scored_again_before_it_is_replaced_and_on_a_new_text() -> None:
     plain = search_of(decode(configured("swift", **{**OPTIONS, "recent_window": True}))[0])
     again = decode(configured("swift", **{**OPTIONS, "recent_window": True, "rescore_incumbent": True}))[0]
     state = search_of(again)
@@ -170,7 +170,7 @@ def test_an_incumbent_is_scored_again_before_it_falls_and_when_the_text_is_anoth
 
 
 @pytest.mark.parametrize("repair", ["score_initial", "recent_window", "rescore_incumbent", "cost_aware", "neighbours"])
-def test_whatever_is_repaired_warm_or_cold_the_text_is_the_same(repair: str) -> None:
+def test_warm_or_cold_and_with_any_repair_the_text_is_the_same(repair: str) -> None:
     plain = decode(PLAIN, [PROMPT, PROMPT[::-1]])[2]
     for warm in (False, True):
         assert (
@@ -178,13 +178,13 @@ def test_whatever_is_repaired_warm_or_cold_the_text_is_the_same(repair: str) -> 
         )
 
 
-def test_by_cost_the_cheaper_of_equally_good_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equally_good_sets_the_cheaper_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     drafter, _, _ = decode(configured("swift", **{**OPTIONS, "cost_aware": True}))
     policy = drafter.policy
     policy._full, policy._saves = (
         CostCurve((1, 64), (1.0, 2.0)),
         [0.02, 0.08],
-    )  # of 1.0: an MLP is dearer than an attention
+    )  # of 1.0: an MLP costs more than an attention
     context = drafter.contexts[0]
     monkeypatch.setattr(drafter.target, "replay", lambda path, row, position, tokens: torch.zeros(len(tokens), 96))
     state = drafter.policy.states[context]

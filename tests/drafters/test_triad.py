@@ -30,7 +30,7 @@ def decode(target: StubTarget, config: DrafterConfig, prompt: Sequence[int], len
     return Decoder(target, drafter, Stopping(frozenset(), length)).decode(prompt, seed=3)
 
 
-def test_no_drafter_escapes_the_list() -> None:
+def test_every_drafter_is_in_the_list() -> None:
     assert complaints(LOSSLESS, TRIED) == []
     assert complaints(LOSSLESS, {*TRIED, "new"}) == ["'new' has no entry in LOSSLESS"]
     assert complaints({**LOSSLESS, "new": []}, {*TRIED, "new"}) == ["'new' has no entry in LOSSLESS"]
@@ -51,7 +51,7 @@ def first_candidates(tree: TokenTree) -> list[int]:
 
 @pytest.mark.parametrize("agree", [0, ALWAYS, 1, 2], ids=["never", "always", "sometimes-1", "sometimes-2"])
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=EVERY_NAME)
-def test_what_the_target_agrees_with_is_accepted_and_counted_and_nothing_else(
+def test_exactly_the_tokens_that_the_target_predicts_are_accepted_and_counted(
     config: DrafterConfig, agree: float
 ) -> None:
     target = ObligingTarget(agree)
@@ -152,7 +152,7 @@ CASES = [
         "skip-never", SKIP, successor, [1], list(range(2, 10)), 8, [(7, 0), (6, 0), (5, 0)], lambda text: text[-1] + 2
     ),
     Case("skip-always", SKIP, successor, [1], list(range(2, 14)), 3, [(3, 3)] * 3, successor),
-    # The sparse model errs behind multiples of three. The roots are 1, 4, 7, 10, so its third token is always wrong.
+    # The sparse model is wrong after multiples of three. The roots are 1, 4, 7, 10, so its third token is always wrong.
     Case(
         "skip-sometimes",
         SKIP,
@@ -175,7 +175,7 @@ CASES = [
     ),  # passes: fresh, carried and accepted whole, fresh, carried, then one guess at most, then none
     Case(
         "jacobi-literal-1",
-        JacobiConfig(window=3, refine_steps=1, init="pad", mode="literal", candidates=1, costs="flat"),
+        JacobiConfig(window=3, refine_steps=1, init="pad", mode="literal"),
         script(list(range(1, 14))),
         [1],
         list(range(2, 14)),
@@ -185,7 +185,7 @@ CASES = [
     # One refinement more finds that nothing changes, which costs its forward; the third is not made.
     Case(
         "jacobi-literal-3",
-        JacobiConfig(window=3, refine_steps=3, init="pad", mode="literal", candidates=1, costs="flat"),
+        JacobiConfig(window=3, refine_steps=3, init="pad", mode="literal"),
         script(list(range(1, 14))),
         [1],
         list(range(2, 14)),
@@ -193,10 +193,10 @@ CASES = [
         [(3, 3)] * 3,
     ),
     # Counting, a token depends on the one before: two refinements make two of the four right, whatever they began as.
-    # Blocks of four but for the last, behind 9 of 12 tokens, where two can still be emitted (and are right at once).
+    # Blocks of four but for the last, after 9 of 12 tokens, where two can still be emitted (and are right at once).
     Case(
         "jacobi-literal-sometimes",
-        JacobiConfig(window=4, refine_steps=2, init="pad", mode="literal", candidates=1, costs="flat"),
+        JacobiConfig(window=4, refine_steps=2, init="pad", mode="literal"),
         successor,
         [1],
         list(range(2, 14)),
@@ -232,14 +232,14 @@ CASES += [
     )
     for init in INITS
 ]
-# The target writes 1 1 2 four times. What each init guesses, a | behind what is accepted:
+# The target writes 1 1 2 four times. What each init guesses, a | after what is accepted:
 SOMETIMES = {
     # 1 1|1 at every step: one a round. The last may draft but two.
     **dict.fromkeys(("pad", "prompt_random", "previous_tail"), (4, [(4, 4), (4, 4), (3, 0)])),
-    # 1 1|1, then |2 2 2 behind every 2 and 1|1 1 behind its bonus 1: two a round. The last two draft two and one.
+    # 1 1|1, then |2 2 2 after every 2 and 1|1 1 after its bonus 1: two a round. The last two draft two and one.
     "repeat_last": (7, [(7, 4), (6, 1), (5, 0)]),
     # 1 1|1 (the last 1 was followed by one 1, repeated to the width). |2 2 2 (no 2 before). |2 1 1 (the latest 1 was
-    # followed by that). 2 1 1| (so was the latest 1 1). Behind 1 1 2 again, with three tokens left to write: 1 1|.
+    # followed by that). 2 1 1| (so was the latest 1 1). After 1 1 2 again, with three tokens left to write: 1 1|.
     "ngram": (5, [(5, 3), (5, 3), (4, 1)]),
 }
 CASES += [
@@ -258,7 +258,7 @@ CASES += [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_by_hand(case: Case) -> None:
+def test_drafts_equal_those_worked_out_by_hand(case: Case) -> None:
     target = StubTarget(case.rule, case.sparse, pad_id=case.pad)
     generation = decode(target, case.config, case.prompt, len(case.output))
     counts = generation.counts
@@ -267,7 +267,7 @@ def test_by_hand(case: Case) -> None:
     assert [(d["offered"], d["accepted"]) for d in counts.acceptance_by_depth()] == case.by_depth
 
 
-def test_by_hand_every_drafter_that_drafts_is_tried_in_three_ways() -> None:
+def test_every_drafter_has_three_cases_worked_out_by_hand() -> None:
     """Of those worked out by hand: a new drafter is covered by the obliging target above until it has its own."""
     for name in ("lookup", "skip", "jacobi"):
         for way in ("never", "always", "sometimes"):

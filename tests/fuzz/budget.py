@@ -1,4 +1,4 @@
-"""How a fuzz test tries examples: a few and always the same ones in the suite, many new ones in `make fuzz`."""
+"""Examples of a fuzz test: a few fixed ones in the suite, many new ones in `make fuzz`."""
 
 import os
 

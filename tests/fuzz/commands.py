@@ -1,4 +1,4 @@
-"""Commands as a user types them, a second each: every one runs in a fork of a process that has imported everything.
+"""Command lines, at a second each: every one runs in a fork of a process that has imported everything.
 
 A command has its own standard output and error, ends as a process of its own would, and is killed when it takes longer
 than its limit.

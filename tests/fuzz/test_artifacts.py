@@ -1,4 +1,4 @@
-"""drafter.yaml, adapters and checkpoints of any content: they are taken, or refused in one printable line."""
+"""drafter.yaml, adapters and checkpoints of any content: each is accepted, or refused with one printable line."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def yaml_files(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=budget(150, 3000), **SETTINGS)
 @given(content=yaml_files(), name=st.one_of(st.just("made"), st.sampled_from(AWKWARD)))
-def test_an_artifact_is_taken_or_refused_in_a_line(folder: Path, content: bytes, name: str) -> None:
+def test_an_artifact_is_accepted_or_gives_one_clear_line(folder: Path, content: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:
         path = Path(here, "made") if "/" in name or "\x00" in name or len(name) > 50 else Path(here, name)
         try:
@@ -186,7 +186,7 @@ def target() -> Target:
     setting=changed(SETTING, values),
     data=st.data(),
 )
-def test_an_adapter_is_put_in_place_or_refused_in_a_line(
+def test_an_adapter_is_applied_or_gives_one_clear_line(
     folder: Path, target: Target, more: dict[str, Tensor], fewer: list[str], setting: Any, data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:
@@ -211,7 +211,9 @@ def train(folder: Path, steps: int, *, resume: bool) -> list[dict[str, Any]]:
     texts = [Text(str(n), [1, 2], torch.randint(90, (10,), generator=drawn).tolist()) for n in range(4)]
     options = {"steps": steps, "batch_size": 1, "length": LENGTH, "longest_prompt": 4, "rank": 1, "block": 2}
     config = RECIPES["sparse_distill"].Config(**options)
-    module = RECIPES["sparse_distill"](config, lambda _: Target(tiny_model("llama"), packed=False), words=None, seed=0)
+    module = RECIPES["sparse_distill"](
+        config, lambda _: Target(tiny_model("llama"), packed=False), draft_ids=None, seed=0
+    )
     data = TextDataModule(texts, texts, length=LENGTH, longest_prompt=4, batch_size=1, steps=1)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -238,7 +240,7 @@ def begun(folder: Path) -> bytes:
     return (made / LAST).read_bytes()
 
 
-def test_what_is_damaged_here_is_gone_on_with_when_it_is_not(folder: Path, begun: bytes) -> None:
+def test_undamaged_checkpoints_are_resumed(folder: Path, begun: bytes) -> None:
     (folder / "sound").mkdir()
     (folder / "sound" / LAST).write_bytes(begun)
     assert [line["step"] for line in train(folder / "sound", 3, resume=True)] == [1, 2, 3]
@@ -246,7 +248,7 @@ def test_what_is_damaged_here_is_gone_on_with_when_it_is_not(folder: Path, begun
 
 @settings(max_examples=budget(25, 400), **SETTINGS)
 @given(data=st.data())
-def test_a_checkpoint_is_gone_on_with_or_refused_in_a_line(folder: Path, begun: bytes, data: st.DataObject) -> None:
+def test_a_checkpoint_is_resumed_or_gives_one_clear_line(folder: Path, begun: bytes, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:
         path = Path(here, LAST)
         path.write_bytes(begun)

@@ -1,4 +1,4 @@
-"""Anything on the command line: the run ends with status 0, or with 2 and one printable line; never anything else."""
+"""Any command line: the run ends with status 0, or with status 2 and one printable line."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ overrides = st.sampled_from([of_options] * 6 + [of_groups] * 3 + [of_anything]).
 
 @settings(max_examples=budget(6, 500), **SETTINGS)
 @given(typed=st.lists(overrides, min_size=1, max_size=3))
-def test_whatever_is_typed_the_run_ends_with_0_or_a_line(commands: Commands, typed: list[str]) -> None:
+def test_any_command_line_ends_with_status_0_or_one_clear_line(commands: Commands, typed: list[str]) -> None:
     task = next((text for text in reversed(typed) if text.startswith("task=")), "")
     short = SHORT + tuple(text for text in LENGTHY if not text.startswith("task.") or "profile" in task)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Files of any content as a dataset: read and encoded, or refused in one printable line; never anything else."""
+"""Files of any content as a dataset: each is read and encoded, or refused with one printable line."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def prompts_or_a_line(load: Any) -> Sequence[Any]:
 
 
 def check(prompts: Sequence[Prompt], chat: Chat) -> None:
-    """What is read can be encoded, named in a file of results, and told apart."""
+    """Prompts that were read can be encoded and written to result files, and their ids differ."""
     assert len({prompt.id for prompt in prompts}) == len(prompts)
     for prompt in prompts:
         json.dumps([prompt.id, prompt.category, prompt.family, prompt.turns], ensure_ascii=False).encode("utf-8")
@@ -148,7 +148,7 @@ def check(prompts: Sequence[Prompt], chat: Chat) -> None:
         },
     ),
 )
-def test_a_file_is_read_or_refused_in_a_line(
+def test_a_file_is_read_or_gives_one_clear_line(
     folder: Path, chat: Chat, content: bytes, prompt_field: str | None, options: dict[str, Any]
 ) -> None:
     path = folder / "prompts.jsonl"
@@ -163,7 +163,7 @@ def test_a_file_is_read_or_refused_in_a_line(
     suffix=st.sampled_from(["jsonl", "json", "csv", "txt", "parquet", "jsonl.gz", "zip", "tar", "arrow", "md"]),
     prompt_field=st.sampled_from(["prompt", "turns", "text"]),
 )
-def test_a_folder_is_read_or_refused_in_a_line(
+def test_a_folder_is_read_or_gives_one_clear_line(
     folder: Path, chat: Chat, content: bytes, suffix: str, prompt_field: str
 ) -> None:
     # In a folder of its own each time: `datasets` remembers what a folder held.
@@ -180,7 +180,7 @@ def test_a_folder_is_read_or_refused_in_a_line(
 
 @settings(max_examples=budget(2, 60), **SETTINGS)
 @given(prompt=words, category=words, name=words, damage=st.sampled_from(["", "", "]"]))
-def test_a_whole_run_ends_with_0_or_a_line(
+def test_a_whole_run_ends_with_status_0_or_one_clear_line(
     folder: Path, commands: Commands, prompt: str, category: str, name: str, damage: str
 ) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:

@@ -1,4 +1,4 @@
-"""Damaged model folders: each is loaded and encodes a prompt, or is refused in one line."""
+"""Damaged model folders: each is loaded and encodes a prompt, or is refused with one line."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damages=st.lists(bytes_damaged() | entry_changed(), min_size=1, max_size=2),
 )
 @settings(max_examples=budget(25, 400), **SETTINGS)
-def test_a_damaged_folder_is_loaded_or_refused_in_one_line(
+def test_a_damaged_folder_is_loaded_or_gives_one_clear_line(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, name: str, damages: list[Damage]
 ) -> None:
     folder = shutil.copytree(sound, tmp_path_factory.mktemp("damaged") / "model")

@@ -1,4 +1,4 @@
-"""Texts and JSON values that people's files and command lines have, and those that only a fuzzer thinks of."""
+"""Texts and JSON values for fuzz tests, common and unusual ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same promises on a GPU, where kernels, roundings and clocks are others. Skipped where there is none.
+"""The same checks on a GPU, with its own kernels, rounding and clocks. Skipped without a GPU.
 
 Everything else is tested on a CPU and not repeated here: only what could differ.
 """
@@ -45,13 +45,13 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("config", "family"), PAIRS)
-def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: DrafterConfig) -> None:
+def test_ids_of_a_ragged_batch_equal_those_of_generate(family: str, config: DrafterConfig) -> None:
     it = subject(family, 2, True, "cuda")
     assert [g.output for g in it.decode(made(it.target, config), 3)] == it.expected
 
 
 @pytest.mark.parametrize("case", ADAPTED)
-def test_with_an_adapter_the_ids_are_those_of_generate(case: str, tmp_path: Path) -> None:
+def test_ids_with_an_adapter_equal_those_of_generate(case: str, tmp_path: Path) -> None:
     it = subject("llama", 2, True, "cuda")
     config = ADAPTED[case].written(it.target, tmp_path)
     assert [g.output for g in it.decode(made(it.target, config), 3)] == it.expected
@@ -59,7 +59,7 @@ def test_with_an_adapter_the_ids_are_those_of_generate(case: str, tmp_path: Path
 
 @pytest.mark.parametrize("hidden", [32, 64])  # heads of 8, too small for compiled kernels, and of 16
 @pytest.mark.parametrize("attention", ["eager", "flex"])
-def test_other_attentions_write_the_same(attention: str, hidden: int) -> None:
+def test_other_attention_implementations_give_the_same_text(attention: str, hidden: int) -> None:
     model = tiny_model(hidden=hidden).to("cuda")
     target = Target(model, attention=attention)
     config = next(c for c in EVERY_CONFIG if c.name == "lookahead")
@@ -68,7 +68,7 @@ def test_other_attentions_write_the_same(attention: str, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt_lookup", "suffix", "jacobi", "layer_skip", "swift"])
-def test_a_sampled_text_hangs_on_no_draft_that_is_certain(name: str) -> None:
+def test_a_sampled_text_does_not_depend_on_deterministic_drafts(name: str) -> None:
     """By one number for each position; drafts that are drawn have numbers of their own, so they only must run."""
     it = subject("llama", 2, True, "cuda")
     rule, stopping = NextToken(sample=True, temperature=1.5, top_k=20, top_p=0.95), Stopping(frozenset(), 24)
@@ -81,7 +81,7 @@ def test_a_sampled_text_hangs_on_no_draft_that_is_certain(name: str) -> None:
         assert texts[0] == texts[1]
 
 
-def test_generate_takes_a_drafting() -> None:
+def test_generate_accepts_a_drafting() -> None:
     model = tiny_model().to("cuda")
     ids = torch.tensor([PROMPTS[1]], device="cuda")
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
@@ -100,8 +100,8 @@ def test_ties_are_decided_by_a_float32_copy_on_the_gpu() -> None:
 
 
 @torch.inference_mode()
-def test_seconds_are_the_device_s_and_not_the_launches(tmp_path: Path) -> None:
-    """Large products take the device long and the host no longer: what was measured must be the former."""
+def test_measured_seconds_are_those_of_the_device(tmp_path: Path) -> None:
+    """Large products take long on the device but not on the host; the device's time must be measured."""
     model = tiny_model(layers=2, hidden=4096, heads=32, kv_heads=8, intermediate_size=65536, dtype=torch.bfloat16)
     target = Target(model.to("cuda"))
     costs = measure_costs(target, sizes=(1, 64), context=16)
@@ -128,7 +128,7 @@ def test_a_whole_evaluation(dtype: str, tmp_path: Path) -> None:
 
 
 def test_shape_invariance_holds_or_is_refused_by_name(tmp_path: Path) -> None:
-    """What is tried on oneDNN's kernels is tried on these too; where it does not hold, no run may start with it."""
+    """Shape invariance is checked for these kernels too; if it does not hold, runs with it are refused."""
     try:
         run_here(tmp_path, *ON_GPU, "model.dtype=bfloat16", "decoding.shape_invariant=true", "drafter=prompt_lookup")
     except UserError as refused:
@@ -161,7 +161,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_trains_and_what_it_wrote_drafts(recipe: str, precision: str, texts: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains_and_its_adapter_drafts(recipe: str, precision: str, texts: Path, tmp_path: Path) -> None:
     short = ("finetune.length=160", "finetune.batch_size=2", "finetune.rank=4", "finetune.validation=0.3")
     short += ("finetune.steps=10", "finetune.validate_every=5", f"finetune.precision={precision}")
     if recipe == "exit_adapter":

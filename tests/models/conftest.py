@@ -1,4 +1,4 @@
-"""Tiny models of every family, for tests that hold for all of them."""
+"""Tiny models of every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter's file is data from anybody: what is damaged, or no adapter of ours, is told in a line."""
+"""An adapter's file is untrusted data: a damaged file, or one that is not ours, gives one clear line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(folder: Path, tensors: dict[str, Tensor], settings: object = SETTING
     return folder
 
 
-def test_what_was_written_reads_back(tmp_path: Path) -> None:
+def test_a_written_file_reads_back(tmp_path: Path) -> None:
     Adapter("some", SETTINGS, GOOD).write(tmp_path)
     found = Adapter.read(tmp_path)
     assert (found.recipe, found.settings) == ("some", SETTINGS)
@@ -50,7 +50,7 @@ def test_what_was_written_reads_back(tmp_path: Path) -> None:
      {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1},
      {"scale": 10**999}, {"skip_mlp": [10**999]}],
 )  # fmt: skip
-def test_settings_that_are_none_are_told_in_a_line(settings: object, tmp_path: Path) -> None:
+def test_invalid_settings_give_one_clear_line(settings: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^drafter\.adapter=.*give the folder that task=finetune wrote$"):
         Adapter.read(written(tmp_path, GOOD, settings))
 
@@ -75,7 +75,7 @@ def test_settings_that_are_none_are_told_in_a_line(settings: object, tmp_path: P
         {"feature.weight": torch.ones(3)},
     ],
 )
-def test_tensors_that_no_recipe_trains_are_told_in_a_line(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_unknown_tensors_give_one_clear_line(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^drafter\.adapter=.*: its tensor .*give the folder that task=finetune"):
         Adapter.read(written(tmp_path, tensors))
 
@@ -94,7 +94,7 @@ def test_tensors_that_no_recipe_trains_are_told_in_a_line(tensors: dict[str, Ten
         ({"pseudo": torch.ones(2, 32)}, {}),
     ],
 )
-def test_weights_for_another_model_are_told_in_a_line(
+def test_weights_of_another_model_give_one_clear_line(
     tensors: dict[str, Tensor], settings: dict, tmp_path: Path
 ) -> None:
     adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
@@ -102,7 +102,7 @@ def test_weights_for_another_model_are_told_in_a_line(
         adapted_path(target(), adapter)
 
 
-def test_damaged_files_are_told_in_a_line_and_run_nothing(tmp_path: Path) -> None:
+def test_damaged_files_give_one_clear_line_and_run_no_code(tmp_path: Path) -> None:
     file = written(tmp_path, GOOD) / FILE
     genuine, marker = file.read_bytes(), tmp_path / "marker"
     header = len(genuine) - sum(tensor.nbytes for tensor in GOOD.values())
@@ -126,7 +126,7 @@ def test_damaged_files_are_told_in_a_line_and_run_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["nowhere", "~nobody/x", "a" * 300, FILE])
-def test_a_file_that_is_not_there_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_gives_one_clear_line(name: str, tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(UserError, match=r"^drafter\.adapter="):
         Adapter.read(name if name.startswith("~") else tmp_path / name)

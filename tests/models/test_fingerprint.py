@@ -12,11 +12,11 @@ def test_the_same_model_has_one_fingerprint_in_any_dtype() -> None:
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"layers": 5}, {"family": "qwen3"}])
-def test_another_model_has_another(other: dict) -> None:
+def test_another_model_has_another_fingerprint(other: dict) -> None:
     assert fingerprint(tiny_model(**{"family": "llama", **other})) != fingerprint(tiny_model("llama"))
 
 
-def test_a_fine_tuned_model_has_another() -> None:
+def test_a_fine_tuned_model_has_another_fingerprint() -> None:
     model = tiny_model("llama")
     before = fingerprint(model)
     with torch.no_grad():

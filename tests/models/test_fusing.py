@@ -1,4 +1,4 @@
-"""What is fused gives what the stock module gives, and what is of another kind stays stock."""
+"""Fused modules give the results of the stock ones; modules of another kind stay stock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def kinds(family: str) -> set[type]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_fuses_what_is_of_the_llama_kind(family: str) -> None:
+def test_modules_of_the_llama_kind_are_fused_in_every_family(family: str) -> None:
     expected = {
         "llama": {FusedAttention, FusedMLP, FusedNorm},
         "qwen2": {FusedAttention, FusedMLP, FusedNorm},
@@ -49,7 +49,7 @@ def layer_of(family: str) -> nn.Module:
 
 
 class Doubled(nn.Module):
-    """A norm, by its attributes, that does something else."""
+    """A module with the attributes of a norm and another forward."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Doubled(nn.Module):
         return 2 * x
 
 
-def test_a_module_of_the_same_parts_that_computes_otherwise_stays_stock() -> None:
+def test_a_similar_module_with_another_forward_stays_stock() -> None:
     layer = layer_of("llama")
     assert fused_norm(layer.input_layernorm) is not None
     assert fused_norm(Doubled(layer.input_layernorm)) is None
@@ -86,7 +86,7 @@ def test_a_module_of_the_same_parts_that_computes_otherwise_stays_stock() -> Non
 
 @pytest.mark.parametrize("dtype", filter(packable, [torch.float32, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("height", [1, 3, 4, 16])
-def test_a_fused_mlp_and_norm_are_the_stock_ones(height: int, dtype: torch.dtype) -> None:
+def test_a_fused_mlp_and_norm_equal_the_stock_ones(height: int, dtype: torch.dtype) -> None:
     layer = layer_of("llama").to(dtype)
     x = torch.randn(1, height, 32, generator=torch.Generator().manual_seed(height)).to(dtype)
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 5e-2}

@@ -1,4 +1,4 @@
-"""Which forwards are padded where a token's logits are to have the same bits in any of them: those that verify."""
+"""Shape invariance: which forwards are padded so that a token's logits always have the same bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shape = tuple[int, int]  # tokens of a row, and what the number of keys is round
 PADDED, PLAIN = (ROW_BLOCK, KEY_BLOCK), (1, 1)
 
 
-def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_over(
+def test_verifications_are_padded_and_drafts_only_if_their_states_are_reused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target, seen = Target(tiny_model("llama")), []
@@ -48,8 +48,8 @@ def test_what_verifies_is_padded_and_a_draft_only_where_its_states_are_taken_ove
     assert {keys for _, keys in seen} == {KEY_BLOCK}
 
 
-def test_no_draft_reaches_from_one_block_of_keys_into_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token of a verification is given as many keys as it would be given alone."""
+def test_no_draft_crosses_into_the_next_block_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token of a verification is given as many keys as it would be given by itself."""
     target, spans = Target(tiny_model("llama")), []
     target.row_block, target.key_block, target.widest_draft = ROW_BLOCK, KEY_BLOCK, 9
     window = target.cache.window
@@ -67,7 +67,7 @@ def test_no_draft_reaches_from_one_block_of_keys_into_the_next(monkeypatch: pyte
         target.prefill(0, text[:length])
         drafted = target.longest_draft(0)
         assert drafted == (9 if length + ROW_BLOCK > KEY_BLOCK else min(9, KEY_BLOCK - ROW_BLOCK - length))
-        alone = -(-(length + drafted + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK  # the keys of the last token by itself
+        single = -(-(length + drafted + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK  # the keys of the last token by itself
         spans.clear()
         target.forward([0], [text[length]], [TokenTree.chain(text[length + 1 : length + 1 + drafted])])
-        assert spans == [alone] and alone == -(-(length + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK
+        assert spans == [single] and single == -(-(length + ROW_BLOCK) // KEY_BLOCK) * KEY_BLOCK

@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a model in memory of its own, tied as it was saved, with every id that ends answers."""
+"""Loading of Hugging Face folders: weights, ties, dtype, tokenizer and end-of-sequence ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def mapped_from(model: PreTrainedModel, folder: Path) -> list[str]:
-    """Parameters that lie in a mapping of a file in `folder` rather than in memory of the process's own."""
+    """Parameters that are memory-mapped from a file in `folder`, not in the process's own memory."""
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if str(folder) in line:
@@ -48,7 +48,7 @@ def mapped_from(model: PreTrainedModel, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_model_comes_back_the_same_and_tied_as_it_was(tmp_path: Path, tied: bool) -> None:
+def test_a_saved_model_loads_with_equal_weights_and_ties(tmp_path: Path, tied: bool) -> None:
     saved = save(tmp_path, tie_word_embeddings=tied)
     loaded = load_pretrained(str(tmp_path), "float32", CPU).model
     assert not loaded.training
@@ -58,9 +58,9 @@ def test_a_saved_model_comes_back_the_same_and_tied_as_it_was(tmp_path: Path, ti
     assert (head.data_ptr() == embedding.data_ptr()) == tied
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are told by Linux only")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mappings")
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_weights_lie_in_memory_of_their_own(tmp_path: Path, tied: bool) -> None:
+def test_the_weights_are_not_memory_mapped(tmp_path: Path, tied: bool) -> None:
     """Memory-mapped, the first forwards would wait for the disk, and be timed."""
     save(tmp_path, tie_word_embeddings=tied)
     loaded = load_pretrained(str(tmp_path), "float32", CPU)
@@ -68,26 +68,26 @@ def test_the_weights_lie_in_memory_of_their_own(tmp_path: Path, tied: bool) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_weights_have_the_dtype_that_was_asked_for(tmp_path: Path, dtype: str) -> None:
+def test_the_weights_have_the_requested_dtype(tmp_path: Path, dtype: str) -> None:
     save(tmp_path)
     loaded = load_pretrained(str(tmp_path), dtype, CPU).model
     assert {parameter.dtype for parameter in loaded.parameters()} == {DTYPES[dtype]} == {loaded.dtype}
 
 
 @pytest.mark.parametrize(("eos", "expected"), [(None, set()), (3, {3}), ([3, 60], {3, 60})])
-def test_every_id_that_ends_an_answer_is_taken(tmp_path: Path, eos: int | list[int] | None, expected: set[int]) -> None:
+def test_all_end_of_sequence_ids_are_used(tmp_path: Path, eos: int | list[int] | None, expected: set[int]) -> None:
     save(tmp_path, eos=eos)
     end_of_turn = tiny_tokenizer().eos_token_id
     assert load_pretrained(str(tmp_path), "float32", CPU).eos == expected | {end_of_turn}
 
 
-def test_a_folder_without_generation_config_falls_back_to_the_models_own(tmp_path: Path) -> None:
+def test_without_generation_config_the_model_config_is_used(tmp_path: Path) -> None:
     save(tmp_path, eos_token_id=7)
     (tmp_path / "generation_config.json").unlink()
     assert load_pretrained(str(tmp_path), "float32", CPU).eos == {7, tiny_tokenizer().eos_token_id}
 
 
-def test_the_tokenizer_of_the_folder_comes_along(tmp_path: Path) -> None:
+def test_the_tokenizer_of_the_folder_is_loaded(tmp_path: Path) -> None:
     save(tmp_path)
     tokenizer = load_pretrained(str(tmp_path), "float32", CPU).tokenizer
     assert tokenizer("héllo")["input_ids"] == tiny_tokenizer()("héllo")["input_ids"]
@@ -101,7 +101,7 @@ def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./none", "~/none", "a/b/c"])
-def test_what_can_only_be_a_folder_is_not_looked_for_on_a_hub(path: str) -> None:
+def test_a_path_that_can_only_be_a_folder_is_not_looked_up_on_the_hub(path: str) -> None:
     with pytest.raises(UserError, match=f"model.path={re.escape(path)}: no such folder"):
         load_pretrained(path, "float32", CPU)
 
@@ -111,20 +111,20 @@ def test_what_can_only_be_a_folder_is_not_looked_for_on_a_hub(path: str) -> None
     [("~no-such-user/m", "there is no home folder ~no-such-user"), ("/" + "a" * 300, "cannot be loaded .*too long")],
     ids=["home", "length"],
 )
-def test_a_path_that_no_file_system_takes_is_one_line(path: str, reason: str) -> None:
+def test_an_impossible_path_gives_one_clear_line(path: str, reason: str) -> None:
     with pytest.raises(UserError, match=rf"^model\.path={path}: {reason}") as caught:
         load_pretrained(path, "float32", CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unavailable_hub_id_gives_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^model\.path=selfdraft/no-such-model: cannot be loaded.*\)$") as caught:
         load_pretrained("selfdraft/no-such-model", "float32", CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_loading_is_quiet_and_leaves_the_voice_of_transformers_as_it_was(
+def test_loading_is_silent_and_restores_the_verbosity_of_transformers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path)
@@ -138,7 +138,7 @@ def test_loading_is_quiet_and_leaves_the_voice_of_transformers_as_it_was(
     assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
 
 
-def test_the_tiny_model_speaks_its_tokenizer_and_stops_at_the_end_of_a_turn() -> None:
+def test_the_tiny_model_fits_its_tokenizer_and_stops_at_the_end_of_a_turn() -> None:
     loaded = load_tiny("qwen3", 3, "bfloat16", CPU)
     assert loaded.model.config.vocab_size == len(loaded.tokenizer)
     assert (loaded.model.config.model_type, loaded.model.dtype) == ("qwen3", torch.bfloat16)
@@ -146,7 +146,7 @@ def test_the_tiny_model_speaks_its_tokenizer_and_stops_at_the_end_of_a_turn() ->
     assert not torch.equal(logits(loaded.model), logits(load_tiny("qwen3", 4, "bfloat16", CPU).model))
 
 
-def test_a_shape_becomes_a_model_of_random_weights(tmp_path: Path) -> None:
+def test_a_shape_is_loaded_as_a_model_with_random_weights(tmp_path: Path) -> None:
     save(tmp_path, layers=3)
     (tmp_path / "model.safetensors").unlink()
     state = torch.random.get_rng_state()
@@ -158,7 +158,7 @@ def test_a_shape_becomes_a_model_of_random_weights(tmp_path: Path) -> None:
     assert not torch.equal(logits(one.model), logits(other.model))
 
 
-def test_a_shape_whose_vocabulary_holds_no_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_shape_with_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
     tiny_model(vocab_size=64).config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="vocab_size=64, but bytes need 259"):
         load_random(str(tmp_path), 0, "float32", CPU)

@@ -1,4 +1,4 @@
-"""What a run will need against what objects do hold, and peaks by phase."""
+"""The memory that a run will need against what its objects hold, and peaks by phase."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_reckoned_is_what_is_held(family: str, dtype: torch.dtype) -> None:
+def test_the_estimated_memory_equals_the_memory_held(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, dtype=dtype, max_positions=4096)
     need = needed(model, dtype, CPU, rows=1, packed=True, new_tokens=100, certify=True)
     assert need.weights == sum(p.nbytes for p in model.parameters())
@@ -49,7 +49,7 @@ def test_rows_and_options_change_what_is_needed() -> None:
     assert of(new_tokens=10_000).cache <= 2 * 4 * 2 * 8 * 2 * (512 + TREE + BLOCK)  # the model has 512 positions
 
 
-def test_an_outline_knows_the_size_without_reading_a_weight(tmp_path) -> None:
+def test_memory_is_estimated_without_reading_weights(tmp_path) -> None:
     model = tiny_model("qwen2")
     model.config.save_pretrained(tmp_path)  # there are no weights to be read
     outline = outline_pretrained(str(tmp_path))
@@ -58,7 +58,7 @@ def test_an_outline_knows_the_size_without_reading_a_weight(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("family", ["bloom", "mamba", "gpt2", "gemma3", "gemma4", "rwkv", "mllama"])
-def test_a_family_that_cannot_be_driven_is_refused_before_its_memory_is_reckoned(family: str) -> None:
+def test_an_unsupported_family_is_refused_before_its_memory_is_estimated(family: str) -> None:
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(AutoConfig.for_model(family))
     with pytest.raises(UserError, match=f"model family '{family}"):
@@ -85,12 +85,12 @@ def test_what_is_available_is_a_number_of_this_machine() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks within a phase are known on Linux only")
-def test_a_peak_belongs_to_its_phase() -> None:
+def test_each_phase_has_its_own_peak() -> None:
     peaks = PeakMemory(CPU)
     with peaks("small"):
         pass
     with peaks("large"):
-        # 200 MB, gone before the phase ends. Mapped by hand: torch's might lie in what earlier tests left behind.
+        # 200 MB, gone before the phase ends. Mapped by hand: torch's might come from memory that earlier tests freed.
         with mmap.mmap(-1, 200_000_000) as block:
             for page in range(0, len(block), mmap.PAGESIZE):
                 block[page] = 1
@@ -102,7 +102,7 @@ def test_a_peak_belongs_to_its_phase() -> None:
     assert peaks.peaks["within"] < peaks.peaks["large"] - 150
 
 
-def test_without_linux_the_resident_set_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_without_linux_the_resident_set_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     peaks = PeakMemory(CPU)
     with peaks("load"):

@@ -1,4 +1,4 @@
-"""Width: MLPs of the neurons that a prompt uses."""
+"""Sparse width: MLPs with only the neurons that a prompt uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def activations(model: PreTrainedModel, target: Target, text: list[int]) -> list
 
 
 @pytest.mark.parametrize("family", GATED)
-def test_neurons_are_chosen_by_their_share_in_the_prompt_s_activations(family: str) -> None:
+def test_neurons_are_chosen_by_their_share_of_the_prompt_s_activations(family: str) -> None:
     model = tiny_model(family)
     target = Target(model)
     begin(target, SHORT)
@@ -47,7 +47,7 @@ def test_neurons_are_chosen_by_their_share_in_the_prompt_s_activations(family: s
 
 
 @pytest.mark.parametrize("family", GATED)
-def test_a_sliced_mlp_is_the_stock_one_with_all_other_neurons_at_zero(family: str) -> None:
+def test_a_sliced_mlp_equals_the_stock_one_with_other_neurons_zeroed(family: str) -> None:
     model = tiny_model(family)
     target = Target(model)
     kept = most_active(neuron_statistics(target, LONG), 0.5)
@@ -79,7 +79,7 @@ def test_a_family_without_gated_mlps_is_refused_by_name() -> None:
         require_gated_mlps(Target(tiny_model("gpt_neox")))
 
 
-def test_a_slice_holds_so_much_less() -> None:
+def test_sliced_matrices_have_only_the_chosen_neurons() -> None:
     target = Target(tiny_model("llama"))
     sliced = sliced_mlps(target, [torch.tensor([1, 5, 6])] * 4, SkipSet.of(4, [], [3]))
     assert set(sliced) == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""Packed matrices give the numbers of the plain ones, at every height that decoding has."""
+"""Packed matrices give the results of plain ones, for every number of rows in decoding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(height: int, inside: int = 48) -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", HEIGHTS)
-def test_in_full_precision_the_numbers_are_the_same(height: int, bias: bool) -> None:
+def test_in_float32_packed_results_are_the_same(height: int, bias: bool) -> None:
     plain = linear(torch.float32, bias)
     x = rows(height)
     torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -39,7 +39,7 @@ def test_in_full_precision_the_numbers_are_the_same(height: int, bias: bool) -> 
 @needs_bfloat16
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", HEIGHTS)
-def test_in_half_precision_they_differ_by_rounding_alone(height: int, bias: bool) -> None:
+def test_in_half_precision_packed_results_differ_only_by_rounding(height: int, bias: bool) -> None:
     plain = linear(torch.bfloat16, bias)
     x = rows(height).bfloat16()
     exact = nn.functional.linear(x.double(), plain.weight.double(), None if plain.bias is None else plain.bias.double())
@@ -49,7 +49,7 @@ def test_in_half_precision_they_differ_by_rounding_alone(height: int, bias: bool
 
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)
-def test_both_kernels_are_used_and_the_turn_is_at_plain_rows(dtype: torch.dtype) -> None:
+def test_the_plain_kernel_is_used_up_to_plain_rows_and_the_packed_one_above(dtype: torch.dtype) -> None:
     packed = PackedLinear(linear(dtype, bias=True))
     turn = packed.plain_rows
     assert 0 <= turn < max(HEIGHTS)
@@ -62,7 +62,7 @@ def test_both_kernels_are_used_and_the_turn_is_at_plain_rows(dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (2, 8)], ids=str)
-def test_any_leading_shape_is_kept(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_packing_keeps_any_leading_shape(shape: tuple[int, int], dtype: torch.dtype) -> None:
     plain = linear(dtype, bias=True)
     x = rows(shape[0] * shape[1]).to(dtype).reshape(*shape, 48)
     out = PackedLinear(plain)(x)
@@ -71,14 +71,14 @@ def test_any_leading_shape_is_kept(shape: tuple[int, int], dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("height", [2, 9])
-def test_rows_need_not_lie_next_to_each_other(height: int) -> None:
+def test_rows_need_not_be_contiguous(height: int) -> None:
     """Every other column of a wider matrix: what a slice or a transposed head hands over."""
     plain = linear(torch.float32, bias=True)
     x = rows(height, inside=96)[:, ::2]
     torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_weight_is_shared_and_the_original_works_on() -> None:
+def test_the_weight_is_shared_and_the_original_still_works() -> None:
     plain = linear(torch.float32, bias=True)
     x = rows(9)
     before = plain(x)
@@ -89,7 +89,7 @@ def test_the_weight_is_shared_and_the_original_works_on() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype) -> None:
-    """Whether bfloat16 has any is the processor's affair: what is called packable must pack, and nothing else may."""
+    """bfloat16 kernels depend on the processor: exactly the dtypes that are called packable must pack."""
     plain = linear(dtype, bias=False)
     try:
         torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
@@ -99,7 +99,7 @@ def test_only_dtypes_with_kernels_are_packed(dtype: torch.dtype) -> None:
     assert possible == can_pack(plain)
 
 
-def test_without_kernels_a_model_runs_on_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_packed_kernels_a_model_runs_on_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor without AVX-512: nothing is packed, and the numbers are the unpacked target's."""
     model = tiny_model(dtype=torch.bfloat16)
     plain = teacher_forced(Target(model, packed=False), list(range(12)), 4, 4)
@@ -114,7 +114,7 @@ def test_without_kernels_a_model_runs_on_the_plain_ones(monkeypatch: pytest.Monk
     assert torch.equal(product_by(weight, packed=True)(x), nn.functional.linear(x, weight))
 
 
-def test_what_is_off_the_cpu_or_no_linear_or_not_alike_is_not_packed() -> None:
+def test_modules_that_cannot_be_packed_are_left_alone() -> None:
     assert not can_pack(linear(torch.float32, bias=False).to("meta"))
     assert not can_pack(nn.SiLU())
     assert not can_pack(linear(torch.float32, bias=False), linear(torch.float32, bias=True))
@@ -122,7 +122,7 @@ def test_what_is_off_the_cpu_or_no_linear_or_not_alike_is_not_packed() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", [1, 3, 4, 17])
-def test_several_joined_are_each_of_them_side_by_side(height: int, bias: bool) -> None:
+def test_joined_matrices_give_the_results_of_each(height: int, bias: bool) -> None:
     parts = [linear(torch.float32, bias, outside=outside) for outside in (80, 16, 24)]
     x = rows(height)
     expected = torch.cat([part(x) for part in parts], dim=-1)

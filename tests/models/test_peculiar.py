@@ -1,4 +1,4 @@
-"""A model that cannot be driven because of what was done to it: the line blames that object, and not its family."""
+"""A model that was changed by its user and is not supported: the line names the change, not the family."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def patched(model: PreTrainedModel, _: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda model, _: cpu_offload(model, execution_device=CPU), "offloaded or placed by accelerate"),
         (lambda model, folder: disk_offload(model, folder, execution_device=CPU), "offloaded or placed by accelerate"),
@@ -73,24 +73,24 @@ def patched(model: PreTrainedModel, _: Path) -> nn.Module:
         (lambda model, _: nn.DataParallel(model), "it is wrapped in a DataParallel"),
     ],
 )
-def test_what_was_done_to_a_model_is_told_and_its_family_is_not_blamed(
-    tmp_path: Path, change: Callable[[PreTrainedModel, Path], nn.Module], told: str
+def test_a_changed_model_is_refused_for_the_change_not_for_its_family(
+    tmp_path: Path, change: Callable[[PreTrainedModel, Path], nn.Module], expected: str
 ) -> None:
     model = change(tiny_model(), tmp_path)
     with pytest.raises(UserError) as caught:
         Target(model)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "family" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_autocast_is_told() -> None:
+def test_autocast_is_refused() -> None:
     model = tiny_model()
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match=r"torch\.autocast is on"):
         Target(model)
     Target(model)
 
 
-def test_a_composite_model_is_called_one() -> None:
+def test_a_composite_model_is_refused_as_such() -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = Gemma3Config(text_config={**text, "num_key_value_heads": 1, "vocab_size": 96}, vision_config=vision)

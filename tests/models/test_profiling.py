@@ -1,8 +1,8 @@
 import pytest
 
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models import profiling
-from selfdraft.models.profiling import measure_costs
+from selfdraft.models.path import Path
+from selfdraft.models.profiling import measure_costs, measure_path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -16,25 +16,49 @@ def test_costs_are_measured_for_every_size_and_not_counted_as_decoding() -> None
     assert target.forwards == 0
 
 
-def test_a_model_of_few_positions_is_measured_within_them() -> None:
+def test_costs_are_measured_within_the_model_s_positions() -> None:
     target = Target(tiny_model("llama"))
     target.max_positions = 24
     assert max(measure_costs(target, context=20, rounds=1).sizes) <= 24
 
 
-def test_medians_are_of_runs_that_take_turns_behind_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, ran = iter([0, 9, 0, 9, 0, 1, 0, 5, 0, 2, 0, 4, 0, 3, 0, 7]), []
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
-    jobs = {name: lambda name=name: ran.append(name) for name in ("a", "b")}
-    assert profiling.interleaved_medians(jobs, 3) == {"a": 2, "b": 5}
-    assert ran == ["a", "b"] * 4
-
-
-def test_a_path_is_timed_behind_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it drafts: what only it reads would otherwise wait for it in the caches."""
+def test_a_path_is_timed_after_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in drafting; otherwise weights that only the path reads would already be in the processor's caches."""
     target = Target(tiny_model("llama"))
     path = sparse_path(target, SkipSet.from_layer(4, 1))
     ran, forward = [], target.draft_forward
     monkeypatch.setattr(target, "draft_forward", lambda p, *rest, **more: (ran.append(p), forward(p, *rest, **more))[1])
     measure_costs(target, path=path, sizes=(1, 4), context=8, rounds=2)
     assert [p is path for p in ran] == [False, True] * (2 * 3)
+
+
+def test_drafts_of_a_path_are_timed_with_their_verifications() -> None:
+    target = Target(tiny_model("llama"))
+    costs = measure_path(target, sparse_path(target, SkipSet.from_layer(4, 2)), 3, context=8, rounds=1)
+    assert costs.plain > 0 and costs.draft > 0 and costs.forward.sizes[0] == 1
+    assert [step.drafted for step in costs.steps] == [1, 3]
+    assert all(s > 0 for step in costs.steps for s in (step.verify, step.reuse, step.reuse_without_bonus))
+    assert target.forwards == 0
+    late = measure_path(target, sparse_path(target, SkipSet.of(4, [0], [0])), 1, context=8, rounds=1)
+    assert [(step.drafted, step.reuse, step.reuse_without_bonus) for step in late.steps] == [(1, None, None)]
+
+
+def test_measured_drafts_fit_the_model_s_positions() -> None:
+    target = Target(tiny_model("llama"))
+    target.max_positions = 12
+    costs = measure_path(target, sparse_path(target, SkipSet.from_layer(4, 2)), 100, context=20, rounds=1)
+    assert max(step.drafted for step in costs.steps) < 12
+
+
+def test_verification_reuses_the_leading_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tokens, the root has already passed through the first two of the four layers."""
+    target, drive, seen = Target(tiny_model("llama")), Path.drive, []
+
+    def noting(path, runner, block, *args, since: int = 0, **more):
+        seen.append((block.tokens.shape[1] - since, len(path.layers)))
+        return drive(path, runner, block, *args, since=since, **more)
+
+    monkeypatch.setattr(Path, "drive", noting)
+    measure_path(target, sparse_path(target, SkipSet.from_layer(4, 2)), 1, context=8, rounds=1)
+    # The last round: a plain forward, a draft, a verification, one that reuses, and one without the drafted token.
+    assert seen[-6:] == [(1, 4), (1, 2), (2, 4), (1, 2), (2, 2), (1, 2)]

@@ -16,7 +16,7 @@ METHODS = [name for name, part in vars(TargetProtocol).items() if inspect.isfunc
 ATTRIBUTES = [name for name in TargetProtocol.__annotations__ if not name.startswith("_")]
 
 
-def test_the_protocol_is_small() -> None:
+def test_the_protocol_has_few_methods() -> None:
     assert sorted(METHODS) == [
         "allocate",
         "commit",
@@ -31,7 +31,7 @@ def test_the_protocol_is_small() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("target", [Target, StubTarget, TreeParallelTarget])
-def test_a_target_has_each_method_with_the_same_parameters(target: type, name: str) -> None:
+def test_every_target_has_the_protocol_s_methods_and_parameters(target: type, name: str) -> None:
     if target is TreeParallelTarget and name in ("prefill", "replay"):
         assert name not in vars(TreeParallelTarget)  # the inner target's own, by __getattr__
         return
@@ -40,6 +40,6 @@ def test_a_target_has_each_method_with_the_same_parameters(target: type, name: s
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_a_target_has_each_attribute(name: str) -> None:
+def test_every_target_has_the_protocol_s_attributes(name: str) -> None:
     assert hasattr(Target(tiny_model()), name)
     assert hasattr(StubTarget(successor), name)

@@ -1,4 +1,4 @@
-"""Pseudo tokens: the target's own bits wherever no probe stands, and at probes what a plain dense forward computes."""
+"""Pseudo tokens: the target's own bits at all other nodes, and at probes what a plain dense forward computes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def without_lora(adapter: Adapter) -> Adapter:
 
 
 def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:
-    """Of a row whose tree is given, in a batch of two; the other row has candidates alone."""
+    """Logits of a row with the given tree, in a batch of two; the other row has only candidates."""
     through = None if pseudo is None else pseudo.path
     logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], through=through)
     return torch.cat([logits[1], logits[0]])
 
 
-def test_probes_hang_under_the_root_and_every_node_behind_all_nodes() -> None:
+def test_probes_under_the_root_and_every_node_come_after_all_nodes() -> None:
     tree = TokenTree.merged([[5, 6], [7]]).probed(2, 0)
     assert tree.parents.tolist() == [ROOT, 0, ROOT, ROOT, 3, 0, 5, 1, 7, 2, 9]
     assert tree.is_candidate.tolist() == [True] * 3 + [False] * 8
@@ -51,7 +51,7 @@ def test_probes_hang_under_the_root_and_every_node_behind_all_nodes() -> None:
 
 
 @pytest.mark.parametrize(("packed", "dtype"), KINDS)
-def test_without_a_probe_the_bits_are_the_targets(packed: bool, dtype: torch.dtype) -> None:
+def test_without_probes_the_bits_are_those_of_the_target(packed: bool, dtype: torch.dtype) -> None:
     target = begun(packed, dtype)
     pseudo = PseudoTokens(target, untrained(target, 3, noise=1.0))
     plain, gated = (forward(target, CANDIDATES, p) for p in (None, pseudo))
@@ -59,7 +59,7 @@ def test_without_a_probe_the_bits_are_the_targets(packed: bool, dtype: torch.dty
 
 
 @pytest.mark.parametrize(("packed", "dtype"), KINDS)
-def test_beside_probes_the_bits_are_those_without_lora(packed: bool, dtype: torch.dtype) -> None:
+def test_next_to_probes_other_nodes_have_the_bits_without_lora(packed: bool, dtype: torch.dtype) -> None:
     target = begun(packed, dtype)
     tree = CANDIDATES.probed(3, 0)
     adapter = untrained(target, 3, noise=1.0)
@@ -71,7 +71,7 @@ def test_beside_probes_the_bits_are_those_without_lora(packed: bool, dtype: torc
 
 @torch.inference_mode()
 def dense(target: Target, adapter: Adapter, text: list[int], probes: int) -> Tensor:
-    """(V,) of the last of `probes` pseudo tokens behind a text: the stock model with hooks, no cache and no tree."""
+    """(V,) of the last of `probes` pseudo tokens after a text: the stock model with hooks, no cache and no tree."""
     model, hooks = target.model, []
     for index, layer in enumerate(target.anatomy.layers):
         for name, module in layer.named_modules():
@@ -91,7 +91,7 @@ def dense(target: Target, adapter: Adapter, text: list[int], probes: int) -> Ten
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
+def test_a_probe_s_logits_equal_those_of_a_dense_forward(family: str) -> None:
     target = begun(family=family)
     adapter = replace(untrained(target, 2, noise=0.3), settings={"scale": 0.5})
     tree = CANDIDATES.probed(2, 0)
@@ -103,7 +103,7 @@ def test_a_probe_is_what_a_dense_forward_makes_of_it(family: str) -> None:
             torch.testing.assert_close(logits[at], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_gate_is_shut_again_whatever_happens() -> None:
+def test_lora_is_switched_off_again_even_after_an_exception() -> None:
     target = begun()
     pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
     with pytest.raises(KeyError), pseudo.gate.open(torch.tensor([1]), 2, torch.device("cpu")):
@@ -111,7 +111,7 @@ def test_the_gate_is_shut_again_whatever_happens() -> None:
     assert pseudo.gate.rows is None
 
 
-def test_a_matrix_that_gets_other_rows_than_the_forwards_adds_no_lora() -> None:
+def test_a_matrix_with_another_number_of_rows_adds_no_lora() -> None:
     """An expert gets some of the tokens: its second row is not the forward's second row."""
     base, gate = torch.nn.Linear(4, 3, bias=False), Gate()
     linear = GatedLinear(base, [(torch.ones(1, 4), torch.ones(3, 1))], 1.0, gate)
@@ -122,7 +122,7 @@ def test_a_matrix_that_gets_other_rows_than_the_forwards_adds_no_lora() -> None:
         assert torch.equal(linear(x[0]), linear(x)[0])  # flattened, they are the same rows
 
 
-def test_the_full_path_is_left_as_it_is_and_packed_matrices_are_shared() -> None:
+def test_the_full_path_is_unchanged_and_packed_matrices_are_shared() -> None:
     target = begun()
     kept = target.full.layers
     pseudo = PseudoTokens(target, untrained(target, 1, noise=1.0))
@@ -143,13 +143,13 @@ def test_the_full_path_is_left_as_it_is_and_packed_matrices_are_shared() -> None
         ({"sampler.inner.weight": torch.zeros(2, 2)}, "sampler"),
     ],
 )
-def test_an_adapter_for_something_else_is_refused(tensors: dict[str, Tensor], said: str) -> None:
+def test_an_adapter_of_another_recipe_is_refused(tensors: dict[str, Tensor], said: str) -> None:
     base = {} if "vocabulary" in tensors else {"pseudo": torch.zeros(2, 32)}
     with pytest.raises(UserError, match=rf"drafter.adapter=here.*{said}"):
         PseudoTokens(begun(), Adapter("some", {}, {**base, **tensors}), "here")
 
 
-def test_a_sampler_begins_as_the_identity_and_is_told_the_token_before() -> None:
+def test_a_sampler_starts_as_the_identity_and_gets_the_token_before() -> None:
     target = begun()
     head = SamplerHead(32)
     hidden, previous = torch.randn(3, 32), torch.randn(3, 32)
@@ -168,8 +168,10 @@ def test_a_sampler_begins_as_the_identity_and_is_told_the_token_before() -> None
     for state, level in zip(hidden, levels, strict=True):
         for branch, best in level.items():
             with torch.inference_mode():
-                told = head(target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([(17, *branch)[-1]])))
-                logits, tokens = target.anatomy.head(told)[0], [token for token, _ in best]
+                adjusted = head(
+                    target.anatomy.norm(state)[None], target.anatomy.embed(torch.tensor([(17, *branch)[-1]]))
+                )
+                logits, tokens = target.anatomy.head(adjusted)[0], [token for token, _ in best]
             assert tokens == logits.topk(4).indices.tolist()
             chances = torch.tensor([chance for _, chance in best])
             torch.testing.assert_close(chances, logits[tokens].softmax(-1), rtol=1e-4, atol=1e-5)

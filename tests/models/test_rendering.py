@@ -1,4 +1,4 @@
-"""A chat template is somebody else's program: it renders as in transformers, or it is stopped and told in a line."""
+"""A chat template is untrusted code: it renders as in transformers, or is stopped with one clear line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rendered(template: str) -> str:
     ],
 )
 @pytest.mark.parametrize("answer", [True, False])
-def test_a_text_is_the_one_that_transformers_renders(template: str, answer: bool) -> None:
+def test_rendering_equals_that_of_transformers(template: str, answer: bool) -> None:
     tokenizer = tiny_tokenizer()
     expected = tokenizer.apply_chat_template(
         MESSAGES, chat_template=template, add_generation_prompt=answer, tokenize=False
@@ -43,7 +43,7 @@ def test_a_text_is_the_one_that_transformers_renders(template: str, answer: bool
     assert render(template, MESSAGES, tokenizer.special_tokens_map, answer=answer) == expected
 
 
-def test_a_chat_encodes_by_a_template_that_is_not_ours_as_transformers_does() -> None:
+def test_a_chat_is_encoded_as_by_transformers() -> None:
     tokenizer: PreTrainedTokenizerFast = tiny_tokenizer()
     tokenizer.chat_template = TINY_TEMPLATE + "{{ bos_token }}"
     ids = Chat(tokenizer).encode([(m["role"], m["content"]) for m in MESSAGES])
@@ -68,7 +68,7 @@ def test_a_chat_encodes_by_a_template_that_is_not_ours_as_transformers_does() ->
         ("x" * (MAX_TEMPLATE + 1), "more than 1,000,000 are refused"),
     ],
 )
-def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -> None:
+def test_a_failing_template_gives_one_clear_line(template: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         rendered(template)
     assert str(caught.value).startswith("the chat template ")
@@ -86,7 +86,7 @@ def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -
     ],
     ids=["loops", "recursion", "repetition", "format", "doubling", "power"],
 )
-def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     rendered("ready")  # starting the process takes longer than the time that is given here
     monkeypatch.setattr(rendering, "SECONDS", 1)
     begin = time.monotonic()
@@ -97,7 +97,7 @@ def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch, t
     assert rendered("{{ messages[0].content }}") == "Größe?"  # and the next one is served
 
 
-def test_threads_get_their_own_answers() -> None:
+def test_threads_get_their_own_results() -> None:
     def one(number: int) -> str:
         return render("{{ n }}", MESSAGES, {"n": number}, answer=True)
 
@@ -105,7 +105,7 @@ def test_threads_get_their_own_answers() -> None:
         assert list(pool.map(one, range(40))) == [str(number) for number in range(40)]
 
 
-def test_the_process_knows_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_gets_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setattr(rendering, "_RENDERER", renderer := rendering._Renderer())
     try:
@@ -126,9 +126,7 @@ def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch
 
 
 @pytest.mark.parametrize("name", ["jinja2.py", "json.py", "selfdraft.py"])
-def test_no_file_of_the_folder_that_the_user_is_in_is_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_of_the_working_directory_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
     rendering._RENDERER.close()  # so that it starts anew, from here

@@ -1,4 +1,4 @@
-"""Drafting with a selection of the keys, and attention that writes its scores down."""
+"""Drafting with a selection of the keys, and attention that records its scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_selecting_all_keys_changes_nothing(target: Target, prompt: list[int]) -
             torch.testing.assert_close(ours, plain, **CLOSE)
 
 
-def test_selected_keys_are_all_that_is_seen_and_stand_where_they_stood(model: PreTrainedModel, target: Target) -> None:
+def test_only_selected_keys_are_seen_at_their_own_positions(model: PreTrainedModel, target: Target) -> None:
     """Against the stock model with a mask over the whole prefix."""
     chosen = torch.tensor([0, 1, 9, 14, 15, 16, 17, 18])
     begin(target, LONG)
@@ -59,7 +59,7 @@ def _additive(seen: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)[None, None]
 
 
-def test_selections_of_a_batch_are_each_row_s_own(target: Target) -> None:
+def test_every_row_of_a_batch_has_its_own_selection(target: Target) -> None:
     prompts = [LONG, SHORT, LONG[:9]]
     begin(target, *prompts)
     keys, alone = Selection(4, 3), Selection(4, 3)
@@ -77,7 +77,7 @@ def test_selections_of_a_batch_are_each_row_s_own(target: Target) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "qwen3"])
-def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
+def test_scores_are_the_attention_of_the_last_query(family: str) -> None:
     model = tiny_model(family, attn_implementation="eager")
     target = Target(model)
     begin(target, LONG)
@@ -90,7 +90,7 @@ def test_scores_are_the_attention_that_the_last_query_gave(family: str) -> None:
     assert scores.best(5, 2, 19).tolist() == sorted((2 + expected[2:19].topk(5).indices).tolist())
 
 
-def test_scores_of_a_family_with_attention_of_its_own_are_refused_by_name() -> None:
+def test_scores_in_a_family_with_custom_attention_are_refused() -> None:
     target = Target(tiny_model("gemma2"))
     with pytest.raises(UserError, match=r"^drafter\.path\.top_k: .*'gemma2'"):
         scoring(target, sparse_path(target, SkipSet()))

@@ -39,13 +39,13 @@ def draft(target: Target, path: Path, prompts: list[list[int]], lengths: list[in
 REUSED = {
     "exit": SkipSet.from_layer(4, 2),
     "late exit": SkipSet.from_layer(4, 3),
-    "late sublayers": SkipSet.of(4, [2], [3]),  # what is skipped comes late, but the path goes on behind it
+    "late sublayers": SkipSet.of(4, [2], [3]),  # what is skipped comes late, but the path continues after it
 }
 
 
 @pytest.mark.parametrize("bonus", [True, False], ids=["bonus", "no bonus"])
 @pytest.mark.parametrize("skip", REUSED.values(), ids=REUSED)
-def test_verification_that_reuses_is_the_plain_one(target: Target, skip: SkipSet, bonus: bool) -> None:
+def test_verification_with_reused_states_equals_the_plain_one(target: Target, skip: SkipSet, bonus: bool) -> None:
     """Logits, and every layer's keys and values, in a ragged batch; drafts longer than a window among them."""
     prompts, lengths = [LONG, SHORT, LONG[:9]], [5, WINDOW + 2, 2]
     path = sparse_path(target, skip)
@@ -66,7 +66,7 @@ def test_verification_that_reuses_is_the_plain_one(target: Target, skip: SkipSet
             torch.testing.assert_close(mine[row, :, :end], theirs[row, :, :end], **CLOSE)
 
 
-def test_rows_that_left_at_different_layers_are_verified_plainly(target: Target) -> None:
+def test_rows_with_different_exit_layers_are_verified_without_reuse(target: Target) -> None:
     prompts, roots = [LONG, SHORT], [LONG[-1], SHORT[-1]]
     begin(target, *prompts)
     reuse, trees = [], []
@@ -81,7 +81,7 @@ def test_rows_that_left_at_different_layers_are_verified_plainly(target: Target)
         torch.testing.assert_close(mine, plain, **CLOSE)
 
 
-def test_leaves_beside_a_reused_chain_are_right(target: Target) -> None:
+def test_siblings_of_a_reused_chain_get_the_right_logits(target: Target) -> None:
     path = sparse_path(target, REUSED["exit"])
     begin(target, LONG)
     (chain,), reuse = draft(target, path, [LONG], [3])
@@ -106,7 +106,7 @@ def layer_calls(target: Target):
             hook.remove()
 
 
-def test_only_what_is_missing_is_computed() -> None:
+def test_only_missing_states_are_computed() -> None:
     target = Target(tiny_model("llama"))
     path = sparse_path(target, REUSED["exit"])
     begin(target, LONG)
@@ -120,7 +120,7 @@ def test_only_what_is_missing_is_computed() -> None:
         assert calls == [[1, 5], [1, 5], [4, 5, 5], [4, 5, 5]]
 
 
-def test_states_are_kept_before_and_behind_every_layer(model: PreTrainedModel, target: Target) -> None:
+def test_states_are_kept_before_and_after_every_layer(model: PreTrainedModel, target: Target) -> None:
     begin(target, LONG[:1])
     keep: list[list[Tensor]] = [[]]
     target.forward([0], LONG[:1], [TokenTree.chain(LONG[1:])], keep=keep)
@@ -128,14 +128,14 @@ def test_states_are_kept_before_and_behind_every_layer(model: PreTrainedModel, t
         stock = model(torch.tensor([LONG]), output_hidden_states=True, use_cache=False).hidden_states
     (ours,) = keep[0]
     assert ours.shape == (5, len(LONG), stock[0].shape[-1])
-    for layer in range(4):  # the stock model's last one is behind the final norm
+    for layer in range(4):  # the stock model's last one has passed the final norm
         torch.testing.assert_close(ours[layer], stock[layer][0], **CLOSE)
 
 
 # Vocabulary.
 
 
-def test_a_reduced_vocabulary_says_the_same_of_its_tokens_and_nothing_of_others(target: Target) -> None:
+def test_a_reduced_vocabulary_gives_the_same_logits_and_minus_infinity_elsewhere(target: Target) -> None:
     ids = [3, 50, 4, 95, 0, 3]
     begin(target, LONG)
     skip = SkipSet.of(4, [1], [])
@@ -155,7 +155,7 @@ def test_a_reduced_vocabulary_says_the_same_of_its_tokens_and_nothing_of_others(
 
 
 @pytest.mark.parametrize("position", [1, 5, 12])
-def test_a_replay_is_what_was_drafted_there(target: Target, position: int) -> None:
+def test_a_replay_gives_the_logits_of_the_draft(target: Target, position: int) -> None:
     """With everything committed, the path's logits for tokens long past are those it gave when they were next."""
     path = sparse_path(target, SkipSet.of(4, [1, 3], [0]))
     tokens = LONG[position : position + 5]
@@ -173,7 +173,7 @@ def test_a_replay_is_what_was_drafted_there(target: Target, position: int) -> No
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
-def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> None:
+def test_chosen_layers_equal_those_of_the_plain_recursion(family: str, count: int) -> None:
     """The dynamic programme, state by state and one layer at a time, with forwards of one token."""
     target = Target(tiny_model(family, layers=8))
     begin(target, LONG)
@@ -194,7 +194,7 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
 
     best: dict[int, tuple[Tensor, list[int]]] = {0: (full[0], [])}
     for layer in range(8):
-        behind: dict[int, tuple[Tensor, list[int]]] = {}
+        after: dict[int, tuple[Tensor, list[int]]] = {}
         for j in range(count + 1):
             options = []
             if j in best:
@@ -202,12 +202,12 @@ def test_layers_are_chosen_by_the_plain_recursion(family: str, count: int) -> No
             if j - 1 in best and 1 <= layer <= 6:
                 options.append((best[j - 1][0], [*best[j - 1][1], layer]))
             if options:
-                behind[j] = max(options, key=lambda option: likeness(option[0], layer))
-        best = behind
+                after[j] = max(options, key=lambda option: likeness(option[0], layer))
+        best = after
     assert sorted(ours.attention) == best[count][1] and ours.attention == ours.mlp
 
 
-def test_what_an_exit_says_is_the_head_on_its_states() -> None:
+def test_exit_logits_are_the_head_on_the_exit_s_states() -> None:
     target = Target(tiny_model("llama"))
     begin(target, LONG)
     keep: list[list[Tensor]] = [[]]
@@ -219,8 +219,8 @@ def test_what_an_exit_says_is_the_head_on_its_states() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
-def test_a_text_replayed_in_blocks_gives_the_logits_of_every_block_by_itself(family: str) -> None:
-    """In one forward what `replay` gives in several: and, through the full path, those of the text itself."""
+def test_replaying_in_blocks_gives_the_logits_of_each_block(family: str) -> None:
+    """One forward gives what `replay` gives in several; through the full path, the logits of the text itself."""
     target = Target(tiny_model(family))
     text = torch.randint(96, (31,), generator=torch.Generator().manual_seed(1)).tolist()
     alone = teacher_forced(target, text, 10, block=1)

@@ -1,4 +1,4 @@
-"""transformers' own generate as the outside reference: the same text, and tokens counted as ours are."""
+"""transformers' own generate as a reference: the same text, and tokens counted like ours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def forwards_of(model: LoadedModel) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 30])
-def test_a_reference_writes_what_our_own_decoding_writes(name: str, max_new_tokens: int) -> None:
+def test_a_reference_gives_the_same_text_as_our_decoding(name: str, max_new_tokens: int) -> None:
     model = loaded()
     output = StockGenerate(model, name, max_new_tokens).decode(PROMPT).output
     assert len(output) == max_new_tokens
@@ -59,7 +59,7 @@ def test_a_reference_writes_what_our_own_decoding_writes(name: str, max_new_toke
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_the_end_of_sequence_is_part_of_the_output_and_nothing_behind_it(name: str) -> None:
+def test_the_output_ends_with_the_end_of_sequence(name: str) -> None:
     free = StockGenerate(loaded(), name, 30).decode(PROMPT).output
     ends = frozenset({free[11], free[17]})
     stopped = loaded(eos=ends)
@@ -68,7 +68,7 @@ def test_the_end_of_sequence_is_part_of_the_output_and_nothing_behind_it(name: s
     assert output == free[: first + 1] == ours(stopped, PROMPT, 30)
 
 
-def test_greedy_counts_all_tokens_but_the_one_of_the_prefill() -> None:
+def test_greedy_decoding_time_excludes_the_token_of_the_prefill() -> None:
     model = loaded()
     with forwards_of(model) as widths:
         done = StockGenerate(model, GREEDY, 30).decode(PROMPT)
@@ -77,7 +77,7 @@ def test_greedy_counts_all_tokens_but_the_one_of_the_prefill() -> None:
     assert done.decode_s > 0
 
 
-def test_prompt_lookup_leaves_out_all_tokens_of_its_first_forward() -> None:
+def test_prompt_lookup_time_excludes_the_tokens_of_its_first_forward() -> None:
     """That one verifies a draft as well: up to eleven tokens come with the prefill, and are not decoded."""
     model = parrot()
     with forwards_of(model) as widths:
@@ -87,7 +87,7 @@ def test_prompt_lookup_leaves_out_all_tokens_of_its_first_forward() -> None:
     assert done.decoded == 19
 
 
-def test_prompt_lookup_that_finds_nothing_counts_as_greedy_does() -> None:
+def test_prompt_lookup_without_matches_counts_like_greedy() -> None:
     model = loaded()
     prompt = [1, 2, 3, 4, 5, 6]
     with forwards_of(model) as widths:
@@ -108,8 +108,8 @@ def test_prompt_lookup_that_finds_nothing_counts_as_greedy_does() -> None:
     ids=lambda habit: next(iter(habit)),
 )
 @pytest.mark.parametrize("name", REFERENCES)
-def test_what_generation_config_asks_for_does_not_bend_greedy_decoding(name: str, habit: dict) -> None:
-    """Such settings stand in real checkpoints; a reference that obeyed them would be compared with another text."""
+def test_generation_config_does_not_change_greedy_decoding(name: str, habit: dict) -> None:
+    """Real checkpoints have such settings; a reference that obeyed them would be compared with another text."""
     plain = loaded()
     free = ours(plain, PROMPT, 30)
     model = loaded(eos=frozenset({free[20]}))
@@ -117,7 +117,7 @@ def test_what_generation_config_asks_for_does_not_bend_greedy_decoding(name: str
     assert StockGenerate(model, name, 30).decode(PROMPT).output == ours(model, PROMPT, 30)
 
 
-def test_a_reference_leaves_the_model_as_it_was() -> None:
+def test_a_reference_does_not_change_the_model() -> None:
     model = loaded()
     before = model.model.generation_config.to_dict()
     first = StockGenerate(model, LOOKUP, 12).decode(PROMPT).output

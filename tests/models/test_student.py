@@ -1,4 +1,4 @@
-"""Students see while training what drafts see while decoding; and what they learn goes where it belongs."""
+"""A student attends in training to what a draft attends to in decoding; only its own weights are trained."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FILE, Adapter
@@ -29,7 +29,7 @@ def target_of(family: str, *, packed: bool = False) -> Target:
 
 
 def packed_texts() -> tuple[Tensor, Tensor, Tensor]:
-    """Two rows: one text, and two with padding behind."""
+    """Two rows: one text, and two followed by padding."""
     tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     texts = torch.zeros(2, LENGTH, dtype=torch.long)
     texts[1, 10:20], texts[1, 20:] = 1, -1
@@ -40,7 +40,7 @@ def packed_texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(student: Student) -> Student:
-    """As if trained: no weight is what it was."""
+    """Change every weight, as training does."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -50,10 +50,10 @@ def trained(student: Student) -> Student:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
+def test_teacher_outputs_of_a_packed_text_equal_those_of_the_text_itself(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
-    lesson = teach(target, tokens, positions, texts, layers=range(4))
-    ours = target.head(lesson.final)
+    outputs = teach(target, tokens, positions, texts, layers=range(4))
+    ours = target.head(outputs.final)
     alone = target.model(input_ids=tokens[1:, 10:20], use_cache=False).logits
     cap = target.anatomy.softcap
     ours = ours if cap is None else torch.tanh(ours / cap) * cap
@@ -61,23 +61,23 @@ def test_a_text_in_a_row_is_taught_as_if_it_stood_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_untrained_student_is_the_target(family: str) -> None:
+def test_an_untrained_student_of_all_layers_equals_the_target(family: str) -> None:
     target, (tokens, positions, texts) = target_of(family), packed_texts()
-    lesson = teach(target, tokens, positions, texts, layers=range(4))
+    outputs = teach(target, tokens, positions, texts, layers=range(4))
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 5, 5, 1)
     student = Student(target, sparse_path(target, SkipSet()), rank=2)
-    hidden = student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson)
+    hidden = student(target.anatomy.embed(blocks.gathered(tokens)), blocks, outputs)
     valid = blocks.valid.flatten(1)
-    assert torch.allclose(hidden[valid], blocks.gathered(lesson.final)[valid], atol=2e-4)
+    assert torch.allclose(hidden[valid], blocks.gathered(outputs.final)[valid], atol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, tmp_path: Path) -> None:
+def test_a_draft_path_gives_the_logits_of_its_student(family: str, packed: bool, tmp_path: Path) -> None:
     teacher, (tokens, positions, texts) = target_of(family), packed_texts()
-    words = torch.arange(5, 60)
+    ids = torch.arange(5, 60)
     path = sparse_path(teacher, SKIP)
-    student = trained(Student(teacher, path, rank=3, alpha=6.0, whole=[3], norm=True, vocabulary=words))
+    student = trained(Student(teacher, path, rank=3, alpha=6.0, whole=[3], norm=True, vocabulary=ids))
     student.adapter("sparse_distill", path).write(tmp_path)
 
     target = target_of(family, packed=packed)
@@ -98,7 +98,7 @@ def test_a_draft_path_computes_what_its_student_did(family: str, packed: bool, t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> None:
+def test_an_adapter_changes_no_bits_of_the_target(dtype: torch.dtype) -> None:
     model = tiny_model("llama", seed=3, vocab_size=VOCABULARY, max_positions=256, dtype=dtype)
     before = {name: p.clone() for name, p in model.named_parameters()}
     target, text = Target(model), list(range(20))
@@ -115,18 +115,18 @@ def test_an_adapter_beside_it_leaves_the_target_its_bits(dtype: torch.dtype) -> 
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_only_what_is_trained_has_gradients() -> None:
+def test_only_trained_weights_have_gradients() -> None:
     target, (tokens, positions, texts) = target_of("llama"), packed_texts()
     student = Student(target, sparse_path(target, SKIP), rank=2, lora_from=1, whole=[3])
-    lesson = teach(target, tokens, positions, texts, layers=student.indices)
+    outputs = teach(target, tokens, positions, texts, layers=student.indices)
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), 3, 3, 0)
-    student(target.anatomy.embed(blocks.gathered(tokens)), blocks, lesson).sum().backward()
+    student(target.anatomy.embed(blocks.gathered(tokens)), blocks, outputs).sum().backward()
     with_gradients = {name.split(".")[1] for name, p in student.named_parameters() if p.grad is not None}
     assert with_gradients == {"1", "2"}  # layers 1 (half of it) and 3; 2 is skipped, and 0 has no LoRA
     assert all(p.grad is None for p in target.model.parameters())
 
 
-def test_a_damaged_or_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_adapter_gives_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         Adapter.read(tmp_path)
     (tmp_path / FILE).write_bytes(b"not tensors at all")

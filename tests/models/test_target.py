@@ -1,4 +1,4 @@
-"""The target against the stock model: trees, batches, sparse paths, and that the user's model is left as it was."""
+"""The target against the stock model: trees, batches, sparse paths, and an unchanged user's model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
 @torch.inference_mode()
 def stock_logits(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """(V,) what the stock model puts behind the text, no cache involved."""
+    """(V,) what the stock model puts after the text, no cache involved."""
     return model(torch.tensor([text]), use_cache=False).logits[0, -1]
 
 
@@ -38,7 +38,9 @@ def assert_tree_is_right(model: PreTrainedModel, prefix: list[int], tree: TokenT
 
 
 @pytest.mark.parametrize("prompt", [SHORT[:1], SHORT, LONG], ids=len)
-def test_a_tree_is_every_branch_decoded_alone(model: PreTrainedModel, target: Target, prompt: list[int]) -> None:
+def test_a_tree_gives_the_logits_of_every_branch_by_itself(
+    model: PreTrainedModel, target: Target, prompt: list[int]
+) -> None:
     begin(target, prompt)
     for seed, nodes in ((0, 0), (1, 1), (2, 14)):
         tree = random_tree(np.random.default_rng(seed), nodes)
@@ -46,7 +48,7 @@ def test_a_tree_is_every_branch_decoded_alone(model: PreTrainedModel, target: Ta
         assert_tree_is_right(model, prompt, tree, logits)
 
 
-def test_a_chain_longer_than_the_window_is_right_at_every_depth(model: PreTrainedModel, target: Target) -> None:
+def test_a_chain_longer_than_the_sliding_window_is_right_at_every_depth(model: PreTrainedModel, target: Target) -> None:
     chain = TokenTree.chain([3 * i % 96 for i in range(2 * WINDOW + 3)])
     begin(target, SHORT)
     assert_tree_is_right(model, SHORT, chain, target.forward([0], [SHORT[-1]], [chain])[0])
@@ -62,7 +64,7 @@ def test_rows_of_a_ragged_batch_do_not_see_each_other(model: PreTrainedModel, ta
             assert_tree_is_right(model, prompts[row], trees[row], row_logits)
 
 
-def test_after_a_branch_was_committed_decoding_goes_on_from_it(model: PreTrainedModel, target: Target) -> None:
+def test_decoding_continues_from_a_committed_branch(model: PreTrainedModel, target: Target) -> None:
     text = LONG.copy()
     begin(target, text)
     tree = TokenTree(torch.tensor([4, 5, 6, 7, 8]), torch.tensor([-1, -1, 0, 1, 3]), torch.ones(5).bool())
@@ -73,7 +75,7 @@ def test_after_a_branch_was_committed_decoding_goes_on_from_it(model: PreTrained
         text += [*tree.tokens[list(path)].tolist(), 11]
 
 
-def test_probes_are_computed_as_candidates_are_but_never_accepted(model: PreTrainedModel, target: Target) -> None:
+def test_probes_are_computed_like_candidates_but_never_accepted(model: PreTrainedModel, target: Target) -> None:
     text = LONG.copy()
     for _ in range(3):
         text.append(int(stock_logits(model, text).argmax()))
@@ -102,7 +104,7 @@ def test_prefill_may_come_in_chunks(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_prompt_longer_than_a_chunk_is_right(family: str) -> None:
+def test_a_prompt_longer_than_a_chunk_is_prefilled_correctly(family: str) -> None:
     model = tiny_model(family, max_positions=2 * PREFILL_CHUNK)
     text = [int(t) for t in np.random.default_rng(0).integers(96, size=PREFILL_CHUNK + 40)]
     target = Target(model)
@@ -152,7 +154,7 @@ def _nothing(output: Tensor | tuple) -> Tensor | tuple:
 
 @pytest.mark.parametrize("prefix", [[], SHORT, LONG], ids=len)
 @pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_sparse_path_is_the_stock_model_without_those_sublayers_behind_the_full_model_s_prefix(
+def test_a_sparse_path_equals_the_stock_model_without_those_sublayers(
     model: PreTrainedModel, target: Target, skip: SkipSet, prefix: list[int]
 ) -> None:
     tokens = [11, 48, 30, 77, 2]
@@ -168,8 +170,8 @@ def test_a_sparse_path_is_the_stock_model_without_those_sublayers_behind_the_ful
 
 
 @pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_drafted_chain_is_what_one_sparse_forward_over_it_gives(target: Target, skip: SkipSet) -> None:
-    """Token by token, each reads the scratch that the ones before it left."""
+def test_drafting_token_by_token_equals_one_sparse_forward(target: Target, skip: SkipSet) -> None:
+    """Every drafted token attends to the scratch slots of those before it."""
     begin(target, LONG)
     path, drafted, logits = sparse_path(target, skip), [LONG[-1]], []
     for offset in range(WINDOW + 2):
@@ -179,7 +181,7 @@ def test_a_drafted_chain_is_what_one_sparse_forward_over_it_gives(target: Target
     torch.testing.assert_close(torch.stack(logits), at_once, **CLOSE)
 
 
-def test_drafting_in_a_batch_is_drafting_alone(target: Target) -> None:
+def test_drafting_in_a_batch_equals_drafting_by_itself(target: Target) -> None:
     prompts, path = [LONG, SHORT, LONG[:9]], sparse_path(target, SKIPS["mixed"])
     begin(target, *prompts)
     roots = [prompt[-1] for prompt in prompts]
@@ -194,7 +196,7 @@ def test_drafting_in_a_batch_is_drafting_alone(target: Target) -> None:
 
 
 @pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_skipped_attention_writes_no_keys_and_the_others_do(target: Target, skip: SkipSet) -> None:
+def test_a_skipped_attention_writes_no_keys(target: Target, skip: SkipSet) -> None:
     begin(target, LONG)
     before = [(k.clone(), v.clone()) for k, v in zip(target.cache._keys, target.cache._values, strict=True)]
     target.draft_forward(sparse_path(target, skip), [0], 0, [1], [TokenTree.chain([2, 3])])
@@ -202,7 +204,7 @@ def test_a_skipped_attention_writes_no_keys_and_the_others_do(target: Target, sk
     for layer, (keys, values) in enumerate(before):
         for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
             assert torch.equal(now, then) == (layer in skip.attention)
-            # And those that do, in the three scratch slots alone.
+            # And those that do, only in the three scratch slots.
             assert torch.equal(now[:, :, :length], then[:, :, :length])
             assert torch.equal(now[:, :, length + 3 :], then[:, :, length + 3 :])
 
@@ -223,7 +225,7 @@ def test_sparse_paths_coexist(target: Target) -> None:
     assert not torch.equal(expected, other)
 
 
-def test_skipping_nothing_is_the_full_path(target: Target) -> None:
+def test_skipping_nothing_equals_the_full_path(target: Target) -> None:
     begin(target, LONG)
     tree = random_tree(np.random.default_rng(0), 9)
     empty = target.draft_forward(sparse_path(target, SkipSet()), [0], 0, [1], [tree])[0]
@@ -247,7 +249,7 @@ def calls(*kinds: type[nn.Module]) -> Iterator[Counter[type]]:
 
 
 @pytest.mark.parametrize("skip", [*SKIPS.values(), SkipSet()], ids=[*SKIPS, "nothing"])
-def test_skipped_sublayers_and_whole_layers_are_not_called_at_all(target: Target, skip: SkipSet) -> None:
+def test_skipped_sublayers_and_layers_are_not_called(target: Target, skip: SkipSet) -> None:
     begin(target, LONG)
     layer = target.full.layers[0]
     attention, mlp = (type(getattr(layer, name)) for name in (target.anatomy.attention_name, target.anatomy.mlp_name))
@@ -259,7 +261,7 @@ def test_skipped_sublayers_and_whole_layers_are_not_called_at_all(target: Target
     assert counted[mlp] == 4 - len(skip.mlp)
 
 
-def test_the_user_s_model_is_left_as_it_was(model: PreTrainedModel) -> None:
+def test_the_user_s_model_is_not_changed(model: PreTrainedModel) -> None:
     tokens = torch.tensor([LONG])
     with torch.inference_mode():
         before = model(tokens).logits
@@ -290,7 +292,7 @@ def test_weights_are_shared_not_copied(model: PreTrainedModel) -> None:
     assert ours == {p.data_ptr() for layer in target.anatomy.layers for p in layer.parameters()}
 
 
-def test_unpacked_it_writes_the_same(model: PreTrainedModel, target: Target) -> None:
+def test_packing_changes_no_text(model: PreTrainedModel, target: Target) -> None:
     plain = Target(model, packed=False)
     tree = random_tree(np.random.default_rng(0), 9)
     for each in (target, plain):
@@ -302,7 +304,7 @@ def test_unpacked_it_writes_the_same(model: PreTrainedModel, target: Target) -> 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_family_is_refused_for_rounding_in_half_precision(family: str, seed: int) -> None:
+def test_half_precision_rounding_refuses_no_family(family: str, seed: int) -> None:
     model = tiny_model(family, seed=seed, dtype=torch.bfloat16)
     target = Target(model)
     assert target.dtype == torch.bfloat16
@@ -316,7 +318,7 @@ def test_no_family_is_refused_for_rounding_in_half_precision(family: str, seed: 
 @pytest.mark.parametrize(
     ("pad", "eos", "expected"), [(3, 7, 3), (None, 7, 7), (None, [8, 9], 8), (None, None, 0), (0, 7, 0), (None, [], 0)]
 )
-def test_the_filler_is_the_first_id_that_the_model_has(
+def test_the_filler_is_the_first_id_that_is_configured(
     pad: int | None, eos: list[int] | int | None, expected: int
 ) -> None:
     model = tiny_model()
@@ -324,14 +326,14 @@ def test_the_filler_is_the_first_id_that_the_model_has(
     assert Target(model).pad_id == expected
 
 
-def test_a_text_forced_again_need_not_be_prefilled_again(target: Target) -> None:
+def test_scoring_a_text_again_in_blocks_gives_the_same_logits(target: Target) -> None:
     text = [*LONG, *SHORT, *LONG]
     first = teacher_forced(target, text, len(LONG), 1)
     for block in (1, 3, 300):  # the last one grows the cache
         torch.testing.assert_close(teacher_forced_in(target, text, len(LONG), [block])[0], first, atol=1e-4, rtol=1e-4)
 
 
-def test_allocating_anew_forgets_all_rows_and_keeps_a_cache_that_will_do(target: Target) -> None:
+def test_allocating_again_clears_all_rows_and_keeps_a_large_enough_cache(target: Target) -> None:
     begin(target, LONG, SHORT)
     cache = target.cache
     target.allocate(2, 100)

@@ -1,4 +1,4 @@
-"""Tiny models: every family builds, a seed means one model, and what they write is worth comparing."""
+"""Tiny models: every family builds, a seed gives one model, and texts are varied enough to compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def greedy(model: torch.nn.Module, length: int = 48) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_text_wanders_and_has_clear_winners(family: str) -> None:
+def test_greedy_text_varies_and_has_clear_margins(family: str) -> None:
     model = tiny_model(family)
     assert not model.training
     text = greedy(model)
@@ -30,7 +30,7 @@ def test_greedy_text_wanders_and_has_clear_winners(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_seed_is_one_model(family: str) -> None:
+def test_equal_seeds_give_equal_models(family: str) -> None:
     state = torch.get_rng_state()
     first, second, other = tiny_model(family), tiny_model(family), tiny_model(family, seed=1)
     rounded = tiny_model(family, dtype=torch.bfloat16)
@@ -43,7 +43,7 @@ def test_one_seed_is_one_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saved_and_loaded_it_is_the_same(family: str, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_tiny_model_is_equal(family: str, tmp_path: Path) -> None:
     model = tiny_model(family, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -52,8 +52,8 @@ def test_saved_and_loaded_it_is_the_same(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
-def test_windows_are_short_enough_to_matter(family: str) -> None:
-    """With a single layer, the first token is out of sight once the window has passed it."""
+def test_sliding_windows_are_shorter_than_the_texts_of_tests(family: str) -> None:
+    """With a single layer, the first token has no effect once the window has passed it."""
     model = tiny_model(family, layers=1)
     text = torch.arange(1, 2 * WINDOW + 1)[None]
     changed = text.clone()
@@ -64,11 +64,11 @@ def test_windows_are_short_enough_to_matter(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
-def test_gemma_alternates_its_layers(family: str) -> None:
+def test_gemma_alternates_its_layer_types(family: str) -> None:
     assert tiny_model(family).config.layer_types == ["sliding_attention", "full_attention"] * 2
 
 
-def test_sizes_and_overrides_are_heeded() -> None:
+def test_sizes_and_overrides_are_used() -> None:
     model = tiny_model("qwen3", layers=2, hidden=64, heads=8, kv_heads=4, vocab_size=50, tie_word_embeddings=True)
     assert len(model.model.layers) == 2
     assert model.get_input_embeddings().weight.shape == (50, 64)
@@ -76,13 +76,13 @@ def test_sizes_and_overrides_are_heeded() -> None:
     assert model.config.num_key_value_heads == 4
 
 
-def test_stops_at_the_end_token_it_is_given() -> None:
+def test_decoding_stops_at_the_given_end_token() -> None:
     text = greedy(tiny_model())
     stopped = greedy(tiny_model(eos_token_id=text[5]))
     assert stopped == text[: text.index(text[5]) + 1]
 
 
-def test_unknown_family_lists_the_known() -> None:
+def test_an_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'gpt9'.*llama, qwen2, .*olmo2"):
         tiny_model("gpt9")
 
@@ -96,14 +96,14 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
     "text",
     ["", "plain text", " both ends ", "don't ,  a ?", "naïve 日本語 🤗\u200d", "\x00\x7f\t\r\n", "1 + 1 = 2\n\n    x"],
 )
-def test_any_text_comes_back(text: str) -> None:
+def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     tokenizer = tiny_tokenizer()
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert len(ids) == len(text.encode())
 
 
-def test_every_character_comes_back() -> None:
+def test_every_character_survives_encoding_and_decoding() -> None:
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)]))
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(tokenizer(text).input_ids) == text

@@ -1,4 +1,4 @@
-"""The bench: who runs when, what a line of prompts.jsonl says of it, and which repeat decides the verdict."""
+"""The bench: the order of runs, the lines of prompts.jsonl, and which repeat decides the verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = [1, 2, 3]
 
 @dataclass
 class Scripted:
-    """A decoder that writes what it is told, run by run, and takes as long as it is told.
+    """A decoder with given outputs and given seconds, run by run.
 
     Each further request of a run gets one token less, a second later.
     """
@@ -84,7 +84,7 @@ def measure(bench: Bench, repeats: int = 1, position: int = 0) -> Measurement:
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
-def test_over_as_many_positions_as_contenders_each_has_every_place_once(references: int) -> None:
+def test_every_contender_has_every_place_in_the_order_once(references: int) -> None:
     bench, _ = make_bench([[7, 8]], {f"r{i}": [7, 8] for i in range(references)})
     names = bench.order(0)
     orders = [bench.order(position) for position in range(len(names))]
@@ -93,7 +93,7 @@ def test_over_as_many_positions_as_contenders_each_has_every_place_once(referenc
     assert bench.order(len(names)) == bench.order(0)
 
 
-def test_repeats_are_interleaved_and_start_with_another_contender_each_time() -> None:
+def test_repeats_are_interleaved_and_rotate_the_first_contender() -> None:
     bench, log = make_bench([[7, 8]])
     done = measure(bench, repeats=3, position=1)
     assert log == ["none", "drafter", "drafter", "none", "none", "drafter"]
@@ -101,13 +101,13 @@ def test_repeats_are_interleaved_and_start_with_another_contender_each_time() ->
     assert {name: len(runs) for name, runs in done.runs.items()} == {"drafter": 3, "none": 3}
 
 
-def test_every_contender_and_repeat_has_the_prompts_seed() -> None:
+def test_every_contender_and_repeat_uses_the_prompt_s_seed() -> None:
     bench, _ = make_bench([[7, 8]])
     measure(bench, repeats=2)
     assert bench.drafter.seeds == bench.baseline.seeds == [(11, "p")] * 2
 
 
-def test_seconds_are_medians_and_leave_the_prefill_out() -> None:
+def test_seconds_are_medians_without_the_prefill() -> None:
     bench, _ = make_bench([[7, 8]])
     line = measure(bench, repeats=3).line()
     assert (line["decode_s"], line["baseline_decode_s"], line["prefill_s"]) == (2.0, 6.0, 20.0)
@@ -158,13 +158,13 @@ def test_the_worst_repeat_decides_the_verdict(drafted: list[list[int]], verdict:
     assert (lossless["verdict"], lossless["first_divergence"]) == (verdict, index)
 
 
-def test_the_baselines_ids_are_kept_only_where_they_differ() -> None:
+def test_the_baseline_s_ids_are_kept_only_if_they_differ() -> None:
     same, other = (measure(make_bench([drafted])[0]).line() for drafted in ([7, 8], [7, 9]))
     assert "baseline_output_ids" not in same
     assert (other["output_ids"], other["baseline_output_ids"]) == ([7, 9], [7, 8])
 
 
-def test_a_references_tokens_and_agreement_are_told() -> None:
+def test_a_reference_s_tokens_and_agreement_are_recorded() -> None:
     bench, _ = make_bench([[7, 8]], {"right": [7, 8], "wrong": [7, 9], "worse": [0, 8]})
     line = measure(bench).line()
     assert {name: reference["same_as_baseline"] for name, reference in line["references"].items()} == {
@@ -177,7 +177,7 @@ def test_a_references_tokens_and_agreement_are_told() -> None:
     assert line["lossless"]["verdict"] == "exact"  # the drafter's own
 
 
-def test_a_line_counts_the_drafters_tokens_and_the_baselines_apart() -> None:
+def test_a_line_counts_tokens_of_drafter_and_baseline_separately() -> None:
     bench, _ = make_bench([[7, 8, 9]], baseline=[7, 8, 9, 4])
     line = measure(bench).line()
     assert (line["new_tokens"], line["baseline_new_tokens"], line["target_forwards"]) == (3, 4, 3)

@@ -1,4 +1,4 @@
-"""Every recipe learns what it says it learns, changes nothing of the target, and what it wrote drafts as it did.
+"""Every recipe learns, does not change the target, and writes an adapter that drafts like the student.
 
 The models are random and their texts are all there is to learn: trained and counted on the same few, which a recipe
 has to know by heart in the end. A recipe that trains nothing stays where it began.
@@ -20,8 +20,8 @@ from torch import Tensor
 from made import made
 from selfdraft.app.session import quiet
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import blocks_of, wanted_positions
 from selfdraft.core.sampling import NextToken
+from selfdraft.core.training import blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
 from selfdraft.data.distilled import Text
 from selfdraft.data.packing import PackedBatch, collate, pack
@@ -34,7 +34,7 @@ from selfdraft.drafters.presets import configured
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
@@ -83,7 +83,7 @@ def fresh_target() -> Target:
 
 @cache
 def texts() -> tuple[Text, ...]:
-    """What the model itself writes, greedily, and how Jacobi iteration would have got there."""
+    """The model's own greedy texts, with their Jacobi trajectories."""
     target = fresh_target()
     generator, found = torch.Generator().manual_seed(5), []
     for number in range(TEXTS):
@@ -98,11 +98,11 @@ def texts() -> tuple[Text, ...]:
 
 
 def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
-    """Trained, with the counts of before and after as its history."""
+    """A trained module, with the counts before and after training as its history."""
     quiet()
     recipe = RECIPES[case.recipe]
     config = recipe.Config(batch_size=2, length=ROW, learning_rate=learning_rate, **case.options)
-    module = recipe(config, lambda _: fresh_target(), words=None, seed=0)
+    module = recipe(config, lambda _: fresh_target(), draft_ids=None, seed=0)
     data = TextDataModule(
         texts(), texts(), length=ROW, longest_prompt=PROMPT, batch_size=config.batch_size, steps=config.steps
     )
@@ -128,34 +128,34 @@ def fitted(case: Case, learning_rate: float = 1e-2) -> FinetuneModule:
 
 @cache
 def trained(name: str) -> FinetuneModule:
-    """Trained once, since many tests ask."""
+    """Trained once, because many tests use it."""
     return fitted(CASES[name])
 
 
 def gain(module: FinetuneModule) -> float:
-    """Tokens of a draft that more would be accepted than before."""
+    """The gain in expected accepted tokens by training."""
     before, after = (line[WATCHED] for line in module.history)
     return after - before
 
 
-def test_every_recipe_is_among_those_that_are_tried() -> None:
+def test_every_recipe_is_tested() -> None:
     assert {case.recipe for case in CASES.values()} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_raises_what_would_be_accepted(name: str) -> None:
+def test_a_recipe_raises_the_expected_acceptance_length(name: str) -> None:
     assert gain(trained(name)) > MARGIN
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recipe_that_trains_nothing_fails_that_margin(name: str) -> None:
+def test_a_recipe_without_training_does_not_reach_that_margin(name: str) -> None:
     case = CASES[name]
     short = replace(case, options={**case.options, "steps": 10})
     assert abs(gain(fitted(short, learning_rate=0.0))) < MARGIN / 5
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> None:
+def test_training_changes_no_bits_of_the_target(name: str, tmp_path: Path) -> None:
     module, text, untouched = trained(name), [*texts()[0].prompt, *texts()[0].answer], fresh_target()
     plain = teacher_forced(untouched, text, PROMPT, 3)
     weights = dict(untouched.model.named_parameters())
@@ -168,9 +168,9 @@ def test_the_target_says_bit_for_bit_what_it_said(name: str, tmp_path: Path) -> 
 
 
 def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
-    """As the artifact of a training names it, but for what hangs on this machine, and for leaves beside what it drafts.
+    """The drafter of a training's artifact, without options that depend on this machine, and with leaves.
 
-    Of so few words, sixteen leaves would hold the right one without any training.
+    In so small a vocabulary, sixteen leaves would hold the right one without any training.
     """
     free = {"pseudo_tokens": {"costs": "flat"}, "early_exit": {"siblings": False, "length": "threshold"}}
     options = {**module.options(), **free.get(module.drafter, {})}
@@ -182,13 +182,13 @@ def answered(target: Target, drafter: Any, text: Text) -> Generation:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.recipe != "pseudo_tokens"])
-def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp_path: Path) -> None:
+def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) -> None:
     module, text = trained(name), texts()[1]
     module.adapter().write(tmp_path)
     target, start, size = fresh_target(), PROMPT + 5, module.config.block
     batch = collate(pack([text], ROW, longest_prompt=PROMPT))
     blocks = blocks_of(batch.texts, wanted_positions(batch.texts, batch.answers, answers_only=False), size, ROW, start)
-    lesson = teach(
+    outputs = teach(
         module.target,
         batch.tokens,
         batch.positions,
@@ -197,8 +197,8 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
         before=module.states_before(),
     )
     with torch.no_grad():
-        given = module.inputs(batch, blocks, lesson, default_rng(0))
-        ours = module.student.logits(module.student(given, blocks, lesson))[0]
+        given = module.inputs(batch, blocks, outputs, default_rng(0))
+        ours = module.student.logits(module.student(given, blocks, outputs))[0]
 
     tokens = batch.tokens[0].tolist()
     drafted = []
@@ -213,7 +213,7 @@ def test_what_was_written_and_read_back_drafts_as_the_student_did(name: str, tmp
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_more_of_its_drafts_are_accepted_than_of_untrained_ones_and_no_text_changes(name: str, tmp_path: Path) -> None:
+def test_trained_drafts_are_accepted_more_often_and_change_no_text(name: str, tmp_path: Path) -> None:
     short = replace(CASES[name], options={**CASES[name].options, "steps": 1})
     forwards = []
     for module in (trained(name), fitted(short, learning_rate=0.0)):
@@ -229,12 +229,12 @@ def test_more_of_its_drafts_are_accepted_than_of_untrained_ones_and_no_text_chan
 
 
 class Teacher:
-    """Counts the rows that it teaches."""
+    """Computes teacher outputs and counts the rows."""
 
     def __init__(self) -> None:
         self.target, self.rows = fresh_target(), 0
 
-    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         self.rows += len(tokens)
         return teach(self.target, tokens, positions, texts, layers=(1, 3), before=(2,))
 
@@ -243,20 +243,20 @@ def rounded(part: Tensor) -> Tensor:
     return part.to(torch.bfloat16).to(part.dtype)
 
 
-def taught(book: LessonBook, batch: PackedBatch) -> Lesson:
-    return book(batch.tokens, batch.positions, batch.texts)
+def taught(store: TeacherOutputStore, batch: PackedBatch) -> TeacherOutputs:
+    return store(batch.tokens, batch.positions, batch.texts)
 
 
-def test_a_book_gives_the_same_lesson_again_and_teaches_each_row_once() -> None:
+def test_stored_teacher_outputs_are_the_same_again_and_each_row_is_computed_once() -> None:
     rows = pack([replace(t, answer=t.answer[: ANSWER - 5 * i]) for i, t in enumerate(texts())], ROW, longest_prompt=4)
     assert len({len(row) for row in rows}) == len(rows) == 2
     teacher = Teacher()
-    book = LessonBook(teacher)
-    first = taught(book, collate(rows))
+    store = TeacherOutputStore(teacher)
+    first = taught(store, collate(rows))
     assert teacher.rows == 2
-    for order in ([0, 1], [1, 0], [1], [0], [0, 0, 1]):  # in other company, and so of another width
+    for order in ([0, 1], [1, 0], [1], [0], [0, 0, 1]):  # with other rows, and so padded to another width
         batch = collate([rows[i] for i in order])
-        again = taught(book, batch)
+        again = taught(store, batch)
         for b, i in enumerate(order):
             n = len(rows[i])
             assert torch.equal(again.final[b, :n], rounded(first.final[i, :n]))
@@ -269,23 +269,23 @@ def test_a_book_gives_the_same_lesson_again_and_teaches_each_row_once() -> None:
     assert teacher.rows == 2
 
 
-def test_rows_of_the_same_tokens_but_other_texts_are_other_rows() -> None:
+def test_rows_with_equal_tokens_but_other_texts_are_stored_apart() -> None:
     whole, parts = (
         collate(pack([Text(str(i), ids[:1], ids[1:]) for i, ids in enumerate(split)], 8, longest_prompt=1))
         for split in ([[5, 6, 7, 8]], [[5, 6], [7, 8]])
     )
     assert torch.equal(whole.tokens, parts.tokens)
     teacher = Teacher()
-    book = LessonBook(teacher)
-    alone = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
-    assert not torch.equal(rounded(alone[0]), rounded(alone[1]))
+    store = TeacherOutputStore(teacher)
+    direct = [teacher(batch.tokens, batch.positions, batch.texts).final for batch in (whole, parts)]
+    assert not torch.equal(rounded(direct[0]), rounded(direct[1]))
     for _ in range(2):
-        found = [taught(book, batch).final for batch in (whole, parts)]
-        assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, alone, strict=True))
+        found = [taught(store, batch).final for batch in (whole, parts)]
+        assert all(torch.equal(rounded(a), rounded(b)) for a, b in zip(found, direct, strict=True))
     assert teacher.rows == 4
 
 
-def test_an_artifact_may_name_attentions_or_mlps_alone(tmp_path: Path) -> None:
+def test_an_artifact_may_name_only_attentions_or_only_mlps(tmp_path: Path) -> None:
     model = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
     config = RECIPES["sparse_distill"].Config(skip_from=str(tmp_path))
     for options, skipped in (({"skip_mlp": [1]}, (set(), {1})), ({"skip_attention": [2]}, ({2}, set()))):

@@ -1,4 +1,4 @@
-"""The search: what each method tries, and that a study is gone on with and shared."""
+"""The search for skip sets: the candidates of each method, resuming, and sharing by processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HARM = {("attention", 3): 0.0, ("mlp", 2): 0.01, ("attention", 5): 0.02}  # of a
 
 
 def value(skip: SkipSet) -> float:
-    """More skipped is better, less the harm."""
+    """The number of skipped sublayers minus their harm."""
     sublayers = [("attention", i) for i in skip.attention] + [("mlp", i) for i in skip.mlp]
     return sum(0.05 - HARM.get(s, 0.1) for s in sublayers)
 
 
 def first_layers(count: int) -> SkipSet:
-    """In the place of the dynamic programme."""
+    """Replaces the dynamic programme."""
     return SkipSet(frozenset(range(1, 1 + count)), frozenset(range(1, 1 + count)))
 
 
@@ -35,7 +35,7 @@ def go(study: Search, indices: list[int]) -> None:
         study.tell(candidate, value(candidate.skip), {"fact": index})
 
 
-def test_a_line_that_a_full_disk_cut_short_is_cut_off_before_the_study_goes_on(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_removed_before_the_study_resumes(tmp_path: Path) -> None:
     study = search(tmp_path, "random", trials=6)
     go(study, study.remaining()[:3])
     with (tmp_path / JOURNAL).open("ab") as journal:
@@ -50,9 +50,7 @@ SAMPLED = ["random", "bayes", "evolution"]
 
 
 @pytest.mark.parametrize("method", ["importance", *SAMPLED])
-def test_every_candidate_is_of_the_sizes_asked_for_and_leaves_first_and_last_layer_alone(
-    method: str, tmp_path: Path
-) -> None:
+def test_every_candidate_has_a_requested_size_and_keeps_first_and_last_layer(method: str, tmp_path: Path) -> None:
     study = search(tmp_path, method, sizes=(2, 4), trials=14)
     go(study, study.remaining())
     lines = study.history()
@@ -64,7 +62,7 @@ def test_every_candidate_is_of_the_sizes_asked_for_and_leaves_first_and_last_lay
         assert line["fact"] == line["index"]
 
 
-def test_importance_puts_together_what_did_the_least_harm(tmp_path: Path) -> None:
+def test_importance_combines_the_least_harmful_sublayers(tmp_path: Path) -> None:
     study = search(tmp_path, "importance")
     assert study.total == 12 + 6
     go(study, study.remaining())
@@ -79,7 +77,7 @@ def test_importance_puts_together_what_did_the_least_harm(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", ["bayes", "evolution"])
-def test_a_sampler_that_learns_finds_more_than_chance(method: str, tmp_path: Path) -> None:
+def test_a_learning_sampler_beats_random_search(method: str, tmp_path: Path) -> None:
     found = {}
     for tried in ("random", method):
         (tmp_path / tried).mkdir()
@@ -91,7 +89,7 @@ def test_a_sampler_that_learns_finds_more_than_chance(method: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", ["importance", *SAMPLED])
-def test_a_killed_search_goes_on_with_what_was_scored(method: str, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_with_the_scored_candidates(method: str, tmp_path: Path) -> None:
     first = search(tmp_path, method, trials=16)
     go(first, [0, 1, 2, 3, 4])
     first.candidate(5)  # and then it was killed
@@ -106,14 +104,14 @@ def test_a_killed_search_goes_on_with_what_was_scored(method: str, tmp_path: Pat
         assert tried[5:10] != tried[:5]  # the sampler does not begin with the same draws again
 
 
-def test_the_dynamic_programme_is_asked_for_one_layer_more_each_time(tmp_path: Path) -> None:
+def test_the_dynamic_programme_skips_one_more_layer_each_time(tmp_path: Path) -> None:
     study = search(tmp_path, "dp", sizes=(1, 6))
     go(study, study.remaining())
     assert [line["skip_mlp"] for line in study.history()] == [[1], [1, 2], [1, 2, 3]]
     assert {*SAMPLED, "importance", "dp"} == set(METHODS)
 
 
-def test_less_than_a_layer_is_nothing_for_the_dynamic_programme(tmp_path: Path) -> None:
+def test_the_dynamic_programme_needs_sizes_of_a_whole_layer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="skips whole layers"):
         search(tmp_path, "dp", sizes=(1, 1))
 
@@ -127,7 +125,7 @@ def test_two_processes_share_one_study(tmp_path: Path) -> None:
     assert [line["index"] for line in one.history()] == list(range(10))
 
 
-def test_too_few_trials_for_importance_are_refused_in_a_line(tmp_path: Path) -> None:
+def test_too_few_trials_for_importance_give_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibrate\.trials=12 must be at least 13"):
         search(tmp_path, "importance", trials=12)
 

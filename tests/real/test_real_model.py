@@ -1,4 +1,4 @@
-"""The default model: every drafter writes, id for id, what transformers' own generate writes."""
+"""The default model: every drafter gives exactly the ids of transformers' own generate."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def real_in(dtype: str) -> Real:
 
 
 def check(real: Real, family: str, output: list[int]) -> None:
-    """To the id in float32; in bfloat16 they may part only where rounding alone decides."""
+    """Equal ids in float32; in bfloat16 they may differ only where rounding decides."""
     if real.target.dtype == torch.float32:
         assert output == real.stock[family]
     certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
@@ -107,14 +107,12 @@ def check(real: Real, family: str, output: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("real", "drafter", "family"), DRAFTER_BY_TURNS, indirect=["real"])
-def test_a_drafter_writes_what_stock_generate_writes(real: Real, drafter: str, family: str) -> None:
+def test_a_drafter_gives_the_text_of_stock_generate(real: Real, drafter: str, family: str) -> None:
     check(real, family, real.decode(drafter, family))
 
 
 @pytest.mark.parametrize(("real", "drafter"), KIND_BY_TURNS, indirect=["real"])
-def test_rows_of_very_different_lengths_write_together_what_stock_generate_writes_alone(
-    real: Real, drafter: str
-) -> None:
+def test_a_batch_of_very_different_lengths_gives_the_texts_of_stock_generate(real: Real, drafter: str) -> None:
     stopping = Stopping(real.loaded.eos, real.length)
     decoder = Decoder(real.target, made(real.target, configured(drafter)), stopping, batch_size=2)
     families = [*FAMILIES, FAMILIES[1]]  # the third one comes in where the first to end was
@@ -123,7 +121,7 @@ def test_rows_of_very_different_lengths_write_together_what_stock_generate_write
         check(real, family, answer.output)
 
 
-def test_the_answer_is_language() -> None:
+def test_the_answer_is_natural_language() -> None:
     """A model converted wrongly would still be decoded without loss."""
     real = real_in("float32")
     text = Chat(real.loaded.tokenizer).decode(real.stock["summarization"])
@@ -132,8 +130,8 @@ def test_the_answer_is_language() -> None:
     assert sum(word.strip(".,:;'\"()").isalpha() for word in words) > 0.8 * len(words)
 
 
-def test_shape_invariant_forwards_make_every_kind_of_drafter_exact_to_the_bit(real: Real) -> None:
-    """In this mode there is no tie, in any dtype. Where the kernels of a machine round otherwise, it must say so."""
+def test_shape_invariant_forwards_make_every_drafter_bit_exact(real: Real) -> None:
+    """In this mode there are no ties, in any dtype. If a machine's kernels do not allow it, it must be refused."""
     target = Target(real.loaded.model)
     try:
         make_shape_invariant(target)
@@ -145,13 +143,13 @@ def test_shape_invariant_forwards_make_every_kind_of_drafter_exact_to_the_bit(re
     assert same == dict.fromkeys(same, True)
 
 
-def test_the_trial_notices_blocks_that_round_differently(real: Real) -> None:
-    """Rows and keys as they come: bits depend on the block."""
+def test_the_self_check_notices_blocks_that_round_differently(real: Real) -> None:
+    """Without padding, bits depend on the block."""
     assert widest_alike(Target(real.loaded.model)) < LEAST
 
 
 @pytest.mark.parametrize(("real", "drafter"), OTHER_TURNS, indirect=["real"])
-def test_one_line_in_transformers_generate_writes_its_greedy_text(real: Real, drafter: str) -> None:
+def test_custom_generate_gives_the_greedy_text_of_transformers(real: Real, drafter: str) -> None:
     """Two prompts, padded on the left, through `generate` itself."""
     pair = [real.prompts[family] for family in FAMILIES[:2]]
     width, pad = max(map(len, pair)), min(real.loaded.eos)

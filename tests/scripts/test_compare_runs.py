@@ -1,4 +1,4 @@
-"""scripts/compare_runs.py: one row a run, and one line for a folder that is none."""
+"""scripts/compare_runs.py: one row per run, and one clear line for a folder without a result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def result(drafter: str) -> dict:
     }  # fmt: skip
 
 
-def test_a_row_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two\x1b[2J"):
         (tmp_path / name).mkdir()
         write_json_atomic(tmp_path / name / "result.json", result(name))
@@ -32,7 +32,9 @@ def test_a_row_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", "[" * 10**5, json.dumps(result("x") | {"speedup": None})])
-def test_what_is_no_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None) -> None:
+def test_a_folder_without_a_result_gives_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
     if text is not None:
         (tmp_path / "result.json").write_text(text)
     assert script_module("compare_runs").main([str(tmp_path)]) == 2

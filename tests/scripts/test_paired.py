@@ -1,4 +1,4 @@
-"""scripts/paired.py: what it is given, and ratios worked out by hand from made-up decodings."""
+"""scripts/paired.py: its arguments, and ratios worked out by hand from invented decodings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_row_compares_with_the_first_prompt_by_prompt_and_over_all(paired: Mod
     assert median.startswith("0.750 [0.500, 2.000]") and total.startswith(f"{15 / 20:.3f} [")
 
 
-def test_everyone_decodes_every_prompt(paired: ModuleType) -> None:
+def test_every_configuration_decodes_every_prompt(paired: ModuleType) -> None:
     target = StubTarget(cycle(5))
     decoders = [
         Decoder(target, made(target, configured(name)), Stopping(frozenset(), 9))
@@ -52,7 +52,7 @@ def test_everyone_decodes_every_prompt(paired: ModuleType) -> None:
     assert sum(run.counts.target_forwards for run in runs[0]) == 27
 
 
-def test_of_several_tries_the_fastest_counts(paired: ModuleType) -> None:
+def test_the_fastest_of_several_repeats_counts(paired: ModuleType) -> None:
     class Slower:
         tries = 0
 
@@ -66,7 +66,7 @@ def test_of_several_tries_the_fastest_counts(paired: ModuleType) -> None:
     assert (first.clock.decode_s, second.clock.decode_s) == (2.0, 5.0)
 
 
-def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: ModuleType) -> None:
+def test_a_text_other_than_that_of_plain_decoding_is_a_mismatch(paired: ModuleType) -> None:
     target = Target(tiny_model("llama"))
     decoder = Decoder(target, made(target, configured("none")), Stopping(frozenset(), 6))
     plain = [decoder.decode([5, 17, 3]), decoder.decode([9, 4])]
@@ -74,7 +74,7 @@ def test_a_text_that_is_not_plain_decoding_s_counts_as_a_mismatch(paired: Module
     assert paired.verdicts(Certifier(target), [plain[0], wrong], plain) == {"exact": 1, "mismatch": 1}
 
 
-def test_options_are_those_of_the_drafter(paired: ModuleType) -> None:
+def test_options_are_passed_to_the_drafter(paired: ModuleType) -> None:
     assert paired.config_of("pool sources=[suffix] edges=2") == PoolConfig(sources=["suffix"], edges=2)
     assert paired.config_of("guarded pool edges=2") == PoolConfig(edges=2)
 
@@ -92,13 +92,13 @@ def test_options_of_the_path_are_given_like_those_of_the_drafter(paired: ModuleT
         assert paired.config_of(spec) == config, spec
 
 
-def test_a_guard_is_put_around_who_is_said_to_be_guarded(paired: ModuleType) -> None:
+def test_the_word_guarded_adds_a_guard(paired: ModuleType) -> None:
     target = StubTarget(cycle(5))
     guarded, free = (paired.drafter_of(spec, target, costs_for(target)) for spec in ("guarded suffix", "suffix"))
     assert isinstance(guarded, Guard) and type(guarded.inner) is type(free) is Suffix
 
 
-def test_families_have_medians_of_their_own(paired: ModuleType) -> None:
+def test_every_family_has_its_own_median(paired: ModuleType) -> None:
     first = [made_up(1.0, 10, 10)] * 4
     mine = [made_up(1.0, 20, 5), made_up(2.0, 10, 5), made_up(1.0, 30, 10), made_up(1.0, 10, 10)]
     assert paired.by_family("pool", mine, first, ["qa", "rag", "qa", "rag"]) == "| pool | 2.500 | 0.750 |"
@@ -128,7 +128,7 @@ def test_families_have_medians_of_their_own(paired: ModuleType) -> None:
         (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family, --tokens and --repeats: at least 1"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
+def test_wrong_arguments_give_one_clear_line(
     paired: ModuleType, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert paired.main(given) == 2

@@ -80,11 +80,11 @@ def seconds_a_token(drafter: DrafterConfig, **counts: int) -> float:
     return script("predict").predict([line(STEPS, 6, **counts)], drafter, 5, 100, stub_costs())[0]
 
 
-def test_lookups_cost_their_verification_alone() -> None:
+def test_lookups_cost_only_their_verification() -> None:
     assert seconds_a_token(configured("prompt_lookup")) == pytest.approx((13 + 11 + 14) / 6)
 
 
-def test_sparse_tokens_cost_their_share_of_the_model_each() -> None:
+def test_every_sparse_token_costs_its_share_of_the_model() -> None:
     # One of five attentions and two of five MLPs left out; of ten layers that is 2 and 4: 11 - 1 - 2 = 8 s a token.
     config = configured("layer_skip", skip_attention=[1], skip_mlp=[2, 3])
     drafted = 2 + 0 + 2  # the third draft is two levels deep
@@ -92,7 +92,7 @@ def test_sparse_tokens_cost_their_share_of_the_model_each() -> None:
     assert seconds_a_token(replace(config, min_confidence=0.5)) == pytest.approx((38 + drafted * 8.25) / 6)
 
 
-def test_leading_layers_that_verification_takes_over_are_paid_once() -> None:
+def test_reused_leading_layers_are_paid_once() -> None:
     # Two of five layers, of ten four: a token drafts in 1 + 4 = 5 s. What the stub's layers cost hangs on no number of
     # tokens, so that one token that has to be run through them costs what all do.
     exit_ = configured("early_exit", exit_layer=2)
@@ -105,7 +105,7 @@ def test_leading_layers_that_verification_takes_over_are_paid_once() -> None:
     assert token == pytest.approx((38 + 4 * 5 - 8 - 8) / 6)
 
 
-def test_an_adapter_says_what_is_skipped_and_how_much_of_the_head_is_read(tmp_path: Path) -> None:
+def test_skip_set_and_vocabulary_come_from_the_adapter(tmp_path: Path) -> None:
     settings = {"scale": 1.0, "skip_attention": [1], "skip_mlp": [2, 3]}
     Adapter("test", settings, {"vocabulary": torch.arange(20)}).write(tmp_path)
     folder = str(tmp_path)
@@ -115,7 +115,7 @@ def test_an_adapter_says_what_is_skipped_and_how_much_of_the_head_is_read(tmp_pa
         seconds_a_token(configured("pool", adapter=folder))
 
 
-def test_refining_forwards_are_of_whole_blocks() -> None:
+def test_refining_forwards_cost_whole_blocks() -> None:
     assert seconds_a_token(configured("jacobi", window=4), target_forwards=5) == pytest.approx((38 + 2 * 15) / 6)
 
 
@@ -128,7 +128,7 @@ def test_refining_forwards_of_an_adapter_are_paid_for_too(tmp_path: Path) -> Non
         seconds_a_token(configured("jacobi", adapter=str(tmp_path / "sparse")))
 
 
-def test_what_it_cannot_price_it_says() -> None:
+def test_drafters_without_a_price_are_refused() -> None:
     for name in ("cascade", "swift", "sparse_jacobi"):
         with pytest.raises(UserError, match=f"drafter={name}: this script prices"):
             seconds_a_token(configured(name))
@@ -167,11 +167,11 @@ def test_what_it_cannot_price_it_says() -> None:
     ],
     ids=lambda given: f"{given['name']}-{'new' if 'path' in given else 'old'}" if isinstance(given, dict) else "",
 )  # fmt: skip
-def test_drafters_of_old_and_new_runs_are_read(plain: dict, config: DrafterConfig) -> None:
+def test_drafters_of_old_and_new_result_files_are_read(plain: dict, config: DrafterConfig) -> None:
     assert script("predict").drafter_of(plain) == config
 
 
-def test_what_a_run_writes_is_read() -> None:
+def test_the_files_of_a_run_are_read() -> None:
     for overrides, config in (
         (["drafter=early_exit", "drafter.path.exit_layer=2"], configured("early_exit", exit_layer=2)),
         (["drafter=jacobi", "drafter/path=swift"], configured("jacobi", path="swift")),
@@ -180,7 +180,7 @@ def test_what_a_run_writes_is_read() -> None:
         assert script("predict").drafter_of(measured_config(composed(*overrides))["drafter"]) == config
 
 
-def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_row_per_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps(MEASURED | line(STEPS, 6)) + "\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"drafter": {"name": "prompt_lookup"}}))
     result = {"drafter": "prompt_lookup", "model": "m", "dtype": "float32", "speedup_total": 1.5}
@@ -221,7 +221,7 @@ def test_the_command_prints_a_row_a_machine(tmp_path: Path, capsys: pytest.Captu
         ("stub.json", json.dumps(stub_costs().to_dict() | {"layers": float("inf")})),
     ],
 )
-def test_malformed_files_are_told_in_a_line(
+def test_malformed_files_give_one_clear_line(
     name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
@@ -239,7 +239,7 @@ def test_malformed_files_are_told_in_a_line(
 
 
 @pytest.mark.parametrize(("run", "file"), [("nowhere", "stub.json"), (".", "nowhere.json")])
-def test_what_is_not_there_is_told_in_a_line(
+def test_missing_files_give_one_clear_line(
     run: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script("predict").main([str(tmp_path / run), "--hardware", str(tmp_path / file)]) == 2
@@ -247,7 +247,7 @@ def test_what_is_not_there_is_told_in_a_line(
     assert said.startswith("predict: ")
 
 
-def test_a_run_of_torn_lines_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_incomplete_lines_gives_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, result = {"drafter": {"name": "none"}}, {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
     said = (("config.yaml", json.dumps(config)), ("result.json", json.dumps(result)))
     for name, text in (("prompts.jsonl", '{"id": "a", "tu'), *said):
@@ -257,7 +257,7 @@ def test_a_run_of_torn_lines_is_told_in_a_line(tmp_path: Path, capsys: pytest.Ca
     assert said.endswith("there is no complete line in its prompts.jsonl")
 
 
-def test_the_shipped_files_are_cost_models_that_name_their_source() -> None:
+def test_shipped_cost_models_name_their_source() -> None:
     names = {path.stem for path in SHIPPED}
     assert {f"llama2_{size}_{gpu}_roofline" for size in ("7b", "13b") for gpu in ("a100_80gb_sxm", "h100_sxm")} < names
     for path in SHIPPED:
@@ -265,7 +265,7 @@ def test_the_shipped_files_are_cost_models_that_name_their_source() -> None:
         assert costs.source.startswith("roofline, not measured" if "roofline" in path.stem else "python run.py")
 
 
-def test_the_shipped_rooflines_are_what_the_script_computes(tmp_path: Path) -> None:
-    script("roofline").main([str(tmp_path)])
+def test_shipped_rooflines_equal_the_script_s_output(tmp_path: Path) -> None:
+    script_module("roofline", "experiments/costs").main([str(tmp_path)])
     for path in tmp_path.iterdir():
         assert path.read_text() == (ROOT / "experiments" / "costs" / path.name).read_text()

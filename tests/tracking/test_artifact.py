@@ -1,4 +1,4 @@
-"""drafter.yaml is data from anybody: what is no such file is told in a line, and nothing in it is looked up or run."""
+"""drafter.yaml is untrusted data: a malformed file gives one clear line, and nothing in it is resolved or run."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def with_options(drafter: str = "layer_skip", **options: object) -> str:
     return changed(drafter=drafter, options=options)
 
 
-def test_what_was_written_reads_back(tmp_path: Path) -> None:
+def test_a_written_file_reads_back(tmp_path: Path) -> None:
     Artifact(**GOOD).write(tmp_path / "drafter.yaml")
     assert Artifact.read(tmp_path) == Artifact.read(tmp_path / "drafter.yaml") == Artifact(**GOOD)
 
 
-def test_what_looks_like_a_reference_is_text(tmp_path: Path) -> None:
+def test_interpolations_are_plain_text(tmp_path: Path) -> None:
     found = read(tmp_path, changed(model={**MODEL, "label": "${oc.env:HOME}"}))
     assert found.model["label"] == "${oc.env:HOME}"
 
 
-def test_an_adapter_lies_beside_the_file(tmp_path: Path) -> None:
+def test_the_adapter_is_next_to_the_file(tmp_path: Path) -> None:
     assert read(tmp_path, with_options(adapter=".")).options["adapter"] == str(tmp_path)
     for elsewhere in ("/etc", "../other", "a/../../b", "~/../x"):
         with pytest.raises(UserError, match="does not lie beside it"):
@@ -108,14 +108,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_is_no_artifact_is_told_in_a_line(case: str, tmp_path: Path) -> None:
+def test_a_malformed_artifact_gives_one_clear_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^drafter\.from=.*drafter\.yaml: ") as refused:
         read(tmp_path, MALFORMED[case])
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 800
 
 
 @pytest.mark.parametrize("name", ["nowhere", "~nobody/x", "a" * 300, "drafter.yaml"])
-def test_a_file_that_is_not_there_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_gives_one_clear_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "drafter.yaml").mkdir()
     with pytest.raises(UserError, match=r"^drafter\.from="):
         Artifact.read(tmp_path / name if not name.startswith("~") else Path(name))

@@ -9,7 +9,7 @@ from selfdraft.app.errors import OF_THE_DISK, explain
 from selfdraft.tracking.atomic import append_whole, write_json_atomic, write_text_atomic
 
 
-def test_json_is_replaced_whole(tmp_path):
+def test_json_files_are_replaced_atomically(tmp_path):
     path = tmp_path / "result.json"
     write_json_atomic(path, {"a": 1})
     write_json_atomic(path, {"b": "naïve", "c": [1.5, None]})
@@ -17,7 +17,7 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
-def test_what_json_cannot_carry_leaves_the_old_file(tmp_path, value):
+def test_a_value_that_json_cannot_hold_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "result.json"
     write_json_atomic(path, {"a": 1})
     with pytest.raises((ValueError, TypeError)):
@@ -34,25 +34,25 @@ def test_a_failed_write_leaves_no_temporary_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_are_as_readable_as_any_other(tmp_path):
+def test_files_have_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_text("")
     write_text_atomic(tmp_path / "atomic", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
 
 
-def test_a_disk_that_fills_leaves_the_old_file_and_is_told_in_a_line(tmp_path):
+def test_a_full_disk_keeps_the_old_file_and_gives_one_clear_line(tmp_path):
     path = tmp_path / "result.json"
     write_json_atomic(path, {"a": 1})
-    with limited_files(100), pytest.raises(OSError) as told:
+    with limited_files(100), pytest.raises(OSError) as caught:
         write_json_atomic(path, {"a": "x" * 1000})
-    assert explain(told.value) == f"{path}: {OF_THE_DISK[errno.EFBIG]}"
+    assert explain(caught.value) == f"{path}: {OF_THE_DISK[errno.EFBIG]}"
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_short_write_is_cut_off_again(tmp_path):
-    """The system takes what fits and says how much that was: that count has to be looked at."""
+def test_a_partial_write_is_undone(tmp_path):
+    """The system writes what fits and returns the count, which must be checked."""
     path = tmp_path / "lines"
     append_whole(path, b"first\n")
     with limited_files(100), pytest.raises(OSError, match="lines"):
@@ -62,7 +62,7 @@ def test_a_short_write_is_cut_off_again(tmp_path):
     assert path.read_bytes() == b"first\nsecond\n"
 
 
-def test_half_a_character_is_written_as_an_escape_and_reads_back(tmp_path):
+def test_a_lone_surrogate_is_escaped_and_reads_back(tmp_path):
     path = tmp_path / "result.json"
     write_json_atomic(path, {"category \ud800": ["\udc80", "日本"]})
     assert json.loads(path.read_bytes()) == {"category \ud800": ["\udc80", "日本"]}

@@ -11,7 +11,7 @@ import selfdraft
 from selfdraft.tracking import environment
 
 
-def test_it_says_what_a_number_depends_on():
+def test_the_environment_has_versions_processor_and_commit():
     found = environment.describe_environment("cpu")
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["selfdraft"] == selfdraft.__version__
@@ -25,7 +25,7 @@ def test_it_says_what_a_number_depends_on():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_it_names_the_gpu():
+def test_the_environment_names_the_gpu():
     assert environment.describe_environment("cuda")["gpu"]["name"] == torch.cuda.get_device_name()
 
 
@@ -61,7 +61,7 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
     assert environment._git() is None
 
 
-def test_the_command_does_not_tell_where_home_is(monkeypatch):
+def test_the_command_does_not_show_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     command = environment._command(["/home/someone/code/run.py", "model.path=/home/someone/m", "prompt=two words"])
     assert command == "python run.py model.path=~/m 'prompt=two words'"
@@ -69,7 +69,7 @@ def test_the_command_does_not_tell_where_home_is(monkeypatch):
 
 @pytest.mark.parametrize("home", ["/", None])
 def test_without_a_home_the_command_stays_as_it_is(monkeypatch, home):
-    """`~` stands for no folder then, or for the root of all paths."""
+    """`~` is then no folder, or the root of all paths."""
     if home is None:
         monkeypatch.delenv("HOME", raising=False)
         monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a user id without a name, as in containers
@@ -78,7 +78,7 @@ def test_without_a_home_the_command_stays_as_it_is(monkeypatch, home):
     assert environment._command(["/code/run.py", "model.path=/m/n"]) == "python run.py model.path=/m/n"
 
 
-def test_a_locale_without_utf_8_costs_nothing():
+def test_a_locale_without_utf_8_does_no_harm():
     code = "from selfdraft.tracking.environment import describe_environment as d; print(len(ascii(d())) > 100)"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Lines that were edited, or are another program's: one line says which field of which prompt is wrong."""
+"""Edited or foreign lines of prompts.jsonl: one clear line names the prompt and the field."""
 
 import copy
 from contextlib import suppress
@@ -14,7 +14,7 @@ from selfdraft.tracking.summary import summarize
 LABELS = {"task": "evaluate", "model": "m", "drafter": "d", "dataset": "x", "seed": 0}
 
 
-def test_whole_lines_pass(tmp_path):
+def test_complete_lines_are_accepted(tmp_path):
     refuse_malformed(evaluation(), tmp_path)
     assert measured(evaluation()) == evaluation()
 
@@ -46,13 +46,13 @@ def test_whole_lines_pass(tmp_path):
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, field, value, said):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         refuse_malformed([line("a"), line("b", 1, **{field: value})], tmp_path)
-    assert str(told.value).startswith(f"{tmp_path}/prompts.jsonl: the line of id 'b', turn 1: {said}: remove")
+    assert str(caught.value).startswith(f"{tmp_path}/prompts.jsonl: the line of id 'b', turn 1: {said}: remove")
 
 
-def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):
-    """Whatever is taken out of a line, it is refused, or the result can be computed without it."""
+def test_every_field_that_a_result_needs_is_required(tmp_path):
+    """A line without any one field is refused, or the result can be computed without the field."""
     whole = line("a")
     for field in whole.keys() - {"id", "turn"}:
         lines = [copy.deepcopy(whole) for _ in range(2)]
@@ -65,7 +65,7 @@ def test_every_field_that_a_result_is_made_of_is_asked_for(tmp_path):
             summarize(lines, **LABELS)
 
 
-def test_a_certificate_may_hold_nothing_but_its_verdict(tmp_path):
+def test_a_certificate_may_have_only_a_verdict(tmp_path):
     for part in ({}, {"control": None, "float32": None, "distance": None, "ceiling": None}, {"ceiling": 1.0}):
         lines = [line("a", lossless={"verdict": "exact", **part})]
         refuse_malformed(lines, tmp_path)
@@ -73,7 +73,7 @@ def test_a_certificate_may_hold_nothing_but_its_verdict(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, [[]], -1, True, {"a": None}, [None], [{"a": 1}]], ids=str)
-def test_whatever_a_field_holds_it_is_refused_or_the_result_can_be_computed(tmp_path, value):
+def test_a_field_is_refused_or_the_result_can_be_computed(tmp_path, value):
     for field in line("a").keys() - {"id", "turn"}:
         lines = [line("a"), line("b", **{field: value})]
         with suppress(UserError):
@@ -81,13 +81,13 @@ def test_whatever_a_field_holds_it_is_refused_or_the_result_can_be_computed(tmp_
             summarize(lines, **LABELS)
 
 
-def test_a_line_that_was_left_out_needs_no_measures(tmp_path):
+def test_a_left_out_turn_needs_no_measures(tmp_path):
     left_out = {"id": "a", "turn": 1, "category": "c", "family": "c", LEFT_OUT: "too long"}
     refuse_malformed([left_out], tmp_path)
     assert measured([left_out, line("a")]) == [line("a")]
 
 
-def test_texts_have_fields_of_their_own(tmp_path):
+def test_lines_of_distilled_texts_have_their_own_fields(tmp_path):
     text = {"id": "a", "turn": 0, "category": "c", "prompt_ids": [1], "output_ids": [2], "text": "t"}
     text |= {"target_forwards": 1, "prefill_s": 0.1, "decode_s": 0.1, "rank": 0}
     refuse_malformed([text], tmp_path, name=TEXTS)

@@ -77,7 +77,7 @@ def test_an_offline_run_is_written_quietly_and_reads_back(tmp_path, capfd):
     assert list(run.glob("files/media/images/*.png"))
 
 
-def test_runs_of_one_process_stay_apart_and_failure_is_told(tmp_path):
+def test_runs_of_one_process_are_separate_and_failures_are_recorded(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         logger = logger_for(tmp_path / name, name)
@@ -100,7 +100,7 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_how_to_look_gives_commands_that_find_the_run(tmp_path, monkeypatch):
+def test_the_printed_commands_find_the_run(tmp_path, monkeypatch):
     assert how_to_look(tmp_path) == ""
     close_logger(logger_for(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -109,8 +109,8 @@ def test_how_to_look_gives_commands_that_find_the_run(tmp_path, monkeypatch):
     assert look.endswith(f"wandb leet {folder}")
     assert send.endswith(f"wandb sync {folder}")
     assert "sync" not in how_to_look(tmp_path, "online")
-    told = subprocess.run([WANDB, "sync", "--dry-run", folder], capture_output=True, text=True)
-    assert str(folder) in told.stdout + told.stderr
+    synced = subprocess.run([WANDB, "sync", "--dry-run", folder], capture_output=True, text=True)
+    assert str(folder) in synced.stdout + synced.stderr
 
 
 def test_csv_keeps_the_numbers(tmp_path):
@@ -122,7 +122,7 @@ def test_csv_keeps_the_numbers(tmp_path):
     assert float(row["speedup/median"]) == pytest.approx(1.8)
 
 
-def test_none_is_no_logger(tmp_path):
+def test_logger_none_is_no_logger(tmp_path):
     logger = make_logger("none", project="p", save_dir=tmp_path, name=None, config={})
     assert logger is None
     log_result(logger, RESULT, evaluation())
@@ -135,7 +135,7 @@ def test_an_unknown_logger_is_refused(tmp_path):
         make_logger("tensorboard", project="p", save_dir=tmp_path, name=None, config={})
 
 
-def test_a_run_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+def test_a_run_that_cannot_start_gives_one_clear_line(tmp_path, monkeypatch):
     def refuse(**_):
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
 
@@ -157,15 +157,15 @@ def test_a_run_that_cannot_start_is_one_line(tmp_path, monkeypatch):
 def test_a_variable_that_wandb_refuses_is_named(tmp_path, monkeypatch, name, value, reason):
     wandb.teardown()  # as in a new process: it reads its variables once
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         make_logger("wandb", project="p", save_dir=tmp_path, name="run", config={})
-    assert f"{name}={value[:80]}" in str(told.value) and reason in str(told.value)
-    assert "\n" not in str(told.value)
+    assert f"{name}={value[:80]}" in str(caught.value) and reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("stale", ["3-1-unix-/tmp/nothing-listens-here", "garbage"])
-def test_the_service_of_another_process_is_not_asked(tmp_path, monkeypatch, stale):
-    """It may be gone: connecting to it took half a minute, and then failed."""
+def test_the_service_of_another_process_is_not_used(tmp_path, monkeypatch, stale):
+    """It may have ended: connecting to it took half a minute and then failed."""
     monkeypatch.setenv("WANDB_SERVICE", stale)
     wandb.teardown()  # as in a new process
     close_logger(logger_for(tmp_path))
@@ -184,7 +184,7 @@ def test_the_mode_is_the_option_then_the_variable_then_offline(tmp_path, monkeyp
     assert wandb_mode(None) == "offline"
 
 
-def test_a_wandb_that_is_broken_here_is_a_warning_unless_it_was_asked_for_online(tmp_path, monkeypatch, capsys):
+def test_a_broken_wandb_is_a_warning_unless_online_was_requested(tmp_path, monkeypatch, capsys):
     def broken(**_):
         raise PermissionError(13, "Permission denied", "/home/x")
 
@@ -196,7 +196,7 @@ def test_a_wandb_that_is_broken_here_is_a_warning_unless_it_was_asked_for_online
         make_logger("wandb", mode="online", project="p", save_dir=tmp_path, name="run", config={})
 
 
-def test_a_training_goes_on_without_a_service_that_was_killed(tmp_path, capsys):
+def test_a_training_continues_after_its_wandb_service_was_killed(tmp_path, capsys):
     logger = logger_for(tmp_path)
     logger.log_metrics({"x": 1.0}, 0)
     os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ def line(id: str, turn: int = 0, **more):
     return {"id": id, "turn": turn, **more}
 
 
-def test_lines_come_back_as_they_were_given(tmp_path):
+def test_lines_read_back_unchanged(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     lines = [line("a", text="two\nlines, naïve 日本\u2028"), line("a", 1), line("b", ids=[1, 2])]
     for each in lines:
@@ -26,7 +26,7 @@ def test_lines_come_back_as_they_were_given(tmp_path):
     assert file.done() == {("a", 0), ("a", 1), ("b", 0)}
 
 
-def test_no_file_holds_nothing(tmp_path):
+def test_a_missing_file_has_no_lines(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     assert file.read() == []
     assert file.done() == set()
@@ -34,7 +34,7 @@ def test_no_file_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "b", "tu', b'{"id": "b", "turn": 0}', b'\xe6\x97"}\n', b"\0\0\0\0\n"])
-def test_a_torn_last_line_is_dropped_and_gone_before_the_next(tmp_path, torn):
+def test_an_incomplete_last_line_is_removed_before_the_next(tmp_path, torn):
     path = tmp_path / "prompts.jsonl"
     RecordFile(path).append(line("a"))
     whole = path.read_bytes()
@@ -47,7 +47,7 @@ def test_a_torn_last_line_is_dropped_and_gone_before_the_next(tmp_path, torn):
     assert [json.loads(raw) for raw in path.read_text().splitlines()] == [line("a"), line("c")]
 
 
-def test_a_disk_that_fills_within_a_line_and_is_freed_loses_that_line_alone(tmp_path):
+def test_a_disk_that_fills_within_a_line_loses_only_that_line(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     file.append(line("a"))
     with limited_files(200), pytest.raises(OSError, match=r"prompts\.jsonl"):
@@ -58,8 +58,8 @@ def test_a_disk_that_fills_within_a_line_and_is_freed_loses_that_line_alone(tmp_
     assert RecordFile(file.path).read() == [line("a"), line("c"), line("b", text="x" * 1000)]
 
 
-def test_a_line_torn_while_the_run_goes_on_is_cut_before_the_next(tmp_path):
-    """Whoever tore it: here another program, after this one has written already."""
+def test_a_line_damaged_during_the_run_is_removed_before_the_next(tmp_path):
+    """Here another program appends to the file, after this one has written."""
     file = RecordFile(tmp_path / "prompts.jsonl")
     file.append(line("a"))
     with file.path.open("ab") as other:
@@ -68,7 +68,7 @@ def test_a_line_torn_while_the_run_goes_on_is_cut_before_the_next(tmp_path):
     assert RecordFile(file.path).read() == [line("a"), line("c")]
 
 
-def test_a_file_that_was_removed_meanwhile_begins_anew(tmp_path):
+def test_a_file_removed_during_the_run_is_created_again(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     file.append(line("a"))
     file.path.unlink()
@@ -76,14 +76,14 @@ def test_a_file_that_was_removed_meanwhile_begins_anew(tmp_path):
     assert file.read() == [line("b")]
 
 
-def test_half_a_character_comes_back(tmp_path):
+def test_a_lone_surrogate_reads_back(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     file.append(line("a\ud800", category="\udcff"))
     RecordFile(record_path(tmp_path, 1)).append(line("b"))
     assert merge_rank_files(tmp_path) == file.read() == [line("a\ud800", category="\udcff"), line("b")]
 
 
-def test_a_whole_last_line_of_another_kind_is_named_and_not_cut(tmp_path):
+def test_a_complete_last_line_of_another_kind_is_named_and_kept(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"id": "a", "turn": 0}\n{"id": 7, "turn": "x"}\n')
     with pytest.raises(UserError, match=r"prompts\.jsonl:2 "):
@@ -101,14 +101,14 @@ def test_a_malformed_earlier_line_is_named(tmp_path, bad):
         assert "\n" not in str(caught.value)
 
 
-def test_what_json_cannot_carry_is_refused_before_anything_is_written(tmp_path):
+def test_a_value_that_json_cannot_hold_is_refused_before_writing(tmp_path):
     file = RecordFile(tmp_path / "prompts.jsonl")
     with pytest.raises(ValueError):
         file.append(line("a", margin=float("nan")))
     assert not file.path.exists()
 
 
-def test_kill_9_loses_no_line_that_was_appended(tmp_path):
+def test_kill_9_loses_no_appended_line(tmp_path):
     script = textwrap.dedent("""
         import sys
         from selfdraft.tracking.records import RecordFile
@@ -123,9 +123,9 @@ def test_kill_9_loses_no_line_that_was_appended(tmp_path):
             process.stdout.readline()
         time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        told = 20 + len(process.stdout.read().splitlines())
+        appended = 20 + len(process.stdout.read().splitlines())
     file = RecordFile(path)
-    assert [each["id"] for each in file.read()][:told] == [str(number) for number in range(told)]
+    assert [each["id"] for each in file.read()][:appended] == [str(number) for number in range(appended)]
     file.append(line("after"))
     assert file.read()[-1] == line("after")
 
@@ -145,12 +145,12 @@ def test_ranks_merge_into_one_file_without_doubles(tmp_path):
     assert merge_rank_files(tmp_path) == merged
 
 
-def test_leftovers_merge_even_where_rank_0_wrote_nothing(tmp_path):
+def test_lines_of_other_ranks_merge_even_without_lines_of_rank_0(tmp_path):
     RecordFile(record_path(tmp_path, 3)).append(line("a"))
     assert merge_rank_files(tmp_path) == [line("a")]
     assert RecordFile(record_path(tmp_path)).done() == {("a", 0)}
 
 
-def test_nothing_to_merge_leaves_nothing(tmp_path):
+def test_merging_nothing_creates_no_file(tmp_path):
     assert merge_rank_files(tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ def test_a_new_folder_is_made_and_its_config_written(tmp_path):
     assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
 
 
-def test_the_same_config_continues(tmp_path):
+def test_the_same_config_resumes(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate")
     RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
     before = (tmp_path / "config.yaml").read_bytes()
@@ -33,7 +33,7 @@ def test_the_same_config_continues(tmp_path):
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
-def test_paths_enums_and_awkward_words_compare_equal_to_themselves(tmp_path):
+def test_paths_enums_and_special_words_compare_equal_after_saving(tmp_path):
     class Mode(Enum):
         FUSED = 1
 
@@ -65,7 +65,7 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path):
     assert record_path(tmp_path, 1).exists()  # nothing was touched
 
 
-def test_where_nothing_was_finished_another_config_is_welcome(tmp_path):
+def test_another_config_is_accepted_if_nothing_was_finished(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate")
     record_path(tmp_path).write_text('{"id": "a", "tu')  # killed while it wrote its first line
     assert claim_run_dir(tmp_path, {"seed": 7}, task="evaluate") == []
@@ -83,7 +83,7 @@ def test_prompts_of_an_unknown_config_are_refused(tmp_path, config):
         claim_run_dir(tmp_path, CONFIG, task="evaluate")
 
 
-def test_facts_that_come_later_must_be_the_same_when_a_run_is_resumed(tmp_path):
+def test_facts_added_later_must_be_the_same_on_resuming(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "p"})
     confirm(tmp_path, {"model": "m"})
     RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
@@ -96,7 +96,7 @@ def test_facts_that_come_later_must_be_the_same_when_a_run_is_resumed(tmp_path):
     assert Mark.read(tmp_path).facts == {"prompts": "p", "model": "m"}
 
 
-def test_where_nothing_was_finished_other_facts_are_welcome(tmp_path):
+def test_other_facts_are_accepted_if_nothing_was_finished(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "p"})
     confirm(tmp_path, {"model": "m"})
     claim_run_dir(tmp_path, CONFIG, task="evaluate", facts={"prompts": "q"})
@@ -104,12 +104,12 @@ def test_where_nothing_was_finished_other_facts_are_welcome(tmp_path):
     assert Mark.read(tmp_path).facts == {"prompts": "q", "model": "n"}
 
 
-def test_the_mark_is_the_first_file_and_survives_a_copy_by_a_glob(tmp_path):
+def test_the_mark_is_the_first_file_and_is_copied_by_a_glob(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate")
     assert MARK in {path.name for path in tmp_path.glob("[!.]*")}
 
 
-def test_digests_tell_contents_apart(tmp_path):
+def test_different_contents_have_different_digests(tmp_path):
     assert digest(["a", "b"]) == digest(["a", "b"]) != digest(["ab"])
     assert digest(["\ud800"]) != digest(["\ud801"])
     path = tmp_path / "file"

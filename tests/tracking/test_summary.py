@@ -34,7 +34,7 @@ def test_counts_are_summed(result):
     assert result["peak_memory_mb"] == 140.0
 
 
-def test_ratios_are_of_sums_and_not_sums_of_ratios(result):
+def test_ratios_are_ratios_of_sums(result):
     # The mean of the turns' own values would be (2 + 2 + 1.125 + 4) / 4 = 2.28 tokens per forward.
     assert result["tokens_per_forward"] == 1.5
     assert result["decode_tokens_per_s"] == pytest.approx(150 / 13.25)
@@ -72,13 +72,13 @@ def test_references_are_compared_on_the_turns_they_decoded(result):
     assert reference["baseline_vs_reference"]["median"] == pytest.approx(5 / 3)
 
 
-def test_the_order_in_which_processes_finished_changes_nothing():
+def test_the_result_does_not_depend_on_the_order_of_lines():
     lines = [line(f"p{number}", decode_s=1 + number / 7) for number in range(12)]
     shuffled = random.Random(1).sample(lines, len(lines))
     assert summarize(lines, **LABELS) == summarize(shuffled, **LABELS)
 
 
-def test_what_was_too_short_to_be_timed_counts_but_is_not_paired():
+def test_answers_too_short_to_time_count_but_are_not_paired():
     lines = [line("a"), line("b", new_tokens=0, target_forwards=0, decode_s=0.0, acceptance_by_depth=[])]
     result = summarize(lines, **LABELS)
     assert (result["prompts"], result["new_tokens"]) == (2, 10)
@@ -105,7 +105,7 @@ def test_no_lines_are_refused():
         summarize([], **LABELS)
 
 
-def test_ties_are_counted_by_whom_float32_prefers():
+def test_ties_are_counted_by_the_side_that_float32_prefers():
     def tie(id, prefers, verdict="tie"):
         checked = {"margin": 0.0, "control": 1.0, "prefers": prefers}
         return line(id, lossless={"verdict": verdict, "control": 1.0, "float32": checked})
@@ -114,7 +114,7 @@ def test_ties_are_counted_by_whom_float32_prefers():
     assert summarize(lines, **LABELS)["ties_by_float32"] == {"baseline": 1, "drafter": 2}
 
 
-def test_every_wrong_text_is_named_with_its_reason_a_references_too():
+def test_every_mismatch_of_drafter_and_references_has_a_reason():
     wrong = {"verdict": "mismatch", "reason": "forward", "control": None}
     beside = {
         "stock": {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "mismatch"}},

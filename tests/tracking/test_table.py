@@ -21,7 +21,7 @@ def row(text: str, name: str) -> list[str]:
     return next(found.split() for found in text.splitlines() if found.split()[:1] == [name])
 
 
-def test_every_number_is_there_and_nothing_is_cut_at_100_columns():
+def test_all_numbers_fit_into_100_columns():
     lines = [
         line(f"{family}{number}", family=family, new_tokens=123456, target_forwards=61728, decode_s=100 + number,
              baseline_new_tokens=123456, baseline_decode_s=1000.0)
@@ -34,7 +34,7 @@ def test_every_number_is_there_and_nothing_is_cut_at_100_columns():
     assert row(text, "all")[-1] == "54/0/0"
 
 
-def test_the_headline_and_rows_carry_the_measures():
+def test_headline_and_rows_show_the_measures():
     text = shown(evaluation())
     assert "jacobi · tiny · bundled (3 prompts, 4 turns)" in text
     assert "speedup 1.80×" in text
@@ -58,7 +58,7 @@ def test_a_mismatch_is_named():
     assert "1 mismatch" in shown([line(lossless={"verdict": "mismatch"})])
 
 
-def test_without_drafts_and_without_time_it_still_prints():
+def test_a_table_without_drafts_or_times_is_printed():
     nothing = line(new_tokens=0, target_forwards=0, decode_s=0.0, acceptance_by_depth=[], phases_s={"draft": 0.0})
     text = shown([nothing])
     assert "speedup –" in text
@@ -78,11 +78,11 @@ def test_turns_that_were_left_out_are_counted_and_measured_nowhere():
 
 
 @pytest.mark.parametrize("name", ["[red]", "[/]"])
-def test_names_are_not_markup(name):
+def test_names_are_not_read_as_markup(name):
     assert name in shown([line(family=name)])
 
 
-def test_ties_that_float32_decided_are_told():
+def test_ties_decided_by_float32_are_shown():
     checked = {"margin": 0.0, "control": 1.0, "prefers": "drafter"}
     tie = line("d", lossless={"verdict": "tie", "control": 1.0, "float32": checked})
     assert "of the ties, float32 gives 0 to plain decoding, 1 to the drafter" in shown([*evaluation(), tie])

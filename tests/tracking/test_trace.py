@@ -1,4 +1,4 @@
-"""A trace tells every node of every step, and its terminal view what was accepted, rejected and added."""
+"""A trace has every node of every step; its terminal view shows accepted, rejected and bonus tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def step(tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...]) -> St
 
 @pytest.fixture
 def generation() -> Generation:
-    """A tree of which the second branch stands, with a probe; a chain that fails; a chain that the end cuts."""
+    """A tree with its second branch accepted and a probe; a rejected chain; a chain cut by the end of the text."""
     made = Generation([1, 2])
     branched = TokenTree.merged([[3, 4], [5, 6, 7]]).beside(torch.tensor([8]), torch.tensor([-1]))
     made.add(step(branched, (2, 3), (5, 6, 0)))
@@ -33,7 +33,7 @@ def generation() -> Generation:
     return made
 
 
-def test_every_node_is_told_with_its_place_and_fate(generation: Generation) -> None:
+def test_every_node_has_its_position_and_outcome(generation: Generation) -> None:
     first, second, third = trace_steps(generation, spell)
     assert [node["state"] for node in first["nodes"]] == ["rejected"] * 2 + ["accepted"] * 2 + ["rejected", "probe"]
     assert [node["parent"] for node in first["nodes"]] == [-1, 0, -1, 2, 3, -1]
@@ -44,7 +44,7 @@ def test_every_node_is_told_with_its_place_and_fate(generation: Generation) -> N
     assert (third["bonus"], third["emitted"], third["accepted"]) == (None, 1, [0])
 
 
-def test_a_rejected_branch_begins_where_it_left_the_path(generation: Generation) -> None:
+def test_a_rejected_branch_begins_where_it_leaves_the_accepted_path(generation: Generation) -> None:
     first, second, _ = trace_steps(generation, spell)
     assert rejected_branches(first["nodes"]) == [[0, 1], [4]]
     assert rejected_branches(second["nodes"]) == [[0, 1]]
@@ -56,7 +56,7 @@ def shown(generation: Generation, branches: int, **options: bool) -> str:
     return out.getvalue()
 
 
-def test_the_view_shows_accepted_and_bonus_in_a_line_and_rejected_branches_below(generation: Generation) -> None:
+def test_the_view_shows_accepted_and_bonus_tokens_and_rejected_branches_below(generation: Generation) -> None:
     lines = [line.rstrip() for line in shown(generation, 4).splitlines()[1:]]
     assert lines == [
         "   1  [e][f][⏎]   +3, 3 rejected, 1 probes",

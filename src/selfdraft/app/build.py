@@ -25,10 +25,11 @@ from selfdraft.drafters.presets import drafter_for, is_tree_parallel
 from selfdraft.models.chat import Chat
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.loading import DTYPES
+from selfdraft.models.loading import DTYPES, StockModel
 from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.profiling import costs_on
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
@@ -63,12 +64,12 @@ def to_config(composed: DictConfig) -> Config:
 def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
     """Refuse keys that no schema has: `+key=value` adds them, nothing reads them, and a typo would go unnoticed."""
     known = {f.name for f in fields(options)}
-    for key in composed:
+    for key in map(str, composed):
         if key not in known:
             raise UserError(
                 f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'})) or 'none'}"
             )
-        if isinstance(value := getattr(options, str(key)), Options):
+        if isinstance(value := getattr(options, key), Options):
             _refuse_unknown(composed[key], value, f"{prefix}{key}.")
 
 
@@ -105,20 +106,18 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     memory = PeakMemory(device)
     with memory("load"):
         loaded = config.model.load(device)
-        target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
-    print_of_model = fingerprint(loaded.model)
-    if config.artifact is not None:
-        found = Artifact.read(Path(config.artifact))
-        found.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, print_of_model)
+        whole = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
+    print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
-        make_shape_invariant(target)
-    costs = costs_on(target)
+        make_shape_invariant(whole)
+    costs = costs_on(whole)
     # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
-    certifier = Certifier(target, rule, batch_size=batch_size)
+    certifier = Certifier(whole, rule, batch_size=batch_size)
+    target: TargetProtocol = whole
     if config.hardware.tree_parallel:
-        costs, target = shared_costs(costs), _shared(target, config)
+        costs, target = shared_costs(costs), _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     drafter = drafter_for(target, config.drafter, costs)
     if decoding.guard:
@@ -151,6 +150,19 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
     if not torch.distributed.is_initialized():
         raise UserError("hardware.tree_parallel needs its processes, and only task=evaluate starts them")
     return TreeParallelTarget(target)
+
+
+def refuse_other_model(config: Config, model: StockModel) -> str:
+    """Return the fingerprint of the model, which must be the one that the artifact given as drafter.from is for.
+
+    Raises:
+        UserError: the artifact is for another model.
+    """
+    found = fingerprint(model)
+    if config.artifact is not None:
+        artifact = Artifact.read(Path(config.artifact))
+        artifact.refuse_other_model(f"drafter.from={config.artifact}", config.model.label, found)
+    return found
 
 
 def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | None = None) -> None:

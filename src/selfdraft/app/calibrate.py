@@ -23,6 +23,7 @@ from selfdraft.drafters.chain import ChainConfig
 from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
 from selfdraft.drafters.presets import configured
 from selfdraft.models.fingerprint import fingerprint
+from selfdraft.models.target import layered
 from selfdraft.modules.calibrate import CalibrateModule
 from selfdraft.modules.progress import SearchProgress
 from selfdraft.modules.search import JOURNAL, Search
@@ -122,7 +123,8 @@ def _conclude(run: Run, module: CalibrateModule) -> float:
         "measured_speedup": checks[0]["measured_speedup"] if checks else None,
         "within_10_percent": f"{close} of {len(checks)}",
     }
-    label = {"label": config.model.label, "dtype": config.model.dtype, "fingerprint": fingerprint(module.target.model)}
+    found = fingerprint(layered(module.target).model)
+    label = {"label": config.model.label, "dtype": config.model.dtype, "fingerprint": found}
     Artifact(config.drafter.label, _options(best[0]), label, objective, history).write(folder / FILE)
     result = {"task": "calibrate", "objective": best[0]["value"], **objective, "checks": checks, "trials": len(history)}
     write_json_atomic(folder / "result.json", result)

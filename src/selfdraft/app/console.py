@@ -48,14 +48,14 @@ class PlainConsole(Console):
     @property
     def file(self) -> IO[str]:
         """The stream without the wrappers of rich and of `Shielded`: the escape sequences of styles must reach it."""
-        stream = Console.file.fget(self)
+        stream = super().file
         while (inner := getattr(stream, "rich_proxied_file", None)) is not None:
             stream = inner
         return stream
 
     @file.setter
     def file(self, stream: IO[str]) -> None:
-        Console.file.fset(self, stream)
+        Console.file.fset(self, stream)  # type: ignore[attr-defined]  # mypy takes a class's property for a function
 
     @property
     def encoding(self) -> str:

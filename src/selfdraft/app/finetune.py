@@ -26,8 +26,9 @@ from selfdraft.core.paths import expanded_name
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import LoadedModel
+from selfdraft.models.loading import LoadedModel, moved
 from selfdraft.models.memory import available
+from selfdraft.models.parts import attribute
 from selfdraft.models.target import Target
 from selfdraft.modules.checkpoints import (
     BEST,
@@ -81,8 +82,8 @@ def finetune(run: Run) -> float | None:
     )
     module = RECIPES[recipe.name](
         recipe,
-        lambda place: Target(loaded.model.to(place), packed=False),
-        words=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
+        lambda place: Target(moved(loaded.model, place), packed=False),
+        draft_ids=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
         seed=config.seed,
     )
     last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
@@ -110,7 +111,7 @@ def finetune(run: Run) -> float | None:
 def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
-    vocabulary = loaded.model.get_input_embeddings().num_embeddings
+    vocabulary = attribute(loaded.model.get_input_embeddings(), "num_embeddings", int)
     # Neither a shell nor `with_home` expands ~ in the items of a list.
     paths = [expanded_name(path, "finetune.data") for path in recipe.data]
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
@@ -138,7 +139,7 @@ def _memory_line(recipe: RecipeConfig, loaded: LoadedModel, device: torch.device
     wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     steps = 4 * tokens * config.num_hidden_layers * wide
     logits = 3 * 4 * tokens * (recipe.vocabulary or config.vocab_size)
-    # For each token two hidden states, and keys and values of at most all layers, in bfloat16 (see `LessonBook`).
+    # For each token two hidden states, keys and values of at most all layers, in bfloat16 (see `TeacherOutputStore`).
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * (2 * config.hidden_size + 2 * config.num_hidden_layers * heads * size)
@@ -166,7 +167,7 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
         devices=hardware.devices,
         # The weights of layers that are dropped get no gradients.
         strategy="ddp_find_unused_parameters_true" if hardware.strategy == "ddp" else hardware.strategy,
-        precision=recipe.precision,
+        precision=recipe.precision,  # type: ignore[arg-type]  # `option` checks that it is one of the choices
         use_distributed_sampler=False,
         callbacks=callbacks,
         plugins=[DataOnly(), OwnProcesses()],

@@ -1,10 +1,31 @@
-"""`python run.py --help`: the groups with their choices, read from conf/, and commands to start from."""
+"""`python run.py --help`: the choices of every group, commands to start from, and every option with its description.
+
+Hydra composes the configuration with the overrides that were given, and prints the template of its group `hydra/help`.
+Our template is one interpolation, which makes the page from that configuration: `python run.py drafter=swift --help`
+shows the options of swift.
+"""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from selfdraft.app.option_help import WIDTH, head_of, helps_of
+from selfdraft.app.schemas import Config
+from selfdraft.core.messages import one_line
+from selfdraft.core.options import CHOICE_NAME, Options
+
+RESOLVER = "selfdraft.help"  # the interpolation that stands for the page
+GROUP_COLUMN = 14  # characters for the name of a group
+VALUE_COLUMN = 24  # characters for a value; the description of a longer one begins on the next line
+MAX_SHOWN = 90  # characters of a value that are shown
+
 
 EXAMPLES = """\
 python run.py drafter=jacobi                                     compare with autoregressive decoding
@@ -30,15 +51,80 @@ def choices_in(group: Path) -> list[str]:
 
 
 def register_help(conf: Path) -> None:
-    """Store the help page as Hydra's `hydra/help: selfdraft`."""
-    choices = "\n".join(f"  {group:<14}{', '.join(choices_in(conf / group))}" for group in groups_under(conf))
-    examples = "\n".join(f"  {line}" for line in EXAMPLES.splitlines())
-    page = (
-        "SelfDraft: lossless self-speculative decoding, configured, certified and timed.\n\n"
-        f"Choose a group's file with group=choice, an option with group.option=value:\n{choices}\n\n"
-        f"For example:\n{examples}\n\n"
-        "The configuration as it stands now (python run.py --cfg job shows it resolved):\n\n$CONFIG\n"
-    )
-    # Hydra fills in $CONFIG, the only dollar sign of the page.
-    node = {"app_name": "selfdraft", "header": "", "footer": "", "template": page}
+    """Store the help page as Hydra's `hydra/help: selfdraft`.
+
+    Args:
+        conf: the folder of the groups.
+    """
+
+    def template(*, _root_: DictConfig) -> str:
+        # Hydra fills in the page's variables, which begin with a dollar sign; it has none.
+        return page(conf, _root_).replace("$", "$$")
+
+    OmegaConf.register_new_resolver(RESOLVER, template, replace=True)
+    node = {"app_name": "selfdraft", "header": "", "footer": "", "template": f"${{{RESOLVER}:}}"}
     ConfigStore.instance().store(group="hydra/help", name="selfdraft", node=node)
+
+
+def page(conf: Path, config: DictConfig) -> str:
+    """Return the help page of a configuration that Hydra composed."""
+    lines = [
+        "SelfDraft: lossless self-speculative decoding, configured, certified and timed.",
+        "",
+        "Choose a group's file with group=choice, an option with group.option=value:",
+    ]
+    for group in groups_under(conf):
+        lines += _row([(group, GROUP_COLUMN)], ", ".join(choices_in(conf / group)))
+    lines += ["", "For example:", *(f"  {line}" for line in EXAMPLES.splitlines())]
+    lines += [
+        "",
+        "The options of this configuration, with their values (??? has to be given). Other choices have other options:",
+        "python run.py drafter=swift --help shows those of swift. python run.py --cfg job shows all values as YAML.",
+    ]
+    choices = config.hydra.runtime.choices
+    for schema, key, node in _groups(Config, "", config):
+        group = key.replace(".", "/")
+        title = f"{group}={choices.get(group)}" if group else "Options of no group"
+        if (file := conf / group / f"{choices.get(group)}.yaml").is_file():
+            title += f": {head_of(file)}"
+        lines += ["", *textwrap.wrap(title, WIDTH, break_on_hyphens=False), *_options(schema, key, node)]
+    return "\n".join(lines)
+
+
+def _groups(schema: type[Any], key: str, node: DictConfig) -> Iterator[tuple[type[Any], str, DictConfig]]:
+    """Yield a group and all groups in it: its config class, its key, such as `drafter.path`, and its values."""
+    yield schema, key, node
+    for name in (f.name for f in fields(schema) if "help" not in f.metadata and f.name in node):
+        if is_dataclass(inner := OmegaConf.get_type(node, name)):
+            yield from _groups(inner, f"{key}.{name}".lstrip("."), node[name])
+
+
+def _options(schema: type[Options], key: str, node: DictConfig) -> list[str]:
+    """Return the lines of a group's options."""
+    plain: Any = OmegaConf.to_container(node, resolve=False)
+    values = {name: _shown(value) for name, value in plain.items()}
+    helps = {name: text for name, text in helps_of(schema).items() if text != CHOICE_NAME and name in values}
+    names = {name: f"{key}.{name}".lstrip(".") for name in helps}
+    width = max((len(name) for name in names.values()), default=0) + 2
+    column = min(max((len(values[name]) for name in helps), default=0) + 2, VALUE_COLUMN)
+    rows = [_row([(names[name], width), (values[name], column)], text) for name, text in helps.items()]
+    return [line for row in rows for line in row]
+
+
+def _row(cells: Sequence[tuple[str, int]], text: str) -> list[str]:
+    """Return the lines of a table's row: cells of given widths, then a text, which may need several lines."""
+    start = "  " + "".join(f"{cell:<{width}}" for cell, width in cells)
+    column = 2 + sum(width for _, width in cells)
+    lines = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+    if len(start) > column or start[-1] != " ":  # the last cell is too long
+        return [start, *(f"{'':<{column}}{line}" for line in lines)]
+    return [start + lines[0], *(f"{'':<{column}}{line}" for line in lines[1:])]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as one would type it, on one line."""
+    if isinstance(value, list):
+        shown = f"[{', '.join(_shown(item) for item in value)}]"
+    else:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else one_line(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"

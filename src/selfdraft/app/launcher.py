@@ -46,6 +46,14 @@ class JobFailed(CompactHydraException):
     """Tells the sweeper that jobs failed. Hydra prints a "compact" exception as one line instead of a traceback."""
 
 
+class Job(JobReturn):
+    """A job whose configuration is composed, so that these parts of it are known."""
+
+    overrides: Sequence[str]
+    hydra_cfg: DictConfig
+    working_dir: str
+
+
 class ProcessLauncher(Launcher):
     """Runs jobs one after another, each in its own process, and keeps the sweep's table up to date."""
 
@@ -98,7 +106,7 @@ class ProcessLauncher(Launcher):
                 job.return_value = JobFailed(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")
         return [job for job in jobs if job.status != JobStatus.UNKNOWN]
 
-    def _compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
+    def _compose(self, number: int, overrides: Sequence[str]) -> Job:
         """Return the job with its configuration and folder, composed as Hydra's own launcher does."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
@@ -111,8 +119,8 @@ class ProcessLauncher(Launcher):
             HydraConfig.instance().cfg = outer
         with read_write(config.hydra.runtime), open_dict(config):
             config.hydra.runtime.output_dir = str(folder)
-            task_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        return JobReturn(
+            task_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return Job(
             overrides=list(overrides),
             cfg=task_config,
             hydra_cfg=OmegaConf.masked_copy(config, ["hydra"]),
@@ -120,7 +128,7 @@ class ProcessLauncher(Launcher):
             task_name=config.hydra.job.name,
         )
 
-    def _run(self, job: JobReturn) -> int:
+    def _run(self, job: Job) -> int:
         """Run one job to its end, put its result into the table and into `job`, and return its exit status."""
         result_file = Path(job.working_dir) / "result.json"
         before = fingerprint(result_file)
@@ -133,14 +141,14 @@ class ProcessLauncher(Launcher):
         self.table.finish(job.hydra_cfg.hydra.job.num, outcome, result)
         return status
 
-    def _arguments(self, job: JobReturn) -> list[str]:
+    def _arguments(self, job: Job) -> list[str]:
         """Return the job's arguments: the sweep's flags and Hydra settings, the job's overrides, and its folder."""
         from selfdraft.app.command_line import quoted  # importing it takes seconds, and every command imports this file
 
         flags, _ = get_args_parser().parse_known_args(sys.argv[1:])
         given = {name: getattr(flags, name) for name in ("config_path", "config_name", "config_dir")}
         # Not resolved: `hydra.sweep.subdir=${hydra.job.num}` may be among them, which has no value outside a job.
-        settings = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        settings: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         inherited = [setting for setting in settings if not setting.lstrip("+~").startswith(SWEEP_ONLY)]
         number = job.hydra_cfg.hydra.job.num
         return [

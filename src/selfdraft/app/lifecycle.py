@@ -17,7 +17,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from selfdraft.app.build import measured_config, use_threads
@@ -29,6 +28,7 @@ from selfdraft.core.messages import harmless
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, make_logger
+from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import PROMPTS, Line
 from selfdraft.tracking.run_folder import claim_run_dir
 
@@ -108,7 +108,7 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
     Raises:
         SystemExit: status 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
-    is_rank_zero = rank_zero_only.rank in (None, 0)
+    is_rank_zero = process_rank() == 0
     run = Run(config, composed, folder, is_rank_zero, make_console(quiet=not is_rank_zero, soft_wrap=True))
     use_threads(config.hardware)
     failed = True

@@ -81,8 +81,8 @@ def _refuse_no_choice(override: Override, conf: Path) -> None:
     group = override.key_or_group
     nested = group.replace(".", "/")
     if nested != group and (conf / nested).is_dir() and isinstance(override.value(), str | ChoiceSweep):
-        value = override.input_line.partition("=")[2]
-        raise UserError(f"{_shown(override.input_line)}: choose one with {nested}={_shown(value)}")
+        given = (override.input_line or "").partition("=")[2]
+        raise UserError(f"{_shown(override.input_line)}: choose one with {nested}={_shown(given)}")
     if override.is_delete() or not ((conf / group).is_dir() or group.startswith("hydra/")):
         return
     value = override.value()

@@ -19,18 +19,18 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.command_line import quoted
 from selfdraft.app.console import drop_unwritten
 from selfdraft.app.launcher import entry_command
 from selfdraft.app.signals import INTERRUPTED
+from selfdraft.tracking.rank import process_rank, set_process_rank
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine
-TOLD = ("RANK", RANK, "WORLD_SIZE")  # ignored with a message: whoever set these may expect an effect
+REPORTED = ("RANK", RANK, "WORLD_SIZE")  # ignored with a message: whoever set these may expect an effect
 IGNORED = (
-    *TOLD,
+    *REPORTED,
     "LOCAL_WORLD_SIZE",
     "GROUP_RANK",
     "NODE_RANK",
@@ -60,13 +60,13 @@ def settle_rank() -> None:
         rank = int(os.environ[RANK])
     else:
         found = [name for name in IGNORED if os.environ.pop(name, None) is not None]
-        if told := [name for name in found if name in TOLD]:
+        if ignored := [name for name in found if name in REPORTED]:
             print(
-                f"selfdraft: {', '.join(told)} in the environment ignored: a run starts its processes itself "
+                f"selfdraft: {', '.join(ignored)} in the environment ignored: a run starts its processes itself "
                 "(hardware=cpu_ddp or gpu_ddp, hardware.devices)",
                 file=sys.stderr,
             )
-    rank_zero_only.rank = rank
+    set_process_rank(rank)
 
 
 def tell_mistake(line: str) -> None:
@@ -76,7 +76,7 @@ def tell_mistake(line: str) -> None:
     which wait for that. A process prints only a mistake that rank 0 does not meet.
     """
     drop_unwritten()  # this also flushes earlier output, which belongs before the line
-    if rank := rank_zero_only.rank or 0:
+    if rank := process_rank():
         time.sleep(SETTLE_S)
         line = f"process {rank}: {line}"
     print(f"selfdraft: {line}", file=sys.stderr, flush=True)
@@ -104,7 +104,7 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    if rank_zero_only.rank:
+    if process_rank():
         with _quiet_about_others():
             yield
         return
@@ -116,7 +116,7 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         for rank in range(1, trainer.world_size):
             others.append(_start(rank))  # one by one: if a start fails, those already started are ended below
         launcher = trainer.strategy.launcher
-        if hasattr(launcher, "procs"):
+        if launcher is not None and hasattr(launcher, "procs"):
             launcher.procs = others  # Lightning forwards to them the signals that stop this process
         threading.Thread(target=_watch, args=(others, over), daemon=True).start()
         yield

@@ -1,22 +1,28 @@
-"""task=profile: measure forwards and their parts on this device; write profile.json, a table and a picture."""
+"""task=profile: measure forwards and their parts on this device; write profile.json, a table and a picture.
+
+If the drafter runs a part of the model (`drafter=early_exit`, `drafter.from=RUN`), drafting with it is measured, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit
+from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schemas import ProfileConfig
-from selfdraft.app.session import shown
-from selfdraft.core.costmodel import CostModel
+from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.messages import harmless
-from selfdraft.models.profiling import BATCHES, measure_grid, measure_parts
+from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
+from selfdraft.drafters.presets import policy_for
+from selfdraft.models.path import Path as ModelPath
+from selfdraft.models.profiling import BATCHES, costs_on, measure_grid, measure_parts, measure_path
 from selfdraft.models.target import Target
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.costs import plot_costs, print_costs
+from selfdraft.tracking.costs import plot_costs, print_costs, print_path_costs
 
 
 def profile(run: Run) -> None:
@@ -29,11 +35,13 @@ def profile(run: Run) -> None:
     task = config.task
     assert isinstance(task, ProfileConfig)
     refuse_a_run_that_cannot_fit(config, certify=False, rows=max(BATCHES) if task.grid else 1)
-    run.begin(name="profile", started=folder / "profile.json")
+    run.begin(name="profile", started=folder / "profile.json", facts=adapter_facts(config.drafter))
     device, environment = torch.device(config.hardware.torch_device), run.environment
     with console.status(f"loading {config.model.label}"):
         model = config.model.load(device).model
+        refuse_other_model(config, model)
         target = Target(model, packed=config.model.packed, attention=config.model.attention)
+        path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(
             target,
@@ -46,18 +54,38 @@ def profile(run: Run) -> None:
         if task.grid:
             for part, line in measure_grid(target, rounds=min(task.rounds, 3)):
                 status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
-                costs = replace(costs, **{part: (*getattr(costs, part), line)})
-    write_profile(folder / "profile.json", costs, environment, measured_config(run.composed))
+                lines: dict[str, Any] = {part: (*getattr(costs, part), line)}
+                costs = replace(costs, **lines)
+        drafting = None
+        if path is not None:
+            assert isinstance(config.drafter, PathDrafterConfig)
+            status.update(f"measuring drafts of {config.drafter.label}")
+            drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
+    result = {**costs.to_dict(), "drafting": None if drafting is None else drafting.to_dict()}
+    write_profile(folder / "profile.json", result, environment, measured_config(run.composed))
     print_costs(costs, console)
+    if drafting is not None:
+        print_path_costs(config.drafter.label, drafting, console)
     with harmless("profile.png was not drawn"):
         plot_costs(costs, folder / "profile.png")
-    run.log({"task": "profile", **costs.to_dict()}, picture=folder / "profile.png")
+    run.log({"task": "profile", **result}, picture=folder / "profile.png")
     console.print(f"written: {shown(folder)}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
 
 
-def write_profile(path: Path, costs: CostModel, environment: dict, config: dict) -> None:
-    """Write the cost model, with the environment and configuration that it was measured in."""
-    write_json_atomic(path, {**costs.to_dict(), "environment": environment, "config": config})
+def drafting_path(target: Target, drafter: DrafterConfig) -> ModelPath | None:
+    """Return the part of the model that a drafter runs, typically if it changes; None if it runs none or all of it.
+
+    Raises:
+        UserError: the drafter's options do not fit the model.
+    """
+    if not isinstance(drafter, PathDrafterConfig) or drafter.path.name == "full":
+        return None
+    return policy_for(target, drafter, costs_on(target)).typical
+
+
+def write_profile(path: Path, costs: dict, environment: dict, config: dict) -> None:
+    """Write the costs, with the environment and configuration that they were measured in."""
+    write_json_atomic(path, {**costs, "environment": environment, "config": config})
 
 
 def describe_device(environment: dict) -> str:

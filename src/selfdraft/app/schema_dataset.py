@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from omegaconf import MISSING
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options, option
+from selfdraft.core.options import Options, choice_name, option
 from selfdraft.core.paths import expanded, expanded_name
 from selfdraft.data.prompts import Prompt, select
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
@@ -16,21 +16,28 @@ from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_
 
 @dataclass
 class DatasetConfig(Options):
-    """Which prompts to use: of `categories` (families or categories), `per_category` of each family, `limit` in all.
-
-    `skip_per_category` first leaves out that many of each family, to train on other prompts than those of evaluations.
-    `seed` chooses them at random instead of taking the first ones; `shuffle` is a seed that mixes their order, which
-    matters to drafters that keep state between requests (`drafter.warm`).
-    """
+    """Which prompts to use; `data.prompts.select` says in which order the options are applied."""
 
     group: ClassVar[str] = "dataset"
-    name: str = MISSING
-    limit: int | None = option(None, at_least=1)
-    per_category: int | None = option(None, at_least=1)
-    skip_per_category: int = option(0, at_least=0)
-    categories: list[str] = field(default_factory=list)
-    seed: int | None = None
-    shuffle: int | None = None
+    name: str = choice_name(MISSING)
+    limit: int | None = option(None, at_least=1, help="maximum number of prompts; null: all")
+    per_category: int | None = option(
+        None,
+        at_least=1,
+        help="maximum number of prompts of each family (MT-bench's eight categories are one); null: all",
+    )
+    skip_per_category: int = option(
+        0, at_least=0, help="first prompts of each family to leave out, e.g. to train on others than are evaluated"
+    )
+    categories: list[str] = option([], help="only the prompts of these families or categories; empty: all")
+    seed: int | None = option(
+        None, help="with per_category, choose prompts at random with this seed; null: take the first ones"
+    )
+    shuffle: int | None = option(
+        None,
+        help="shuffle the prompts with this seed; their order matters to drafters that keep state (drafter.warm); "
+        "null: file order",
+    )
 
     def load(self) -> list[Prompt]:
         """Return the chosen prompts, in file order or shuffled."""
@@ -53,7 +60,7 @@ class DatasetConfig(Options):
 class BundledConfig(DatasetConfig):
     """The prompts that come with SelfDraft."""
 
-    name: str = "bundled"
+    name: str = choice_name("bundled")
 
     def read(self) -> list[Prompt]:
         """Return all 48 prompts."""
@@ -62,11 +69,11 @@ class BundledConfig(DatasetConfig):
 
 @dataclass
 class JsonlConfig(DatasetConfig):
-    """A JSONL file in Spec-Bench's schema, or with a `prompt` on each line; `prompt_field` names another key."""
+    """A JSONL file in Spec-Bench's schema, or with a prompt on each line."""
 
-    name: str = "jsonl"
-    path: str = MISSING
-    prompt_field: str | None = None
+    name: str = choice_name("jsonl")
+    path: str = option(MISSING, help="the file")
+    prompt_field: str | None = option(None, help="key that holds the prompt; null: `turns`, otherwise `prompt`")
 
     def read(self) -> list[Prompt]:
         """Return one prompt per line."""
@@ -77,7 +84,7 @@ class JsonlConfig(DatasetConfig):
 class HumanEvalConfig(DatasetConfig):
     """HumanEval's 164 problems."""
 
-    name: str = "humaneval"
+    name: str = choice_name("humaneval")
 
     def read(self) -> list[Prompt]:
         """Return all 164 prompts."""
@@ -86,13 +93,13 @@ class HumanEvalConfig(DatasetConfig):
 
 @dataclass
 class HubConfig(DatasetConfig):
-    """A dataset of the Hugging Face Hub, or a local dataset folder: `name` is the `path` of `datasets.load_dataset`."""
+    """A dataset of the Hugging Face Hub, or a local dataset folder."""
 
-    name: str = MISSING
-    split: str = "test"
-    subset: str | None = None
-    prompt_field: str = "prompt"
-    revision: str | None = None
+    name: str = option(MISSING, help="<owner>/<name> on the hub, or a local folder")
+    split: str = option("test", help="split of the dataset, e.g. train")
+    subset: str | None = option(None, help="subset (configuration) of the dataset; null: its default one")
+    prompt_field: str = option("prompt", help="column that holds the prompt, as text or as a list of turns")
+    revision: str | None = option(None, help="branch, tag or commit on the hub; null: the newest")
 
     def read(self) -> list[Prompt]:
         """Return one prompt per row."""

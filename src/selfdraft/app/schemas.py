@@ -22,7 +22,7 @@ from selfdraft.app.schema_model import (
     TinyModelConfig,
 )
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options, option
+from selfdraft.core.options import Options, choice_name, option
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.stock import REFERENCES
@@ -37,121 +37,153 @@ class TaskConfig(Options):
     """The task to run."""
 
     group: ClassVar[str] = "task"
-    name: str = MISSING
+    name: str = choice_name(MISSING)
 
 
 @dataclass
 class EvaluateConfig(TaskConfig):
-    """Decode a dataset with the drafter and with the baseline, interleaved, and compare.
+    """Decode a dataset with the drafter and with the baseline, interleaved, and compare."""
 
-    `repeats`: how often each of them decodes each prompt. `references`: decoders outside SelfDraft to time as well.
-    """
-
-    name: str = "evaluate"
-    repeats: int = option(1, at_least=1)
-    references: list[str] = option([], choices=REFERENCES)
+    name: str = choice_name("evaluate")
+    repeats: int = option(1, at_least=1, help="how often the drafter and the baseline each decode every prompt")
+    references: list[str] = option(
+        [], choices=REFERENCES, help=f"decoders outside SelfDraft to time as well: {', '.join(REFERENCES)}"
+    )
 
 
 @dataclass
 class GenerateConfig(TaskConfig):
-    """Stream one answer. `certify`: decode it autoregressively too, and compare."""
+    """Stream one answer."""
 
-    name: str = "generate"
-    certify: bool = True
+    name: str = choice_name("generate")
+    certify: bool = option(True, help="true: also decode the answer autoregressively, and compare")
 
 
 @dataclass
 class TraceConfig(TaskConfig):
-    """Show every step of one answer, with up to `branches` rejected branches below each."""
+    """Show every step of one answer."""
 
-    name: str = "trace"
-    branches: int = option(4, at_least=0)
+    name: str = choice_name("trace")
+    branches: int = option(
+        4, at_least=0, help="maximum number of rejected branches shown below a step; trace.json holds all of them"
+    )
 
 
 @dataclass
 class ProfileConfig(TaskConfig):
-    """Measure forwards after `context` tokens, each `rounds` times; with `grid`, other contexts and batches too."""
+    """Measure the cost of forwards and their parts on this machine."""
 
-    name: str = "profile"
-    rounds: int = option(5, at_least=1)
-    context: int = option(256, at_least=1)
-    grid: bool = True
+    name: str = choice_name("profile")
+    rounds: int = option(5, at_least=1, help="how often each forward is timed, interleaved; the fastest time counts")
+    context: int = option(256, at_least=1, help="tokens of context before each forward")
+    grid: bool = option(True, help="true: also measure other contexts and batches")
 
 
 @dataclass
 class CalibrateTask(TaskConfig):
     """Search for the best skip set of drafter=layer_skip; its options are those of the group `calibrate`."""
 
-    name: str = "calibrate"
+    name: str = choice_name("calibrate")
 
 
 @dataclass
 class FinetuneTask(TaskConfig):
     """Train draft-only weights; the recipe is a choice of the group `finetune`."""
 
-    name: str = "finetune"
+    name: str = choice_name("finetune")
+
+
+@dataclass
+class ExportConfig(TaskConfig):
+    """Write the weights of the task=finetune run given as drafter.from as a peft adapter."""
+
+    name: str = choice_name("export")
+    to: str | None = option(None, help="folder to write; null: the folder peft in the run's folder")
+    push_to_hub: str | None = option(
+        None, help="owner/name of a model repository to upload the folder to, new ones private; null: no upload"
+    )
 
 
 @dataclass
 class CalibrateConfig(Options):
-    """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives.
-
-    `trials` candidates are scored on `prompts` prompts of the dataset, each answered with `tokens` tokens. The `check`
-    best ones then really decode, to compare predicted and measured speedups.
-    """
+    """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives."""
 
     group: ClassVar[str] = "calibrate"
-    name: str = "search"
-    method: str = option("bayes", choices=METHODS)
-    objective: str = option("tokens_per_s", choices=OBJECTIVES)
-    trials: int = option(120, at_least=1)
-    prompts: int = option(6, at_least=1)
-    tokens: int = option(64, at_least=4)
-    check: int = option(5, at_least=0)
+    name: str = choice_name("search")
+    method: str = option(
+        "bayes",
+        choices=METHODS,
+        help="how candidates are chosen: importance (each sublayer alone, then the least harmful together), random, "
+        "bayes (TPE), evolution (NSGA-II) or dp (whole layers, by dynamic programming over hidden states)",
+    )
+    objective: str = option(
+        "tokens_per_s",
+        choices=OBJECTIVES,
+        help="what is maximised: tokens_per_s (predicted from measured costs) or matchness (agreement with the target, "
+        "at drafter.path.sparsity)",
+    )
+    trials: int = option(
+        120, at_least=1, help="number of candidates; each is scored in one parallel sparse forward per prompt"
+    )
+    prompts: int = option(6, at_least=1, help="number of prompts to score on, spread evenly over the dataset")
+    tokens: int = option(64, at_least=4, help="tokens of each answer, which the model writes itself before the search")
+    check: int = option(
+        5, at_least=0, help="number of best candidates that then really decode, to check the predicted speedup"
+    )
 
 
 @dataclass
 class DistillTask(TaskConfig):
     """Write the target's own answers as a dataset to train on; its options are those of the group `distill`."""
 
-    name: str = "distill_data"
+    name: str = choice_name("distill_data")
 
 
 @dataclass
 class DistillConfig(Options):
-    """Options of task=distill_data.
-
-    `trajectories`: also record the Jacobi iterates of the answers, in blocks of this many tokens, refined up to
-    `passes` times (see `decoding.trajectories`); null: only the answers. `invented`: number of prompts, besides those
-    of the dataset, that the model writes itself by sampling.
-    """
+    """What task=distill_data records; see `decoding.trajectories` for the Jacobi iterates."""
 
     group: ClassVar[str] = "distill"
-    name: str = "texts"
-    trajectories: int | None = option(None, at_least=2)
-    passes: int = option(6, at_least=1)
-    invented: int = option(0, at_least=0)
+    name: str = choice_name("texts")
+    trajectories: int | None = option(
+        None,
+        at_least=2,
+        help="also record the Jacobi iterates of the answers in blocks of this many tokens, e.g. 16, for "
+        "finetune=consistency; null: only the answers",
+    )
+    passes: int = option(
+        6, at_least=1, help="maximum number of passes that refine a block; as many as its size reach the fixed point"
+    )
+    invented: int = option(
+        0,
+        at_least=0,
+        help="number of prompts that the model writes itself, besides those of the dataset; needs decoding=sample",
+    )
 
 
 @dataclass
 class DecodingConfig(Options):
-    """How answers are decoded.
-
-    `batch_size`: how many prompts are decoded at once, each at its own pace; when one ends, the next takes its row.
-    `stop`: texts that end an answer. `shape_invariant`: pad forwards so that a token's logits have the same bits in
-    every block, whatever its size: the output is then that of autoregressive decoding in any dtype. `guard`: draft only
-    where a speedup is predicted. Off by default, because a run measures the drafter itself.
-    """
+    """How answers are decoded. The guard is off by default, because a run measures the drafter itself."""
 
     group: ClassVar[str] = "decoding"
-    name: str = "greedy"
-    max_new_tokens: int = option(128, at_least=1)
-    min_new_tokens: int = option(0, at_least=0)
-    repetition_penalty: float | None = option(None, at_least=0.01)
-    stop: list[str] = field(default_factory=list)
-    shape_invariant: bool = False
-    batch_size: int = option(1, at_least=1)
-    guard: bool = False
+    name: str = choice_name("greedy")
+    max_new_tokens: int = option(128, at_least=1, help="maximum number of tokens of an answer")
+    min_new_tokens: int = option(0, at_least=0, help="no end-of-sequence token before this many tokens")
+    repetition_penalty: float | None = option(
+        None, at_least=0.01, help="penalty factor for tokens that occurred before, e.g. 1.1; null: none"
+    )
+    stop: list[str] = option([], help='texts that end an answer, e.g. ["\\n\\n"]')
+    shape_invariant: bool = option(
+        False,
+        help="true: pad forwards so that a token's logits have the same bits in blocks of every size, and the output "
+        "is that of autoregressive decoding in any dtype (chains only; on a CPU, packed matrices)",
+    )
+    batch_size: int = option(
+        1, at_least=1, help="prompts decoded at once, each at its own pace; when one ends, the next takes its row"
+    )
+    guard: bool = option(
+        False, help="true: draft only where that is predicted to pay, to be no slower than plain decoding"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,27 +200,40 @@ class DecodingConfig(Options):
 class SampleConfig(DecodingConfig):
     """Draw from the target's distribution: temperature, then top-k, top-p and min-p where given."""
 
-    name: str = "sample"
-    temperature: float = option(1.0, at_least=0.01)
-    top_k: int | None = option(None, at_least=1)
-    top_p: float | None = option(None, at_least=0.0001, at_most=1.0)
-    min_p: float | None = option(None, at_least=0.0, at_most=1.0)
+    name: str = choice_name("sample")
+    temperature: float = option(1.0, at_least=0.01, help="divides the logits; below 1 likely tokens become likelier")
+    top_k: int | None = option(None, at_least=1, help="draw from only this many most probable tokens; null: all")
+    top_p: float | None = option(
+        None,
+        at_least=0.0001,
+        at_most=1.0,
+        help="draw from the fewest most probable tokens that have this probability together; null: all",
+    )
+    min_p: float | None = option(
+        None,
+        at_least=0.0,
+        at_most=1.0,
+        help="leave out tokens with less than this share of the highest probability; null: none",
+    )
 
 
 @dataclass
 class HardwareConfig(Options):
-    """Lightning's accelerator, devices and strategy; `threads`: torch's threads per process (null: cores / processes).
-
-    `tree_parallel`: the processes divide the branches of every tree among them, instead of the prompts.
-    """
+    """Where a run computes: the device, and the number of its processes and threads."""
 
     group: ClassVar[str] = "hardware"
-    name: str = option("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
-    accelerator: str = option("cpu", choices=("cpu", "gpu"))
-    devices: int = option(1, at_least=1)
-    strategy: str = option("auto", choices=("auto", "ddp"))
-    threads: int | None = option(None, at_least=1, at_most=1024)
-    tree_parallel: bool = False
+    name: str = choice_name("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
+    accelerator: str = option("cpu", choices=("cpu", "gpu"), help="Lightning's accelerator: cpu or gpu")
+    devices: int = option(1, at_least=1, help="number of processes, each with a GPU or a share of the cores")
+    strategy: str = option(
+        "auto", choices=("auto", "ddp"), help="Lightning's strategy: auto (one process) or ddp (several)"
+    )
+    threads: int | None = option(
+        None, at_least=1, at_most=1024, help="torch's threads per process; null: cores divided by processes"
+    )
+    tree_parallel: bool = option(
+        False, help="true: all processes work on the same prompt, and each verifies some branches of every tree"
+    )
 
     @property
     def torch_device(self) -> str:
@@ -216,20 +261,21 @@ class HardwareConfig(Options):
 
 @dataclass
 class LoggerConfig(Options):
-    """Where results are logged besides the run's folder. `mode`: W&B's; null: that of WANDB_MODE, otherwise offline."""
+    """Where results are logged besides the run's folder."""
 
     group: ClassVar[str] = "logger"
-    name: str = option("wandb", choices=("wandb", "csv", "none"))
-    mode: str | None = option(None, choices=("offline", "online", "disabled"))
-    project: str = "selfdraft"
+    name: str = choice_name("wandb", choices=("wandb", "csv", "none"))
+    mode: str | None = option(
+        None,
+        choices=("offline", "online", "disabled"),
+        help="W&B's mode: offline, online or disabled; null: the value of WANDB_MODE, otherwise offline",
+    )
+    project: str = option("selfdraft", help="W&B's project")
 
 
 @dataclass
 class Config(Options):
-    """The whole configuration.
-
-    `prompt`: the text that generate and trace answer. `artifact`: the file or folder given as drafter.from.
-    """
+    """The whole configuration: a choice of every group, and options of no group."""
 
     defaults: list[Any] = field(default_factory=list)
     task: TaskConfig = MISSING
@@ -242,13 +288,29 @@ class Config(Options):
     calibrate: CalibrateConfig = MISSING
     finetune: RecipeConfig = MISSING
     distill: DistillConfig = MISSING
-    seed: int = option(0, at_least=0, below=2**32)
-    prompt: str | None = None
-    artifact: str | None = None
+    seed: int = option(
+        0,
+        at_least=0,
+        below=2**32,
+        help="seed of everything random: torch, numpy, Python, initial blocks, the bootstrap",
+    )
+    prompt: str | None = option(None, help="the prompt that task=generate and task=trace answer")
+    artifact: str | None = option(
+        None, help="set by drafter.from=PATH, which loads the result of task=calibrate or task=finetune"
+    )
 
 
 SCHEMAS: dict[str, list[type[Options]]] = {
-    "task": [EvaluateConfig, GenerateConfig, TraceConfig, ProfileConfig, CalibrateTask, DistillTask, FinetuneTask],
+    "task": [
+        EvaluateConfig,
+        GenerateConfig,
+        TraceConfig,
+        ProfileConfig,
+        CalibrateTask,
+        DistillTask,
+        FinetuneTask,
+        ExportConfig,
+    ],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in PROPOSALS.values()],
     "drafter/path": [path.Config for path in PATHS.values()],

@@ -119,7 +119,7 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
         UserError: its name begins with a home folder that does not exist.
     """
     for options in (drafter, getattr(drafter, "path", None)):
-        if (named := getattr(options, "adapter", None)) is not None:
+        if options is not None and (named := getattr(options, "adapter", None)) is not None:
             option = f"{options.group}.adapter"
             path = expanded(named, option)
             return {option: digest_of_file(path / WEIGHTS if path.is_dir() else path)}

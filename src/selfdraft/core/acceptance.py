@@ -44,10 +44,10 @@ def follow(tree: TokenTree, right: Tensor, after: Tensor) -> Acceptance:
     if tree.is_chain:
         length = int(right.long().cumprod(0).sum())
         return Acceptance(tuple(range(length)), int(after[length]))
-    stands = ~(tree.sees & ~right).any(dim=1)  # no wrong node on the way down
-    if not bool(stands.any()):
+    accepted = ~(tree.sees & ~right).any(dim=1)  # no wrong node on the way down
+    if not bool(accepted.any()):
         return Acceptance((), int(after[0]))
-    deepest = int(torch.where(stands, tree.depths, 0).argmax())
+    deepest = int(torch.where(accepted, tree.depths, 0).argmax())
     nodes = tree.sees[deepest].nonzero().flatten().tolist()
     return Acceptance(tuple(nodes), int(after[deepest + 1]))
 

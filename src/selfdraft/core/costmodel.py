@@ -126,11 +126,11 @@ class CostModel:
             UserError: something is missing or is no cost model.
         """
         try:
-            curves = {
+            curves: dict[str, Any] = {
                 name: CostCurve(_numbers(plain[name]["sizes"]), _numbers(plain[name]["seconds"]))
                 for name in ("forward", *PARTS)
             }
-            labels = {name: str(plain[name]) for name in ("device", "model", "dtype", "source")}
+            labels: dict[str, Any] = {name: str(plain[name]) for name in ("device", "model", "dtype", "source")}
             return CostModel(
                 **labels,
                 **curves,

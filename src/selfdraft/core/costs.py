@@ -20,7 +20,7 @@ class CostCurve:
     seconds: tuple[float, ...]
 
     @staticmethod
-    def measured(sizes: Sequence[int], seconds: Sequence[float]) -> CostCurve:
+    def measured(sizes: Sequence[float], seconds: Sequence[float]) -> CostCurve:
         """Return a curve through measured points; where noise makes more tokens look cheaper, it is made flat."""
         level, rising = 0.0, []
         for value in seconds:

@@ -20,7 +20,7 @@ from selfdraft.core.tree import ROOT, TokenTree
 
 Expand = Callable[[int, int, int], Iterable[tuple[int, float]]]
 """``expand(node, parent, token)``, called as a node enters the tree: what may follow it, each token with its chance if
-the node stands. For the root ``(ROOT, ROOT, ROOT)``."""
+the node is accepted. For the root ``(ROOT, ROOT, ROOT)``."""
 
 
 @dataclass
@@ -135,10 +135,10 @@ def best_probed(growth: Growth, costs: Callable[[int], float], count: int, worth
     chances, tokens = [1.0], 1.0  # chances[node + 1]: of acceptance ending at that node
     for size in range(len(growth.tokens) + 1):
         if size:
-            stands = growth.probabilities[size - 1]
-            chances.append(stands)
-            chances[growth.parents[size - 1] + 1] -= stands
-            tokens += stands
+            chance = growth.probabilities[size - 1]
+            chances.append(chance)
+            chances[growth.parents[size - 1] + 1] -= chance
+            tokens += chance
         ends = sorted(range(ROOT, size), key=lambda node: -chances[node + 1])
         expected = tokens
         for number, node in enumerate(ends, start=1):

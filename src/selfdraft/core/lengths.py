@@ -19,7 +19,7 @@ CONFIDENT = (0.95, 0.8, 0.5, -1.0)
 LEAVES_GREEDY, LEAVES_SAMPLED = (2, 4, 7, 9), (0, 2, 4, 9)
 
 
-class Rule(ABC):
+class DraftLengthRule(ABC):
     """A length rule: decides after each drafted token whether to draft one more, and learns from acceptance."""
 
     needs_confidence = True
@@ -46,18 +46,18 @@ class Rule(ABC):
         """Learn that the first `accepted` tokens of a chain with these confidences were accepted."""
 
 
-class Threshold(Rule):
+class Threshold(DraftLengthRule):
     """Stop after the first token with a confidence below `least`; with 0, only the length limit applies."""
 
     def __init__(self, least: float) -> None:
         self.least, self.needs_confidence = least, least > 0
 
     def goes_on(self, confidences: Sequence[float]) -> bool:
-        """See `Rule`."""
+        """See `DraftLengthRule`."""
         return not self.needs_confidence or confidences[-1] >= self.least
 
 
-class AdaptiveThreshold(Rule):
+class AdaptiveThreshold(DraftLengthRule):
     """A threshold that is adjusted to a wanted acceptance rate (Zhang et al. 2023, arXiv 2309.08168, section 3.3).
 
     The rate is smoothed by 0.5; the threshold moves by `step` and is itself smoothed by 0.9, as in the paper.
@@ -70,11 +70,11 @@ class AdaptiveThreshold(Rule):
         self.rate = wanted
 
     def goes_on(self, confidences: Sequence[float]) -> bool:
-        """See `Rule`."""
+        """See `DraftLengthRule`."""
         return confidences[-1] >= self.threshold
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
-        """See `Rule`."""
+        """See `DraftLengthRule`."""
         if not confidences:
             return
         self.rate = self.OLD_RATE * self.rate + (1 - self.OLD_RATE) * accepted / len(confidences)
@@ -110,7 +110,7 @@ class Calibration:
         return list(accumulate(map(self, confidences), mul))
 
 
-class ExpectedGain(Rule):
+class ExpectedGain(DraftLengthRule):
     """Draft one more token as long as it raises the expected tokens per second of the step.
 
     A chain of n tokens is expected to emit 1 + (sum of the probabilities that each token is accepted). It costs n
@@ -122,7 +122,7 @@ class ExpectedGain(Rule):
         self.full, self.draft_seconds, self.calibration = full, draft_seconds, Calibration()
 
     def goes_on(self, confidences: Sequence[float]) -> bool:
-        """See `Rule`."""
+        """See `DraftLengthRule`."""
         n = len(confidences)
         reached = self.calibration.reaches(confidences)
         gain = reached[-1] * self.calibration(confidences[-1])
@@ -146,7 +146,7 @@ class ExpectedGain(Rule):
         return len(chances)
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
-        """See `Rule`."""
+        """See `DraftLengthRule`."""
         self.calibration.learn(confidences, accepted)
 
 

@@ -1,4 +1,4 @@
-"""Config options with ranges, declared once with their defaults and checked whenever a config object is made."""
+"""Config options, declared once with default, range and description, and checked whenever an object is made."""
 
 from __future__ import annotations
 
@@ -11,22 +11,41 @@ from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, ge
 from selfdraft.core.errors import UserError
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self  # in `typing` from Python 3.11 on
+
+
+CHOICE_NAME = "name of this choice in results; no need to set it"
 
 
 def option(
     default: Any = ...,
     *,
+    help: str = "",
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """Return a dataclass field with a range. Lists are copied for every object, and the range is for their items."""
-    limits = {"at_least": at_least, "at_most": at_most, "below": below, "choices": choices}
+    """Return a dataclass field with a range. Lists are copied for every object, and the range is for their items.
+
+    Args:
+        help: what the option does, in one sentence or phrase, with its unit and what null and each choice mean. It is
+            the comment in YAML files and the text of `python run.py --help` (see `app.option_help`).
+    """
+    metadata = {"help": help, "at_least": at_least, "at_most": at_most, "below": below, "choices": choices}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=limits)
-    return field(default=default, metadata=limits)
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def choice_name(default: str, *, choices: Sequence[str] | None = None) -> Any:
+    """Return the field `name` of a config class: it says which choice of its group an object is."""
+    return option(default, help=CHOICE_NAME, choices=choices)
+
+
+def redefault(base: type[Options], name: str, default: Any) -> Any:
+    """Return a base class's option with another default, and the same range and description."""
+    return option(default, **base.__dataclass_fields__[name].metadata)
 
 
 @dataclass
@@ -63,7 +82,7 @@ class Options:
         for f in fields(self):
             value = getattr(self, f.name)
             for item in value if isinstance(value, list | tuple) else [value]:
-                self._check(f.name, item, **{k: v for k, v in f.metadata.items() if v is not None})
+                self._check(f.name, item, **{k: v for k, v in f.metadata.items() if k != "help" and v is not None})
 
     def _check(
         self,

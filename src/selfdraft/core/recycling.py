@@ -25,9 +25,9 @@ class Adjacency:
 
     def copy(self) -> Adjacency:
         """Return a copy that can be changed by itself."""
-        twin = Adjacency(0, 0)
-        twin.edges = self.edges.copy()
-        return twin
+        other = Adjacency(0, 0)
+        other.edges = self.edges.copy()
+        return other
 
     def seed(self, text: Sequence[int]) -> None:
         """Move the tokens that followed each token of a text to the front of its edges, the last one first."""

@@ -82,8 +82,8 @@ class SkipSearch:
         pool = np.zeros((POOL, 2 * self.inner))
         for row in pool:
             row[self._random(rng)] = 1
-        told = np.stack([self._vector(candidate) for candidate, _ in self.history])
-        bound = upper_confidence(told, np.array([score for _, score in self.history]), pool)
+        scored = np.stack([self._vector(candidate) for candidate, _ in self.history])
+        bound = upper_confidence(scored, np.array([score for _, score in self.history]), pool)
         return self._set(np.flatnonzero(pool[bound.argmax()]))
 
     def _set(self, sublayers: np.ndarray) -> SkipSet:

@@ -59,7 +59,9 @@ class TokenTree:
             parents += [len(tokens) + at - 1 if at else ROOT for at in range(len(branch))]
             tokens += branch
         of = torch.long
-        return TokenTree(torch.tensor(tokens, dtype=of), torch.tensor(parents, dtype=of), torch.ones(len(tokens), dtype=torch.bool))
+        return TokenTree(
+            torch.tensor(tokens, dtype=of), torch.tensor(parents, dtype=of), torch.ones(len(tokens), dtype=torch.bool)
+        )
 
     @staticmethod
     def merged(branches: Sequence[Sequence[int]]) -> TokenTree:
@@ -109,7 +111,7 @@ class TokenTree:
         if not (len(self.parents) == len(self.is_candidate) == n):
             raise ValueError(f"a tree of {n} tokens has {len(self.parents)} parents, {len(self.is_candidate)} flags")
         if n and bool((self.parents >= torch.arange(n)).any() or (self.parents < ROOT).any()):
-            raise ValueError("a node's parent must stand before it in the tree")
+            raise ValueError("a node's parent must come before it in the tree")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,13 +1,20 @@
 """The Lightning data module of prompts; it gives every prompt to exactly one rank."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from selfdraft.data.prompts import Prompt
+
+Item = TypeVar("Item")
+
+
+def as_dataset(items: list[Item]) -> Dataset[Item]:
+    """Return a list as a DataLoader's dataset: the loader needs its length and items, but its types want a subclass."""
+    return cast("Dataset[Item]", items)
 
 
 class PromptDataModule(LightningDataModule):
@@ -27,12 +34,12 @@ class PromptDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """Return this rank's share as lists of Prompts, the last one may be shorter; without a trainer, all of them."""
-        dealt = self.trainer is not None and not self.shared
-        rank = self.trainer.global_rank if dealt else 0
-        world_size = self.trainer.world_size if dealt else 1
+        rank, world_size = 0, 1
+        if self.trainer is not None and not self.shared:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
         # Loading only indexes a list, so worker processes would only cost time.
         share = self.prompts[rank::world_size]
-        return DataLoader(share, batch_size=self.together, collate_fn=list, num_workers=0)
+        return DataLoader(as_dataset(share), batch_size=self.together, collate_fn=list, num_workers=0)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch unchanged: a Prompt holds no tensor, and Lightning cannot traverse a frozen dataclass."""

@@ -65,8 +65,10 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on another device."""
         iterates = None if self.iterates is None else self.iterates.to(device)
-        moved = (part.to(device) for part in (self.tokens, self.positions, self.texts, self.answers))
-        return PackedBatch(*moved, iterates)
+        tokens, positions, texts, answers = (
+            part.to(device) for part in (self.tokens, self.positions, self.texts, self.answers)
+        )
+        return PackedBatch(tokens, positions, texts, answers, iterates)
 
 
 def pack(texts: Sequence[Text], length: int, *, longest_prompt: int) -> list[Row]:

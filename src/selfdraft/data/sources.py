@@ -104,7 +104,7 @@ def load_hub(
             )
         # A category column may hold class numbers or lists, but prompts can only be selected by a name.
         category = row.get("category")
-        category = category if _is_text(category) else UNCATEGORIZED
+        category = category if isinstance(category, str) and _is_text(category) else UNCATEGORIZED
         prompts.append(Prompt(f"{split}:{index}", category, tuple(turns)))
     if not prompts:
         raise UserError(f"Split {split!r} of dataset {name!r} is empty; choose a split that has rows.")

@@ -8,7 +8,7 @@ import logging
 import lzma
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
+# By the first bytes of a file.
+OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 # Reads a folder in a separate process, because pyarrow may end the process. Arguments: cache, name, whether it was made
 # by save_to_disk, split, subset. Python would search the working directory for modules first and run a datasets.py
 # there, so the working directory is removed from sys.path.
@@ -112,7 +113,7 @@ def _refuse_deep_lines(folder: Path) -> None:
             continue
         with path.open("rb") as file:
             magic = file.read(6)
-        opened = next((opener for beginning, opener in COMPRESSED.items() if magic.startswith(beginning)), open)
+        opened = next((opener for beginning, opener in OPENERS.items() if magic.startswith(beginning)), open)
         with opened(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.count(b"[") + line.count(b"{") <= MANY_LEVELS:

@@ -9,8 +9,9 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from selfdraft.data.datamodule import as_dataset
 from selfdraft.data.distilled import Text
-from selfdraft.data.packing import PackedBatch, collate, pack
+from selfdraft.data.packing import Row, collate, pack
 
 
 class TextDataModule(LightningDataModule):
@@ -52,7 +53,7 @@ class TextDataModule(LightningDataModule):
         self.validation_rows = pack(validation, length, longest_prompt=longest_prompt)
         self.batch_size, self.steps, self.seed, self.collate = batch_size, steps, seed, partial(collate, pad_id=pad_id)
 
-    def train_dataloader(self) -> DataLoader[PackedBatch]:
+    def train_dataloader(self) -> DataLoader[Row]:
         """Return this rank's rows of an epoch; Lightning sets the sampler's epoch.
 
         All ranks get the same number of batches of the same sizes, because each step waits for the gradients of all.
@@ -60,13 +61,15 @@ class TextDataModule(LightningDataModule):
         rank, world_size = self._place()
         size = None if self.steps is None else self.steps * self.batch_size
         sampler = EpochOrder(len(self.train_rows), rank, world_size, self.seed, size)
-        return DataLoader(self.train_rows, self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0)
+        return DataLoader(
+            as_dataset(self.train_rows), self.batch_size, sampler=sampler, collate_fn=self.collate, num_workers=0
+        )
 
-    def val_dataloader(self) -> DataLoader[PackedBatch]:
+    def val_dataloader(self) -> DataLoader[Row]:
         """Return this rank's share, without repetition. Ranks may differ by one row, so steps must not synchronise."""
         rank, world_size = self._place()
         share = self.validation_rows[rank::world_size]
-        return DataLoader(share, self.batch_size, collate_fn=self.collate, num_workers=0)
+        return DataLoader(as_dataset(share), self.batch_size, collate_fn=self.collate, num_workers=0)
 
     def _place(self) -> tuple[int, int]:
         """Return the rank and the number of ranks; without a trainer, 0 and 1."""

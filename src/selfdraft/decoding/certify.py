@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor
 
@@ -47,22 +48,22 @@ class Certifier:
 
     def certify(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """Return the certificate of a drafter's output."""
-        alone = self.by_stock(prompt, baseline)
-        if alone.verdict == "mismatch":
-            return alone
+        of_baseline = self.by_stock(prompt, baseline)
+        if of_baseline.verdict == "mismatch":
+            return of_baseline
         parting = self.compare(prompt, output, baseline)
         if parting.verdict in ("tie", "sampled"):  # after the divergence, the baseline's check does not cover it
             drafted = self.by_stock(prompt, output)
             if drafted.verdict == "mismatch":
                 return drafted
-        return replace(parting, distance=alone.distance, ceiling=alone.ceiling)
+        return replace(parting, distance=of_baseline.distance, ceiling=of_baseline.ceiling)
 
     def by_stock(self, prompt: Sequence[int], output: Sequence[int]) -> Certificate:
         """Return the certificate of one text by itself: `exact`, or a mismatch with the stock model's forward."""
         if not output:
             return Certificate("exact")
         checked = self._check(tuple(prompt), tuple(output))
-        measures = {"distance": checked.distance.value, "ceiling": checked.distance.ceiling}
+        measures: dict[str, Any] = {"distance": checked.distance.value, "ceiling": checked.distance.ceiling}
         if checked.distance.excess > 1:
             return Certificate("mismatch", reason="forward", **measures)
         control, ceiling = checked.control

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder, Request
@@ -17,6 +17,7 @@ from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.anatomy import dissect
 from selfdraft.models.currency import Currency
 from selfdraft.models.generate_call import GenerateCall, kept_back
+from selfdraft.models.loading import StockModel
 from selfdraft.models.overrides import refuse_overrides
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
@@ -65,7 +66,7 @@ class Drafting:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: StockModel,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -135,7 +136,7 @@ class Drafting:
         padded = [answer + [call.pad_id] * (longest - len(answer)) for answer in answers]
         return torch.cat([input_ids, input_ids.new_tensor(padded)], dim=1)
 
-    def _current(self, model: nn.Module) -> _Prepared | None:
+    def _current(self, model: StockModel) -> _Prepared | None:
         """Return what was prepared for the model as it is now; None if nothing was.
 
         A model that cannot be driven is refused here, before any option is looked at: for such families `generate`
@@ -151,7 +152,7 @@ class Drafting:
         dissect(model)
         return None
 
-    def _prepare(self, model: nn.Module) -> _Prepared:
+    def _prepare(self, model: StockModel) -> _Prepared:
         target = Target(model, packed=self.packed)
         currency = Currency(target)
         return _Prepared(target, drafter_for(target, self.config, costs_on(target)), currency)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from numpy.random import default_rng
+from numpy.random import PCG64, default_rng
 from torch import Tensor
 
 from selfdraft.core.acceptance import follow, match, reject
@@ -249,6 +249,7 @@ class Decoder:
                 )
             stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
+            assert isinstance(rng.bit_generator, PCG64)
             rng.bit_generator.advance(stopping.max_new_tokens + 1)  # the numbers before that are `_Noise`'s
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)

@@ -13,8 +13,8 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.dynamic import most_similar_skips
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
 
 BLOCK = 8  # tokens per replayed block, which sees the full model's keys before it: about the length of a draft
 Text = Sequence[Sequence[int]]  # a prompt and the answer to it
@@ -23,7 +23,7 @@ Text = Sequence[Sequence[int]]  # a prompt and the answer to it
 class Tracer:
     """Holds the texts in the target's cache, one per row. Nothing else may use the cache meanwhile."""
 
-    def __init__(self, target: Target, texts: Sequence[Text], rule: NextToken) -> None:
+    def __init__(self, target: TargetProtocol, texts: Sequence[Text], rule: NextToken) -> None:
         """Run the full model over all texts.
 
         Args:

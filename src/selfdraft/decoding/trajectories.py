@@ -15,7 +15,7 @@ from numpy.random import default_rng
 from selfdraft.core.blocks import BlockInit
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
 
 BLOCKS = 32  # blocks per forward, few because each reads its own copy of the row's keys
 
@@ -23,7 +23,7 @@ BLOCKS = 32  # blocks per forward, few because each reads its own copy of the ro
 class Trajectories:
     """Records trajectories in one cache row of the target, which nobody else may use."""
 
-    def __init__(self, target: Target, rule: NextToken, *, width: int, passes: int, row: int) -> None:
+    def __init__(self, target: TargetProtocol, rule: NextToken, *, width: int, passes: int, row: int) -> None:
         """Prepare to record.
 
         Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 from selfdraft.core.costs import CostCurve, Costs, Shaped
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.cache import KVCache
-from selfdraft.models.path import Path
+from selfdraft.models.path import Path, Reuse
 from selfdraft.models.target import Target
 
 
@@ -64,6 +64,15 @@ class TreeParallelTarget:
     forwards (`draft_forward`), but all use rank 0's result, because rounding must not make drafts differ.
     """
 
+    full: Path
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    max_positions: int
+    pad_id: int
+    chains_only: bool
+    forwards: int
+
     def __init__(self, target: Target) -> None:
         self.target = target
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -78,6 +87,14 @@ class TreeParallelTarget:
         """See `Target.allocate`."""
         self.owed.clear()
         self.target.allocate(rows, slots)
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> None:
+        """See `Target.prefill`."""
+        self.target.prefill(row, tokens)
+
+    def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
+        """See `Target.replay`."""
+        return self.target.replay(path, row, position, tokens, block)
 
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
         """See `Target.refresh`; a row whose keys are computed anew owes none."""
@@ -97,9 +114,9 @@ class TreeParallelTarget:
         roots: Sequence[int],
         trees: Sequence[TokenTree],
         *,
-        reuse: object = None,
-        keep: None = None,
-        through: None = None,
+        reuse: Sequence[Reuse | None] | None = None,
+        keep: Sequence[list[Tensor]] | None = None,
+        through: Path | None = None,
     ) -> list[Tensor]:
         """Compute this rank's share of one full forward; return the logits of all nodes, the same on every rank.
 
@@ -114,7 +131,7 @@ class TreeParallelTarget:
             held, owed = share.held[self.rank], self.owed.get(row, [])
             first, *between = [*owed, root]
             firsts.append(first)
-            parts.append(behind(between, tree.restricted_to(held)))
+            parts.append(after_chain(between, tree.restricted_to(held)))
             self._last[row] = tree, held, len(owed)
         computed = self.target.forward(rows, firsts, parts)
         whole = computed[0].new_zeros(sum(1 + len(tree) for tree in trees), computed[0].shape[-1])
@@ -194,7 +211,7 @@ def shared_costs(costs: Costs) -> Costs:
     return Costs(measure)
 
 
-def behind(chain: Sequence[int], tree: TokenTree) -> TokenTree:
+def after_chain(chain: Sequence[int], tree: TokenTree) -> TokenTree:
     """Return `tree` below the end of `chain`, whose m nodes come first."""
     m = len(chain)
     if not m:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import Options
+from selfdraft.core.options import Options, choice_name
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy
 from selfdraft.drafters.step import Context, Draft, Step
 from selfdraft.models.protocol import TargetProtocol
 
 COSTS = ("measured", "flat")  # a draft's size is chosen by the target's costs, or as if tokens cost nothing
+COSTS_HELP = "measured (draft as many tokens as pay by the measured cost of a forward) or flat (draft all of them)"
 
 
 @dataclass
@@ -26,7 +27,7 @@ class DrafterConfig(Options):
     """Base class of every drafter's options. Each drafter's file defines its own."""
 
     group: ClassVar[str] = "drafter"
-    name: str = "none"
+    name: str = choice_name("none")
 
     @property
     def label(self) -> str:

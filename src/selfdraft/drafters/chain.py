@@ -17,8 +17,8 @@ from torch import Tensor
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
-from selfdraft.core.lengths import AdaptiveThreshold, Calibration, ExpectedGain, Rule, Threshold
-from selfdraft.core.options import option
+from selfdraft.core.lengths import AdaptiveThreshold, Calibration, DraftLengthRule, ExpectedGain, Threshold
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
@@ -37,28 +37,45 @@ LENGTHS = ("threshold", "adaptive", "gain")
 class ChainConfig(PathDrafterConfig):
     """How long a draft is, how wide, and from which vocabulary.
 
-    Up to `draft_length` tokens are drafted. `length`: `threshold` ends the draft after the first token whose
-    probability in the sparse model is below `min_confidence`; `adaptive` begins with a threshold of 0.6 and moves it
-    towards an acceptance rate of 0.9; `gain` drafts on while that raises the expected tokens per second at this
-    machine's costs. `siblings`: adds the next best tokens at every depth as leaves: the less sure the drafted token,
-    the more leaves, or with `gain` as many as pay. `draft_vocabulary`: the number of token ids that may be drafted,
-    those of the prompt first. `warm`: those of all prompts and answers so far; a path that searches also goes on with
-    its search from prompt to prompt.
-
     With `reuse`, verification continues from what the path's leading layers, which are the target's own, computed while
-    drafting. The last drafted token has not been through them yet: `bonus=keep` runs them on it, which gains a token if
-    the whole draft is accepted; `forgo` leaves the token out; `auto` decides at every step by this machine's costs.
+    drafting. The last drafted token has not been through them yet: `bonus` says what happens with it.
     """
 
-    name: str = "chain"
-    draft_length: int = option(4, at_least=1)
-    length: str = option("threshold", choices=LENGTHS)
-    min_confidence: float = option(0.0, at_least=0.0, at_most=1.0)
-    siblings: bool = False
-    draft_vocabulary: int | None = option(None, at_least=1)
-    warm: bool = False
-    reuse: bool = False
-    bonus: str = option("auto", choices=BONUS)
+    name: str = choice_name("chain")
+    draft_length: int = option(4, at_least=1, help="K: maximum number of drafted tokens")
+    length: str = option(
+        "threshold",
+        choices=LENGTHS,
+        help="what ends a draft earlier: threshold (min_confidence), adaptive (a threshold that begins at 0.6 and "
+        "moves towards an acceptance rate of 0.9) or gain (draft on while that raises the expected tokens per second "
+        "at this machine's costs)",
+    )
+    min_confidence: float = option(
+        0.0,
+        at_least=0.0,
+        at_most=1.0,
+        help="with length=threshold, a draft ends after the first token less probable than this in the drafting path",
+    )
+    siblings: bool = option(
+        False,
+        help="true: also draft the next best tokens at every depth, more where the drafted token is less sure; with "
+        "length=gain, as many as pay",
+    )
+    draft_vocabulary: int | None = option(
+        None, at_least=1, help="draft from only this many token ids, those of the prompt first; null: all"
+    )
+    warm: bool = option(
+        False,
+        help="true: draft_vocabulary is chosen by all prompts and answers so far, and a path that searches goes on "
+        "with its search",
+    )
+    reuse: bool = option(False, help="true: verification reuses what the path's leading layers computed while drafting")
+    bonus: str = option(
+        "auto",
+        choices=BONUS,
+        help="with reuse, the last drafted token: keep (run the leading layers on it, to gain a token if the whole "
+        "draft is accepted), forgo (leave it out) or auto (decide at every step by this machine's costs)",
+    )
 
     @property
     def longest(self) -> int:
@@ -84,7 +101,7 @@ class State:
         limit: the longest draft that the policy wants, in tokens.
     """
 
-    rule: Rule
+    rule: DraftLengthRule
     vocabulary: list[int] | None
     calibration: Calibration = field(default_factory=Calibration)
     drafted: list[int] = field(default_factory=list)
@@ -292,7 +309,7 @@ class Chain(PathDrafter):
     def _needs_confidence(self, context: Context) -> bool:
         return self.config.siblings or self._needs_costs or self.states[context].rule.needs_confidence
 
-    def _rule(self) -> Rule:
+    def _rule(self) -> DraftLengthRule:
         if self.config.length == "adaptive":
             return AdaptiveThreshold()
         if self.config.length == "gain":

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
 
-STOOD_DOWN = "stood down"  # the source of the empty drafts of steps that the guard decided against
+PAUSED = "stood down"  # the recorded source of steps without a draft because the guard pauses drafting
 BUDGET = 0.01  # share of the decoding time that may be spent on trying again
 CREDIT = 2.0  # the account's first and highest balance, in steps of plain decoding
 DECAY = 0.8  # each further draft multiplies the weight of a request's earlier drafts in its prediction by this
@@ -82,8 +82,8 @@ class Guard(Drafter):
             share = (self.clock() - begin) / len(going)
             for context in going:
                 self.watched[context].spent = share
-        stood_down = Draft(TokenTree.empty(), STOOD_DOWN)
-        return [drafts.get(c.row, stood_down) for c in contexts]
+        paused = Draft(TokenTree.empty(), PAUSED)
+        return [drafts.get(c.row, paused) for c in contexts]
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """Return the inner drafter's diagnostics."""

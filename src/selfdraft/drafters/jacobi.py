@@ -22,7 +22,7 @@ from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.growth import paying_lengths
 from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
@@ -39,37 +39,60 @@ PRIORS = {"carried": (0.1, 0.3), "filled": (0.05, 0.3), "other": (0.02, 0.2)}
 
 @dataclass
 class JacobiConfig(PathDrafterConfig):
-    """The block length `window` (W), the number of refinements `refine_steps` (N), how blocks begin, and the mode.
+    """How a block begins, how it is refined, and how many of them there are.
 
     In fused mode the guesses left over from a pass are kept, and `init` appends guesses up to W; after N passes a fresh
-    block begins. With ``init=previous_tail`` the guesses are kept for good.
+    block begins. With ``init=previous_tail`` the guesses are kept for good (see `core.blocks.BlockInit`).
 
-    `candidates`: number of blocks that are tried at once, as branches of one tree; the one that matches furthest is
-    carried on, the others begin anew at every step (see `BlockInit.others`).
-
-    `order` of literal mode: ``jacobi`` refines the whole block at once, from its previous values. ``gauss_seidel`` cuts
-    it into `sub_blocks` and refines them one after the other, each from the newest values of those before it: one
-    refinement gets more tokens right, but costs a forward of the target for each sub-block.
-
-    `path`: the part of the model that refines in literal mode; the target still verifies. With a sparse path the two
-    families meet: a sparse model refines a block. `mode=auto`: fused with the full model, literal with another path.
+    In literal mode `path` refines and the target verifies. With a sparse path the two families meet: a sparse model
+    refines a block.
     """
 
     presets: ClassVar[dict[str, str]] = {"full": "jacobi", "layer_skip": "sparse_jacobi"}
-    name: str = "jacobi"
-    window: int = option(8, at_least=1)
-    refine_steps: int = option(2, at_least=1)
-    init: str = option("ngram", choices=INITS)
-    mode: str = option("auto", choices=MODES)
-    candidates: int = option(2, at_least=1)
-    costs: str = option("measured", choices=COSTS)
-    order: str = option("jacobi", choices=ORDERS)
-    sub_blocks: int = option(2, at_least=1)
+    name: str = choice_name("jacobi")
+    window: int = option(8, at_least=1, help="W: tokens in the block")
+    refine_steps: int = option(2, at_least=1, help="N: refinements before a new block begins")
+    init: str = option(
+        "ngram",
+        choices=INITS,
+        help="how a block begins: prompt_random (tokens drawn from the prompt), repeat_last (the last token), pad (the "
+        "padding token), ngram (what followed the last n-gram earlier) or previous_tail (the guesses left over, "
+        "which are then kept for good)",
+    )
+    mode: str = option(
+        "auto",
+        choices=MODES,
+        help="fused (every pass also verifies), literal (N refining forwards, then a verifying one) or auto (fused "
+        "with the full model, literal with another path)",
+    )
+    candidates: int | None = option(
+        None,
+        at_least=1,
+        help="blocks begun at once, as branches of one tree; the one that matches furthest is carried on (null: 2 in "
+        "fused mode, 1 in literal mode)",
+    )
+    costs: str = option(
+        "measured",
+        choices=COSTS,
+        help="in fused mode, draft of each block as many tokens as pay at this machine's costs (measured) or all (flat)",
+    )
+    order: str = option(
+        "jacobi",
+        choices=ORDERS,
+        help="in literal mode, refine jacobi (the whole block at once) or gauss_seidel (sub-blocks in turn, each from "
+        "the newest values before it: more tokens are right, for a forward each)",
+    )
+    sub_blocks: int = option(2, at_least=1, help="number of sub-blocks with order=gauss_seidel")
 
     @property
     def literal(self) -> bool:
         """Return whether the mode is literal."""
         return self.mode == "literal" or (self.mode == "auto" and self.path.name != "full")
+
+    @property
+    def begun(self) -> int:
+        """Return the number of blocks that are begun at once."""
+        return self.candidates or (1 if self.literal else 2)
 
     @property
     def longest(self) -> int:
@@ -176,7 +199,7 @@ class Jacobi(PathDrafter):
     def _fused(self, context: Context, block: Block, width: int) -> Draft:
         """Return blocks that the verification also refines: whole ones, or the first tokens of each that pay."""
         make = block.init.blocks if self.curve is None else block.init.beginnings
-        block.tried = make(context.tokens, block.guesses, block.passes, width, self.config.candidates)
+        block.tried = make(context.tokens, block.guesses, block.passes, width, self.config.begun)
         block.carried = next((i for i, (made, *_) in enumerate(block.tried) if made in ("filled", "carried")), 0)
         branches = list(block.tried.values())
         if self.curve is not None:
@@ -210,7 +233,7 @@ class Jacobi(PathDrafter):
 
     def _literal(self, context: Context, block: Block, width: int) -> Draft:
         """Return whole blocks after `refine_steps` refining forwards."""
-        block.tried = block.init.blocks(context.tokens, block.guesses, block.passes, width, self.config.candidates)
+        block.tried = block.init.blocks(context.tokens, block.guesses, block.passes, width, self.config.begun)
         branches, block.carried = list(block.tried.values()), 0
         guesses = torch.tensor(branches, dtype=torch.long)
         q = self._drawn_from(block, branches, guesses.flatten()) if context.rule.sample else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfdraft.core.costs import Costs
 from selfdraft.core.lookahead import NgramPool, Window
 from selfdraft.core.ngrams import random_prompt_tokens
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.protocol import TargetProtocol
@@ -23,18 +23,16 @@ from selfdraft.models.protocol import TargetProtocol
 
 @dataclass
 class LookaheadConfig(DrafterConfig):
-    """A window of `window` columns (W), n-grams of `ngram` tokens (N), and up to `guesses` of them per step (G).
+    """The size of the window, and the pool of n-grams."""
 
-    `seed_from_prompt`: the pool begins with the prompt's n-grams. `warm`: n-grams of all earlier requests are guessed
-    too, after the request's own.
-    """
-
-    name: str = "lookahead"
-    window: int = option(7, at_least=1)
-    ngram: int = option(5, at_least=2)
-    guesses: int = option(7, at_least=1)
-    seed_from_prompt: bool = True
-    warm: bool = False
+    name: str = choice_name("lookahead")
+    window: int = option(7, at_least=1, help="W: columns of the window")
+    ngram: int = option(5, at_least=2, help="N: tokens of an n-gram; the window has N - 1 rows")
+    guesses: int = option(
+        7, at_least=1, help="G: maximum number of n-grams kept for each first token, and verified in each step"
+    )
+    seed_from_prompt: bool = option(True, help="true: the pool begins with the prompt's n-grams")
+    warm: bool = option(False, help="true: n-grams of all earlier requests are guessed too, after the request's own")
 
 
 @dataclass

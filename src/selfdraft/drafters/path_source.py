@@ -23,7 +23,7 @@ from selfdraft.models.protocol import TargetProtocol
 
 _EMPTY = TokenTree.empty()
 # A step that does not ask the path multiplies the weight of its counts by this, so a path that failed is tried again.
-REMEMBERED = 0.998
+DECAY = 0.998
 GOES_ON = 0.7  # prior probability that the path's next guess is right too, after a right one
 
 Guesses = list[tuple[int, float]]  # tokens with their chances, the likeliest first
@@ -134,7 +134,7 @@ class PathSource:
                     best, found = rate, (node, count)
         if found is None:
             for eighths in range(9):
-                learned.fade(("asked", eighths), REMEMBERED)
+                learned.fade(("asked", eighths), DECAY)
             return None
         node, count = found
         chance = best_chance[node + 1] / (growth.probabilities[node] if node != ROOT else 1.0)

@@ -18,11 +18,11 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import Growth, best_size, grow
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.core.tree import ROOT
-from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
+from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.path_source import Answer, PathSource
 from selfdraft.drafters.paths.base import PathPolicy
 from selfdraft.models.protocol import TargetProtocol
@@ -41,26 +41,31 @@ UNASKED = -1  # the sparse path was not asked at this node
 
 @dataclass
 class PoolConfig(PathDrafterConfig):
-    """Grow a tree of up to `max_nodes` from `sources`, each node at least `min_probability`; draft the part that pays.
+    """How large the tree grows, and from what.
 
-    `costs`: `measured` drafts as many nodes as pay at the measured cost of a forward, `flat` drafts all. `edges`:
-    predictions kept for every node. `branches`: continuations considered for every match. `warm`: state and estimates
-    are kept between requests.
-
-    `path`: a part of the model that is asked for up to `sparse_length` tokens where that pays; the full path is never
+    `path` is a further source: a part of the model that is asked for tokens where that pays. The full path is never
     asked.
     """
 
     presets: ClassVar[dict[str, str]] = {"full": "pool", "layer_skip": "cascade"}
-    name: str = "pool"
-    sources: list[str] = option(list(SOURCES), choices=SOURCES)
-    max_nodes: int = option(32, at_least=1)
-    edges: int = option(4, at_least=1)
-    branches: int = option(4, at_least=1)
-    min_probability: float = option(0.01, at_least=0.0, at_most=1.0)
-    costs: str = option("measured", choices=COSTS)
-    warm: bool = False
-    sparse_length: int = option(1, at_least=1)
+    name: str = choice_name("pool")
+    sources: list[str] = option(
+        list(SOURCES),
+        choices=SOURCES,
+        help="any of suffix (what followed the longest match), trajectory (earlier predictions after the same two or "
+        "three tokens, and those left over) and recycling (after the same token)",
+    )
+    max_nodes: int = option(32, at_least=1, help="maximum size of the tree")
+    edges: int = option(4, at_least=1, help="predicted next tokens kept for each node")
+    branches: int = option(4, at_least=1, help="continuations considered for each match")
+    min_probability: float = option(
+        0.01, at_least=0.0, at_most=1.0, help="leave out nodes with a lower estimated probability"
+    )
+    costs: str = option("measured", choices=COSTS, help=COSTS_HELP)
+    warm: bool = option(False, help="true: keep state and estimates between the requests of the run")
+    sparse_length: int = option(
+        1, at_least=1, help="maximum number of tokens that drafter/path is asked for, where that pays"
+    )
 
     @property
     def longest(self) -> int:
@@ -147,6 +152,7 @@ class Pool(PathDrafter):
         contexts = [tuple(context.tokens[: -len(step.emitted)][-ORDER:])]
         for parent, token in zip(step.draft.tree.parents.tolist(), step.draft.tree.tokens.tolist(), strict=True):
             contexts.append((*contexts[parent + 1][1 - ORDER :], token))
+        assert step.best is not None, "`best` asks for it"
         predicted = weighted(step.best)
         # Accepted nodes are recorded last: if a context occurs twice, the last record counts.
         accepted = [0, *(node + 1 for node in step.nodes)]

@@ -12,7 +12,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import Drafter, DrafterConfig, PathDrafter, PathDrafterConfig
-from selfdraft.drafters.paths.base import PathConfig, Use
+from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.models.protocol import TargetProtocol
 
 
@@ -125,8 +125,16 @@ def drafter_for(target: TargetProtocol, config: DrafterConfig, costs: Costs) -> 
     if not isinstance(config, PathDrafterConfig):
         return proposal(target, config, costs)
     assert issubclass(proposal, PathDrafter)
-    use = Use(config.longest, warm=config.state == "warm")
-    return proposal(target, config, costs, PATHS[config.path.name](target, config.path, costs, use))
+    return proposal(target, config, costs, policy_for(target, config, costs))
+
+
+def policy_for(target: TargetProtocol, config: PathDrafterConfig, costs: Costs) -> PathPolicy:
+    """Return the path policy of the drafter that `config` describes.
+
+    Raises:
+        UserError: its options do not fit the model.
+    """
+    return PATHS[config.path.name](target, config.path, costs, Use(config.longest, warm=config.state == "warm"))
 
 
 def is_tree_parallel(config: DrafterConfig) -> bool:

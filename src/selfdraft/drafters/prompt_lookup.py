@@ -12,29 +12,30 @@ from weakref import WeakKeyDictionary
 from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.growth import paying_lengths
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.tree import TokenTree
-from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
+from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.protocol import TargetProtocol
-
 
 
 @dataclass
 class PromptLookupConfig(DrafterConfig):
-    """Match n-grams of `ngram_max` down to `ngram_min` tokens; draft up to `draft_length`.
+    """Which matches are looked up, and how much of what followed them is drafted.
 
-    `candidates`: the most continuations drafted side by side, each with another first token; 1 drafts the first match.
-    `costs`: `measured` drafts as many tokens as pay at the measured cost of a forward and at chances learned in this
-    text; `flat` drafts all of them.
+    With ``costs=measured`` the chances that tokens are right are learned in the request's own text.
     """
 
-    name: str = "prompt_lookup"
-    ngram_max: int = option(3, at_least=1)
-    ngram_min: int = option(1, at_least=1)
-    draft_length: int = option(10, at_least=1)
-    candidates: int = option(1, at_least=1)
-    costs: str = option("measured", choices=COSTS)
+    name: str = choice_name("prompt_lookup")
+    ngram_max: int = option(3, at_least=1, help="tokens of the longest n-gram looked up, which is tried first")
+    ngram_min: int = option(1, at_least=1, help="tokens of the shortest n-gram looked up")
+    draft_length: int = option(10, at_least=1, help="maximum number of drafted tokens of a continuation")
+    candidates: int = option(
+        1,
+        at_least=1,
+        help="maximum number of continuations drafted side by side, each with a different first token",
+    )
+    costs: str = option("measured", choices=COSTS, help=COSTS_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

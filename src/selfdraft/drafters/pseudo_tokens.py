@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from selfdraft.core.costs import Costs
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import best_probed, grow
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.predictions import Weighted, weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
@@ -25,22 +25,33 @@ RIVALS = 4  # the chances of a probe's best tokens are renormalised over at leas
 
 @dataclass
 class PseudoTokensConfig(DrafterConfig):
-    """Pseudo tokens of the folder `adapter`; up to `nodes` candidates, from the best `branches` tokens of each.
+    """Which pseudo tokens are used, and how many candidates they give.
 
-    Without an adapter, `count` untrained pseudo tokens are used, copies of the mean embedding: that runs, but drafts
-    badly. `noise`: gives untrained ones random embeddings and a random LoRA of this size instead; they draft even
-    worse, to test that drafts change no text. `costs`: `measured` drafts as many candidates as pay at the measured cost
-    of a forward and at chances learned while decoding, with probes only where the accepted tokens are likely to end;
-    `flat` drafts all candidates, each with probes.
+    With ``costs=measured`` the chances are learned while decoding, and only candidates at which the accepted tokens are
+    likely to end have probes.
     """
 
-    name: str = "pseudo_tokens"
-    adapter: str | None = None
-    count: int = option(3, at_least=1)
-    branches: int = option(1, at_least=1)
-    nodes: int = option(4, at_least=1)
-    costs: str = option("measured", choices=COSTS)
-    noise: float = option(0.0, at_least=0.0)
+    name: str = choice_name("pseudo_tokens")
+    adapter: str | None = option(
+        None,
+        help="folder of pseudo tokens that task=finetune trained; null: untrained ones, copies of the mean embedding, "
+        "which run but draft badly",
+    )
+    count: int = option(3, at_least=1, help="number of pseudo tokens if there is no adapter")
+    branches: int = option(1, at_least=1, help="best tokens considered at each pseudo token")
+    nodes: int = option(4, at_least=1, help="maximum number of candidates")
+    costs: str = option(
+        "measured",
+        choices=COSTS,
+        help="measured (as many candidates as pay by the measured cost of a forward, with pseudo tokens only where the "
+        "accepted tokens are likely to end) or flat (all of them, each with pseudo tokens)",
+    )
+    noise: float = option(
+        0.0,
+        at_least=0.0,
+        help="size of the random embeddings and LoRA that untrained pseudo tokens get, to test that drafts change no "
+        "text",
+    )
 
 
 Guess = tuple[int, "Kind", float]
@@ -129,19 +140,21 @@ class PseudoTokensDrafter(Drafter):
         if at and step.states is not None:  # a second transfer to the host
             found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
             state.levels = [
-                {branch: self._guesses(number, best) for branch, best in level.items()}
+                {branch: self._guesses(number, likely) for branch, likely in level.items()}
                 for number, level in enumerate(found)
             ]
         elif at:
-            best, first = weighted(step.best[:, at]), step.predictions[at].tolist()
-            state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(zip(best, first, strict=True))]
+            assert step.best is not None, "`best` asks for it"
+            likeliest, first = weighted(step.best[:, at]), step.predictions[at].tolist()
+            both = zip(likeliest, first, strict=True)
+            state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(both)]
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
         """Return the best tokens of probe `number` as guesses: the token `first`, if given, then by chance."""
         known = dict(best)
         ranked = known if first is None else {first: known.get(first, min(known.values())), **known}
-        ranked = list(ranked.items())[: self.config.branches]
-        return [(token, (number, rank, int(6 * chance)), chance) for rank, (token, chance) in enumerate(ranked)]
+        kept = list(ranked.items())[: self.config.branches]
+        return [(token, (number, rank, int(6 * chance)), chance) for rank, (token, chance) in enumerate(kept)]
 
 
 def probes_under(tree: TokenTree, node: int) -> list[int]:

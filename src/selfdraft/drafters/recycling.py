@@ -14,7 +14,7 @@ import torch
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.recycling import Adjacency, Template
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
@@ -26,21 +26,25 @@ CHANCES = (0.45, 0.12, 0.07, 0.05, 0.035, 0.03, 0.025, 0.02)
 
 @dataclass
 class RecyclingConfig(DrafterConfig):
-    """Keep `edges` next tokens of every token (K); fill a tree of `nodes` nodes, at most `depth` deep, from them.
+    """The shape of the tree, and the edges that fill it.
 
-    `template`: the tree's shape instead, as the number of children of the root and of each node, breadth-first, e.g.
-    [3,2,1] for three tokens, of which the first has two children and the second has one. `seed_from_prompt`: pairs of
-    the prompt are edges too, until a forward replaces them. `warm`: a request starts from a copy of the edges of all
-    earlier requests, so requests that are decoded together do not overwrite each other's edges.
+    With `warm`, requests that are decoded together do not overwrite each other's edges: each has its own copy.
     """
 
-    name: str = "recycling"
-    edges: int = option(8, at_least=1)
-    nodes: int = option(80, at_least=1)
-    depth: int = option(6, at_least=1)
-    template: list[int] = option([], at_least=0)
-    seed_from_prompt: bool = True
-    warm: bool = False
+    name: str = choice_name("recycling")
+    edges: int = option(8, at_least=1, help="K: next tokens kept for each token")
+    nodes: int = option(80, at_least=1, help="size of the tree, e.g. 16 where nodes are expensive")
+    depth: int = option(6, at_least=1, help="maximum depth of the tree")
+    template: list[int] = option(
+        [],
+        at_least=0,
+        help="the tree's shape, instead of nodes and depth: number of children of the root and of each node, "
+        "breadth-first, e.g. [3,2,1] for three tokens, the first with two children and the second with one",
+    )
+    seed_from_prompt: bool = option(
+        True, help="true: pairs of tokens in the prompt are edges too, until a forward replaces them"
+    )
+    warm: bool = option(False, help="true: a request begins with a copy of the edges of all earlier requests")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +95,7 @@ class Recycling(Drafter):
         """Replace the edges of the root's and every node's token; if a token occurs twice, an accepted node's win."""
         root = context.tokens[-1 - len(step.emitted)]
         tokens = np.concatenate([[root], step.draft.tree.tokens.numpy()])
+        assert step.best is not None, "`best` asks for it"
         following = step.best[0].long().numpy()
         accepted = [0, *(node + 1 for node in step.nodes)]
         for adjacency in self._learning(context):

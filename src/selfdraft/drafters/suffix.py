@@ -12,26 +12,24 @@ from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.growth import best_size, grow
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
-from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig
+from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig
 from selfdraft.models.protocol import TargetProtocol
 
 
 @dataclass
 class SuffixConfig(DrafterConfig):
-    """Draft the `max_nodes` most probable nodes, none below `min_probability`, at most `branches` under one parent.
+    """How large the tree grows, and which texts are searched."""
 
-    `branches=1` drafts a chain. `costs`: `measured` drafts as many of those nodes as pay at the measured cost of a
-    forward, `flat` drafts all. `warm`: the prompts and answers of earlier requests are searched for matches too.
-    """
-
-    name: str = "suffix"
-    max_nodes: int = option(32, at_least=1)
-    branches: int = option(4, at_least=1)
-    min_probability: float = option(0.02, at_least=0.0, at_most=1.0)
-    costs: str = option("measured", choices=COSTS)
-    warm: bool = False
+    name: str = choice_name("suffix")
+    max_nodes: int = option(32, at_least=1, help="maximum size of the tree; the most probable nodes are taken")
+    branches: int = option(4, at_least=1, help="maximum number of children of a node; 1 drafts a chain")
+    min_probability: float = option(
+        0.02, at_least=0.0, at_most=1.0, help="leave out nodes with a lower estimated probability"
+    )
+    costs: str = option("measured", choices=COSTS, help=COSTS_HELP)
+    warm: bool = option(False, help="true: also look for matches in earlier requests of the run")
 
 
 class Suffix(Drafter):

@@ -15,40 +15,44 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.driver import Driver
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
+from selfdraft.models.target import layered
 
 
 @torch.no_grad()
-def adapted_path(target: Driver, adapter: Adapter) -> Path:
+def adapted_path(target: TargetProtocol, adapter: Adapter) -> Path:
     """Return the path that the adapter was trained for.
 
     Raises:
         UserError: it was trained for no path, or its weights do not fit this model.
     """
-    settings, stock = adapter.settings, target.anatomy.layers
+    driver = layered(target)
+    settings, stock = adapter.settings, driver.anatomy.layers
     if "pseudo" in adapter.tensors:
         raise UserError(
             f"drafter.path.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
             "drafter=pseudo_tokens"
         )
-    adapter.refuse_beyond(len(stock), target.vocab_size)
+    adapter.refuse_beyond(len(stock), driver.vocab_size)
     skip = SkipSet.of(len(stock), settings.get("skip_attention", ()), settings.get("skip_mlp", ()))
     trained = {}
     for index, layer in enumerate(stock):
         lora, own = adapter.under(f"lora.{index}."), adapter.under(f"layer.{index}.")
         if own:
-            trained[index] = target.driven(_replaced(layer, own))
+            trained[index] = driver.driven(_replaced(layer, own))
         elif lora:
-            trained[index] = target.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
+            trained[index] = driver.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
     norm, ids, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
     return sparse_path(
         target,
         skip,
         vocabulary=None if ids is None else ids.tolist(),
         trained=trained,
-        norm=target.fastest(_replaced(target.anatomy.norm, norm)) if norm else None,
-        feature=None if feature is None else target.fastest(_square(target, feature)),
+        norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
+        feature=None if feature is None else matrix(driver.fastest(_square(driver, feature))),
     )
 
 
@@ -64,13 +68,13 @@ def _square(target: Driver, weight: Tensor) -> nn.Linear:
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """Return a copy of a module with some of its parameters replaced."""
-    twin = copy.deepcopy(module)
-    own = dict(twin.named_parameters())
+    new = copy.deepcopy(module)
+    own = dict(new.named_parameters())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise _misfit(name)
         own[name].data = tensor.to(own[name])
-    return twin.requires_grad_(False)
+    return new.requires_grad_(False)
 
 
 def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Module:
@@ -86,21 +90,21 @@ def _merged(layer: nn.Module, lora: dict[str, Tensor], scale: float) -> nn.Modul
             raise _misfit(name)
         return merged_linear(module, a, b, scale)
 
-    twin = light_copy(layer, swap)
+    new = light_copy(layer, swap)
     if left:
         raise _misfit(left.pop())
-    return twin
+    return new
 
 
 def merged_linear(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> nn.Linear:
     """Return a copy of a matrix W as W + scale * B A, summed in float32."""
     weight = linear.weight.detach()
     more = scale * (b.float() @ a.float()).to(weight.device)
-    twin = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
-    twin.weight = nn.Parameter((weight.float() + more).to(weight.dtype), requires_grad=False)
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
+    new.weight = nn.Parameter((weight.float() + more).to(weight.dtype), requires_grad=False)
     if linear.bias is not None:
-        twin.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-    return twin
+        new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+    return new
 
 
 def _misfit(name: str) -> UserError:

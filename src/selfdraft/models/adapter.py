@@ -92,9 +92,9 @@ class Adapter:
         other = f"{given}: it was trained for another model"
         if (last := max([*theirs, *skipped], default=0)) >= layers:
             raise UserError(f"{other}: it trained or skips layer {last}, and this one's layers are 0 to {layers - 1}")
-        words = self.tensors.get("vocabulary")
-        if words is not None and int(words.max()) >= vocabulary:
-            raise UserError(f"{other}: it drafts token {int(words.max())}, and this one has {vocabulary} tokens")
+        ids = self.tensors.get("vocabulary")
+        if ids is not None and int(ids.max()) >= vocabulary:
+            raise UserError(f"{other}: it drafts token {int(ids.max())}, and this one has {vocabulary} tokens")
 
 
 class _NoAdapter(Exception):

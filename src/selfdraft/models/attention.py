@@ -27,7 +27,7 @@ def visible_slots(
     window: int | None,
     device: torch.device,
     *,
-    behind: Sequence[int] | None = None,
+    first_positions: Sequence[int] | None = None,
     held: Sequence[Tensor] | None = None,
 ) -> Tensor | None:
     """Return (B, N, K) bool: which key slots each token may see; None where all see everything.
@@ -38,14 +38,14 @@ def visible_slots(
         sees: (B, N, N) bool: which tokens of this forward each token sees; None means causal, in order.
         span: K.
         window: how many latest positions a sliding layer sees, the token itself included; None for all.
-        behind: B numbers: the position of each row's first token, if not that of its slot. The row sees the slots
-            before the smaller of the two, which hold its prefix in order of position unless `held` is given.
+        first_positions: B numbers: the position of each row's first token; None if it equals the token's slot. The row
+            sees the slots before the smaller of the two: its prefix, in order of position unless `held` is given.
         held: per row, the positions of all slots before its start: a selection of its prefix, all of it seen.
     """
     rows, width = depths.shape
-    behind = starts if behind is None else behind
-    seen = [min(pair) for pair in zip(starts, behind, strict=True)]
-    trivial = rows == 1 and width == 1 and span == seen[0] + 1 and (window is None or behind[0] < window)
+    first_positions = starts if first_positions is None else first_positions
+    seen = [min(pair) for pair in zip(starts, first_positions, strict=True)]
+    trivial = rows == 1 and width == 1 and span == seen[0] + 1 and (window is None or first_positions[0] < window)
     if trivial:
         return None
     if sees is None:
@@ -58,8 +58,8 @@ def visible_slots(
             positions = torch.arange(span)  # of every slot: the prefix in order, then this forward's tokens by depth
             if held is not None:
                 positions[:start] = held[row]
-            positions[start : start + width] = behind[row] + depths[row]
-            distance = (behind[row] + depths[row])[:, None] - positions[None, :]
+            positions[start : start + width] = first_positions[row] + depths[row]
+            distance = (first_positions[row] + depths[row])[:, None] - positions[None, :]
             visible[row] &= distance < window
     return visible.to(device)
 

@@ -19,7 +19,7 @@ class Block:
     Attributes:
         rows, starts: cache rows, and the slot of each row's first token.
         tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
-        cache: where their keys are written. behind, held: see `visible_slots`.
+        cache: where their keys are written. first_positions, held: see `visible_slots`.
         finals: per row, the full model's (C,) final hidden state of the last committed token, or None where it is not
             known; None if the block does not begin with the root of a draft.
         key_block: the number of keys that they attend to is rounded up to a multiple of this (see `invariance`).
@@ -31,7 +31,7 @@ class Block:
     depths: Tensor
     sees: Tensor | None
     cache: KVCache
-    behind: Sequence[int]
+    first_positions: Sequence[int]
     held: Sequence[Tensor] | None = None
     finals: Sequence[Tensor | None] | None = None
     key_block: int = 1

@@ -41,7 +41,7 @@ class Chat:
             UserError: there is no chat template, or it writes nothing before the message.
         """
         if self.tokenizer.chat_template is None:
-            raise UserError("distill.invented: this model's tokenizer has no chat template that a question stands in")
+            raise UserError("distill.invented: this model's tokenizer has no chat template to put a question into")
         mark = "selfdraft marks the place"
         whole = self._text([{"role": "user", "content": mark}], answer=False)
         ids = self._ids(whole.partition(mark)[0])
@@ -53,7 +53,9 @@ class Chat:
         """Return the text that the template makes of a conversation; with `answer`, up to where the answer begins."""
         template = self.tokenizer.chat_template
         if template == TINY_TEMPLATE:  # our own, which needs no limits
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+            assert isinstance(text, str)
+            return text
         if isinstance(template, dict) and "default" not in template:
             raise UserError(f"of the model's chat templates ({', '.join(template)}) none is called default")
         template = template["default"] if isinstance(template, dict) else template
@@ -68,4 +70,6 @@ class Chat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text

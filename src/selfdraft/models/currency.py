@@ -38,7 +38,7 @@ class Currency:
         watched = dict.fromkeys(model.modules(), _watched)
         watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # others change with texts
         self._modules = [(m, type(m), attributes, _frozen(attributes(m))) for m, attributes in watched.items()]
-        self._forwards = {kind: kind.forward for kind in map(type, watched)}
+        self._forwards = {type(m): type(m).forward for m in watched}
         self._configs = [(config, _frozen(vars(config))) for config in _configs(model)]
         self._storage = _storage(model)
         packed = [linear for linear in target.linears() if isinstance(linear, PackedLinear)]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.block import Block
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.target import layered
 
 
 class _Choice(nn.Module):
@@ -44,7 +45,7 @@ class _Choice(nn.Module):
 @singledispatch
 @torch.inference_mode()
 def most_similar_skips(
-    target: Target, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
+    target: TargetProtocol, row: int, position: int, token: int, states: Tensor, count: int, layers: Sequence[int]
 ) -> SkipSet:
     """Choose `count` of `layers` to skip whole so that the committed `token` keeps a last state as similar as possible.
 
@@ -52,19 +53,20 @@ def most_similar_skips(
         position: of the token; its own keys in the cache are not used.
         states: (L + 1, C) the full model's states of the token, before the first layer and after each.
     """
+    driver = layered(target)
     path, most, chosen = [], 0, []
-    for index, layer in enumerate(target.full.layers):
+    for index, layer in enumerate(driver.full.layers):
         if index in layers:
             layer = _Choice(layer, states[index + 1], most)
             chosen.append((index, layer))
             most += 1
         path.append(layer)
     width = count + 1
-    start = target.cache.lengths[row]
+    start = driver.cache.lengths[row]
     tokens, depths = torch.full((1, width), token), torch.zeros(1, width, dtype=torch.long)
-    alone = torch.eye(width, dtype=torch.bool)[None]
-    block = Block([row], [start], tokens, depths, alone, target.cache, [position])
-    replace(target.full, layers=tuple(path)).run(target, block)
+    only_itself = torch.eye(width, dtype=torch.bool)[None]
+    block = Block([row], [start], tokens, depths, only_itself, driver.cache, [position])
+    replace(driver.full, layers=tuple(path)).run(driver, block)
     bypassed, j, skipped = torch.stack([choice.bypassed for _, choice in chosen]).cpu(), count, []
     for (index, _), row_bypassed in zip(reversed(chosen), bypassed.flip(0), strict=True):
         if row_bypassed[j]:
@@ -75,6 +77,7 @@ def most_similar_skips(
 
 @singledispatch
 @torch.inference_mode()
-def exit_tokens(target: Target, states: Tensor) -> Tensor:
+def exit_tokens(target: TargetProtocol, states: Tensor) -> Tensor:
     """Return the (m,) most likely ids for (m, C) hidden states of any layer: final norm, head and argmax."""
-    return target.head(target.norm(states)).argmax(-1)
+    driver = layered(target)
+    return driver.head(driver.norm(states)).argmax(-1)

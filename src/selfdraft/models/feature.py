@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfdraft.models.block import Block
+from selfdraft.models.parts import Matrix
 from selfdraft.models.path import Path, Runner, States, Trees
 
 
@@ -23,7 +24,7 @@ class FeaturePath(Path):
         feature: a (C, C) matrix; `final` is the full model's final hidden state of the last committed token.
     """
 
-    feature: nn.Linear = field(kw_only=True)
+    feature: Matrix = field(kw_only=True)
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""

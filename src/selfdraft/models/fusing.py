@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from functools import wraps
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,48 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
+class StockNorm(Protocol):
+    """What is read of a stock norm."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+
+class StockMLP(Protocol):
+    """What is read of a stock MLP, see `GATED`."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: nn.Module
+
+
+class StockAttention(Protocol):
+    """What is read of a stock attention sublayer."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    config: Any
+    layer_idx: int
+    scaling: float
+    head_dim: int
+    num_key_value_groups: int
+
+
+class LayerCache(Protocol):
+    """What attention needs of a cache."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]:
+        """Write a layer's new (B, G, N, D) keys and values; return those of all slots, (B, G, K, D)."""
+        ...
+
+
 class FusedNorm(nn.Module):
     """Root-mean-square norm in one call."""
 
-    def __init__(self, stock: nn.Module) -> None:
+    def __init__(self, stock: StockNorm) -> None:
         super().__init__()
         self.weight, self.eps = stock.weight, stock.variance_epsilon
 
@@ -41,7 +80,7 @@ class FusedNorm(nn.Module):
 class FusedMLP(nn.Module):
     """A gated MLP whose gate and up projections are one product."""
 
-    def __init__(self, stock: nn.Module) -> None:
+    def __init__(self, stock: StockMLP) -> None:
         super().__init__()
         self.gate_up = PackedLinear(stock.gate_proj, stock.up_proj)
         self.down_proj, self.act_fn = PackedLinear(stock.down_proj), stock.act_fn
@@ -55,7 +94,7 @@ class FusedMLP(nn.Module):
 class FusedAttention(nn.Module):
     """Attention whose q, k and v are one product, and whose q and k are rotated together."""
 
-    def __init__(self, stock: nn.Module) -> None:
+    def __init__(self, stock: StockAttention) -> None:
         super().__init__()
         self.qkv = PackedLinear(*_qkv(stock))
         self.o_proj = PackedLinear(stock.o_proj)
@@ -72,8 +111,8 @@ class FusedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: object,
-        **_: object,
+        past_key_values: LayerCache,
+        **others: object,
     ) -> tuple[Tensor, None]:
         """Return (B, N, C) from (B, N, C), and no attention weights, as stock attention does."""
         batch, width, _ = hidden_states.shape
@@ -111,7 +150,7 @@ def fast_module(_: str, module: nn.Module, rotated: Set[int] | None = None) -> n
     if device is None or device.type != "cpu" or called_otherwise(module):
         return None
     if can_pack(module):
-        return PackedLinear(module)
+        return PackedLinear(cast("nn.Linear", module))
     return fused_attention(module, rotated=rotated) or fused_mlp(module) or fused_norm(module)
 
 
@@ -120,8 +159,9 @@ def fused_norm(stock: nn.Module) -> nn.Module | None:
     """Return the fused form of a norm, or None if it has none."""
     if not hasattr(stock, "variance_epsilon") or getattr(stock, "weight", None) is None:
         return None
-    fused = FusedNorm(stock)
-    x = _random(stock.weight, 3, *stock.weight.shape)
+    norm = cast("StockNorm", stock)
+    fused = FusedNorm(norm)
+    x = _random(norm.weight, 3, *norm.weight.shape)
     return fused if _agree(fused, stock, lambda norm: norm(x)) else None
 
 
@@ -131,8 +171,9 @@ def fused_mlp(stock: nn.Module) -> nn.Module | None:
     parts = dict(stock.named_children())
     if set(parts) != set(GATED) or not can_pack(*(parts[name] for name in GATED[:3])):
         return None
-    x = _random(parts["gate_proj"].weight, 1, 3, parts["gate_proj"].in_features)
-    fused = FusedMLP(stock)
+    mlp = cast("StockMLP", stock)
+    x = _random(mlp.gate_proj.weight, 1, 3, mlp.gate_proj.in_features)
+    fused = FusedMLP(mlp)
     return fused if _agree(fused, stock, lambda mlp: mlp(x)) else None
 
 
@@ -144,29 +185,28 @@ def fused_attention(stock: nn.Module, *, rotated: Set[int] | None = None) -> nn.
         stock: must have `grouped_sdpa` as its attention function.
         rotated: how many numbers of a head the model rotates, one entry for each way it does; None for all of them.
     """
-    if rotated is not None and rotated != {stock.head_dim}:
+    attention = cast("StockAttention", stock)
+    if rotated is not None and rotated != {attention.head_dim}:
         return None  # the trial below rotates whole heads and would not notice
     parts = dict(stock.named_children())
-    if set(parts) != set(PROJECTIONS) or not (can_pack(*_qkv(stock)) and can_pack(stock.o_proj)):
+    if set(parts) != set(PROJECTIONS) or not (can_pack(*_qkv(attention)) and can_pack(attention.o_proj)):
         return None
     if getattr(getattr(stock, "config", None), "_attn_implementation", None) != NAME:
         return None  # it caps its scores, which a trial with small scores would not notice
-    weight, width = stock.q_proj.weight, 3
-    x = _random(weight, 1, width, stock.q_proj.in_features)
-    angles = _random(weight, 1, width, stock.head_dim // 2).repeat(1, 1, 2)
+    weight, width = attention.q_proj.weight, 3
+    x = _random(weight, 1, width, attention.q_proj.in_features)
+    angles = _random(weight, 1, width, attention.head_dim // 2).repeat(1, 1, 2)
     rotation = angles.cos(), angles.sin()
-    mask = _random(weight, 1, 1, stock.num_key_value_groups * width, width)
+    mask = _random(weight, 1, 1, attention.num_key_value_groups * width, width)
 
-    def run(attention: nn.Module) -> Tensor:
-        return attention(
-            hidden_states=x, position_embeddings=rotation, attention_mask=mask, past_key_values=_NoCache()
-        )[0]
+    def run(module: nn.Module) -> Tensor:
+        return module(hidden_states=x, position_embeddings=rotation, attention_mask=mask, past_key_values=_NoCache())[0]
 
-    fused = FusedAttention(stock)
+    fused = FusedAttention(attention)
     return fused if _agree(fused, stock, run) else None
 
 
-def _qkv(attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _qkv(attention: StockAttention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 

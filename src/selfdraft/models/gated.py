@@ -51,7 +51,7 @@ class GatedLinear(nn.Module):
     """A matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
 
     def __init__(
-        self, base: nn.Module, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate
+        self, base: nn.Linear | PackedLinear, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate
     ) -> None:
         """Wrap a linear.
 
@@ -60,7 +60,8 @@ class GatedLinear(nn.Module):
             loras: for each linear A (r, in) and B (out, r), or None; at least one linear has a LoRA.
         """
         super().__init__()
-        self.base, self.gate = base, gate
+        self.base: nn.Linear | PackedLinear = base
+        self.gate = gate
         like = base.weight
         widths = [w.shape[0] for w in _weights(base)]
         have = [i for i, lora in enumerate(loras) if lora is not None]
@@ -91,7 +92,8 @@ class GatedLinear(nn.Module):
 
     def parts(self, x: Tensor) -> Sequence[Tensor]:
         """As `PackedLinear.parts`."""
-        parts, rows = self.base.parts(x), self.gate.within(x)
+        parts = self.base.parts(x)  # type: ignore[operator]  # only a PackedLinear's users call this
+        rows = self.gate.within(x)
         if rows is not None:
             for i, more in zip(self.which, self._added(x, rows).split(self.widths, dim=-1), strict=True):
                 _add(parts[i], rows, more)
@@ -119,7 +121,7 @@ def gated(tensors: Mapping[str, Tensor], names: Mapping[int, str], scale: float,
     return swap
 
 
-def _weights(linear: nn.Module) -> list[Tensor]:
+def _weights(linear: nn.Linear | PackedLinear) -> list[Tensor]:
     return list(linear.weights) if isinstance(linear, PackedLinear) else [linear.weight]
 
 

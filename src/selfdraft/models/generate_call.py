@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def kept_back(name: str) -> Any:
     Returns:
         The argument; None if it was not given, or if no `generate` is on the stack.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not _GENERATE:
         frame = frame.f_back
     return None if frame is None else frame.f_locals.get(name)
@@ -165,7 +166,7 @@ def _of_row(processors: LogitsProcessorList, row: int, rows: int, padding: list[
         row: number of the row. rows: number of rows of the batch.
         padding: ids that pad the row; they are put before every history, because some processors count from there.
     """
-    own = LogitsProcessorList(_at(p, row, rows) if _knows_rows(p) else p for p in processors)
+    own: Callable[..., Tensor] = LogitsProcessorList(_at(p, row, rows) if _knows_rows(p) else p for p in processors)
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         before = torch.tensor(padding, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)

@@ -23,18 +23,18 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
         swap: called with each module's dotted name and the module. It returns the replacement, or None to keep the
             module and go on with its children.
     """
-    other = swap(name, module)
-    if other is not None:
-        return other
-    twin = copy.copy(module)
-    twin._modules = {
+    replacement = swap(name, module)
+    if replacement is not None:
+        return replacement
+    new = copy.copy(module)
+    new._modules = {
         child_name: None if child is None else light_copy(child, swap, f"{name}.{child_name}" if name else child_name)
         for child_name, child in module._modules.items()
     }
     for attribute, value in module.__dict__.items():
         if attribute.endswith("_hooks"):  # copies present hooks; later ones stay where they are added
-            twin.__dict__[attribute] = value.copy()
-    return twin
+            new.__dict__[attribute] = value.copy()
+    return new
 
 
 class SkippedAttention(nn.Module):

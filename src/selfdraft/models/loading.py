@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +28,9 @@ GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+StockModel = PreTrainedModel  # the name by which folders that do not know transformers call it
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A stock model in eval mode, its tokenizer, and the ids that end its answers."""
@@ -33,6 +38,12 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a model to a device, and return it."""
+    cast("nn.Module", model).to(device)  # the wrapper that transformers puts around `to` has lost its types
+    return model
 
 
 def load_embedded(dtype: str, device: torch.device) -> LoadedModel:
@@ -44,7 +55,7 @@ def load_tiny(family: str, seed: int, dtype: str, device: torch.device) -> Loade
     """Make a random tiny model of one family with a byte tokenizer; nothing is downloaded."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(family, seed=seed, vocab_size=len(tokenizer), max_positions=4096, dtype=DTYPES[dtype])
-    return LoadedModel(model.to(device), tokenizer, _ids(tokenizer.eos_token_id))
+    return LoadedModel(moved(model, device), tokenizer, _ids(tokenizer.eos_token_id))
 
 
 def load_random(path: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
@@ -82,7 +93,7 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
         with told_in_one_line(path, GENERATION):
             ends = None  # many folders have no such file
             if has_file(source, GENERATION, revision):
-                ends = _ids(GenerationConfig.from_pretrained(source, revision=revision).eos_token_id)
+                ends = _ids(GenerationConfig.from_pretrained(source, revision=revision or "main").eos_token_id)
         refuse_pickles(path, source, revision)
         with told_in_one_line(path, "weights"), _told_of_shapes():
             model, report = AutoModelForCausalLM.from_pretrained(

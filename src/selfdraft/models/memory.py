@@ -119,7 +119,8 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.peaks = device, {}
+        self.device = device
+        self.peaks: dict[str, float] = {}
         self._phases: list[str] = []
 
     @contextmanager

@@ -18,8 +18,9 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.models.cache import KVCache
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_linear
-from selfdraft.models.target import Target
+from selfdraft.models.target import Target, layered
 
 DOWN = "down_proj"
 
@@ -39,14 +40,15 @@ class _Recorder(nn.Module):
 
 
 @singledispatch
-def most_used_mlps(target: Target, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+def most_used_mlps(target: TargetProtocol, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
     """Return, by layer outside `skip`, its MLP with only the fraction `ratio` of neurons that `tokens` use most.
 
     Raises:
         UserError: the family's MLPs cannot be sliced; the message names it.
     """
-    require_gated_mlps(target)
-    return sliced_mlps(target, most_active(neuron_statistics(target, tokens), ratio), skip)
+    driver = layered(target)
+    require_gated_mlps(driver)
+    return sliced_mlps(driver, most_active(neuron_statistics(driver, tokens), ratio), skip)
 
 
 def require_gated_mlps(target: Target) -> None:

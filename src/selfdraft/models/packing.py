@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import median
 
 import torch
@@ -103,8 +103,8 @@ def plain_pays(out: int = 3072, inner: int = 576, copies: int = 6, rounds: int =
     fast: list[float] = []
     for _ in range(rounds):
         for weight, other in zip(weights, packed, strict=True):
-            plain.append(_seconds(lambda weight=weight: functional.linear(x, weight)))
-            fast.append(_seconds(lambda other=other: packed_product(x, other)))
+            plain.append(_seconds(partial(functional.linear, x, weight)))
+            fast.append(_seconds(partial(packed_product, x, other)))
     return median(plain) < median(fast)
 
 
@@ -114,7 +114,7 @@ def _seconds(product: Callable[[], Tensor]) -> float:
     return time.perf_counter() - begun
 
 
-def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+def joined(parts: list[Tensor] | tuple[Tensor, ...], dim: int = 0) -> Tensor:
     """Return several tensors as one; a single tensor as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

@@ -104,7 +104,7 @@ class Path:
         anatomy, (_, width) = runner.anatomy, block.tokens.shape
         starts = [start + since for start in block.starts]
         view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
-        positions = torch.tensor(block.behind)[:, None] + block.depths[:, since:]
+        positions = torch.tensor(block.first_positions)[:, None] + block.depths[:, since:]
         lengths = None
         if runner.rotary.rules:
             prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
@@ -122,7 +122,7 @@ class Path:
                 view.span,
                 window,
                 runner.device,
-                behind=block.behind,
+                first_positions=block.first_positions,
                 held=block.held,
             )
             masks[kind] = additive(None if visible is None else visible[:, since:], runner.dtype, runner.share)

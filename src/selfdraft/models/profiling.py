@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfdraft.core.costmodel import CostModel
-from selfdraft.core.costs import CostCurve, Costs
+from selfdraft.core.costs import CostCurve, Costs, Shaped
+from selfdraft.core.pathcosts import DraftCosts, PathCosts
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.path import Path
+from selfdraft.models.parts import attribute
+from selfdraft.models.path import Path, Reuse
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 
@@ -43,9 +45,14 @@ def measure_costs(
 
 def costs_on(target: Target) -> Costs:
     """Return the costs of forwards of `target`, each measured when it is first asked for."""
-    return Costs(
-        lambda path: measure_costs(target) if path is None else measure_costs(target, path=path, sizes=PART_SIZES)
-    )
+
+    def measure(path: Shaped | None) -> CostCurve:
+        if path is None:
+            return measure_costs(target)
+        assert isinstance(path, Path)
+        return measure_costs(target, path=path, sizes=PART_SIZES)
+
+    return Costs(measure)
 
 
 @torch.inference_mode()
@@ -60,13 +67,15 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
     paths = {"full": target.full, **{name: sparse_path(target, skip) for name, skip in without.items()}}
     sizes = _fitting(target, context, SIZES)
     context = _prepare(target, rows=1, context=context, longest=max(sizes))
-    jobs = {
+    jobs: dict[Any, Callable[[], object]] = {
         (name, size): _forward(target, path, rows=1, size=size)
         for name, path in paths.items()
         for size in (sizes if name == "full" else PART_SIZES)
         if size in sizes
     }
-    hidden = torch.randn(max(PART_SIZES), target.anatomy.norm.weight.shape[0]).to(target.device, target.dtype)
+    hidden = torch.randn(max(PART_SIZES), attribute(target.anatomy.norm, "weight", Tensor).shape[0]).to(
+        target.device, target.dtype
+    )
     head = target.linears()[-1]
     jobs |= {("head", n): partial(_product, head, hidden[:n]) for n in PART_SIZES}
     logits = torch.randn(1, target.vocab_size).to(target.device, target.dtype)
@@ -108,15 +117,30 @@ def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
         )
 
 
-def interleaved_medians(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the seconds of every job: the median of `rounds` interleaved runs, after one warm-up run."""
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds + 1):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            taken[name].append(time.perf_counter() - begin)
-    return {name: median(times[1:]) for name, times in taken.items()}
+@torch.inference_mode()
+def measure_path(target: Target, path: Path, longest: int, *, context: int = 256, rounds: int = 5) -> PathCosts:
+    """Time drafting with a path, and the verification of such drafts, interleaved.
+
+    Args:
+        longest: number of tokens of the longer draft whose verification is timed; the other has one token.
+    """
+    forward = measure_costs(target, path=path, sizes=PART_SIZES, context=context, rounds=rounds)
+    longest = max(min(longest, target.max_positions - 2), 1)
+    _prepare(target, rows=1, context=context, longest=longest + 1)
+    counts = sorted({1, max(min(longest, target.longest_draft(0)), 1)})
+    jobs: dict = {"plain": _forward(target, target.full, 1, 1), "draft": _forward(target, path, 1, 1)}
+    for count in counts:
+        reuse = _drafted(target, path, count) if path.leading else None
+        jobs[count, "verify"] = _forward(target, target.full, rows=1, size=count + 1)
+        if reuse is not None:
+            jobs[count, "reuse"] = _verification(target, count, reuse)
+            jobs[count, "reuse_without_bonus"] = _verification(target, count - 1, reuse)
+    fastest = _fastest(target, jobs, rounds)
+    steps = [
+        DraftCosts(count, **{key[1]: seconds for key, seconds in fastest.items() if key[0] == count})
+        for count in counts
+    ]
+    return PathCosts(fastest["plain"], fastest["draft"], forward, steps)
 
 
 def _prepare(target: Target, rows: int, context: int, longest: int) -> int:
@@ -142,6 +166,20 @@ def _forward(target: Target, path: Path, rows: int, size: int) -> Callable[[], o
         return torch.cat([row.argmax(-1) for row in logits]).cpu()
 
     return job
+
+
+def _drafted(target: Target, path: Path, count: int) -> Reuse:
+    """Draft `count` tokens, and return what their verification can reuse."""
+    states: list[Tensor] = []
+    for offset in range(count):
+        target.draft_forward(path, [0], offset, [offset], [TokenTree.empty()], keep=[states])
+    return Reuse(path.leading, torch.cat(states))
+
+
+def _verification(target: Target, count: int, reuse: Reuse) -> Callable[[], object]:
+    """Return a full forward of a root and a chain of `count` tokens that reuses the draft's work."""
+    tree = TokenTree.chain(list(range(1, count + 1)))
+    return lambda: target.forward([0], [0], [tree], reuse=[reuse])[0].argmax(-1).cpu()
 
 
 def _product(matrix: nn.Module, hidden: Tensor) -> object:

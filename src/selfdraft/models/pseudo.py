@@ -27,7 +27,9 @@ from selfdraft.models.gated import Gate, gated
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.path import Path, Runner, States, Trees
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_head
+from selfdraft.models.target import layered
 
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
 RANK = 2  # of the random LoRA of `untrained`
@@ -36,6 +38,9 @@ IDS = 4096  # ids embedded at once for the mean, so that a large vocabulary's em
 
 class SamplerHead(nn.Module):
     """Adds to a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
+
+    inner: nn.Linear | PackedLinear
+    outer: nn.Linear | PackedLinear
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -163,6 +168,7 @@ class PseudoTokens:
             head.load_state_dict(dict(tensors))
         except RuntimeError:
             raise self._other_model("its sampler is of another size", f"a width of {size}") from None
+        assert isinstance(head.inner, nn.Linear) and isinstance(head.outer, nn.Linear)
         if self.target.packed and can_pack(head.inner) and can_pack(head.outer):
             head.inner, head.outer = PackedLinear(head.inner), PackedLinear(head.outer)
         return head
@@ -175,16 +181,18 @@ class PseudoTokens:
 
 
 @singledispatch
-def pseudo_tokens(target: Driver, adapter: str | None, count: int, noise: float) -> PseudoTokens:
+def pseudo_tokens(target: TargetProtocol, adapter: str | None, count: int, noise: float) -> PseudoTokens:
     """Return the pseudo tokens of an adapter's folder, or `count` untrained ones (see `untrained`)."""
+    driver = layered(target)
     if adapter is not None:
-        return PseudoTokens(target, Adapter.read(adapter), adapter)
-    return PseudoTokens(target, untrained(target, count, noise))
+        return PseudoTokens(driver, Adapter.read(adapter), adapter)
+    return PseudoTokens(driver, untrained(driver, count, noise))
 
 
 def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[dict[Branch, Weighted]]:
     """Return each depth's (2, b, k) best tokens by branch; `followed`: those of b * k that the next depth follows."""
-    levels, branches = [], [()]
+    levels: list[dict[Branch, Weighted]] = []
+    branches: list[Branch] = [()]
     for best, at in zip(found, followed, strict=True):
         levels.append(dict(zip(branches, weighted(best), strict=True)))
         tokens = best[0].flatten().long().tolist()

@@ -136,9 +136,10 @@ def serve() -> None:
         template, messages, variables, answer, limit, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, in the middle of anything
         try:
-            (text,), _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [messages], chat_template=template, add_generation_prompt=answer, **variables
             )
+            (text,), _ = rendered
             if len(text) > limit:
                 raise ValueError(f"it makes {len(text):,} characters of one conversation")
             said = {"text": text}

@@ -103,13 +103,15 @@ class Rotary:
             mine = lengths == length
             new = self._at_length(hidden, positions.where(mine, 0), kind, length, rule)
             old = rotation or new
-            rotation = tuple(torch.where(mine[..., None], n, o) for n, o in zip(new, old, strict=True))
+            cos, sin = (torch.where(mine[..., None], n, o) for n, o in zip(new, old, strict=True))
+            rotation = cos, sin
         assert rotation is not None
         return rotation
 
     def _at_length(self, hidden: Tensor, positions: Tensor, kind: str, length: int, rule: LengthRule) -> Rotation:
         """Rotate by the table of one length: a position is added, since the furthest one decides the stock table."""
         stock = self._own
+        assert stock is not None, "no layer type of this model has a rule"
         if rule.grows:  # it keeps the table of the longest text that it has seen
             stock = copy.deepcopy(stock, {id(stock.config): stock.config})
         furthest = positions.new_full((len(positions), 1), length - 1)
@@ -130,8 +132,8 @@ class Rotary:
         near = torch.arange(PROBE, device=_device(stock))[None]
         far = torch.cat([near, near[:, -1:] + 2 * int(model.config.max_position_embeddings)], dim=1)
         x = torch.zeros(1, 1, 1, dtype=model.dtype, device=near.device)
-        alone, beside = (stock(x, positions, *self._types(kind)) for positions in (near, far))
-        pairs = zip(*((r,) if isinstance(r, Tensor) else r for r in (alone, beside)), strict=True)
+        short, extended = (stock(x, positions, *self._types(kind)) for positions in (near, far))
+        pairs = zip(*((r,) if isinstance(r, Tensor) else r for r in (short, extended)), strict=True)
         return not all(torch.equal(one, other[:, :PROBE]) for one, other in pairs)
 
     def _types(self, kind: str) -> list[str]:
@@ -152,9 +154,11 @@ def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
     return rules
 
 
-def _recomputed_past(model: PreTrainedModel, rules: Mapping[str, LengthRule]) -> int | None:
+def _recomputed_past(model: Any, rules: Mapping[str, LengthRule]) -> int | None:
     """Return the length past which the family recomputes keys: there it prepares a forward without those it has."""
-    if not rules or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+    if not rules:
+        return None
+    if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return None
     named = getattr(model.config, "original_max_position_embeddings", None)
     for limit in sorted({rule.limit for rule in rules.values()} | ({int(named)} if named else set())):

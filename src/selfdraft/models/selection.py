@@ -21,9 +21,9 @@ from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import grouped_sdpa
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
-from selfdraft.models.driver import Driver
 from selfdraft.models.path import Path, Runner, States, Trees
-from selfdraft.models.target import Target
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.target import layered
 
 SCORED = "selfdraft_scored_sdpa"
 
@@ -33,7 +33,7 @@ class Selection:
 
     def __init__(self, layers: int, rows: int) -> None:
         self.cache = KVCache(layers, rows, 0)
-        self._chosen, self._behind = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
+        self._chosen, self._ends = [torch.empty(0, dtype=torch.long)] * rows, [0] * rows
 
     def choose(self, row: int, source: KVCache, positions: Tensor, drafted: int = 0) -> None:
         """Copy the row's committed keys and values at `positions` (n,), ascending, from `source`.
@@ -43,12 +43,12 @@ class Selection:
         end = source.lengths[row]
         self.cache.gather(row, source, torch.cat([positions, torch.arange(end, end + drafted)]))
         self.cache.lengths[row] = len(positions)
-        self._chosen[row], self._behind[row] = positions, end
+        self._chosen[row], self._ends[row] = positions, end
 
     def positions(self, row: int, offset: int) -> Tensor:
         """Return (n + offset,) positions of the row's slots: those chosen, then `offset` tokens of a draft."""
-        behind = self._behind[row]
-        return torch.cat([self._chosen[row], torch.arange(behind, behind + offset)])
+        end = self._ends[row]
+        return torch.cat([self._chosen[row], torch.arange(end, end + offset)])
 
 
 class Scores:
@@ -71,8 +71,14 @@ class Scores:
         return first + self.sums[0, first:end].topk(min(count, end - first)).indices.sort().values.cpu()
 
 
+class _Scored(nn.Module):
+    """The type of stock attention modules that were given a record."""
+
+    scores: Scores
+
+
 def scored_sdpa(
-    module: nn.Module,
+    module: _Scored,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -89,21 +95,22 @@ AttentionInterface.register(SCORED, scored_sdpa)
 
 
 @singledispatch
-def scoring(target: Driver, path: Path) -> tuple[Path, Scores]:
+def scoring(target: TargetProtocol, path: Path) -> tuple[Path, Scores]:
     """Return `path` with attention that records its scores, and the record; for one row and one query that sees all.
 
     Raises:
         UserError: the family's attention cannot be observed, or it sees only a window.
     """
-    name, scores, layers = target.anatomy.attention_name, Scores(), []
+    driver, scores, layers = layered(target), Scores(), []
+    name = driver.anatomy.attention_name
     for layer in path.layers:
         attention = getattr(layer, name)
         if not hasattr(attention, "config"):  # a skipped one
             layers.append(layer)
             continue
-        if attention.config._attn_implementation != GROUPED_SDPA or target.anatomy.window is not None:
+        if attention.config._attn_implementation != GROUPED_SDPA or driver.anatomy.window is not None:
             raise UserError(
-                f"drafter.path.top_k: attention scores of model family '{target.model.config.model_type}' cannot be "
+                f"drafter.path.top_k: attention scores of model family '{driver.model.config.model_type}' cannot be "
                 "read; use drafter.path.top_k=0, which keeps the sink and the recent tokens"
             )
         scored = copy.copy(attention)
@@ -154,13 +161,13 @@ class SelectedKeysPath(Path):
 
 
 @singledispatch
-def selection(target: Target) -> Selection:
+def selection(target: TargetProtocol) -> Selection:
     """Return an empty selection of keys for every cache row."""
     return Selection(len(target.full.layers), target.cache.rows)
 
 
 @singledispatch
-def selecting(path: Path, target: Driver, keys: Selection, choose: Choose | None = None) -> Path:
+def selecting(path: Path, target: TargetProtocol, keys: Selection, choose: Choose | None = None) -> Path:
     """Return `path` with drafts that attend to `keys` only.
 
     Nothing that it computes is what the verification would compute, so no states can be reused.

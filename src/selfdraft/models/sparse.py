@@ -19,20 +19,23 @@ from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.parts import Matrix, matrix
 from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.target import layered
 
 
 @singledispatch
 @torch.no_grad()
 def sparse_path(
-    target: Driver,
+    target: TargetProtocol,
     skip: SkipSet,
     *,
     mlps: Mapping[int, nn.Module] | None = None,
     vocabulary: Sequence[int] | None = None,
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
-    feature: nn.Linear | None = None,
+    feature: Matrix | None = None,
 ) -> Path:
     """Return the path without the sublayers of `skip`. It takes microseconds; any number may coexist.
 
@@ -44,7 +47,8 @@ def sparse_path(
         trained: by layer, the module that replaces the whole layer. norm: replaces the final norm.
         feature: see `FeaturePath`.
     """
-    anatomy, full = target.anatomy, target.full
+    driver = layered(target)
+    anatomy, full = driver.anatomy, driver.full
     layers, types, trained, mlps = [], [], trained or {}, mlps or {}
     whole = skip.whole_layers()
     for index, (layer, kind) in enumerate(zip(full.layers, full.types, strict=True)):
@@ -64,7 +68,7 @@ def sparse_path(
         layers.append(layer)
         types.append(kind)
     leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
-    head, ids = (None, None) if vocabulary is None else sliced_head(target, vocabulary)
+    head, ids = (None, None) if vocabulary is None else sliced_head(driver, vocabulary)
     path = Path(tuple(layers), tuple(types), skip, leading, head, ids, norm)
     if feature is None:
         return path
@@ -72,9 +76,9 @@ def sparse_path(
 
 
 @singledispatch
-def with_vocabulary(path: Path, target: Driver, vocabulary: Sequence[int]) -> Path:
+def with_vocabulary(path: Path, target: TargetProtocol, vocabulary: Sequence[int]) -> Path:
     """Return `path` with a head for the ids of `vocabulary` only; their rows of the head are copied."""
-    head, ids = sliced_head(target, vocabulary)
+    head, ids = sliced_head(layered(target), vocabulary)
     return replace(path, head=head, vocabulary=ids)
 
 
@@ -86,7 +90,8 @@ def sliced_linear(
     Args:
         linear: an `nn.Linear` or a `PackedLinear`; both keep the plain (out, in) weight.
     """
-    weight, bias = linear.weight.detach(), linear.bias
+    whole = matrix(linear)
+    weight, bias = whole.weight.detach(), whole.bias
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias.detach()[rows]
     if columns is not None:
@@ -100,5 +105,5 @@ def sliced_linear(
 
 def sliced_head(target: Driver, vocabulary: Sequence[int]) -> tuple[nn.Module, Tensor]:
     """Return the head's rows for `vocabulary`, and the ids of these rows."""
-    ids = torch.tensor(sorted(set(vocabulary)), device=target.head.weight.device)
+    ids = torch.tensor(sorted(set(vocabulary)), device=matrix(target.head).weight.device)
     return sliced_linear(target.head, rows=ids, packed=target.packed), ids

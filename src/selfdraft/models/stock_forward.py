@@ -69,10 +69,11 @@ class StockForward:
         self._forward([0], 1)
 
 
-def generate(model: PreTrainedModel, prompt: Sequence[int], config: GenerationConfig, **options: Any) -> Any:
+def generate(model: Any, prompt: Sequence[int], config: GenerationConfig, **options: Any) -> Any:
     """Run transformers' `generate` on one prompt with `config`, ignoring the model's own generation config.
 
     Args:
+        model: a `PreTrainedModel`, of which torch does not know that it can generate.
         options: further arguments of `generate`.
 
     Returns:

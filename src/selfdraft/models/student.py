@@ -4,7 +4,7 @@ While drafting, a draft path sees the *full* model's keys and values of all comm
 drafted since. It is trained the same way: the target is run over a text once, and the trainable copies are run over
 blocks of it, each block seeing the target's keys before it and its own keys within.
 
-Shapes: B rows of packed text, N tokens a row, M = G * K positions that are trained (see `core.lessons`), C hidden size.
+Shapes: B rows of packed text, N tokens a row, M = G * K trained positions (see `core.training`), C hidden size.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks
+from selfdraft.core.training import Blocks
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson, run_layer, surroundings
+from selfdraft.models.teacher import TeacherOutputs, run_layer, surroundings
 
 
-class _Behind:
+class _StudentCache:
     """The cache of a student's layers: they see the target's keys first, then their own."""
 
-    def __init__(self, lesson: Lesson) -> None:
-        self.lesson = lesson
+    def __init__(self, teacher: TeacherOutputs) -> None:
+        self.teacher = teacher
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        lesson = self.lesson
-        return torch.cat([lesson.keys[layer_idx], keys], 2), torch.cat([lesson.values[layer_idx], values], 2)
+        teacher = self.teacher
+        return torch.cat([teacher.keys[layer_idx], keys], 2), torch.cat([teacher.values[layer_idx], values], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -48,6 +49,8 @@ class Student(nn.Module):
         indices: the layers of the model that were copied.
         vocabulary: (v,) ids drafted from; None for all.
     """
+
+    vocabulary: Tensor | None
 
     def __init__(
         self,
@@ -80,20 +83,20 @@ class Student(nn.Module):
         kept = [(i, layer, kind) for i, layer, kind in zip(every, path.layers, path.types, strict=True) if i >= first]
         self.indices, self.types = [i for i, *_ in kept], [kind for *_, kind in kept]
         self.first, self.scale = first, alpha / rank if rank else 0.0
-        twins = [copy.deepcopy(layer) if i in whole else light_copy(layer, _keep) for i, layer, _ in kept]
-        self.layers, self.whole = nn.ModuleList(twins), tuple(whole)
+        copies = [copy.deepcopy(layer) if i in whole else light_copy(layer, _keep) for i, layer, _ in kept]
+        self.layers, self.whole = nn.ModuleList(copies), tuple(whole)
         if rank:
             names = [
                 f"{at}.{name}"
-                for at, (i, twin) in enumerate(zip(self.indices, twins, strict=True))
-                for name, module in twin.named_modules()
+                for at, (i, layer) in enumerate(zip(self.indices, copies, strict=True))
+                for name, module in layer.named_modules()
                 if i >= lora_from and i not in whole and type(module) is nn.Linear
                 if not lora_on or name.rpartition(".")[2] in lora_on
             ]
             if unknown := set(lora_on) - {name.rpartition(".")[2] for name in names}:
                 raise UserError(
                     f"finetune.matrices: no layer of this model that gets a LoRA has '{min(unknown)}'; "
-                    f"there are {', '.join(sorted(_linears(twins)))}"
+                    f"there are {', '.join(sorted(_linears(copies)))}"
                 )
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), self.layers)
         for at, i in enumerate(self.indices):
@@ -117,7 +120,7 @@ class Student(nn.Module):
         self,
         hidden: Tensor,
         blocks: Blocks,
-        lesson: Lesson,
+        teacher: TeacherOutputs,
         *,
         states: list[Tensor] | None = None,
         dropped: Collection[int] = (),
@@ -128,26 +131,26 @@ class Student(nn.Module):
             hidden: (B, M, C) input of the first layer. states: gets the normed hidden states after every layer but the
                 last. dropped: layers to leave out this time, as indices into `layers`.
         """
-        positions, starts = blocks.gathered(lesson.positions), blocks.index[..., 0].repeat_interleave(blocks.size, 1)
-        texts, places = blocks.gathered(lesson.texts), torch.arange(lesson.texts.shape[1], device=hidden.device)
+        positions, starts = blocks.gathered(teacher.positions), blocks.index[..., 0].repeat_interleave(blocks.size, 1)
+        texts, places = blocks.gathered(teacher.texts), torch.arange(teacher.texts.shape[1], device=hidden.device)
         own = torch.arange(positions.shape[1], device=hidden.device)
-        committed = (texts[:, :, None] == lesson.texts[:, None, :]) & (places < starts[..., None])
+        committed = (texts[:, :, None] == teacher.texts[:, None, :]) & (places < starts[..., None])
         together = own[:, None] // blocks.size == own // blocks.size
         drafted = (together & (own <= own[:, None])).expand(len(hidden), -1, -1)
         seen = torch.cat([committed, drafted], dim=2)
-        key_positions = torch.cat([lesson.positions, positions], dim=1)
+        key_positions = torch.cat([teacher.positions, positions], dim=1)
         masks, rotations = surroundings(self.target, self.types, hidden, positions, key_positions, seen)
-        memory, norm = _Behind(lesson), self.norm or self.target.norm
+        cache, norm = _StudentCache(teacher), self.norm or self.target.norm
         for at, (layer, kind) in enumerate(zip(self.layers, self.types, strict=True)):
             if at not in dropped:
-                hidden = run_layer(self.target, layer, hidden, positions, masks[kind], rotations[kind], memory)
+                hidden = run_layer(self.target, layer, hidden, positions, masks[kind], rotations[kind], cache)
             if states is not None and at + 1 < len(self.layers):
                 states.append(norm(hidden))
         return norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (…, v) logits of normed (…, C) hidden states, the target's or the student's."""
-        head, cap = self.target.head, self.target.anatomy.softcap
+        head, cap = matrix(self.target.head), self.target.anatomy.softcap
         if self.vocabulary is None:
             logits = head(hidden)
         else:
@@ -155,7 +158,7 @@ class Student(nn.Module):
             logits = functional.linear(hidden, head.weight[self.vocabulary], bias)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def words(self, logits: Tensor) -> Tensor:
+    def token_ids(self, logits: Tensor) -> Tensor:
         """Return the (…) most likely token ids of (…, v) logits."""
         best = logits.argmax(-1)
         return best if self.vocabulary is None else self.vocabulary[best]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.driver import Driver
 from selfdraft.models.path import Path, Reuse, ready_tokens
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.rotary import UNLIMITED
 
 TRIED = 12  # tokens on which our run through the layers is compared with the model's own forward
@@ -155,7 +157,7 @@ class Target(Driver):
         starts = [self.cache.lengths[row] + i * stride for i in range(len(firsts))]
         chains = [TokenTree.chain(tokens[i + 1 : i + size]) for i in firsts]
         whole = self._block([row] * len(firsts), starts, [tokens[i] for i in firsts], chains)
-        whole = replace(whole, behind=[position + i for i in firsts])
+        whole = replace(whole, first_positions=[position + i for i in firsts])
         return torch.cat(self.logits(path, path.run(self, whole, chains), chains))
 
     def longest_draft(self, row: int) -> int:
@@ -183,10 +185,11 @@ class Target(Driver):
         row_block, key_block = (self.row_block, self.key_block) if padded else (1, 1)
         return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
 
-    def _rest(self, block: Block, reuse: Sequence[Reuse], ready: int) -> Tensor:
+    def _rest(self, block: Block, reuse: Sequence[Reuse | None] | None, ready: int) -> Tensor:
         """Return the full model's (B, N, C) final hidden states; leading layers have run on `ready` first tokens."""
-        layers = reuse[0].layers
-        hidden = torch.stack([r.states[:ready] for r in reuse])
+        known = [r for r in reuse or () if r is not None]  # every row has one, see `ready_tokens`
+        layers = known[0].layers
+        hidden = torch.stack([r.states[:ready] for r in known])
         if ready < block.tokens.shape[1]:
             missing = self.full.part(0, layers).drive(self, block, since=ready, normed=False)
             hidden = torch.cat([hidden, missing], dim=1)
@@ -202,10 +205,21 @@ class Target(Driver):
         tree = TokenTree.chain(tokens[1:])
         self.cache.clear(0)
         self.cache.prefilled_at[0] = first + TRIED  # the stock forward uses one length for all of them
-        block = replace(self._block([0], [0], [int(tokens[0])], [tree]), behind=[first])
+        block = replace(self._block([0], [0], [int(tokens[0])], [tree]), first_positions=[first])
         (ours,) = self.logits(self.full, self.full.run(self, block), [tree])
         self.cache.clear(0)
         return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
+
+
+def layered(target: TargetProtocol) -> Target:
+    """Return a target whose layers can be taken apart in this process: a `Target`, or a wrapper of one.
+
+    Raises:
+        TypeError: its layers are elsewhere. Such a target registers its own function (see `functools.singledispatch`).
+    """
+    if not hasattr(target, "anatomy"):
+        raise TypeError(f"{type(target).__name__} has no layers to take apart: register a function of its own for it")
+    return cast("Target", target)
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:

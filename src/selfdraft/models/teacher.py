@@ -18,7 +18,7 @@ from selfdraft.models.target import Target
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutputs:
     """The target's outputs for a batch.
 
     Attributes:
@@ -36,7 +36,7 @@ class Lesson:
     values: dict[int, Tensor] = field(default_factory=dict)
 
 
-class LessonBook:
+class TeacherOutputStore:
     """Stored teacher outputs of rows that will come again: the target is run over every row once, not once an epoch.
 
     They are kept in bfloat16 in the host's memory, the precision that a target in that dtype has. The target runs over
@@ -44,18 +44,19 @@ class LessonBook:
     batch nor on when it was resumed.
     """
 
-    def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], Lesson]) -> None:
+    def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], TeacherOutputs]) -> None:
         """`teach`: computes the teacher outputs of (B, N) tokens, positions and texts."""
-        self.teach, self._rows = teach, {}
+        self.teach = teach
+        self._rows: dict[bytes, TeacherOutputs] = {}
 
-    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+    def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         """Return the teacher outputs of a batch."""
         rows = [self._row(*row) for row in zip(tokens, positions, texts, strict=True)]
 
         def together(parts: list[Tensor]) -> Tensor:
             return torch.stack([_as_wide(part, tokens.shape[1]) for part in parts]).to(tokens.device, self._dtype)
 
-        return Lesson(
+        return TeacherOutputs(
             positions,
             texts,
             together([row.final for row in rows]),
@@ -64,20 +65,20 @@ class LessonBook:
             {layer: together([row.values[layer] for row in rows]) for layer in rows[0].values},
         )
 
-    def _row(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> Lesson:
+    def _row(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         """Return the teacher outputs of one row, without its padding."""
         real = texts >= 0
         tokens, positions, texts = tokens[real], positions[real], texts[real]
         # The key needs the tokens and the text that each belongs to: together they decide which token sees which.
         key = torch.stack([tokens, texts]).cpu().numpy().tobytes()
         if key not in self._rows:
-            lesson = self.teach(tokens[None], positions[None], texts[None])
-            self._dtype = lesson.final.dtype
+            outputs = self.teach(tokens[None], positions[None], texts[None])
+            self._dtype = outputs.final.dtype
             states, keys, values = (
                 {layer: _kept(part) for layer, part in parts.items()}
-                for parts in (lesson.states, lesson.keys, lesson.values)
+                for parts in (outputs.states, outputs.keys, outputs.values)
             )
-            self._rows[key] = Lesson(positions, texts, _kept(lesson.final), states, keys, values)
+            self._rows[key] = TeacherOutputs(positions, texts, _kept(outputs.final), states, keys, values)
         return self._rows[key]
 
 
@@ -94,7 +95,9 @@ class _Recorder:
     """The cache of the target's layers: keeps the keys and values of some, and lets each layer see its own block."""
 
     def __init__(self, layers: Collection[int]) -> None:
-        self.layers, self.keys, self.values = layers, {}, {}
+        self.layers = layers
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if layer_idx in self.layers:
@@ -114,7 +117,7 @@ def teach(
     *,
     layers: Collection[int],
     before: Collection[int] = (),
-) -> Lesson:
+) -> TeacherOutputs:
     """Run the target over packed texts and return its outputs.
 
     Args:
@@ -131,7 +134,7 @@ def teach(
         if index in before:
             states[index] = hidden
         hidden = run_layer(target, layer, hidden, positions, masks[kind], rotations[kind], recorder)
-    return Lesson(positions, texts, target.norm(hidden), states, recorder.keys, recorder.values)
+    return TeacherOutputs(positions, texts, target.norm(hidden), states, recorder.keys, recorder.values)
 
 
 def surroundings(
@@ -149,13 +152,13 @@ def surroundings(
 
 
 def run_layer(
-    target: Target, layer: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, rotation: object, memory: object
+    target: Target, layer: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, rotation: object, cache: object
 ) -> Tensor:
-    """Return (B, M, C) hidden states after a layer; `memory` is its cache: takes its keys, returns those it sees."""
+    """Return (B, M, C) hidden states after a layer; `cache` takes its keys and returns those that it sees."""
     return layer(
         hidden,
         attention_mask=mask,
         position_ids=positions,
         position_embeddings=rotation,
-        **{target.anatomy.cache_argument: memory},
+        **{target.anatomy.cache_argument: cache},
     )

@@ -12,7 +12,7 @@ from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
-from selfdraft.drafters.guard import STOOD_DOWN
+from selfdraft.drafters.guard import PAUSED
 from selfdraft.models.chat import Chat
 from selfdraft.models.memory import PeakMemory
 from selfdraft.models.stock import StockGenerate, StockGeneration
@@ -145,7 +145,7 @@ class Measurement:
             },
             "steps": drafter.steps,
             "diagnostics": drafter.diagnostics,
-            "stood_down": sum(step[4] == STOOD_DOWN for step in drafter.steps),
+            "stood_down": sum(step[4] == PAUSED for step in drafter.steps),
             # Written only if they differ, so that the file does not hold a text twice.
             **({} if drafter.output == self.baseline.output else {"baseline_output_ids": self.baseline.output}),
         }

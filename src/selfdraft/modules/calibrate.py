@@ -24,12 +24,14 @@ from torch.utils.data import DataLoader
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.replay import agreement, best_choice
 from selfdraft.core.skipset import SkipSet
+from selfdraft.data.datamodule import as_dataset
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import drafter_for
 from selfdraft.models.profiling import measure_parts
+from selfdraft.models.target import layered
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.search import Search
 from selfdraft.tracking.atomic import write_json_atomic
@@ -50,7 +52,7 @@ class CalibrateModule(pl.LightningModule):
         prompts: Sequence[Prompt],
         folder: Path,
         objective: str,
-        labels: dict[str, str],
+        labels: dict[str, Any],
     ) -> None:
         """Prepare a calibration.
 
@@ -86,7 +88,7 @@ class CalibrateModule(pl.LightningModule):
 
     def test_dataloader(self) -> DataLoader[int]:
         """Return this rank's share of the remaining candidates' indices."""
-        return DataLoader(self.indices, batch_size=1, collate_fn=itemgetter(0), num_workers=0)
+        return DataLoader(as_dataset(self.indices), batch_size=1, collate_fn=itemgetter(0), num_workers=0)
 
     def test_step(self, index: int, batch_idx: int) -> dict[str, Any]:
         """Score one candidate."""
@@ -134,7 +136,7 @@ class CalibrateModule(pl.LightningModule):
         """Read texts, costs and study from the folder; make those that are missing first."""
         self.texts = self._kept(TEXTS, self._write_texts)
         length = sum(len(prompt) + len(output) for prompt, output in self.texts) // len(self.texts)
-        costs = self._kept(COSTS, lambda: measure_parts(self.target, context=length, **self.labels).to_dict())
+        costs = self._kept(COSTS, lambda: measure_parts(layered(self.target), context=length, **self.labels).to_dict())
         self.costs = CostModel.from_dict(costs)
         self.search = self.make_search(
             self.costs.layers, self.global_rank, lambda count: self.tracer.most_similar(count)

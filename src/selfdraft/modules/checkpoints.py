@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.parts import attribute
 from selfdraft.tracking.atomic import write_bytes_atomic
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
@@ -47,9 +48,10 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the checkpoints."""
-        if trainer.sanity_checking or not pl_module.history:
+        history = attribute(pl_module, "history", list)
+        if trainer.sanity_checking or not history:
             return
-        if validations_since_best(pl_module.history, self.watched) == 0:
+        if validations_since_best(history, self.watched) == 0:
             trainer.save_checkpoint(self.folder / BEST)
         trainer.save_checkpoint(self.folder / LAST)
 
@@ -69,7 +71,8 @@ class Patience(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the history after a validation."""
-        if pl_module.history and validations_since_best(pl_module.history, self.watched) >= self.patience:
+        history = attribute(pl_module, "history", list)
+        if history and validations_since_best(history, self.watched) >= self.patience:
             trainer.should_stop = True
 
 
@@ -91,7 +94,9 @@ class DataOnly(CheckpointIO):
         torch.save(checkpoint, content)
         write_bytes_atomic(path, content.getbuffer())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Return the checkpoint; see `read_checkpoint`."""
         return read_checkpoint(Path(path))
 

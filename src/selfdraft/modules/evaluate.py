@@ -78,8 +78,8 @@ class EvaluateModule(pl.LightningModule):
         for name in self.bench.order(0):
             self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.drafter.batch_size)])
 
-    def test_step(self, prompts: list[Prompt], batch_idx: int) -> list[dict]:
-        """Decode the first turn of these prompts, then the second of those that have one, and so on.
+    def test_step(self, prompts: list[Prompt], batch_idx: int) -> Any:
+        """Decode the first turn of these prompts, then the second of those that have one, and so on; return the lines.
 
         Conversations continue with the baseline's answers, whatever the drafter; their length is not known before.
         A turn for which the model has no positions left is left out, and so are later ones; a line records each.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, ClassVar
@@ -22,7 +22,8 @@ from numpy.random import Generator, default_rng
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
-from selfdraft.core.lessons import (
+from selfdraft.core.options import Options, choice_name, option
+from selfdraft.core.training import (
     Blocks,
     blocks_of,
     chain_counts,
@@ -31,13 +32,12 @@ from selfdraft.core.lessons import (
     wanted_positions,
     weighted_mean,
 )
-from selfdraft.core.options import Options, option
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.path import Path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson, LessonBook, teach
+from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.checkpoints import fitted
 
 WATCHED = "expected_accepted"
@@ -48,65 +48,71 @@ PRECISIONS = ("32-true", "bf16-mixed")
 class RecipeConfig(Options):
     """Options that all recipes have.
 
-    `data`: folders of task=distill_data, or any dataset of texts. Texts are packed into rows of `length` tokens, with
-    prompts cut to their last `longest_prompt`; a step takes `batch_size` rows, `accumulate` times. `answers_only`:
-    do not learn from prompts. `validation`: the share of prompts held out. Every `validate_every` steps the tokens that
-    would be accepted on them are counted; training stops after `patience` counts without a better one, after `steps`
-    steps or after `minutes`. `block`: positions per block, the draft length in training. `rank`, `alpha`: LoRA's rank
-    and scale. `vocabulary`: draft only this many tokens, the most frequent of the training texts; null for all.
-    `remember`: keep the teacher outputs of each text in memory for later epochs.
+    Training stops by `steps`, `minutes` or `patience`, whichever comes first.
     """
 
     group: ClassVar[str] = "finetune"
-    name: str = ""
-    data: list[str] = field(default_factory=list)
-    steps: int = option(300, at_least=1)
-    minutes: float | None = option(None, at_least=0.01)
-    batch_size: int = option(4, at_least=1)
-    accumulate: int = option(1, at_least=1)
-    length: int = option(256, at_least=16)
-    longest_prompt: int = option(128, at_least=1)
-    answers_only: bool = False
-    validation: float = option(0.1, at_least=0.001, at_most=0.9)
-    validate_every: int = option(50, at_least=1)
-    patience: int = option(5, at_least=1)
-    block: int = option(4, at_least=1)
-    rank: int = option(64, at_least=0)
-    alpha: float = option(64.0, at_least=0.001)
-    vocabulary: int | None = option(None, at_least=2)
-    learning_rate: float = option(5e-4, at_least=0.0)
-    warmup: float = option(0.05, at_least=0.0, at_most=1.0)
-    remember: bool = True
-    precision: str = option("32-true", choices=PRECISIONS)
+    name: str = choice_name("")
+    data: list[str] = option([], help="folders of task=distill_data, or datasets of texts; needed")
+    steps: int = option(300, at_least=1, help="training stops after this many steps")
+    minutes: float | None = option(None, at_least=0.01, help="training stops after this many minutes; null: no limit")
+    batch_size: int = option(4, at_least=1, help="rows in a step")
+    accumulate: int = option(1, at_least=1, help="steps whose gradients are summed for one update")
+    length: int = option(256, at_least=16, help="tokens in a row; texts are packed into rows")
+    longest_prompt: int = option(128, at_least=1, help="longer prompts are cut to this many last tokens")
+    answers_only: bool = option(False, help="true: do not learn from prompts")
+    validation: float = option(0.1, at_least=0.001, at_most=0.9, help="share of the prompts held out for validation")
+    validate_every: int = option(
+        50, at_least=1, help="steps between two validations, which count the drafted tokens that would be accepted"
+    )
+    patience: int = option(5, at_least=1, help="training stops after this many validations without a better one")
+    block: int = option(4, at_least=1, help="tokens in a draft")
+    rank: int = option(64, at_least=0, help="rank of the LoRA")
+    alpha: float = option(64.0, at_least=0.001, help="the LoRA is scaled by alpha / rank")
+    vocabulary: int | None = option(
+        None, at_least=2, help="draft from only this many token ids, the most frequent of the texts; null: all"
+    )
+    learning_rate: float = option(5e-4, at_least=0.0, help="highest learning rate, reached after the warmup")
+    warmup: float = option(0.05, at_least=0.0, at_most=1.0, help="share of the steps in which the learning rate rises")
+    remember: bool = option(True, help="true: keep the teacher outputs of each text in memory for later epochs")
+    precision: str = option(
+        "32-true",
+        choices=PRECISIONS,
+        help="precision of the training: 32-true or bf16-mixed; weights are kept in float32",
+    )
 
 
 class FinetuneModule(pl.LightningModule, ABC):
     """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights."""
 
     Config: ClassVar[type[RecipeConfig]]
-    drafter: ClassVar[str]
 
     def __init__(
         self,
         config: RecipeConfig,
         build: Callable[[torch.device], Target],
         *,
-        words: Sequence[int] | None,
+        draft_ids: Sequence[int] | None,
         seed: int,
     ) -> None:
         """Prepare a fine-tuning.
 
         Args:
             build: makes the target on this process's device, in float32 and unpacked.
-            words: token ids that drafts may contain; None for all.
+            draft_ids: token ids that drafts may contain; None for all.
             seed: seed of everything random in training.
         """
         super().__init__()
-        self.config, self.build, self.words, self.seed = config, build, words, seed
+        self.config, self.build, self.draft_ids, self.seed = config, build, draft_ids, seed
         self.strict_loading = False  # checkpoints hold only the trained weights, none of the target's
-        self.student: Student | None = None
+        self.student: Student = None  # type: ignore[assignment]  # until `setup`, which has the device for it
         self.history: list[dict[str, Any]] = []
         self._counts: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def drafter(self) -> str:
+        """The name of the drafter that uses the trained weights."""
 
     @abstractmethod
     def path(self, target: Target) -> Path:
@@ -117,11 +123,11 @@ class FinetuneModule(pl.LightningModule, ABC):
         """
 
     @abstractmethod
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
-        """Return the trainable copies of the path's layers; `words`: (v,) ids that drafts may contain, None for all."""
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
+        """Return trainable copies of the path's layers; `vocabulary`: (v,) ids that may be drafted, None for all."""
 
     @abstractmethod
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the input of the first trainable copy at every position of the blocks."""
 
     @abstractmethod
@@ -150,7 +156,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         return hidden
 
     def extra_loss(
-        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, teacher: TeacherOutputs
     ) -> Tensor:
         """Return the recipe's additional loss; `logits`: (n, v) the target's at the positions that count."""
         return hidden.new_zeros(())
@@ -161,16 +167,23 @@ class FinetuneModule(pl.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Build the target and the trainable copies of its layers on this process's device."""
-        if self.student is not None:
+        if getattr(self, "student", None) is not None:
             return
         self.target = self.build(self.trainer.strategy.root_device)
-        words = None if self.words is None else torch.tensor(sorted(self.words), device=self.target.device)
+        vocabulary = None if self.draft_ids is None else torch.tensor(sorted(self.draft_ids), device=self.target.device)
         self.draft_path = self.path(self.target)
-        self.student = self.make_student(self.target, self.draft_path, words)
-        lesson = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
-        self._lessons = LessonBook(lesson) if self.config.remember else lesson
+        self.student = self.make_student(self.target, self.draft_path, vocabulary)
+        compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
+        self._teacher_outputs: Callable[..., TeacherOutputs] = compute
+        if self.config.remember:
+            self._teacher_outputs = TeacherOutputStore(compute)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its schedule in the form that Lightning expects."""
+        optimizer, schedule = self._optimizer()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it."""
         steps, config = self.config.steps, self.config
         optimizer = torch.optim.AdamW(
@@ -184,12 +197,11 @@ class FinetuneModule(pl.LightningModule, ABC):
             done = min((step - warm) / max(steps - warm, 1), 1.0)
             return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
-    def teach(self, batch: PackedBatch) -> Lesson:
+    def teach(self, batch: PackedBatch) -> TeacherOutputs:
         """Return the teacher outputs of a batch that the trainable copies need."""
-        return self._lessons(batch.tokens, batch.positions, batch.texts)
+        return self._teacher_outputs(batch.tokens, batch.positions, batch.texts)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Return the loss of one batch. Random draws follow from seed, step and rank: a resumed run repeats them."""
@@ -201,16 +213,17 @@ class FinetuneModule(pl.LightningModule, ABC):
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
         """Return the mean divergence from the target over the blocks, plus the recipe's extra loss."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
-        lesson, states = self.teach(batch), []
-        given = self.inputs(batch, blocks, lesson, rng)
-        hidden = self.student(given, blocks, lesson, states=states, dropped=self.dropped(rng))
+        teacher = self.teach(batch)
+        states: list[Tensor] = []
+        given = self.inputs(batch, blocks, teacher, rng)
+        hidden = self.student(given, blocks, teacher, states=states, dropped=self.dropped(rng))
         counted = blocks.valid.flatten(1)
         with torch.no_grad():
-            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+            teacher_logits = self.student.logits(blocks.gathered(teacher.final)[counted])
         ours = self.student.logits(self.predictions(hidden, batch, blocks)[counted])
         weights = torch.ones(len(ours), device=ours.device)
-        return weighted_mean(divergence(ours, teacher), weights) + self.extra_loss(
-            states, hidden, teacher, blocks, lesson
+        return weighted_mean(divergence(ours, teacher_logits), weights) + self.extra_loss(
+            states, hidden, teacher_logits, blocks, teacher
         )
 
     def blocks(self, batch: PackedBatch, offset: int, *, answers_only: bool) -> Blocks:
@@ -218,17 +231,17 @@ class FinetuneModule(pl.LightningModule, ABC):
         wanted = wanted_positions(batch.texts, batch.answers, answers_only=answers_only)
         return blocks_of(batch.texts, wanted, self.config.block, self.stride, offset)
 
-    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether the trainable copies predict the target's most likely token."""
-        given = self.inputs(batch, blocks, lesson, default_rng(self.seed))
-        hidden = self.predictions(self.student(given, blocks, lesson), batch, blocks)
-        return self.agrees(hidden, blocks, lesson)
+        given = self.inputs(batch, blocks, teacher, default_rng(self.seed))
+        hidden = self.predictions(self.student(given, blocks, teacher), batch, blocks)
+        return self.agrees(hidden, blocks, teacher)
 
-    def agrees(self, hidden: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def agrees(self, hidden: Tensor, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether the head, given (B, M, C) hidden states, predicts the target's most likely token."""
         counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
-        theirs = self.target.head(blocks.gathered(lesson.final)[counted]).argmax(-1)
-        agree[counted] = self.student.words(self.student.logits(hidden[counted])) == theirs
+        theirs = self.target.head(blocks.gathered(teacher.final)[counted]).argmax(-1)
+        agree[counted] = self.student.token_ids(self.student.logits(hidden[counted])) == theirs
         return agree.view_as(blocks.valid)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -256,7 +269,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         base = self.student.adapter(self.Config.name, self.draft_path, **self.settings())
         return Adapter(base.recipe, base.settings, {**base.tensors, **self.tensors()})
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the trained weights only; the target's are frozen and stored elsewhere."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
@@ -271,6 +284,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         Raises:
             UserError: a part of it is missing, or of another type or shape.
         """
+        assert self.trainer.ckpt_path is not None
         path = FilePath(self.trainer.ckpt_path)
         checkpoint |= fitted(checkpoint, self._expected(checkpoint), path)
         self.history = self.history_of(checkpoint, path)
@@ -287,8 +301,7 @@ class FinetuneModule(pl.LightningModule, ABC):
 
     def _expected(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint as this training would write it, with initial values."""
-        made = self.configure_optimizers()
-        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        optimizer, schedule = self._optimizer()
         given = checkpoint["optimizer_states"][0] if checkpoint["optimizer_states"] else {}
         known = given.get("state", {}) if isinstance(given, Mapping) else {}
         moments = {  # a parameter that was dropped at every step so far has none
@@ -298,7 +311,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         }
         timers = {
             callback.state_key: {"time_elapsed": dict.fromkeys(callback.state_dict()["time_elapsed"], 0.0)}
-            for callback in self.trainer.callbacks
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning adds it when it is made
             if isinstance(callback, Timer)
         }
         return {

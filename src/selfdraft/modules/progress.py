@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfdraft.models.parts import attribute
 from selfdraft.tracking.lines import measured
 
 PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
@@ -38,6 +39,7 @@ class EvaluationProgress(pl.Callback):
         self.tokens = self.forwards = 0
         self.drafter_s = self.baseline_s = 0.0
         self.verdicts: Counter[str] = Counter()
+        assert trainer.test_dataloaders is not None
         self.total, self.done = len(trainer.test_dataloaders.dataset), 0
         if trainer.is_global_zero and self.console.is_terminal:
             self.bar.start()
@@ -100,8 +102,9 @@ class DistillProgress(pl.Callback):
         """Show an empty bar for the turns that are left to do."""
         self.begin = self.last_line = time.monotonic()
         self.done = self.tokens = self.forwards = 0
-        prompts = trainer.test_dataloaders.dataset
-        self.total = sum((p.id, t) not in module.finished for p in prompts for t in range(len(p.turns)))
+        assert trainer.test_dataloaders is not None
+        prompts, finished = trainer.test_dataloaders.dataset, attribute(module, "finished", dict)
+        self.total = sum((p.id, t) not in finished for p in prompts for t in range(len(p.turns)))
         self.quiet = not trainer.is_global_zero
         if not self.quiet and self.console.is_terminal:
             self.bar.start()

@@ -35,7 +35,7 @@ RESEED = 1009  # distance between the seeds of processes and of restarts, so tha
 
 @dataclass(frozen=True)
 class Candidate:
-    """A skip set to score. `trial` is Optuna's; None where the index alone determines the skip set."""
+    """A skip set to score. `trial` is Optuna's; None where the index is enough to determine the skip set."""
 
     index: int
     skip: SkipSet
@@ -72,13 +72,13 @@ class Search:
             raise UserError(f"there is nothing to skip: of {layers} layers the first and the last are kept")
         self.total = trials
         if method == "importance":
-            alone, together = len(self.sublayers), 1 + sizes[1] - sizes[0]
-            if trials <= alone:
+            singles, together = len(self.sublayers), 1 + sizes[1] - sizes[0]
+            if trials <= singles:
                 raise UserError(
-                    f"calibrate.method=importance tries {alone} sublayers one by one first: calibrate.trials={trials} "
-                    f"must be at least {alone + 1}"
+                    f"calibrate.method=importance tries {singles} sublayers one by one first: calibrate.trials="
+                    f"{trials} must be at least {singles + 1}"
                 )
-            self.total = min(trials, alone + together)
+            self.total = min(trials, singles + together)
         if method == "dp":
             self.total = min(trials, 1 + sizes[1] // 2 - max(sizes[0] // 2, 1))
             if self.total < 1:
@@ -119,7 +119,7 @@ class Search:
         trial = self.study.ask()
         size = trial.suggest_int("size", *self.sizes)
         priority = {s: trial.suggest_float(f"{s[0]} {s[1]}", 0.0, 1.0) for s in self.sublayers}
-        return Candidate(index, _skipping(sorted(priority, key=priority.get, reverse=True)[:size]), trial)
+        return Candidate(index, _skipping(sorted(priority, key=priority.__getitem__, reverse=True)[:size]), trial)
 
     def tell(self, candidate: Candidate, value: float, facts: Mapping[str, Any]) -> None:
         """Store a candidate's score and the facts about it."""
@@ -143,13 +143,13 @@ class Search:
         return sorted(lines, key=lambda line: line["index"])
 
     def _by_importance(self, index: int) -> SkipSet:
-        alone = len(self.sublayers)
-        if index < alone:
+        singles = len(self.sublayers)
+        if index < singles:
             return _skipping([self.sublayers[index]])
-        while len(scored := [line for line in self.history() if line["index"] < alone]) < alone:
+        while len(scored := [line for line in self.history() if line["index"] < singles]) < singles:
             time.sleep(0.05)  # other processes are still scoring theirs
         harmless = sorted(scored, key=lambda line: line["value"], reverse=True)
-        size = self.sizes[0] + index - alone
+        size = self.sizes[0] + index - singles
         return _skipping([self.sublayers[line["index"]] for line in harmless[:size]])
 
 

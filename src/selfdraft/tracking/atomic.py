@@ -18,7 +18,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode())
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
+def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data`, all of it or nothing. Raises OSError if the file cannot be written."""
     path = Path(path)
     # In the same folder, as a rename is atomic only within a file system; named by process, so that two never share it.
@@ -86,7 +86,7 @@ def cut_torn_tail(path: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     """Write all of `data`, in several calls if need be: when a disk fills up, one call writes only a part."""
     left = memoryview(data)
     while left:

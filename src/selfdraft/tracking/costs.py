@@ -12,13 +12,14 @@ from rich.text import Text
 
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.messages import printable
+from selfdraft.core.pathcosts import PathCosts
 from selfdraft.tracking.picture import draw
 
 SHARES = ("attention", "mlp", "layer", "base")
 COLOURS = ("#3b6fb6", "#e08a2e", "#8a8a8a", "#5aa469")
 
 
-def parts_of(costs: CostModel, tokens: int) -> dict[str, float]:
+def parts_of(costs: CostModel, tokens: float) -> dict[str, float]:
     """Return the seconds that all parts of each kind take in a full forward of `tokens` tokens."""
     once = {name: getattr(costs, name)(tokens) for name in SHARES}
     return {name: seconds * (1 if name == "base" else costs.layers) for name, seconds in once.items()}
@@ -46,6 +47,28 @@ def print_costs(costs: CostModel, console: Console) -> None:
         for line in lines:
             points = ", ".join(f"{n}: {1e3 * s:.2f}" for n, s in zip(line["sizes"], line["seconds"], strict=True))
             console.print(f"{unit} {line[unit]:>5}:  {points}")
+
+
+def print_path_costs(name: str, costs: PathCosts, console: Console) -> None:
+    """Print what drafting with the path `name` costs, and how many accepted tokens pay for it."""
+    console.print()
+    console.print(Text.assemble("drafting with the path ", (printable(name), "bold"), "; in forwards of 1 token"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    reuses = any(step.reuse is not None for step in costs.steps)
+    names = ["drafted", "each", "verification"] + ["reusing the draft", "without a bonus"] * reuses + ["pays above"]
+    for column in names:
+        table.add_column(column, justify="right")
+    for step in costs.steps:
+        seconds = [costs.draft, step.verify, *([step.reuse, step.reuse_without_bonus] if reuses else [])]
+        shares = ["–" if s is None else f"{s / costs.plain:.2f}" for s in seconds]
+        unit = "" if step.drafted == 1 else " tokens"
+        table.add_row(f"{step.drafted}", *shares, f"{costs.break_even(step):.2f}{unit}")
+    console.print(table)
+    console.print(
+        f"a plain forward: {1e3 * costs.plain:.2f} ms; through the path: "
+        + ", ".join(f"{n}: {1e3 * s:.2f}" for n, s in zip(costs.forward.sizes, costs.forward.seconds, strict=True))
+        + "\npays above: accepted tokens of a draft (of one token: the acceptance rate) above which drafting gains"
+    )
 
 
 def plot_costs(costs: CostModel, path: Path) -> None:

@@ -12,20 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless, one_line, warn
 from selfdraft.tracking.lines import measured
+from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import Line
 from selfdraft.tracking.summary import speedup_of
 
 if TYPE_CHECKING:
     import wandb
 
+Mode = Literal["offline", "online", "disabled"]
+
 _LABELS = ("task", "model", "drafter", "dataset", "seed")
 _DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
-_MODES = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+_MODES: dict[str, Mode] = {
+    "offline": "offline",
+    "online": "online",
+    "disabled": "disabled",
+    "dryrun": "offline",
+    "run": "online",
+}
 # Settings of W&B whose environment variable has another name.
 _ANOTHER_NAME = {"run_tags": "WANDB_TAGS", "run_name": "WANDB_NAME"}
 
@@ -46,9 +54,9 @@ class _Wandb(WandbLogger):
 
 
 def make_logger(
-    kind: Literal["wandb", "csv", "none"],
+    kind: str,
     *,
-    mode: Literal["offline", "online", "disabled"] | None = None,
+    mode: str | None = None,
     project: str,
     save_dir: Path,
     name: str | None,
@@ -75,10 +83,10 @@ def make_logger(
         return CSVLogger(save_dir=save_dir, name="", version="csv")
     if kind != "wandb":
         raise UserError(f"logger {kind!r} is unknown: choose wandb, csv or none")
-    mode = wandb_mode(mode)
-    if mode == "disabled":
+    chosen = wandb_mode(mode)
+    if chosen == "disabled":
         return None
-    if rank_zero_only.rank not in (None, 0):
+    if process_rank() != 0:
         return _Wandb(save_dir=save_dir, project=project, name=name)
     import wandb  # imported here because it takes a second, which runs without W&B do not need
 
@@ -91,7 +99,7 @@ def make_logger(
             project=project,
             name=name,
             dir=save_dir,
-            mode=mode,
+            mode=chosen,
             config=dict(config),
             # silent: no banner. console off: the terminal, with its progress bars, is not copied to a log file.
             settings=wandb.Settings(silent=True, console="off"),
@@ -104,14 +112,14 @@ def make_logger(
         raise UserError(f"W&B did not start ({reason}): run `wandb login`, or use logger.mode=offline") from error
     except Exception as error:  # such as a service that does not start, or a home folder that cannot be written
         reason = one_line(error) or type(error).__name__
-        if mode == "online":
+        if chosen == "online":
             raise UserError(f"W&B did not start ({reason}): use logger.mode=offline or logger=none") from error
         warn(f"W&B did not start ({reason}): results are only in {save_dir}; logger=none leaves W&B out")
         return None
     return _Wandb(save_dir=save_dir, project=project, name=name, experiment=run)
 
 
-def wandb_mode(given: str | None) -> str:
+def wandb_mode(given: str | None) -> Mode:
     """Return the mode of W&B: `given` (logger.mode), else WANDB_MODE of the environment, else offline.
 
     Raises:
@@ -137,7 +145,7 @@ def log_result(
             is one.
         picture: of `picture.plot_result`.
     """
-    if logger is None or rank_zero_only.rank not in (None, 0):
+    if logger is None or process_rank() != 0:
         return
     numbers = dict(flatten({name: value for name, value in result.items() if name not in _LABELS}))
     if not isinstance(logger, WandbLogger):

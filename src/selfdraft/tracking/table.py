@@ -35,7 +35,7 @@ def print_result(result: Result, console: Console) -> None:
     console.print(details)
     guard = result.get("guard") or {"stood_down": 0}
     if guard["stood_down"]:
-        console.print(f"the guard stood down in {guard['stood_down']:,} of {guard['steps']:,} steps")
+        console.print(f"the guard paused drafting in {guard['stood_down']:,} of {guard['steps']:,} steps")
     if result["references"]:
         console.print(_references(result))
 

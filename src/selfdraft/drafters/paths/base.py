@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import Options
+from selfdraft.core.options import Options, choice_name
 from selfdraft.drafters.step import Context, Step
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
@@ -26,7 +26,7 @@ class PathConfig(Options):
     """Base class of the options of every path; each path's file defines its own."""
 
     group: ClassVar[str] = "drafter.path"
-    name: str = "full"
+    name: str = choice_name("full")
 
 
 @dataclass(frozen=True)

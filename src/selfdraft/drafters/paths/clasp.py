@@ -11,7 +11,7 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context, Step
@@ -23,12 +23,13 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class ClaspConfig(PathConfig):
-    """Skip a share `sparsity` of the layers between the first and the last, as whole layers; choose them anew every
-    `interval` steps."""
+    """How many layers are skipped, and how often they are chosen."""
 
-    name: str = "clasp"
-    sparsity: float = option(0.2, at_least=0.0, below=1.0)
-    interval: int = option(8, at_least=1)
+    name: str = choice_name("clasp")
+    sparsity: float = option(
+        0.2, at_least=0.0, below=1.0, help="share of the inner layers to skip; the first and last layer are kept"
+    )
+    interval: int = option(8, at_least=1, help="decoding steps between two choices of the layers")
 
 
 @dataclass

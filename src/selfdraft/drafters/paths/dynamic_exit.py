@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context, Step
@@ -25,13 +25,14 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class DynamicExitConfig(PathConfig):
-    """Every `stride`-th layer is an exit. After every `interval`-th verification its shadow tokens are read, and the
-    exit and the draft length are chosen anew. A token counts `decay` times the next one."""
+    """Which layers may be exits, and how the exit and the draft length are chosen from shadow tokens."""
 
-    name: str = "dynamic_exit"
-    stride: int = option(2, at_least=1)
-    interval: int = option(4, at_least=1)
-    decay: float = option(0.95, at_least=0.0, at_most=1.0)
+    name: str = choice_name("dynamic_exit")
+    stride: int = option(2, at_least=1, help="layers between two possible exits")
+    interval: int = option(4, at_least=1, help="verifications between two choices of exit and draft length")
+    decay: float = option(
+        0.95, at_least=0.0, at_most=1.0, help="weight of a shadow token relative to the one after it; 1 forgets nothing"
+    )
 
 
 @dataclass

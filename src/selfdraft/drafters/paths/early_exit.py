@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
 from selfdraft.models.protocol import TargetProtocol
@@ -19,10 +19,10 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class EarlyExitConfig(PathConfig):
-    """Draft with the first `exit_layer` layers, by default half of them."""
+    """Where the path leaves the model."""
 
-    name: str = "early_exit"
-    exit_layer: int | None = option(None, at_least=1)
+    name: str = choice_name("early_exit")
+    exit_layer: int | None = option(None, at_least=1, help="number of first layers that draft; null: half of them")
 
 
 class EarlyExit(FixedPath):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
 from selfdraft.models.protocol import TargetProtocol
@@ -17,12 +17,20 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class LayerSkipConfig(PathConfig):
-    """Skip an even share `sparsity` of the sublayers, or exactly those named in `skip_attention` and `skip_mlp`."""
+    """Which sublayers are skipped: a share of them, or exactly those that are named."""
 
-    name: str = "layer_skip"
-    sparsity: float = option(0.2, at_least=0.0, below=1.0)
-    skip_attention: list[int] | None = option(None, at_least=0)
-    skip_mlp: list[int] | None = option(None, at_least=0)
+    name: str = choice_name("layer_skip")
+    sparsity: float = option(
+        0.2,
+        at_least=0.0,
+        below=1.0,
+        help="share of the sublayers to skip, spread evenly, with the first and last layer kept; not used if "
+        "skip_attention or skip_mlp is given",
+    )
+    skip_attention: list[int] | None = option(
+        None, at_least=0, help="layers whose attention is skipped, counted from 0, e.g. [3,7]"
+    )
+    skip_mlp: list[int] | None = option(None, at_least=0, help="layers whose MLP is skipped, counted from 0")
 
 
 class LayerSkip(FixedPath):

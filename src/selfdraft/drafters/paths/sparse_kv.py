@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context
@@ -27,19 +27,22 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class SparseKVConfig(PathConfig):
-    """Keep the `sink` first and `recent` latest tokens, and the `top_k` others that got the most attention.
+    """Which tokens a draft attends to.
 
-    `refresh`: number of drafts after which the `top_k` are chosen anew, by the attention of a first draft token that
-    sees all keys. `sparsity`: also skip an even share of the sublayers. Drafting attends to the whole of a text that is
-    no longer than these numbers of tokens together.
+    Drafting attends to the whole of a text that has at most `sink` + `recent` + `top_k` tokens.
     """
 
-    name: str = "sparse_kv"
-    sink: int = option(4, at_least=0)
-    recent: int = option(128, at_least=1)
-    top_k: int = option(0, at_least=0)
-    refresh: int = option(8, at_least=1)
-    sparsity: float = option(0.0, at_least=0.0, below=1.0)
+    name: str = choice_name("sparse_kv")
+    sink: int = option(4, at_least=0, help="number of first tokens kept")
+    recent: int = option(128, at_least=1, help="number of latest tokens kept")
+    top_k: int = option(0, at_least=0, help="number of further tokens kept: those that the last token attended to most")
+    refresh: int = option(
+        8,
+        at_least=1,
+        help="drafts after which the top_k tokens are chosen anew, by the attention of a first draft token that sees "
+        "all keys",
+    )
+    sparsity: float = option(0.0, at_least=0.0, below=1.0, help="share of the sublayers that are also skipped")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.lengths import best_speedup
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
@@ -26,32 +26,37 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class SwiftConfig(PathConfig):
-    """The paper's options, then our repairs.
+    """The paper's options, then, from `score_initial` on, our repairs of the published procedure.
 
-    Once `context_window` tokens are generated, a candidate is scored every `interval` steps, until the matchness
-    reaches `enough`, `tolerance` candidates in a row were no better, or `max_candidates` were tried. Each
-    `bayes_interval`-th comes from a Gaussian process. If the drafter is `warm`, the search goes on over prompts,
-    as in the paper's code.
-
-    `score_initial`: score the first, evenly spread set too; otherwise any candidate replaces it. `recent_window`: score
-    on the latest tokens instead of the first ones. `rescore_incumbent`: score the incumbent on the same window before a
-    candidate replaces it. `cost_aware`: maximise the predicted speedup instead of the matchness. `neighbours`: a
-    candidate is the incumbent with one or two sublayers exchanged.
+    The search ends by `enough`, `tolerance` or `max_candidates`, whichever comes first. If the drafter is `warm`, it
+    goes on over prompts, as in the paper's code.
     """
 
-    name: str = "swift"
-    sparsity: float = option(0.45, at_least=0.0, below=1.0)
-    context_window: int = option(50, at_least=1)
-    interval: int = option(1, at_least=1)
-    bayes_interval: int = option(25, at_least=2)
-    enough: float = option(0.95, at_least=0.0)
-    tolerance: int = option(300, at_least=1)
-    max_candidates: int = option(1000, at_least=0)
-    score_initial: bool = False
-    recent_window: bool = False
-    rescore_incumbent: bool = False
-    cost_aware: bool = False
-    neighbours: bool = False
+    name: str = choice_name("swift")
+    sparsity: float = option(
+        0.45, at_least=0.0, below=1.0, help="share of the sublayers to skip; the first and last layer are kept"
+    )
+    context_window: int = option(
+        50, at_least=1, help="generated tokens that a candidate is scored on; the search begins after as many"
+    )
+    interval: int = option(1, at_least=1, help="decoding steps between two candidates")
+    bayes_interval: int = option(25, at_least=2, help="one candidate in this many comes from a Gaussian process")
+    enough: float = option(
+        0.95, at_least=0.0, help="the search ends at this matchness: the share of tokens that the path predicts"
+    )
+    tolerance: int = option(300, at_least=1, help="the search ends after this many candidates without an improvement")
+    max_candidates: int = option(1000, at_least=0, help="the search ends after this many candidates in all")
+    score_initial: bool = option(
+        False, help="ours: score the first, evenly spread set too; otherwise any candidate replaces it"
+    )
+    recent_window: bool = option(False, help="ours: score on the latest generated tokens, not on the first ones")
+    rescore_incumbent: bool = option(
+        False, help="ours: before a set is replaced, score it on the same tokens as the new one"
+    )
+    cost_aware: bool = option(False, help="ours: maximise the predicted speedup, not the matchness")
+    neighbours: bool = option(
+        False, help="ours: each candidate is the best set so far with one or two sublayers exchanged"
+    )
 
 
 @dataclass

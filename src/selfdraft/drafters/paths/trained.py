@@ -8,6 +8,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from selfdraft.core.costs import Costs
+from selfdraft.core.options import choice_name, option
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
@@ -16,10 +17,12 @@ from selfdraft.models.protocol import TargetProtocol
 
 @dataclass
 class TrainedConfig(PathConfig):
-    """`adapter`: a folder of weights that task=finetune made for a path; it also holds what the path skips."""
+    """Which trained path is used."""
 
-    name: str = "trained"
-    adapter: str = MISSING
+    name: str = choice_name("trained")
+    adapter: str = option(
+        MISSING, help="folder of weights that task=finetune made for a path; it also says what the path skips"
+    )
 
 
 class Trained(FixedPath):

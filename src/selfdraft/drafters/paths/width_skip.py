@@ -11,7 +11,7 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context
@@ -23,11 +23,11 @@ from selfdraft.models.sparse import sparse_path
 
 @dataclass
 class WidthSkipConfig(PathConfig):
-    """Keep the share `ratio` of every MLP's neurons; also skip an even share `sparsity` of the sublayers."""
+    """How much of the model is kept."""
 
-    name: str = "width_skip"
-    ratio: float = option(0.5, at_least=0.0, at_most=1.0)
-    sparsity: float = option(0.0, at_least=0.0, below=1.0)
+    name: str = choice_name("width_skip")
+    ratio: float = option(0.5, at_least=0.0, at_most=1.0, help="share of the neurons of each MLP that is kept")
+    sparsity: float = option(0.0, at_least=0.0, below=1.0, help="share of the sublayers that are also skipped")
 
 
 class WidthSkip(PathPolicy):

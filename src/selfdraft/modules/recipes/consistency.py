@@ -13,30 +13,38 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from selfdraft.core.lessons import Blocks, divergence, weighted_mean
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks, divergence, weighted_mean
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistillConfig
 
 
 @dataclass
 class ConsistencyConfig(SparseDistillConfig):
-    """Train on blocks of `block` tokens (the first is known); validation refines each block `refine_steps` times.
+    """How blocks are refined in training, and which part of the model refines.
 
-    `autoregressive_weight`: weight of the loss after correct tokens, relative to the loss after guesses. Guesses come
-    from the data's recorded trajectories (distill.trajectories), or are random tokens of the row where there are none.
-    Without a skip set the whole model is adapted, for drafter=jacobi; with one, its path, for drafter=sparse_jacobi.
+    Guesses come from the data's recorded trajectories (distill.trajectories), or are random tokens of the row where
+    there are none. Without a skip set the whole model is adapted, for drafter=jacobi; with one, its path, for
+    drafter=sparse_jacobi.
     """
 
-    name: str = "consistency"
-    block: int = option(8, at_least=2)
-    refine_steps: int = option(2, at_least=1)
-    rank: int = option(32, at_least=0)
-    alpha: float = option(32.0, at_least=0.001)
-    norm: bool = False
-    autoregressive_weight: float = option(1.0, at_least=0.0)
+    name: str = choice_name("consistency")
+    block: int = option(8, at_least=2, help="the known token and the window after it")
+    refine_steps: int = option(2, at_least=1, help="refinements before accepted tokens are counted, and in the drafter")
+    keep_layers: list[int] | None = option(
+        None,
+        at_least=0,
+        help="layers that refine, for drafter=sparse_jacobi; null: the whole model, for drafter=jacobi, unless another "
+        "option names a skip set",
+    )
+    rank: int = redefault(SparseDistillConfig, "rank", 32)
+    alpha: float = redefault(SparseDistillConfig, "alpha", 32.0)
+    norm: bool = redefault(SparseDistillConfig, "norm", False)
+    autoregressive_weight: float = option(
+        1.0, at_least=0.0, help="weight of the loss after correct tokens, relative to the loss after guesses"
+    )
 
     def skip_set(self, layers: int) -> SkipSet:
         """Return the configured skip set; nothing is skipped by default."""
@@ -58,37 +66,37 @@ class Consistency(SparseDistill):
     def loss(self, batch: PackedBatch, rng: Generator) -> Tensor:
         """Return the divergence from a block's first wrong guess on, plus the weighted one after correct tokens."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
-        lesson, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
+        teacher, truth = self.teach(batch), blocks.gathered(batch.tokens).view_as(blocks.index)
         guesses = self._guesses(batch, blocks, rng)
         counted = blocks.valid.flatten(1)
         with torch.no_grad():
-            teacher = self.student.logits(blocks.gathered(lesson.final)[counted])
+            teacher_logits = self.student.logits(blocks.gathered(teacher.final)[counted])
         astray = ((guesses != truth).long().cumsum(-1) > 0).flatten(1)[counted].float()
-        loss = weighted_mean(divergence(self._logits(guesses, blocks, lesson, counted), teacher), astray)
+        loss = weighted_mean(divergence(self._logits(guesses, blocks, teacher, counted), teacher_logits), astray)
         if weight := self.config.autoregressive_weight:
-            loss = loss + weight * divergence(self._logits(truth, blocks, lesson, counted), teacher).mean()
+            loss = loss + weight * divergence(self._logits(truth, blocks, teacher, counted), teacher_logits).mean()
         return loss
 
-    def right(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson) -> Tensor:
+    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
         """Return (B, G, K) whether each prediction is the target's, after refining from a trajectory's first pass."""
         guesses = self._guesses(batch, blocks, default_rng(self.seed), at=0)
         for step in range(self.config.refine_steps):
-            hidden = self._hidden(guesses, blocks, lesson)
+            hidden = self._hidden(guesses, blocks, teacher)
             if step + 1 < self.config.refine_steps:
-                words = self.student.words(self.student.logits(hidden)).view_as(guesses)
-                guesses = torch.cat([guesses[..., :1], words[..., :-1]], dim=-1)
-        return self.agrees(hidden, blocks, lesson)
+                ids = self.student.token_ids(self.student.logits(hidden)).view_as(guesses)
+                guesses = torch.cat([guesses[..., :1], ids[..., :-1]], dim=-1)
+        return self.agrees(hidden, blocks, teacher)
 
     def options(self) -> dict[str, Any]:
         """Return the drafter's options; the window is one shorter than a block, whose first token is known."""
         mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal"}
         return {"window": self.config.block - 1, "refine_steps": self.config.refine_steps, **mode}
 
-    def _hidden(self, tokens: Tensor, blocks: Blocks, lesson: Lesson) -> Tensor:
-        return self.student(self.target.anatomy.embed(tokens.flatten(1)), blocks, lesson)
+    def _hidden(self, tokens: Tensor, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
+        return self.student(self.target.anatomy.embed(tokens.flatten(1)), blocks, teacher)
 
-    def _logits(self, tokens: Tensor, blocks: Blocks, lesson: Lesson, counted: Tensor) -> Tensor:
-        return self.student.logits(self._hidden(tokens, blocks, lesson)[counted])
+    def _logits(self, tokens: Tensor, blocks: Blocks, teacher: TeacherOutputs, counted: Tensor) -> Tensor:
+        return self.student.logits(self._hidden(tokens, blocks, teacher)[counted])
 
     def _guesses(self, batch: PackedBatch, blocks: Blocks, rng: Generator, at: int | None = None) -> Tensor:
         """Return (B, G, K) each block's known first token and guesses of the others.

@@ -15,34 +15,37 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.path import Path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 
 @dataclass
 class ExitAdapterConfig(RecipeConfig):
-    """Exit after `exit_layer` layers, then run trained copies of the layers `twins` (null: of the last layer).
+    """Which layers draft before the exit, and which are copied and trained after it."""
 
-    `feature`: add to the first copy's input the final hidden state of the last token that the full model has seen,
-    multiplied by a trained matrix.
-    """
-
-    name: str = "exit_adapter"
-    exit_layer: int = option(8, at_least=1)
-    twins: list[int] | None = option(None, at_least=0)
-    feature: bool = False
-    steps: int = option(600, at_least=1)
-    block: int = option(2, at_least=1)
-    vocabulary: int | None = option(8192, at_least=2)
-    learning_rate: float = option(5e-4, at_least=0.0)
+    name: str = choice_name("exit_adapter")
+    exit_layer: int = option(
+        8, at_least=1, help="number of first layers, which are not trained; verification reuses their outputs"
+    )
+    twins: list[int] | None = option(
+        None, at_least=0, help="layers whose trainable copies follow the exit; null: the last layer"
+    )
+    feature: bool = option(
+        False,
+        help="true: the first copy's input also has the final hidden state of the last token that the full model has "
+        "seen, multiplied by a trained matrix",
+    )
+    steps: int = redefault(RecipeConfig, "steps", 600)
+    block: int = redefault(RecipeConfig, "block", 2)
+    vocabulary: int | None = redefault(RecipeConfig, "vocabulary", 8192)
 
 
 class ExitAdapter(FinetuneModule):
@@ -59,36 +62,36 @@ class ExitAdapter(FinetuneModule):
             UserError: a copied layer is not one of the layers after the exit.
         """
         layers, exit_layer = len(target.full.layers), self.config.exit_layer
-        self.twins = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
-        if not self.twins or self.twins[0] < exit_layer or self.twins[-1] >= layers:
+        self.copied = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
+        if not self.copied or self.copied[0] < exit_layer or self.copied[-1] >= layers:
             raise UserError(
-                f"finetune.exit_layer={exit_layer} with twins={self.twins}: this model has {layers} layers, and "
+                f"finetune.exit_layer={exit_layer} with twins={self.copied}: this model has {layers} layers, and "
                 "twins are copies of layers after the exit"
             )
-        skipped = set(range(exit_layer, layers)) - set(self.twins)
+        skipped = set(range(exit_layer, layers)) - set(self.copied)
         return sparse_path(target, SkipSet.of(layers, skipped, skipped))
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return copies of the chosen layers, all of whose weights are trained, and a trainable norm."""
         return Student(
             target,
             path,
             first=self.config.exit_layer,
-            whole=self.twins,
+            whole=self.copied,
             norm=True,
             feature=self.config.feature,
-            vocabulary=words,
+            vocabulary=vocabulary,
         )
 
     def states_before(self) -> tuple[int, ...]:
         """Return the exit layer: the hidden states that leave the early layers are the input."""
         return (self.config.exit_layer,)
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the hidden states at the exit, plus the feature if there is one."""
-        hidden = blocks.gathered(lesson.states[self.config.exit_layer])
+        hidden = blocks.gathered(teacher.states[self.config.exit_layer])
         if self.student.feature is not None:
-            hidden = hidden + self.student.feature(blocks.before(lesson.final, lesson.texts))
+            hidden = hidden + self.student.feature(blocks.before(teacher.final, teacher.texts))
         return hidden
 
     def options(self) -> dict[str, Any]:

@@ -14,37 +14,42 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
+from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path
 from selfdraft.models.pseudo import SamplerHead
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 
 
 @dataclass
 class PseudoTokensRecipeConfig(RecipeConfig):
-    """Train `block` pseudo tokens after an anchor every `anchors` positions, with LoRA from layer `first_layer` on.
+    """Where pseudo tokens are placed in training, and what is trained with them.
 
-    `matrices`: names of the matrices that get a LoRA, such as q_proj; null for all. What a LoRA costs in decoding
-    depends more on the number of products it adds than on its rank.
-    `sampler`: train a small head that adjusts each prediction to the token drafted before it.
+    What a LoRA costs in decoding depends more on the number of products it adds (`first_layer`, `matrices`) than on its
+    rank.
     """
 
-    name: str = "pseudo_tokens"
-    block: int = option(3, at_least=1)
-    anchors: int = option(3, at_least=1)
-    first_layer: int = option(0, at_least=0)
-    matrices: list[str] | None = None
-    rank: int = option(32, at_least=1)
-    alpha: float = option(32.0, at_least=0.001)
-    sampler: bool = True
-    vocabulary: int | None = None
+    name: str = choice_name("pseudo_tokens")
+    block: int = option(3, at_least=1, help="number of pseudo tokens")
+    anchors: int = option(
+        3, at_least=1, help="positions between two anchors, the tokens after which the pseudo tokens are placed"
+    )
+    first_layer: int = option(0, at_least=0, help="first layer with a LoRA; all later ones have it too")
+    matrices: list[str] | None = option(
+        None, help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all"
+    )
+    rank: int = option(32, at_least=1, help="rank of the LoRA")
+    alpha: float = redefault(RecipeConfig, "alpha", 32.0)
+    sampler: bool = option(
+        True, help="true: train a small head that adjusts each prediction to the token drafted before it"
+    )
 
 
 class PseudoTokensRecipe(FinetuneModule):
@@ -72,9 +77,9 @@ class PseudoTokensRecipe(FinetuneModule):
             )
         return sparse_path(target, SkipSet())
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""
-        config, weight = self.config, target.anatomy.embed.weight
+        config, weight = self.config, attribute(target.anatomy.embed, "weight", Tensor)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(config.block, weight.shape[1], generator=generator).to(weight)
         self.pseudo = nn.Parameter(weight.detach().mean(0) + 0.5 * weight.detach().std(0) * noise)
@@ -86,10 +91,10 @@ class PseudoTokensRecipe(FinetuneModule):
             alpha=config.alpha,
             lora_from=config.first_layer,
             lora_on=config.matrices or (),
-            vocabulary=words,
+            vocabulary=vocabulary,
         )
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the pseudo tokens' embeddings, repeated for every block."""
         return self.pseudo.repeat(blocks.index.shape[1], 1).expand(len(batch.tokens), -1, -1)
 

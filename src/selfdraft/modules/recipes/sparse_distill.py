@@ -14,15 +14,15 @@ from numpy.random import Generator
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.lessons import Blocks, distance, divergence, early_layer, layer_dropout
-from selfdraft.core.options import option
+from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
+from selfdraft.core.training import Blocks, distance, divergence, early_layer, layer_dropout
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.path import Path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
-from selfdraft.models.teacher import Lesson
+from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
 from selfdraft.tracking.artifact import Artifact
 
@@ -31,24 +31,35 @@ CURRICULA = ("none", "rotational", "gradual")
 
 @dataclass
 class SparseDistillConfig(RecipeConfig):
-    """Skip `skip_attention` and `skip_mlp`, or what a calibration found (`skip_from`), or all from `exit_layer` on.
+    """Which sublayers the path skips, and the terms of the loss.
 
-    `keep_layers` names the whole layers that stay instead. `norm`: train a final norm for the path as well.
-    `hidden_weight`: weight of matching the target's last hidden state. `layer_dropout`: dropout rate of the last kept
-    layer; earlier ones have less. `early_weight`: weight of the loss at an earlier layer, chosen by `curriculum`.
+    The skip set is given in one of four ways: `keep_layers`, `skip_attention` with `skip_mlp`, `skip_from` or
+    `exit_layer`.
     """
 
-    name: str = "sparse_distill"
-    keep_layers: list[int] | None = option(None, at_least=0)
-    skip_attention: list[int] | None = option(None, at_least=0)
-    skip_mlp: list[int] | None = option(None, at_least=0)
-    skip_from: str | None = None
-    exit_layer: int | None = option(None, at_least=1)
-    norm: bool = True
-    hidden_weight: float = option(0.0, at_least=0.0)
-    layer_dropout: float = option(0.0, at_least=0.0, below=1.0)
-    curriculum: str = option("none", choices=CURRICULA)
-    early_weight: float = option(0.5, at_least=0.0)
+    name: str = choice_name("sparse_distill")
+    keep_layers: list[int] | None = option(
+        None, at_least=0, help="layers that are kept; null: every other one, unless another option names a skip set"
+    )
+    skip_attention: list[int] | None = option(None, at_least=0, help="layers whose attention is skipped, instead")
+    skip_mlp: list[int] | None = option(None, at_least=0, help="layers whose MLP is skipped, with skip_attention")
+    skip_from: str | None = option(None, help="drafter.yaml of a task=calibrate run, whose skip set is used instead")
+    exit_layer: int | None = option(None, at_least=1, help="keep all layers before this one, instead")
+    norm: bool = option(True, help="true: train a final norm for the path as well")
+    hidden_weight: float = option(0.0, at_least=0.0, help="weight of matching the target's last hidden state")
+    layer_dropout: float = option(
+        0.0,
+        at_least=0.0,
+        below=1.0,
+        help="as in LayerSkip: dropout rate of the last kept layer in training; earlier ones have less",
+    )
+    curriculum: str = option(
+        "none",
+        choices=CURRICULA,
+        help="a loss at one earlier layer in each step, as in LayerSkip: none, rotational (each layer in turn) or "
+        "gradual (in turn among more and more layers, from the last on)",
+    )
+    early_weight: float = option(0.5, at_least=0.0, help="weight of the loss at an earlier layer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,18 +103,22 @@ class SparseDistill(FinetuneModule):
 
     Config = SparseDistillConfig
     config: SparseDistillConfig
-    drafter = "layer_skip"
+
+    @property
+    def drafter(self) -> str:
+        """The drafter that uses the weights."""
+        return "layer_skip"
 
     def path(self, target: Target) -> Path:
         """Return the target's path without the sublayers of the skip set."""
         return sparse_path(target, self.config.skip_set(len(target.full.layers)))
 
-    def make_student(self, target: Target, path: Path, words: Tensor | None) -> Student:
+    def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return trainable copies of all kept layers."""
         config = self.config
-        return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=words)
+        return Student(target, path, rank=config.rank, alpha=config.alpha, norm=config.norm, vocabulary=vocabulary)
 
-    def inputs(self, batch: PackedBatch, blocks: Blocks, lesson: Lesson, rng: Generator) -> Tensor:
+    def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) the tokens' embeddings."""
         return self.target.anatomy.embed(blocks.gathered(batch.tokens))
 
@@ -113,12 +128,12 @@ class SparseDistill(FinetuneModule):
         return tuple(at for at, rate in enumerate(rates) if rng.random() < rate)
 
     def extra_loss(
-        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, lesson: Lesson
+        self, states: list[Tensor], hidden: Tensor, logits: Tensor, blocks: Blocks, teacher: TeacherOutputs
     ) -> Tensor:
         """Return the loss of matching hidden states, plus that of matching the distribution at an earlier layer."""
         config, counted, extra = self.config, blocks.valid.flatten(1), hidden.new_zeros(())
         if config.hidden_weight:
-            theirs = blocks.gathered(lesson.final)[counted]
+            theirs = blocks.gathered(teacher.final)[counted]
             extra = extra + config.hidden_weight * distance(hidden[counted], theirs).mean()
         early = early_layer(config.curriculum, len(self.student.layers), self.global_step, config.steps)
         if early is not None:

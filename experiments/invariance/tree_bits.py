@@ -1,4 +1,6 @@
-"""Compare trees with single tokens in shape-invariant forwards:  python scripts/tree_bits.py [bfloat16|float32]
+"""Compare trees with single tokens in shape-invariant forwards.
+
+    python experiments/invariance/tree_bits.py [bfloat16|float32]
 
 It runs random trees through the default model, and compares every node's logits, bit by bit, with those of its branch
 decoded token by token. Nodes whose ancestors are in adjoining slots, as in a chain, and other nodes are counted

@@ -1,4 +1,6 @@
-"""Count the forwards of SWIFT's search, published and repaired:  python scripts/swift_search.py [prompts]
+"""Count the forwards of SWIFT's search, published and repaired.
+
+    python experiments/sparse_paths/swift_search.py [prompts]
 
 The default model writes 50 tokens for bundled prompts, one of each task family. The published procedure scores
 `CANDIDATES` skip sets on them, for each prompt and ratio. Then the repaired one, which scores the first set and tries
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 from selfdraft.core.search import SkipSearch
 from selfdraft.data.sources import load_bundled
 from selfdraft.decoding.loop import Decoder
@@ -48,8 +51,10 @@ def searched(
 def main(arguments: list[str]) -> None:
     """Print how many forwards each search took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="?", type=int, default=3)
+    parser.add_argument("prompts", nargs="?", type=int, default=3, help="how many of them (default: 3)")
     count = parser.parse_args(arguments).prompts
+    if count < 1:
+        raise UserError("prompts: at least 1")
     torch.manual_seed(0)
     loaded = load_embedded("bfloat16", torch.device("cpu"))
     target, chat = Target(loaded.model), Chat(loaded.tokenizer)

@@ -1,4 +1,6 @@
-"""Calculate the speed of guarded drafters, by family:  python scripts/guard_cost.py RUN [RUN ...] --hardware FILE
+"""Calculate the speed of guarded drafters, by family.
+
+    python experiments/guard_and_cascade/guard_cost.py RUN [RUN ...] --hardware FILE
 
 If the speed of a machine drifts by more than a guard may lose, timing runs against plain decoding cannot show the loss.
 So this adds up the differences between guarded steps (decoding.guard=true) and plain ones: the time of the drafter
@@ -40,24 +42,25 @@ def read_lines(folder: Path) -> list[dict]:
     lines = read_measured(folder)
     refuse_without_steps(lines, folder)
     if not any(line.get("stood_down") for line in lines):
-        raise UserError(f"{folder}: nobody stood down here; give the folder of a run with decoding.guard=true")
+        raise UserError(f"{folder}: the guard never paused drafting; give the folder of a run with decoding.guard=true")
     return lines
 
 
 def row(name: str, lines: list[dict], costs: CostModel) -> str:
     """Return a line of the table."""
-    stood_down, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
+    paused, steps = sum(line.get("stood_down", 0) for line in lines), sum(len(line["steps"]) for line in lines)
     families = dict.fromkeys(line["family"] for line in lines)
     by_family = [speed([line for line in lines if line["family"] == family], costs) for family in families]
-    told = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
-    return f"| {name} | {stood_down:,} of {steps:,} | {told} |"
+    columns = " | ".join(f"{value:.3f}" for value in (*by_family, speed(lines, costs)))
+    return f"| {name} | {paused:,} of {steps:,} | {columns} |"
 
 
 @one_line_script("guard_cost")
 def main(arguments: list[str]) -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--hardware", type=Path, required=True, metavar="FILE")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run with decoding.guard=true")
+    parser.add_argument("--hardware", type=Path, required=True, metavar="FILE", help="costs of forwards")
     given = parser.parse_args(arguments)
     try:
         costs = CostModel.from_dict(json.loads(given.hardware.read_text(encoding="utf-8")), str(given.hardware))
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> None:
     for name, lines in found:
         if list(dict.fromkeys(line["family"] for line in lines)) != families:
             raise UserError(f"{name}: not the families of {found[0][0]}; give runs over the same prompts")
-    print("| run | stood down | " + " | ".join(families) + " | all |\n" + "|---" * (len(families) + 3) + "|")
+    print("| run | paused | " + " | ".join(families) + " | all |\n" + "|---" * (len(families) + 3) + "|")
     for name, lines in found:
         print(row(name, lines, costs))
 

@@ -1,4 +1,4 @@
-"""scripts/guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
+"""guard_cost.py: speeds worked out by hand from made-up lines, and what it says of runs that are none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COSTS = ROOT / "experiments" / "costs" / "smollm2_135m_xeon_2core_bf16.json"
 
 @pytest.fixture
 def guard_cost() -> ModuleType:
-    return script_module("guard_cost")
+    return script_module("guard_cost", "experiments/guard_and_cascade")
 
 
 class Doubling:
@@ -35,7 +35,7 @@ def line(family: str, sizes: list[int], tokens: int, draft: float, stood_down: i
     return example_lines.line(family, family=family, **changes)
 
 
-def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: ModuleType) -> None:
+def test_a_step_costs_its_verification_and_its_share_of_drafting(guard_cost: ModuleType) -> None:
     plain = line("qa", [0, 0, 0], 3, draft=0.0)
     assert guard_cost.speed([plain], Doubling) == 1.0
     tried = line("rag", [0, 0, 3], 5, draft=0.5)  # 6 forwards' worth, and a quarter of them on top
@@ -44,54 +44,56 @@ def test_a_step_costs_its_verification_and_the_drafter_s_share(guard_cost: Modul
     assert guard_cost.row("run", [plain, tried], Doubling) == "| run | 2 of 6 | 1.000 | 0.667 | 0.762 |"
 
 
-def test_answers_of_one_token_cost_nothing_more(guard_cost: ModuleType) -> None:
-    alone = line("qa", [], 0, draft=0.0, stood_down=0)
-    alone["phases_s"]["verify"] = 0.0
-    assert guard_cost.speed([alone], Doubling) == 1.0
-    assert guard_cost.speed([alone, line("qa", [0], 1, draft=0.0)], Doubling) == 1.0
+def test_answers_of_one_token_cost_no_decoding(guard_cost: ModuleType) -> None:
+    plain = line("qa", [], 0, draft=0.0, stood_down=0)
+    plain["phases_s"]["verify"] = 0.0
+    assert guard_cost.speed([plain], Doubling) == 1.0
+    assert guard_cost.speed([plain, line("qa", [0], 1, draft=0.0)], Doubling) == 1.0
 
 
-def test_it_prints_a_row_a_run(guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_has_a_printed_row(
+    guard_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "prompts.jsonl").write_text(json.dumps(line("qa", [0, 0], 2, 0.02)) + "\n")
     assert not guard_cost.main([str(tmp_path / "a"), str(tmp_path / "b"), "--hardware", str(COSTS)])
     head, _, first, second = capsys.readouterr().out.splitlines()
-    assert head == "| run | stood down | qa | all |"
+    assert head == "| run | paused | qa | all |"
     assert first == "| a | 1 of 2 | 0.990 | 0.990 |" and second.startswith("| b |")
 
 
 @pytest.mark.parametrize(
     ("lines", "hardware", "said"),
     [
-        (None, COSTS, "nobody stood down here; give the folder of a run"),
+        (None, COSTS, "the guard never paused drafting; give the folder of a run"),
         (
             [line("qa", [1], 1, 0.1, stood_down=0)],
             COSTS,
-            "nobody stood down here; give the folder of a run",
+            "the guard never paused drafting; give the folder of a run",
         ),
         ([line("qa", [1], 1, 0.1) | {"steps": [1]}], COSTS, "the line of id 'qa' holds no steps of a drafter"),
         ([line("qa", [1], 1, 0.1) | {"phases_s": {}}], COSTS, "the line of id 'qa' holds no steps of a drafter"),
         ([line("qa", [1], 1, 0.1)], "nowhere.json", "--hardware nowhere.json cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
+def test_wrong_arguments_give_one_clear_line(
     guard_cost: ModuleType, lines: list[dict] | None, hardware: Path, said: str, tmp_path: Path, capsys
 ) -> None:
     if lines is not None:
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     assert guard_cost.main([str(tmp_path), "--hardware", str(hardware)]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("guard_cost: ") and said in told
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown.startswith("guard_cost: ") and said in shown
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"id": "a", "tu', "nobody stood down here"), ("{}\n{}\n", "prompts.jsonl")]
+    ("text", "said"), [('{"id": "a", "tu', "the guard never paused drafting"), ("{}\n{}\n", "prompts.jsonl")]
 )
-def test_torn_and_damaged_lines_are_told_in_a_line(
+def test_incomplete_and_damaged_lines_give_one_clear_line(
     guard_cost: ModuleType, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text(text)
     assert guard_cost.main([str(tmp_path), "--hardware", str(COSTS)]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("guard_cost: ") and said in told
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown.startswith("guard_cost: ") and said in shown

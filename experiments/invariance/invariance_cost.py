@@ -1,4 +1,6 @@
-"""Measure the cost of decoding.shape_invariant:  python scripts/invariance_cost.py [FILE] [--prompts N] [--tokens N]
+"""Measure the cost of decoding.shape_invariant.
+
+    python experiments/invariance/invariance_cost.py [FILE] [--prompts N] [--tokens N]
 
 The default model runs in bfloat16 twice in one process, plain and shape-invariant. Each drafter decodes the first turn
 of every prompt with both; which one is first alternates from prompt to prompt. FILE holds prompts as dataset=jsonl
@@ -125,8 +127,9 @@ def chosen(path: Path | None, count: int) -> list[Prompt]:
 
 @one_line_script("invariance_cost")
 def main(arguments: list[str]) -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("file", type=Path, nargs="?", help="prompts, as dataset=jsonl takes them")
     parser.add_argument("--prompts", type=int, default=12, help="how many of them (default: 12)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, at most (default: 64)")
     given = parser.parse_args(arguments)

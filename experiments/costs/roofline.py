@@ -1,4 +1,4 @@
-"""Write cost files of GPUs, computed from published figures:  python scripts/roofline.py [FOLDER]
+"""Write cost files of GPUs, computed from published figures:  python experiments/costs/roofline.py [FOLDER]
 
 The roofline model (Williams et al. 2009) gives an ideal cost, so a bound and not a measurement; see
 core/costmodel.roofline. The figures:
@@ -18,6 +18,7 @@ from pathlib import Path
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costmodel import roofline
 
+HERE = Path(__file__).parent
 GPUS = {
     "a100_80gb_sxm": ("NVIDIA A100 80GB SXM", 2039e9, 312e12),
     "h100_sxm": ("NVIDIA H100 SXM", 3350e9, 989e12),
@@ -32,14 +33,13 @@ MODELS = {
 def main(arguments: list[str]) -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    costs_of_ours = Path(__file__).parents[1] / "experiments" / "costs"
-    parser.add_argument("folder", nargs="?", type=Path, default=costs_of_ours)
+    parser.add_argument("folder", nargs="?", type=Path, default=HERE, help="default: the folder of this script")
     folder = parser.parse_args(arguments).folder
     for gpu, (device, bandwidth, flops) in GPUS.items():
         for model, shape in MODELS.items():
             source = (
                 f"roofline, not measured: {device} datasheet ({bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:.0f} TFLOP/s "
-                "dense bfloat16), 512 tokens of context (scripts/roofline.py)"
+                "dense bfloat16), 512 tokens of context (experiments/costs/roofline.py)"
             )
             costs = roofline(
                 device=device,

@@ -1,4 +1,4 @@
-"""scripts/invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
+"""invariance_cost.py: ratios worked out by hand, from the seconds and counts of made-up decodings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def script() -> ModuleType:
-    return script_module("invariance_cost")
+    return script_module("invariance_cost", "experiments/invariance")
 
 
-def test_a_row_holds_ratios_by_token_and_by_forward() -> None:
+def test_a_row_has_ratios_by_token_and_by_forward() -> None:
     module = script()
     # By token 2/10 over 1/10, 3/10 over 2/10, 4/5 over 1/10; by forward 2/10 over 1/5, 3/10 over 2/10, 4/5 over 1/10.
     pairs = [
@@ -40,7 +40,7 @@ def test_prompts_are_spread_evenly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["nowhere.jsonl"], ["--prompts", "0"]])
-def test_what_is_wrong_is_told_in_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_give_one_clear_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert script().main(arguments) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("invariance_cost: ")

@@ -108,9 +108,9 @@ def chain_counts(right: Tensor, valid: Tensor) -> Tensor:
         valid: (…, K) bool, see `Blocks`.
     """
     right, valid = right.flatten(0, -2), valid.flatten(0, -2)
-    stands = (right & valid).long().cumprod(-1)
-    before = torch.cat([torch.ones_like(stands[:, :1]), stands[:, :-1]], dim=1)
-    return torch.stack([(before * valid).sum(0), stands.sum(0)], dim=-1)
+    accepted = (right & valid).long().cumprod(-1)
+    before = torch.cat([torch.ones_like(accepted[:, :1]), accepted[:, :-1]], dim=1)
+    return torch.stack([(before * valid).sum(0), accepted.sum(0)], dim=-1)
 
 
 def expected_accepted(counts: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The drafters with a memory (suffix, recycling, pool): what they remember, how long, and what they make of it."""
+"""Drafters that keep state (suffix, recycling, pool): what they store, for how long, and what they draft from it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def step(drafter: Drafter, context: Context, tree: TokenTree, best: Sequence[Seq
 # suffix
 
 
-def test_suffix_drafts_what_followed_the_longest_match_and_beside_it_what_followed_shorter_ones() -> None:
+def test_suffix_drafts_continuations_of_the_longest_and_of_shorter_matches() -> None:
     text = [1, 2, 3, 4, 5, 9, 3, 7, 8, 1, 2, 3]
     drafter, context = begin(FLAT_SUFFIX, text)
     tree = drafter.propose(context).tree
@@ -76,7 +76,7 @@ def test_suffix_drafts_what_followed_the_longest_match_and_beside_it_what_follow
     assert int(tree.tokens[0]) == 4  # the longest match is the surest
 
 
-def test_suffix_matches_however_long() -> None:
+def test_suffix_matches_have_no_maximum_length() -> None:
     """Of two occurrences that agree in their last forty tokens, the one that agrees in the token before."""
     same = list(range(20, 60))
     text = [1, *same, 5, 2, *same, 6, 7, 1, *same]
@@ -84,7 +84,7 @@ def test_suffix_matches_however_long() -> None:
     assert int(drafter.propose(context).tree.tokens[0]) == 5
 
 
-def test_suffix_with_one_branch_is_a_chain_and_keeps_its_limits() -> None:
+def test_suffix_with_one_branch_drafts_a_chain_within_its_limits() -> None:
     text = [1, 2, 3, 4, 5, 1, 6, 7, 1]
     drafter, context = begin(SuffixConfig(costs="flat", branches=1, max_nodes=3, min_probability=0.0), text)
     tree = drafter.propose(context).tree
@@ -100,13 +100,13 @@ def test_recycling_drafts_what_was_predicted_at_rejected_nodes() -> None:
     drafter, context = begin(RecyclingConfig(edges=2, template=[2, 1], seed_from_prompt=False), [1, 2])
     assert len(drafter.propose(context).tree) == 0  # nothing is known
     step(drafter, context, TokenTree.chain([30, 31]), [[5, 6], [40, 41], [42, 43]])  # 30 is rejected: 5 follows the 2
-    context.tokens.append(30)  # which nobody has read behind this text before
+    context.tokens.append(30)  # a token that never followed this text before
     assert branches(drafter.propose(context).tree) == {(40,), (41,)}
     context.tokens.append(2)
     assert branches(drafter.propose(context).tree) == {(5,), (6,)}
 
 
-def test_recycling_keeps_the_edges_of_the_accepted_node_of_two_with_one_token() -> None:
+def test_of_two_nodes_with_one_token_recycling_keeps_the_accepted_one_s_edges() -> None:
     drafter, context = begin(RecyclingConfig(edges=1, template=[1]), [1])
     tree = TokenTree(torch.tensor([5, 8, 5]), torch.tensor([ROOT, ROOT, 1]), torch.ones(3, dtype=torch.bool))
     step(drafter, context, tree, [[5], [20], [21], [22]])
@@ -114,7 +114,7 @@ def test_recycling_keeps_the_edges_of_the_accepted_node_of_two_with_one_token() 
     assert branches(drafter.propose(context).tree) == {(20,)}
 
 
-def test_recycling_takes_the_prompt_s_pairs_for_edges_unless_told() -> None:
+def test_recycling_learns_edges_from_the_prompt_unless_switched_off() -> None:
     text = [1, 2, 1, 3, 1]
     drafter, context = begin(RecyclingConfig(), text)
     assert branches(drafter.propose(context).tree) >= {(3,), (2,)}
@@ -130,7 +130,7 @@ def test_recycling_takes_the_prompt_s_pairs_for_edges_unless_told() -> None:
         ({"template": [-1]}, r"^drafter\.template=-1: must be at least 0$"),
     ],
 )
-def test_recycling_refuses_templates_that_are_none(options: dict, message: str) -> None:
+def test_recycling_refuses_invalid_templates(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         RecyclingConfig(**options)
 
@@ -140,7 +140,7 @@ def test_recycling_refuses_templates_that_are_none(options: dict, message: str) 
 
 def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
     drafter, context = begin(FLAT_POOL, [7, 8, 9, 4, 7, 8])
-    for best in ([9, 20], [4, 21], [7, 22], [8, 23]):  # behind 4 7 8 comes 9, and 20 would be next best; and so on
+    for best in ([9, 20], [4, 21], [7, 22], [8, 23]):  # after 4 7 8 comes 9, and 20 would be next best; and so on
         drafter.propose(context)
         step(drafter, context, TokenTree.empty(), [best])
     draft = drafter.propose(context)
@@ -154,12 +154,12 @@ def test_pool_merges_its_sources_into_one_tree_and_names_them() -> None:
 
 
 @pytest.mark.parametrize("source", ["suffix", "trajectory", "recycling"])
-def test_pool_of_one_source_names_no_other(source: str) -> None:
+def test_a_pool_of_one_source_records_only_that_source(source: str) -> None:
     drafter = made(StubTarget(cycle(5)), PoolConfig(sources=[source], costs="flat"))
     generation = Decoder(drafter.target, drafter, Stopping(frozenset(), 40)).decode([1, 2, 3])
     _, context = begin(FLAT_POOL, [1, 2, 3])
     drafter.start(context)
-    assert generation.counts.target_forwards < 40  # each alone is worth something
+    assert generation.counts.target_forwards < 40  # each source by itself saves forwards
     for _ in range(6):
         draft = drafter.propose(context)
         assert set(draft.sources) <= {source}
@@ -168,8 +168,8 @@ def test_pool_of_one_source_names_no_other(source: str) -> None:
     assert len(draft.tree)
 
 
-def test_pool_learns_that_its_guesses_are_wrong() -> None:
-    """A text in which the 1 is always followed by something new: what is drafted behind it grows less and less sure."""
+def test_a_pool_drafts_less_after_wrong_guesses() -> None:
+    """A text in which the 1 is always followed by something new: drafts after it become less and less likely."""
     costs = CostCurve((1, 64), (1.0, 20.0))
     target = StubTarget(successor)
     target.costs = costs
@@ -185,7 +185,7 @@ def test_pool_learns_that_its_guesses_are_wrong() -> None:
     assert sizes[0] > 0 and sizes[-1] == 0
 
 
-def test_pool_drafts_less_where_tokens_cost_more() -> None:
+def test_a_pool_drafts_less_if_tokens_cost_more() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8] * 3
     sizes = []
     for last in (1.001, 2.0, 10.0, 1000.0):
@@ -197,7 +197,7 @@ def test_pool_drafts_less_where_tokens_cost_more() -> None:
     assert sizes[0] > sizes[-1] == 0
 
 
-def test_pool_observes_what_is_left_of_its_tree() -> None:
+def test_a_pool_observes_the_part_of_its_tree_that_was_verified() -> None:
     """The loop cuts trees for targets that take chains only, and drafts that are deeper than it can emit."""
     drafter, context = begin(FLAT_POOL, [1, 2, 9, 1, 3, 8, 1])
     draft = drafter.propose(context)
@@ -232,7 +232,7 @@ def test_a_warm_drafter_remembers_and_a_cold_one_does_not(make: type[DrafterConf
 
 
 @pytest.mark.parametrize("make", WARM)
-def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfig]) -> None:
+def test_requests_of_a_warm_drafter_can_run_side_by_side(make: type[DrafterConfig]) -> None:
     target = StubTarget(cycle(7))
     drafter = made(target, make(warm=True))
     contexts = [begin(make(), [1 + i, 2 + i], drafter)[1] for i in range(3)]
@@ -250,7 +250,7 @@ def test_requests_of_a_warm_drafter_may_run_side_by_side(make: type[DrafterConfi
     [RecyclingConfig(warm=True), PoolConfig(warm=True, sources=["recycling"], costs="flat", min_probability=0.0)],
     ids=lambda config: config.name,
 )
-def test_what_a_request_has_found_is_not_undone_by_another(config: DrafterConfig) -> None:
+def test_one_request_does_not_undo_what_another_has_learned(config: DrafterConfig) -> None:
     drafter, mine = begin(config, [5])
     _, other = begin(config, [5], drafter)
     step(drafter, mine, TokenTree.empty(), [[20, 21]])
@@ -265,7 +265,7 @@ def test_what_a_request_has_found_is_not_undone_by_another(config: DrafterConfig
 
 
 @pytest.mark.parametrize("config", [SuffixConfig(), PoolConfig(), PromptLookupConfig()], ids=lambda config: config.name)
-def test_who_shares_a_forward_with_others_drafts_as_much_as_its_share_can_pay(config: DrafterConfig) -> None:
+def test_in_a_batch_a_request_drafts_what_its_share_of_the_cost_allows(config: DrafterConfig) -> None:
     """8 tokens cost what one does, every further one as much again: two rows leave each other 3 guesses."""
     target, size = StubTarget(cycle(12)), {}
     target.costs = CostCurve((1, 8, 16), (1.0, 1.0, 9.0))

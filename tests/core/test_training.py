@@ -1,9 +1,9 @@
-"""Blocks to learn from, and what drafts of them would be worth."""
+"""Blocks of positions to train on, losses over them, and the acceptance that drafts would have."""
 
 import pytest
 import torch
 
-from selfdraft.core.lessons import (
+from selfdraft.core.training import (
     blocks_of,
     chain_counts,
     divergence,
@@ -17,7 +17,7 @@ TEXTS = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1], [0, 0, 0, -1, -1, -1, -1,
 ANSWERS = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]]).bool()
 
 
-def test_wanted_are_positions_before_a_token_of_the_same_text() -> None:
+def test_wanted_positions_are_followed_by_a_token_of_the_same_text() -> None:
     everything = wanted_positions(TEXTS, ANSWERS, answers_only=False)
     assert everything[0].tolist() == [True] * 4 + [False] + [True] * 3 + [False] * 2
     assert everything[1].tolist() == [True, True] + [False] * 8
@@ -25,32 +25,32 @@ def test_wanted_are_positions_before_a_token_of_the_same_text() -> None:
     assert answers[0].tolist() == [False, True, True, True, False, True, True, True, False, False]
 
 
-def test_blocks_begin_where_something_is_wanted_and_end_with_their_text() -> None:
+def test_blocks_begin_at_wanted_positions_and_end_with_their_text() -> None:
     wanted = wanted_positions(TEXTS, ANSWERS, answers_only=False)
     blocks = blocks_of(TEXTS, wanted, size=3, stride=3, offset=0)
     for row in range(2):
         for index, valid in zip(blocks.index[row].tolist(), blocks.valid[row].tolist(), strict=True):
             assert index == list(range(index[0], index[0] + 3))
             counted = [place for place, counts in zip(index, valid, strict=True) if counts]
-            assert counted == index[: len(counted)]  # nothing counts behind the first that does not
+            assert counted == index[: len(counted)]  # nothing counts after the first that does not
             assert all(wanted[row, place] and TEXTS[row, place] == TEXTS[row, index[0]] for place in counted)
     assert int(blocks.valid[0].sum()) == 3 + 1 + 2  # 0-2; 3; 6-7
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
-def test_no_position_is_learnt_twice(offset: int) -> None:
+def test_no_position_is_trained_twice(offset: int) -> None:
     blocks = blocks_of(TEXTS, wanted_positions(TEXTS, ANSWERS, answers_only=False), size=3, stride=3, offset=offset)
     places = [blocks.index[row][blocks.valid[row]].tolist() for row in range(2)]
     assert all(len(row) == len(set(row)) for row in places) and len(places[0]) > 0  # at offset 2 the other has none
 
 
-def test_gathered_values_are_those_of_the_places() -> None:
+def test_gathered_values_are_those_at_the_positions() -> None:
     blocks = blocks_of(TEXTS, wanted_positions(TEXTS, ANSWERS, answers_only=False), size=2, stride=3, offset=1)
     values = torch.arange(20.0).view(2, 10)[..., None].expand(-1, -1, 4)
     assert torch.equal(blocks.gathered(values)[..., 0].view(2, -1, 2), blocks.index + torch.tensor([[[0]], [[10]]]))
 
 
-def test_what_lies_before_a_block_goes_to_its_first_position_and_never_over_a_text_s_beginning() -> None:
+def test_the_value_before_a_block_goes_to_its_first_position_within_one_text() -> None:
     texts = torch.tensor([[0, 0, 0, 1, 1, 1]])
     blocks = blocks_of(texts, wanted_positions(texts, texts >= 0, answers_only=False), size=2, stride=1, offset=0)
     values = torch.arange(1.0, 7.0).view(1, 6, 1).expand(-1, -1, 3)
@@ -69,7 +69,7 @@ def test_a_chain_is_accepted_up_to_its_first_wrong_token() -> None:
     assert expected_accepted(torch.zeros(3, 2)) == 0.0
 
 
-def test_divergence_is_zero_from_itself_alone() -> None:
+def test_divergence_is_zero_only_for_equal_distributions() -> None:
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert divergence(logits, logits).abs().max() < 1e-6
     p, q = logits.softmax(-1), logits.flip(0).softmax(-1)

@@ -1,4 +1,6 @@
-"""Measure the cost of a step outside its forward:  python scripts/step_costs.py [nodes] [prefix] [dtype]
+"""Measure the cost of a step outside its forward.
+
+    python experiments/invariance/step_costs.py [nodes] [prefix] [dtype]
 
 For one verification of a tree that is not a chain, on the default model, it prints the time of everything except the
 model's layers (making the tree and its mask, the decision, the gather of accepted keys and values, the record), and its
@@ -18,6 +20,7 @@ import torch
 
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.acceptance import follow, match
+from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.record import Generation
@@ -87,11 +90,13 @@ def measure(target: Target, nodes: int, prefix: int) -> dict[str, float]:
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nodes", nargs="?", type=int, default=32, help="of the tree, 7 at least")
-    parser.add_argument("prefix", nargs="?", type=int, default=300, help="tokens in the cache")
+    parser.add_argument("nodes", nargs="?", type=int, default=32, help="of the tree, at least 7 (default: 32)")
+    parser.add_argument("prefix", nargs="?", type=int, default=300, help="tokens in the cache (default: 300)")
     parser.add_argument("dtype", nargs="?", choices=sorted(DTYPES), default="bfloat16")
     given = parser.parse_args(arguments)
     nodes, prefix, dtype = given.nodes, given.prefix, given.dtype
+    if nodes < 7 or prefix < 1:
+        raise UserError("nodes: at least 7; prefix: at least 1")
     target = Target(load_embedded(dtype, torch.device("cpu")).model)
     parts = measure(target, nodes, prefix)
     forward = parts.pop("forward, with its mask")

@@ -1,0 +1,111 @@
+"""The descriptions of all options, read from the config dataclasses, as comments in the YAML files under conf/.
+
+An option is described once, where it is declared: `option(default, help="…")`. After a change, this command rewrites
+the comments of all YAML files (a test says so if it was forgotten):
+
+    python -m selfdraft.app.option_help conf
+
+Each option's line ends with its description; further lines of a long description stand below, in the same column. A
+file's first comment, which says what the choice is, is written by hand. Files in conf/experiment describe no options:
+they set those of other files.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from selfdraft.app.schemas import SCHEMAS, Config
+from selfdraft.core.options import Options
+from selfdraft.tracking.atomic import write_text_atomic
+
+WIDTH = 120  # columns of a line
+GAP = 3  # spaces between the longest value and the comments
+OPTION = re.compile(r"(?P<option>(?P<name>\w+): +\S.*?)(?: +#.*| *)")
+COMMENT = re.compile(r"\s*#.*")
+HOW_TO_REWRITE = "python -m selfdraft.app.option_help conf"
+
+
+def helps_of(config: type[Options]) -> dict[str, str]:
+    """Return the descriptions of a config class's options, by name. Nested groups have none."""
+    return {f.name: f.metadata["help"] for f in fields(config) if f.metadata.get("help")}
+
+
+def schema_of(file: Path) -> type[Options] | None:
+    """Return the config class of a YAML file, which its defaults list names, perhaps by way of another choice.
+
+    Returns:
+        The class; None for a file that has none, such as an experiment.
+    """
+    classes = {c.__name__: c for schemas in SCHEMAS.values() for c in schemas} | {"": Config}
+    for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", ()):
+        if not isinstance(entry, str) or entry == "_self_":
+            continue
+        if entry.startswith("schema"):
+            return classes[entry.removeprefix("schema").removeprefix("/").partition("@")[0]]
+        return schema_of(file.with_name(f"{entry}.yaml"))
+    return None
+
+
+def head_of(file: Path) -> str:
+    """Return the comment that a YAML file begins with, as one line without a number sign."""
+    head = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").strip())
+    return " ".join(head)
+
+
+def commented(text: str, helps: Mapping[str, str]) -> str:
+    """Return the text of a YAML file with the descriptions of its options as the only comments after its first one.
+
+    Args:
+        text: of the file. Only options that stand at the beginning of a line are described.
+        helps: the descriptions, by option.
+    """
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    body = [line for line in lines[start:] if not COMMENT.fullmatch(line)]
+    options = {line: found for line in body if (found := OPTION.fullmatch(line)) and found["name"] in helps}
+    column = GAP + max((len(found["option"]) for found in options.values()), default=0)
+    out = lines[:start]
+    for line in body:
+        if line not in options:
+            out.append(line)
+            continue
+        first, *rest = textwrap.wrap(helps[options[line]["name"]], WIDTH - column - len("# "), break_on_hyphens=False)
+        out.append(f"{options[line]['option']:<{column}}# {first}")
+        out += [f"{'':<{column}}# {more}" for more in rest]
+    written = "\n".join(out) + "\n"
+    assert yaml.safe_load(written) == yaml.safe_load(text), "a value with a number sign: quote it otherwise"
+    return written
+
+
+def rewritten(conf: Path) -> dict[Path, str]:
+    """Return what the YAML files of the folder `conf` should contain, for all files with a config class."""
+    files = {file: schema_of(file) for file in sorted(conf.rglob("*.yaml"))}
+    return {
+        file: commented(file.read_text(encoding="utf-8"), helps_of(schema))
+        for file, schema in files.items()
+        if schema is not None
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Rewrite the YAML files in the folder given, and name those that changed."""
+    (conf,) = arguments or ["conf"]
+    for file, text in rewritten(Path(conf)).items():
+        if file.read_text(encoding="utf-8") != text:
+            write_text_atomic(file, text)
+            print(f"rewritten: {file}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
