@@ -24,14 +24,15 @@ test-fast: setup  ## a few cases of every quick test: the loop to work in (ARGS=
 fuzz: setup  ## try inputs and command lines of any content, for as long as it takes (ARGS="-k datasets" for a part)
 	SELFDRAFT_FUZZ=long $(PY) -m pytest --timeout=0 tests/fuzz $(ARGS)
 
-lint: setup  ## check style and formatting
+lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check --no-cache .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: setup  ## repair what lint complains about, where that is mechanical
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf .venv build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
 	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +

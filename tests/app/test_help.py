@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -31,6 +33,12 @@ def options_of(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{key}{name}", value
 
 
+def written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -53,15 +61,12 @@ def test_help_shows_at_least_five_commands(page: str) -> None:
 
 
 def test_help_shows_every_option_with_its_value_and_its_description(page: str) -> None:
-    shown = one_line(page)
-    for key, value in options_of(OmegaConf.to_container(composed())):
-        node = to_config(composed())
-        *groups, name = key.split(".")
-        for group in groups:
-            node = getattr(node, group)
-        plain = {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else None
-        written = f"[{', '.join(value)}]" if plain is None else plain
-        assert f" {key} {written} {helps_of(type(node))[name]}" in shown, key
+    shown, config = one_line(page), composed()
+    objects = to_config(config)
+    for key, value in options_of(OmegaConf.to_container(config)):
+        group, _, name = key.rpartition(".")
+        part = attrgetter(group)(objects) if group else objects
+        assert f" {key} {written(value)} {helps_of(type(part))[name]}" in shown, key
 
 
 def test_help_fits_120_columns(page: str) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from command_line import SMOKE, composed, run_here, said_by
@@ -14,6 +15,10 @@ from selfdraft.app import build, lifecycle
 from selfdraft.app import run as running
 from selfdraft.app.run import TASKS
 from selfdraft.core.errors import UserError
+from selfdraft.models.adapter import Adapter
+from selfdraft.models.fingerprint import fingerprint
+from selfdraft.models.loading import load_tiny
+from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.run_folder import LOCK
 
 SMALL = (*SMOKE, "dataset.per_category=1", "decoding.max_new_tokens=8")
@@ -31,21 +36,26 @@ OWN: dict[str, tuple[str, ...]] = {
         "finetune.longest_prompt=32",
         "finetune.batch_size=1",
     ),
+    "export": ("drafter=layer_skip",),
 }
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of texts to learn from."""
+    """A folder of texts to learn from, and of trained weights to export."""
     folder = tmp_path_factory.mktemp("texts")
     more = ("dataset.per_category=2", "decoding.max_new_tokens=32", "drafter=none")
     run_here(folder, *SMALL, "task=distill_data", *more)
+    model = load_tiny("llama", 0, "float32", torch.device("cpu")).model
+    Adapter("sparse_distill", {"skip_mlp": [1]}, {"norm.weight": torch.ones(32)}).write(folder)
+    label = {"label": "tiny llama", "dtype": "float32", "fingerprint": fingerprint(model)}
+    Artifact("layer_skip", {"adapter": "."}, label, {}, []).write(folder / "drafter.yaml")
     return folder
 
 
 def arguments(task: str, texts: Path, *more: str) -> tuple[str, ...]:
-    data = (f"finetune.data=[{texts}]",) if task == "finetune" else ()
-    return (*SMALL, f"task={task}", *OWN[task], *data, *more)
+    data = {"finetune": (f"finetune.data=[{texts}]",), "export": (f"artifact='{texts}'",)}
+    return (*SMALL, f"task={task}", *OWN[task], *data.get(task, ()), *more)
 
 
 def test_every_task_is_tried() -> None:
@@ -53,9 +63,7 @@ def test_every_task_is_tried() -> None:
 
 
 @pytest.mark.parametrize("task", OWN)
-def test_a_run_leaves_its_mark_its_environment_its_log_and_a_closing_line(
-    task: str, texts: Path, tmp_path: Path
-) -> None:
+def test_a_run_writes_mark_environment_log_and_a_closing_line(task: str, texts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     said = said_by(folder, *arguments(task, texts, "logger=csv"))
     assert json.loads((folder / "selfdraft.json").read_text())["task"] == task
@@ -68,7 +76,7 @@ def test_a_run_leaves_its_mark_its_environment_its_log_and_a_closing_line(
 
 
 @pytest.mark.parametrize("task", OWN)
-def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
+def test_a_run_that_does_not_fit_in_memory_is_refused_before_loading(
     task: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfdraft.models.memory.available", lambda device: 1000)
@@ -86,7 +94,7 @@ def test_a_folder_in_use_is_refused(task: str, texts: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("task", OWN)
 @pytest.mark.parametrize("begun", [False, True])
-def test_after_an_interruption_the_logger_is_closed_and_a_line_says_what_is_kept(
+def test_an_interruption_closes_the_logger_and_prints_what_is_kept(
     task: str, begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closed = []
@@ -106,7 +114,7 @@ def test_after_an_interruption_the_logger_is_closed_and_a_line_says_what_is_kept
     assert said.endswith(f"stopped; {goes_on if begun and TASKS[task].kept else 'nothing is kept'}")
 
 
-def test_a_profile_is_of_the_attention_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_uses_the_requested_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     right = build.Target
 
@@ -124,7 +132,7 @@ def test_the_configuration_names_every_task() -> None:
 
 
 @pytest.mark.parametrize(("task", "kept"), [("generate", "result.json"), ("trace", "trace.json")])
-def test_an_answer_is_not_overwritten_by_that_to_another_prompt(task: str, kept: str, tmp_path: Path) -> None:
+def test_an_answer_to_another_prompt_does_not_overwrite_the_first(task: str, kept: str, tmp_path: Path) -> None:
     run_here(tmp_path, *SMALL, f"task={task}", "prompt=Hello", "logger=none")
     before = (tmp_path / kept).read_bytes()
     with pytest.raises(UserError, match="prompt"):

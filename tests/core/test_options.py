@@ -14,12 +14,12 @@ from selfdraft.core.options import Options, option
 @dataclass
 class Some(Options):
     group: ClassVar[str] = "drafter"
-    window: int = option(8, at_least=1)
-    share: float = option(0.2, at_least=0.0, below=1.0)
-    sure: float = option(0.0, at_least=0.0, at_most=1.0)
-    mode: str = option("fused", choices=("fused", "literal"))
-    skip: list[int] | None = option(None, at_least=0)
-    some: list[int] = option([1, 2], at_least=0, at_most=9)
+    window: int = option(8, at_least=1, help="…")
+    share: float = option(0.2, at_least=0.0, below=1.0, help="…")
+    sure: float = option(0.0, at_least=0.0, at_most=1.0, help="…")
+    mode: str = option("fused", choices=("fused", "literal"), help="…")
+    skip: list[int] | None = option(None, at_least=0, help="…")
+    some: list[int] = option([1, 2], at_least=0, at_most=9, help="…")
     free: str = "anything"
 
 
@@ -32,7 +32,7 @@ class Unlimited(Options):
 
 @dataclass
 class Ungrouped(Options):
-    size: int = option(1, at_least=1)
+    size: int = option(1, at_least=1, help="…")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from selfdraft.app.calibrate import calibrate
 from selfdraft.app.distill_data import distill_data
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
+from selfdraft.app.export import export
 from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
 from selfdraft.app.lifecycle import Run, lifecycle
@@ -43,6 +44,7 @@ TASKS: dict[str, Task] = {
     "calibrate": Task(calibrate, "what was scored is kept"),
     "distill_data": Task(distill_data, "finished texts are kept"),
     "finetune": Task(finetune, "the last checkpoint is kept"),
+    "export": Task(export),
 }
 
 

@@ -20,7 +20,7 @@ CHOICE_NAME = "name of this choice in results; no need to set it"
 def option(
     default: Any = ...,
     *,
-    help: str = "",
+    help: str,
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,

@@ -122,7 +122,7 @@ class KVCache:
             shape = (self.rows, keys.shape[1], self.slots)
             self._keys[index] = keys.new_zeros(*shape, keys.shape[3])
             self._values[index] = values.new_zeros(*shape, values.shape[3])
-        return self._keys[index], self._values[index]  # type: ignore[return-value]
+        return self._keys[index], self._values[index]  # type: ignore[return-value]  # both are allocated above
 
 
 class CacheWindow:

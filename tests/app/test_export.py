@@ -1,10 +1,9 @@
-"""scripts/export.py: what peft makes of an exported adapter is what drafts run through, and OUT alone drafts."""
+"""task=export: what peft makes of an exported adapter is what drafts run through, and the folder alone drafts."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,7 +12,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from script_module import script_module
+from command_line import SMOKE, read_result, run, said_by
+from selfdraft.app import export
+from selfdraft.core.errors import UserError
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.fingerprint import fingerprint
@@ -21,12 +22,13 @@ from selfdraft.models.loading import load_tiny
 from selfdraft.models.target import Target
 from selfdraft.tracking.artifact import Artifact
 
-ROOT = Path(__file__).parents[2]
 TINY = ("llama", 0, "float32", torch.device("cpu"))
 
 
-def script() -> ModuleType:
-    return script_module("export")
+def exported(run: Path, out: Path, *more: str) -> str:
+    """Run the task, and return what it prints."""
+    given = ("model=tiny", "drafter=layer_skip", f"artifact='{run}'", f"task.to='{out}'", *more)
+    return said_by(out.parent / f"export of {run.name}", *SMOKE, "task=export", "logger=none", *given)
 
 
 def noise(*shape: int) -> Tensor:
@@ -71,11 +73,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_peft_merges_what_drafts_run_through(case: str, tmp_path: Path) -> None:
+def test_weights_merged_by_peft_equal_those_of_the_draft_path(case: str, tmp_path: Path) -> None:
     model = load_tiny(*TINY).model
     tensors, skip = CASES[case](model)
     run, out = finetuned(tmp_path / "run", tensors, skip, draft_length=3), tmp_path / "out"
-    assert script().main([str(run), str(out)]) == 0
+    exported(run, out)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
@@ -96,10 +98,10 @@ def test_peft_merges_what_drafts_run_through(case: str, tmp_path: Path) -> None:
     assert torch.isfinite(merged(torch.tensor([[1, 2, 3]])).logits).all()
 
 
-def test_the_folder_alone_drafts(tmp_path: Path) -> None:
+def test_an_exported_folder_can_draft_by_itself(tmp_path: Path) -> None:
     tensors = {**lora_of(load_tiny(*TINY).model, [0, 3]), "vocabulary": torch.arange(9)}
     run, out = finetuned(tmp_path / "run", tensors, [1, 2], draft_length=3), tmp_path / "out"
-    assert script().main([str(run), str(out)]) == 0
+    exported(run, out)
     found = Artifact.read(out)
     assert found.options == {"adapter": str(out / "selfdraft.safetensors"), "draft_length": 3}
     ours, theirs = Adapter.read(run), Adapter.read(found.options["adapter"])
@@ -110,70 +112,75 @@ def test_the_folder_alone_drafts(tmp_path: Path) -> None:
     assert "python run.py drafter.from=<this folder> model=tiny model.family=llama" in said
     assert "skip the attention of layers [1, 2] and the MLP of layers [1, 2]" in said
     assert "only 9 of the model's ids" in said
-    assert script().main([str(run), str(out)]) == 0  # once more, over its own
+    exported(run, out)  # once more, over its own
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert script().main([str(argument) for argument in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+def refused(run: Path, out: Path, message: str, *more: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        exported(run, out, *more)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_artifact_of_finetune_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert "holds no drafter.yaml" in told(capsys, tmp_path, out)
-    (tmp_path / "drafter.yaml").write_text("a: [")
-    assert "it is no YAML" in told(capsys, tmp_path, out)
+def test_what_is_no_artifact_of_finetune_is_refused(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"drafter\.from=<folder of a task=finetune run>"):
+        said_by(tmp_path / "export", *SMOKE, "task=export", "logger=none")
+    refused(run, out, "drafter.yaml")
+    (run / "drafter.yaml").write_text("a: [")
+    refused(run, out, "it is no YAML")
     label = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}
-    Artifact("layer_skip", {"skip_attention": [1]}, label, {}, []).write(tmp_path / "drafter.yaml")
-    assert "was written by task=calibrate" in told(capsys, tmp_path, out)
-    Artifact("layer_skip", {"adapter": "."}, label, {}, []).write(tmp_path / "drafter.yaml")
-    assert "there is no such file" in told(capsys, tmp_path, out)
+    Artifact("layer_skip", {"skip_attention": [1]}, label, {}, []).write(run / "drafter.yaml")
+    refused(run, out, "was written by task=calibrate")
+    Artifact("layer_skip", {"adapter": "."}, label, {}, []).write(run / "drafter.yaml")
+    refused(run, out, "it has no adapter.safetensors|there is no such file")
     assert not out.exists()
 
 
-def test_what_cannot_be_exported_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     finetuned(run, {"pseudo": noise(2, 32), "sampler.inner.bias": noise(32)}, [])
-    assert "peft has no place for the rest" in told(capsys, run, out)
+    refused(run, out, "peft has no place for the rest")
     finetuned(run, {"norm.weight": noise(32)}, [])
-    assert "holds something else" in told(capsys, run, run)
-    artifact = Artifact.read(run)
-    for label, complaint in (("tiny qwen2", "was made for"), ("my_llama", "as --model")):
-        Artifact("layer_skip", {"adapter": "."}, {**artifact.model, "label": label}, {}, []).write(run / "drafter.yaml")
-        assert complaint in told(capsys, run, out)
-    assert "no such folder" in told(capsys, run, out, "--model", tmp_path / "nowhere")
-    (run / "config.yaml").write_text("model: {name: other}")
-    assert "names no model" in told(capsys, run, out)
+    refused(run, run, "holds something else")
+    refused(run, out, "was made for tiny llama", "model.family=qwen2")
     finetuned(run, {"lora.0.q.A": noise(2, 8), "lora.0.q.B": noise(8, 2), **lora_of(load_tiny(*TINY).model, [1])}, [])
-    (run / "config.yaml").unlink()
-    assert "only one rank" in told(capsys, run, out)
+    refused(run, out, "only one rank")
+    assert not out.exists()
 
 
-def test_what_only_pseudo_tokens_feel_is_said(tmp_path: Path) -> None:
+def test_the_export_of_pseudo_tokens_explains_their_lora(tmp_path: Path) -> None:
     tensors = {**lora_of(load_tiny(*TINY).model, [2]), "pseudo": noise(2, 32), "sampler.inner.bias": noise(32)}
     run, out = finetuned(tmp_path / "run", tensors, []), tmp_path / "out"
-    assert script().main([str(run), str(out)]) == 0
+    exported(run, out)
     said = (out / "README.md").read_text()
     assert "2 pseudo tokens" in said and "sampler" in said and "skip the attention" not in said
 
 
-def test_the_folder_is_uploaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, out = finetuned(tmp_path / "run", {"norm.weight": noise(32)}, []), tmp_path / "out"
-    module, calls = script(), []
-    monkeypatch.setattr(module, "create_repo", lambda repo, private, exist_ok: calls.append((repo, private, exist_ok)))
-    monkeypatch.setattr(module, "upload_folder", lambda **given: calls.append(given) or "https://there")
-    assert module.main([str(run), str(out), "--push-to-hub", "me/drafts"]) == 0
+def test_the_folder_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out, calls = finetuned(tmp_path / "run", {"norm.weight": noise(32)}, []), tmp_path / "out", []
+    monkeypatch.setattr(export, "create_repo", lambda repo, private, exist_ok: calls.append((repo, private, exist_ok)))
+    monkeypatch.setattr(export, "upload_folder", lambda **given: calls.append(given) or "https://there")
+    assert "https://there" in exported(run, out, "task.push_to_hub=me/drafts")
     assert calls[0] == ("me/drafts", True, True)
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/drafts", out)
-    assert "https://there" in capsys.readouterr().out
 
     def refuse(*_: object, **__: object) -> None:
         raise HFValidationError("Repo id must be\nof another form")
 
-    monkeypatch.setattr(module, "create_repo", refuse)
-    assert module.main([str(run), str(out), "--push-to-hub", "me"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("export: --push-to-hub me: Repo id must be")
+    monkeypatch.setattr(export, "create_repo", refuse)
+    other = finetuned(tmp_path / "other", {"norm.weight": noise(32)}, [])
+    refused(other, out, "^task.push_to_hub=me: Repo id must be; the folder itself is complete", "task.push_to_hub=me")
+
+
+def test_the_command_writes_beside_its_own_files(tmp_path: Path) -> None:
+    """By default the folder is in the run's own, and the drafter's options come from the artifact."""
+    run_dir = finetuned(tmp_path / "run", {"norm.weight": noise(32)}, [1])
+    given = ("task=export", "model=tiny", f"drafter.from={run_dir}", "logger=none", f"hydra.run.dir={tmp_path / 'e'}")
+    done = run(*SMOKE, *given)
+    assert done.returncode == 0, done.stderr
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {
+        path.name for path in (tmp_path / "e" / "peft").iterdir()
+    }
+    result = read_result(tmp_path / "e")
+    assert (result["recipe"], result["whole_modules"], result["lora_rank"]) == ("sparse_distill", 1, 0)
