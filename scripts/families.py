@@ -1,0 +1,269 @@
+"""Try model families, and write the table of those that work:  python scripts/families.py [FAMILY ...] [--out FILE]
+
+A family is a model type that transformers has a causal language model for. Each is made with small sizes and random
+weights in float32, and decodes a few prompts greedily with one drafter of every kind. The text must be that of
+transformers' own `generate`. A family that is refused, cannot be made small or crashes is a row of the table, too: each
+is tried in a forked process. Without names, all families are tried, in about ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.progress import track
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from selfdraft.app.console import make_console
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.costs import CostCurve, Costs
+from selfdraft.core.errors import UserError
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.drafters.presets import configured, drafter_for
+from selfdraft.models.anatomy import dissect
+from selfdraft.models.loading import LoadedModel
+from selfdraft.models.stock import StockGenerate
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.tracking.atomic import write_text_atomic
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 180  # for one family
+PARAMETERS = 5_000_000  # a model with more was not made small by SIZES
+NEW_TOKENS = 24
+PROMPTS = [[5, 17, 3, 60, 42], [64, 12] * 5, [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 2, 14, 27]]
+MILDER = 30.0  # with larger embeddings, sublayers add little, as in trained models, so that some drafts are accepted
+# Fields that make a configuration small, where it has them. Names of the same size differ from family to family.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 96),
+    **dict.fromkeys(("num_hidden_layers", "decoder_layers", "num_layers"), 4),
+    **dict.fromkeys(("hidden_size", "embedding_size", "lru_width"), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "decoder_ffn_dim", "ffn_dim"), 64),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
+    **dict.fromkeys(("num_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("head_dim", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group"), 1),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"), None),
+    "max_position_embeddings": 256,
+    "initializer_range": 0.5,
+    "tie_word_embeddings": False,
+}
+DRAFTERS: dict[str, Callable[[], DrafterConfig]] = {
+    "jacobi": lambda: configured("jacobi", window=4, refine_steps=2),
+    "pool": lambda: configured("pool", costs="flat", max_nodes=12),
+    "layer_skip": lambda: configured("layer_skip", sparsity=0.3, draft_length=3),
+    "swift": lambda: configured("swift", draft_length=3, context_window=8, min_confidence=0.0),
+    "early_exit": lambda: configured("early_exit", exit_layer=3, bonus="keep", draft_length=3),
+    "width_skip": lambda: configured("width_skip"),
+    "sparse_kv": lambda: configured("sparse_kv", sink=1, recent=4),
+    "pseudo_tokens": lambda: configured("pseudo_tokens", branches=2, nodes=8, costs="flat"),
+}
+
+
+@dataclass
+class Row:
+    """What was found of one family.
+
+    Attributes:
+        kind: `driven`, `refused` or `not tried`.
+        reason: of a refusal, or why it was not tried; empty for a driven family.
+        cells: by drafter (`plain` for plain decoding), its tokens per forward, or what is wrong with it.
+    """
+
+    family: str
+    kind: str = "driven"
+    reason: str = ""
+    cells: dict[str, str] = field(default_factory=dict)
+
+
+class TooLarge(Exception):
+    """A model was not made small."""
+
+
+def families() -> list[str]:
+    """Return the model types of all causal language models, those of the test suite first."""
+    found = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    return [*FAMILIES, *sorted(found - set(FAMILIES))]
+
+
+def small(family: str) -> PreTrainedConfig:
+    """Return a small configuration: that of the family's class, with every field of `SIZES` that it has."""
+    kind = CONFIG_MAPPING[family]
+    known = kind()
+    names = set(known.to_dict()) | set(known.attribute_map)
+    return kind(**{name: value for name, value in SIZES.items() if name in names})
+
+
+def made(family: str) -> PreTrainedModel:
+    """Return a random small model.
+
+    Raises:
+        UserError: the family is refused.
+        TooLarge: `SIZES` did not make it small.
+    """
+    if family in FAMILIES:
+        return tiny_model(family)
+    config = small(family)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        outline = kind._from_config(config)
+    dissect(outline)
+    if (count := sum(p.numel() for p in outline.parameters())) > PARAMETERS:
+        raise TooLarge(f"it has {count:,} parameters: the script does not know the names of its sizes")
+    torch.manual_seed(0)
+    model = kind._from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(MILDER)
+    return model
+
+
+def tried(family: str) -> Row:
+    """Try one family with every drafter."""
+    try:
+        model = made(family)
+        stock = StockGenerate(LoadedModel(model, None, frozenset()), "transformers_greedy", NEW_TOKENS)
+        expected = [stock.decode(prompt).output for prompt in PROMPTS]
+    except UserError as refusal:
+        return Row(family, "refused", short(str(refusal)))
+    except TooLarge as error:
+        return Row(family, "not tried", str(error))
+    except Exception as error:  # transformers' own, which say nothing about us
+        return Row(family, "not tried", f"{type(error).__name__}: {first_line(error)}")
+    try:
+        target = Target(model)
+    except UserError as refusal:
+        return Row(family, "refused", short(str(refusal)))
+    row, costs = Row(family), Costs(lambda path: CostCurve((1, 64), (1.0, 1.5)))
+    for name, config in {"plain": lambda: configured("none"), **DRAFTERS}.items():
+        try:
+            decoder = Decoder(target, drafter_for(target, config(), costs), Stopping(frozenset(), NEW_TOKENS))
+            runs = [decoder.decode(prompt) for prompt in PROMPTS]
+            tokens, forwards = (sum(getattr(run.counts, n) for run in runs) for n in ("new_tokens", "target_forwards"))
+            same = [run.output for run in runs] == expected
+            row.cells[name] = f"{tokens / forwards:.2f}" if same else "**differs**"
+        except UserError as refusal:
+            row.cells[name] = f"refused: {refusal}"
+        except Exception as error:
+            row.cells[name] = f"**{type(error).__name__}**: {first_line(error)}"
+    return row
+
+
+def short(refusal: str) -> str:
+    """Return the reason in the message that refuses a family."""
+    return refusal.partition("is not supported: ")[2].partition("; supported are")[0] or refusal
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, for a cell of the table."""
+    return next(iter(str(error).splitlines()), "").replace("|", "/")[:90]
+
+
+def in_its_own_process(family: str) -> Row:
+    """Try a family in a forked process, which may crash or take too long."""
+
+    def work(end: Connection) -> None:
+        torch.set_num_threads(1)
+        transformers.logging.set_verbosity_error()
+        warnings.simplefilter("ignore")
+        end.send(tried(family))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(SECONDS):
+            return ours.recv()
+        return Row(family, "not tried", f"it took more than {SECONDS} seconds")
+    except EOFError:
+        process.join()
+        return Row(family, "not tried", f"the process ended with status {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+
+
+def page(rows: list[Row], command: str) -> str:
+    """Return the page."""
+    driven, refused, missed = ([r for r in rows if r.kind == kind] for kind in ("driven", "refused", "not tried"))
+    cells = [cell for row in driven for cell in row.cells.values()]
+    right = sum(cell[0].isdigit() for cell in cells)
+    wrong = sum(cell.startswith("**") for cell in cells)
+    names, notes = ["plain", *DRAFTERS], []
+    lines = [
+        "# Model families",
+        "",
+        f"```bash\n{command}    # writes this page\n```",
+        "",
+        f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 on a CPU. Of "
+        f"{len(rows)} families of causal language models, {len(driven)} are driven, {len(refused)} are refused by name "
+        f"and {len(missed)} were not tried. They are random models of four small layers; only the nine families of the "
+        "test suite (in *italics*) are also run with sliding windows, batches, sampling and every option.",
+        "",
+        "## Driven",
+        "",
+        f"A number is tokens per forward of the target over {len(PROMPTS)} prompts of {NEW_TOKENS} new tokens. It is "
+        "only there if every output is, token for token, that of transformers' own greedy `generate`: above 1, drafts "
+        f"were accepted and the text stayed the same. That holds for {right} of {len(cells)} cells; {wrong} are wrong, "
+        f"and {len(cells) - right - wrong} are refused in one line.",
+        "",
+        "| family | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for row in driven:
+        told = []
+        for name in names:
+            cell = row.cells[name]
+            if cell.startswith("refused: "):
+                reason = f"`{name}`: {cell.removeprefix('refused: ')}"
+                notes += [reason] * (reason not in notes)
+                cell = f"refused ({notes.index(reason) + 1})"
+            told.append(cell)
+        label = f"*{row.family}*" if row.family in FAMILIES else row.family
+        lines.append(f"| {label} | " + " | ".join(told) + " |")
+    lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, start=1))]
+    for title, some in (("Refused", refused), ("Not tried", missed)):
+        lines += ["", f"## {title}", "", "| families | reason |", "|---|---|"]
+        for reason in dict.fromkeys(row.reason for row in some):
+            lines.append(f"| {', '.join(row.family for row in some if row.reason == reason)} | {reason} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+@one_line_script("families")
+def main(arguments: list[str]) -> None:
+    """Try the families, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types of transformers (default: all)")
+    default = ROOT / "docs" / "families.md"
+    parser.add_argument("--out", type=Path, default=default, metavar="FILE", help="default: docs/families.md")
+    given = parser.parse_args(arguments)
+    known = families()
+    if unknown := [name for name in given.families if name not in known]:
+        raise UserError(f"there is no family {unknown[0]!r} in transformers {transformers.__version__}")
+    names, console = given.families or known, make_console()
+    rows = [in_its_own_process(name) for name in track(names, description="families", console=console)]
+    command = " ".join(["python scripts/families.py", *given.families])
+    write_text_atomic(given.out, page(rows, command))
+    wrong = [row.family for row in rows if any(cell.startswith("**") for cell in row.cells.values())]
+    console.print(f"{sum(row.kind == 'driven' for row in rows)} of {len(rows)} families are driven: {given.out}")
+    if wrong:
+        console.print(f"with wrong texts or errors: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

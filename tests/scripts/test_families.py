@@ -1,0 +1,66 @@
+"""scripts/families.py: a family that is driven, one that is refused, and what goes wrong is a row."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from script_module import script_module
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    return script_module("families")
+
+
+def test_a_driven_and_a_refused_family_are_rows(script: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "families.md"
+    assert script.main(["llama", "gpt2", "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "python scripts/families.py llama gpt2" in text
+    assert "Of 2 families of causal language models, 1 are driven, 1 are refused by name" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| *llama* |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    assert len(cells) == 1 + len(script.DRAFTERS)
+    assert cells[0] == "1.00" and all(float(cell) > 0 for cell in cells)
+    assert "| gpt2 | it has no rotary position embedding shared by its layers |" in text
+
+
+def test_a_crash_or_an_endless_loop_is_a_row(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "tried", lambda family: os._exit(3))
+    assert script.in_its_own_process("llama").reason == "the process ended with status 3"
+    monkeypatch.setattr(script, "tried", lambda family: time.sleep(60))
+    monkeypatch.setattr(script, "SECONDS", 0)
+    assert script.in_its_own_process("llama").reason == "it took more than 0 seconds"
+
+
+def test_an_exception_of_transformers_is_a_row(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(family: str) -> None:
+        raise RuntimeError("sizes | do not fit\nat all")
+
+    monkeypatch.setattr(script, "made", broken)
+    row = script.tried("llama")
+    assert (row.kind, row.reason) == ("not tried", "RuntimeError: sizes / do not fit")
+
+
+def test_wrong_texts_and_refused_drafters_are_cells(script: ModuleType) -> None:
+    names = ["plain", *script.DRAFTERS]
+    cells = dict.fromkeys(names, "1.50") | {
+        "plain": "**differs**",
+        "swift": "refused: no MLP",
+        "pool": "refused: no MLP",
+    }
+    text = script.page([script.Row("here", cells=cells)], "python scripts/families.py here")
+    assert "| here | **differs** | 1.50 | refused (1) | 1.50 | refused (2) |" in text
+    assert "1. `pool`: no MLP" in text and "2. `swift`: no MLP" in text
+    assert f"That holds for {len(names) - 3} of {len(names)} cells; 1 are wrong, and 2 are refused" in text
+
+
+def test_an_unknown_family_is_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["lama"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("families: there is no family 'lama' in transformers ")
