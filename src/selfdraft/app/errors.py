@@ -73,7 +73,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:
-    """Decorate the `main` of a script called `name`: print a mistake as one line, and return the exit status (0 or 2)."""
+    """Decorate the `main` of a script `name`: print a mistake as one line, and return the exit status (0 or 2)."""
 
     def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
         @wraps(main)
