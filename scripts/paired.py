@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ from selfdraft.models.chat import Chat
 from selfdraft.models.loading import DTYPES, load_embedded
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
+from selfdraft.tracking.reason import reason
 
 HEADER = (
     "| drafter | tokens per forward | tokens/s | times the first: median [95 % CI] | over all tokens [95 % CI] "
     "| exact / tie / mismatch |"
 )
 GUARDED = "guarded"
+PLAIN = "none"
 
 
 def drafter_of(spec: str, target: Target, costs: Costs) -> Drafter:
@@ -135,6 +138,23 @@ def row(spec: str, runs: list[Generation], first: list[Generation], found: Count
     return f"| {spec} | {per_forward:.2f} | {rate(runs):.1f} | {' | '.join(told)} |"
 
 
+def why(runs: list[Generation], plain: list[Generation]) -> str | None:
+    """Return the line that says why a drafter won or lost against plain decoding."""
+    depths = zip_longest(*(run.counts.acceptance_by_depth() for run in runs), fillvalue={})
+    phases = runs[0].clock.seconds
+    return reason(
+        {
+            "new_tokens": sum(run.counts.new_tokens for run in runs),
+            "steps": sum(len(run.steps) for run in runs),
+            "baseline_tokens_per_s": rate(plain),
+            "phases_s": {phase: sum(run.clock.seconds[phase] for run in runs) for phase in phases},
+            "acceptance_by_depth": [
+                {name: sum(each.get(name, 0) for each in depth) for name in ("offered", "accepted")} for depth in depths
+            ],
+        }
+    )
+
+
 @one_line_script("paired")
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,6 +194,11 @@ def main(arguments: list[str]) -> None:
     print("\n| median by family | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for spec, mine in zip(given.drafters, runs, strict=True):
         print(by_family(spec, mine, runs[0], families))
+    if timed := [mine for spec, mine in zip(given.drafters, runs, strict=True) if spec == PLAIN]:
+        print()
+        for spec, mine in zip(given.drafters, runs, strict=True):
+            if spec != PLAIN:
+                print(f"{spec}: {why(mine, timed[0])}")
     if any(counted["mismatch"] for counted in found):
         sys.exit(1)
 

@@ -21,6 +21,7 @@ from selfdraft.modules.progress import EvaluationProgress
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.lines import measured
 from selfdraft.tracking.picture import plot_result
+from selfdraft.tracking.reason import reason
 from selfdraft.tracking.records import merge_rank_files
 from selfdraft.tracking.summary import mismatches, summarize
 from selfdraft.tracking.table import print_result
@@ -88,6 +89,7 @@ def _conclude(run: Run) -> float | None:
         control=max((line["lossless"].get("control") or 0.0 for line in turns), default=0.0) or None,
     )
     result["objective"] = result["speedup"]["median"]
+    result["why"] = reason(result)
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
     # From here on a failure costs no result, so it prints a warning and the run's exit status stays.

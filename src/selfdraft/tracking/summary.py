@@ -97,6 +97,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         "turns": len(lines),
         "left_out": len(every) - len(lines),
         "new_tokens": new_tokens,
+        "steps": sum(len(line.get("steps", ())) for line in lines),
         "target_forwards": target_forwards,
         "tokens_per_forward": new_tokens / target_forwards if target_forwards else None,
         "decode_tokens_per_s": drafter.rate,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.reason import reason
 
 Result = Mapping[str, Any]
 """What `summary.summarize` returns."""
@@ -22,6 +23,8 @@ def print_result(result: Result, console: Console) -> None:
     """Print the headline, the table by family, acceptance by depth, and the seconds of each phase."""
     console.print()
     console.print(_headline(result))
+    if why := reason(result):
+        console.print(Text(why))
     console.print(_families(result))
     if any(result["ties_by_float32"].values()):
         sides = result["ties_by_float32"]
