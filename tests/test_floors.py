@@ -27,7 +27,7 @@ LOWER["tracking"] = {"core", "models", "drafters", "decoding", "data"}
 LOWER["modules"] = LOWER["tracking"] | {"tracking"}
 LOWER["app"] = LOWER["modules"] | {"modules"}
 
-CORE_STANDS_ON = {"torch", "numpy", "scipy", "selfdraft"} | set(sys.stdlib_module_names)
+CORE_STANDS_ON = {"torch", "numpy", "scipy", "selfdraft", "typing_extensions"} | set(sys.stdlib_module_names)
 
 
 def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:

@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed
-from selfdraft.app.build import measured_config, to_config
+from selfdraft.app.build import measured_config, settled, to_config
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, configured
+from selfdraft.models import loading
 from selfdraft.modules.recipes import RECIPES
 
 MANDATORY = {  # what a choice leaves to the user
@@ -81,7 +82,7 @@ def test_every_yaml_composes_and_builds_its_objects(choice: str, many_gpus: None
         elif choice != "dataset/hub":  # whose name is the user's to give
             assert part.name == name
         for option, value in options_of(choice).items():
-            if value != "???":
+            if value != "???" and (group, option, value) != ("model", "dtype", "auto"):
                 assert getattr(part, option) == value, option
 
 
@@ -199,3 +200,15 @@ def test_options_changed_after_composing_are_checked() -> None:
     OmegaConf.update(config, "drafter.window", 0)
     with pytest.raises(UserError, match=r"drafter\.window=0: must be at least 1"):
         to_config(config)
+
+
+def test_the_dtype_that_serves_this_machine_is_decided_before_a_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(loading, "packable", lambda _, kernels=kernels: kernels)
+        given = composed()
+        assert given.model.dtype == "auto"
+        assert settled(given).model.dtype == to_config(given).model.dtype == dtype
+        assert given.model.dtype == "auto"  # the caller's own is not changed
+    given = composed("model.dtype=float16")
+    assert settled(given) is given
+    assert loading.fitting_dtype(torch.device("cuda")) == "bfloat16"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, SampleConfig
 from selfdraft.core.errors import UserError
@@ -25,7 +26,7 @@ from selfdraft.drafters.presets import drafter_for, is_tree_parallel
 from selfdraft.models.chat import Chat
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.loading import DTYPES, StockModel
+from selfdraft.models.loading import AUTO, DTYPES, StockModel, fitting_dtype
 from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.profiling import costs_on
@@ -36,12 +37,28 @@ from selfdraft.modules.bench import Bench
 from selfdraft.tracking.artifact import Artifact
 
 
+def settled(composed: DictConfig) -> DictConfig:
+    """Return the configuration with what is left to the machine decided: model.dtype=auto becomes a dtype.
+
+    A run's config.yaml holds the decision, so that the run is resumed on another machine with the same dtype or not at
+    all.
+    """
+    if OmegaConf.select(composed, "model.dtype", default=None) != AUTO:
+        return composed
+    decided = copy.deepcopy(composed)
+    with flag_override(decided, ["readonly", "struct"], False):
+        on_gpu = OmegaConf.select(decided, "hardware.accelerator", default="cpu") == "gpu"
+        decided.model.dtype = fitting_dtype(torch.device("cuda" if on_gpu else "cpu"))
+    return decided
+
+
 def to_config(composed: DictConfig) -> Config:
     """Return the composed configuration as dataclasses, with every range checked.
 
     Raises:
         UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
     """
+    composed = settled(composed)
     missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
     if missing:
         OmegaConf.select(composed, missing[0], throw_on_missing=True)

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
-from selfdraft.app.build import to_config
+from selfdraft.app.build import settled, to_config
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.distill_data import distill_data
 from selfdraft.app.errors import explain, fail, is_terse
@@ -52,6 +52,7 @@ def run_task(composed: DictConfig) -> float | None:
     """Run the task and return its objective, where it has one."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        composed = settled(composed)
         config = to_config(composed)
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         task = TASKS[config.task.name]

@@ -12,6 +12,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
 from selfdraft.models.attention import IMPLEMENTATIONS
 from selfdraft.models.loading import (
+    AUTO,
     DTYPES,
     LoadedModel,
     StockModel,
@@ -32,7 +33,10 @@ class ModelConfig(Options):
     group: ClassVar[str] = "model"
     name: str = choice_name(MISSING)
     dtype: str = option(
-        "bfloat16", choices=tuple(DTYPES), help="type of the weights and the cache: bfloat16, float16 or float32"
+        AUTO,
+        choices=(AUTO, *DTYPES),
+        help="type of the weights and the cache: bfloat16, float16, float32 or auto (bfloat16 on a GPU, and on a "
+        "processor with bfloat16 products; otherwise float32)",
     )
     packed: bool = option(
         True,

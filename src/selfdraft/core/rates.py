@@ -48,7 +48,7 @@ class Rate:
 
 
 class Chances:
-    """How often the tokens of one kind of guessed chain are right: the first token, and each token after a right one."""
+    """How often tokens of one kind of guessed chain are right: the first one, and each one after a right one."""
 
     def __init__(self, first: float, later: float) -> None:
         """Begin with prior probabilities of the first token and of the later ones."""
@@ -75,6 +75,6 @@ class Chances:
 
 
 def lookup_chances(matched: int, rank: int) -> Chances:
-    """Return what is expected of the tokens after an n-gram match of `matched` tokens, with `rank` matches before it."""
+    """Return the expectation after an n-gram match of `matched` tokens, the next best after `rank` others."""
     prior = lookup_prior(matched)
     return Chances(prior * RIVAL**rank, prior)

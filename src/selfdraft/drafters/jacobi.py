@@ -74,7 +74,8 @@ class JacobiConfig(PathDrafterConfig):
     costs: str = option(
         "measured",
         choices=COSTS,
-        help="in fused mode, draft of each block as many tokens as pay at this machine's costs (measured) or all (flat)",
+        help="in fused mode, draft as much of each block as pays by the measured cost of a forward (measured) or all "
+        "of it (flat)",
     )
     order: str = option(
         "jacobi",

@@ -22,13 +22,18 @@ from selfdraft.core.errors import UserError
 from selfdraft.models.chat import Chat
 from selfdraft.models.checkpoint import has_file, located, read_config, refuse_pickles, told_in_one_line
 from selfdraft.models.embedded import smollm2_135m
+from selfdraft.models.packing import packable
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
+AUTO = "auto"
 StockModel = PreTrainedModel  # the name by which folders that do not know transformers call it
+
+
+def fitting_dtype(device: torch.device) -> str:
+    """Return the dtype that serves best on a device: bfloat16 where there are products of it, otherwise float32."""
+    return "bfloat16" if device.type == "cuda" or packable(torch.bfloat16) else "float32"
 
 
 @dataclass(frozen=True)
