@@ -1,6 +1,6 @@
 # Every target works in a fresh clone: it sets up what it needs first. `make` alone lists them.
 PY := .venv/bin/python
-DEMO_ARGS ?= drafter=jacobi dataset.per_category=1 decoding.max_new_tokens=64
+DEMO_ARGS ?= bundled none jacobi pool --per-family 1 --tokens 64
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -12,8 +12,8 @@ help:  ## list the targets
 setup:  ## create .venv and install SelfDraft (PYTHON=…, TORCH_INDEX=…; instant when nothing changed)
 	@bash scripts/setup.sh
 
-demo: setup  ## decode bundled prompts with Jacobi drafting and print the comparison (DEMO_ARGS=…)
-	$(PY) run.py $(DEMO_ARGS)
+demo: setup  ## compare Jacobi drafting and the pool with plain decoding, on bundled prompts (DEMO_ARGS=…)
+	$(PY) scripts/paired.py $(DEMO_ARGS)
 
 test: setup  ## run the whole test suite (ARGS="-k launcher" for a part)
 	$(PY) -m pytest $(ARGS)

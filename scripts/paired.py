@@ -6,11 +6,12 @@ drafters alike. Separate runs against plain decoding do not ensure this, and it 
 percent. The options of a drafter's path are given like its own, and ``path=`` names another path: "layer_skip
 sparsity=0.3", "jacobi path=swift context_window=30".
 
-FILE holds prompts as dataset=jsonl takes them; their first turns are decoded greedily. For every drafter, the ratio of
-its tokens per second to those of the first drafter is printed: the median over prompts and the ratio over all tokens,
-with 95 % bootstrap intervals over prompts, and the median of each family. The certificates compare its texts with plain
-decoding, which is not timed; the exit status is 1 if there is a mismatch. ``guarded`` before a name adds the guard,
-which drafts only if that pays: "guarded layer_skip sparsity=0.3".
+FILE holds prompts as dataset=jsonl takes them, or is ``bundled``; their first turns are decoded greedily. For every
+drafter, the ratio of its tokens per second to those of the first drafter is printed: the median over prompts and the
+ratio over all tokens, with 95 % bootstrap intervals over prompts, and the median of each family. If ``none`` is among
+the drafters, a line says why each of the others won or lost against it. The certificates compare the texts with plain
+decoding; the exit status is 1 if there is a mismatch. ``guarded`` before a name adds the guard, which drafts only if
+that pays: "guarded layer_skip sparsity=0.3".
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.data.prompts import select
-from selfdraft.data.sources import load_jsonl
+from selfdraft.data.sources import load_bundled, load_jsonl
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
@@ -42,7 +43,7 @@ from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
-from selfdraft.models.loading import DTYPES, load_embedded
+from selfdraft.models.loading import AUTO, DTYPES, fitting_dtype, load_embedded
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
 from selfdraft.tracking.reason import reason
@@ -52,7 +53,7 @@ HEADER = (
     "| exact / tie / mismatch |"
 )
 GUARDED = "guarded"
-PLAIN = "none"
+PLAIN, BUNDLED = "none", "bundled"
 
 
 def drafter_of(spec: str, target: Target, costs: Costs) -> Drafter:
@@ -158,34 +159,38 @@ def why(runs: list[Generation], plain: list[Generation]) -> str | None:
 @one_line_script("paired")
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="prompts, as dataset=jsonl takes them")
+    parser.add_argument("file", type=Path, help="prompts as dataset=jsonl takes them, or bundled: the package's own")
     parser.add_argument("drafters", nargs="+", metavar="DRAFTER", help='a name, or "name option=value …"')
     parser.add_argument("--per-family", type=int, default=8, help="prompts of each task family (default: 8)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")
     parser.add_argument("--repeats", type=int, default=1, help="decode everything so often; the fastest counts (1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the model (default: bfloat16)")
+    parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES), help="of the model, as model.dtype (auto)")
     given = parser.parse_args(arguments)
     if min(given.per_family, given.tokens, given.repeats) < 1:
         raise UserError("--per-family, --tokens and --repeats: at least 1")
     for spec in given.drafters:  # before anything takes time
         config_of(spec)
-    prompts = select(load_jsonl(given.file), per_category=given.per_family)
+    known = load_bundled() if str(given.file) == BUNDLED else load_jsonl(given.file)
+    prompts = select(known, per_category=given.per_family)
     if given.device not in ("cpu", "cuda"):
         raise UserError(f"--device {given.device}: cpu or cuda")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible here; use --device cpu")
-    loaded = load_embedded(given.dtype, torch.device(given.device))
+    device = torch.device(given.device)
+    dtype = fitting_dtype(device) if given.dtype == AUTO else given.dtype
+    loaded = load_embedded(dtype, device)
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
     costs = costs_on(target)
     decoders = [Decoder(target, drafter_of(spec, target, costs), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
     runs = measure(decoders, ids, given.repeats)
-    plain = Decoder(target, drafter_for(target, configured("none"), costs), stopping)
-    alone, certifier = [plain.decode(prompt) for prompt in ids], Certifier(target)
+    timed = next((mine for spec, mine in zip(given.drafters, runs, strict=True) if spec == PLAIN), None)
+    plain = Decoder(target, drafter_for(target, configured(PLAIN), costs), stopping)
+    alone, certifier = timed or [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
     where = f"{torch.get_num_threads()} threads" if given.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, {given.dtype}, {where}\n")
+    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, {dtype}, {where}\n")
     print(HEADER + "\n" + "|---" * 6 + "|")
     for spec, mine, counted in zip(given.drafters, runs, found, strict=True):
         print(row(spec, mine, runs[0], counted))
@@ -194,11 +199,11 @@ def main(arguments: list[str]) -> None:
     print("\n| median by family | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for spec, mine in zip(given.drafters, runs, strict=True):
         print(by_family(spec, mine, runs[0], families))
-    if timed := [mine for spec, mine in zip(given.drafters, runs, strict=True) if spec == PLAIN]:
+    if timed is not None:
         print()
         for spec, mine in zip(given.drafters, runs, strict=True):
             if spec != PLAIN:
-                print(f"{spec}: {why(mine, timed[0])}")
+                print(f"{spec}: {why(mine, timed)}")
     if any(counted["mismatch"] for counted in found):
         sys.exit(1)
 
