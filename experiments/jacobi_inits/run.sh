@@ -9,6 +9,7 @@ cd "$(dirname "$0")/../.."
 PROMPTS=$1
 shift
 OUT=outputs/jacobi_inits
+JACOBI="drafter=jacobi drafter.costs=flat drafter.candidates=1"  # whole blocks, one at a time
 run() {
   name=$1
   shift
@@ -16,13 +17,13 @@ run() {
 }
 # What an init is worth alone (dropped after every pass), and with what its passes leave carried over.
 for init in prompt_random repeat_last pad ngram; do
-  run "fresh-$init" drafter=jacobi drafter.init=$init drafter.refine_steps=1 "$@"
-  run "carried-$init" drafter=jacobi drafter.init=$init drafter.refine_steps=16 "$@"
+  run "fresh-$init" $JACOBI drafter.init=$init drafter.refine_steps=1 "$@"
+  run "carried-$init" $JACOBI drafter.init=$init drafter.refine_steps=16 "$@"
 done
-run carried-previous_tail drafter=jacobi drafter.init=previous_tail "$@"
+run carried-previous_tail $JACOBI drafter.init=previous_tail "$@"
 # What refinement adds to a good block: the block alone, the block or what was carried over, both side by side.
 run lookup drafter=prompt_lookup drafter.draft_length=8 drafter.costs=flat "$@"
-run both-ngram drafter=jacobi drafter.init=ngram drafter.refine_steps=16 drafter.candidates=2 "$@"
+run both-ngram drafter=jacobi drafter.init=ngram drafter.refine_steps=16 drafter.candidates=2 drafter.costs=flat "$@"
 # The literal figure, and its parts refined one after the other.
 run literal drafter=jacobi drafter.init=ngram drafter.mode=literal drafter.refine_steps=1 "$@"
 run gauss_seidel drafter=jacobi drafter.init=ngram drafter.mode=literal drafter.refine_steps=1 \

@@ -37,3 +37,21 @@ def test_other_candidates_of_other_blocks_are_random_prompt_tokens_by_seed() -> 
     assert others(1) == others(1) != others(2)
     assert [len(block) for block in others(1)] == [8] * 3
     assert init("pad").others(PROMPT, [0] * 8, 0) == []
+
+
+def test_beginnings_are_distinct_continuations_and_then_the_carried_guesses_never_filled_up() -> None:
+    begun = init("ngram")
+    assert begun.beginnings(PROMPT, [8, 9], 1, 3, 2) == {
+        ("ngram", 3, 0): [4, 2, 3],  # after 1 2 3
+        ("ngram", 2, 1): [5, 3, 6],  # after 2 3
+        ("carried", 1, 0): [8, 9],
+    }
+    assert begun.beginnings([*PROMPT, 77], [8, 9], 2, 1, 2) == {("carried", 2, 0): [8]}
+    assert begun.beginnings([*PROMPT, 77], [], 0, 3, 2) == {}
+    assert begun.beginnings([*PROMPT, 77], [8], 1, 0, 2) == {}
+
+
+def test_with_another_init_beginnings_are_whole_blocks() -> None:
+    found = init("pad").beginnings(PROMPT, [8], 1, 3, 2)
+    assert list(found) == [("filled", 1, 0), ("other", 0, 0)]
+    assert found["filled", 1, 0] == [8, 0, 0] and set(found["other", 0, 0]) <= set(PROMPT)

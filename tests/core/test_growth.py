@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from selfdraft.core.costs import CostCurve
-from selfdraft.core.growth import Growth, best_probed, best_size, grow
+from selfdraft.core.growth import Growth, best_probed, best_size, grow, paying_lengths
 from selfdraft.core.tree import ROOT
 
 CHANCES = {1: 0.6, 2: 0.3, 3: 0.1}
@@ -112,3 +112,14 @@ def test_the_best_combination_of_nodes_and_probes_is_chosen(cost: float, worth: 
     ]
     size, ends = best_probed(growth, curve, 2, worth)
     assert rate(size, tuple(ends)) == pytest.approx(max(rate(*choice) for choice in every))
+
+
+def test_of_each_chain_as_many_tokens_are_drafted_as_pay() -> None:
+    sure, unsure = [0.9, 0.8, 0.7], [0.2, 0.05]
+    free, dear = (CostCurve((1, 9), (1.0, 1.0)), CostCurve((1, 9), (1.0, 9.0)))
+    assert paying_lengths([sure, unsure], free) == [3, 2]
+    assert paying_lengths([unsure, sure], free) == [2, 3]
+    assert paying_lengths([sure, unsure], dear) == [0, 0]
+    some = CostCurve((1, 2, 3, 9), (1.0, 1.2, 1.5, 8.0))
+    assert paying_lengths([sure, unsure], some) == [2, 0]
+    assert paying_lengths([], free) == []

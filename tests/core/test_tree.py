@@ -128,3 +128,20 @@ def test_chains_side_by_side_share_only_the_root() -> None:
     assert (tree.tokens.tolist(), tree.parents.tolist()) == ([1, 2, 3, 4, 5, 6], [-1, 0, 1, -1, 3, 4])
     assert not tree.is_chain and TokenTree.chains(torch.tensor([[1, 2]])).is_chain
     assert len(TokenTree.chains(torch.empty(2, 0, dtype=torch.long))) == 0
+
+
+def test_separate_branches_share_no_nodes_and_may_have_any_length() -> None:
+    tree = TokenTree.separate([[5, 6], [], [5], [7, 8, 9]])
+    assert tree.tokens.tolist() == [5, 6, 5, 7, 8, 9]
+    assert tree.parents.tolist() == [ROOT, 0, ROOT, ROOT, 3, 4]
+    assert len(TokenTree.separate([])) == 0
+    same = TokenTree.chains(torch.tensor([[1, 2], [3, 4]]))
+    assert torch.equal(TokenTree.separate([[1, 2], [3, 4]]).parents, same.parents)
+
+
+def test_a_branch_goes_on_with_first_children() -> None:
+    tree = TokenTree(torch.arange(7), torch.tensor([ROOT, 0, 0, 1, 2, ROOT, 5]), torch.ones(7, dtype=torch.bool))
+    assert tree.branch_through([]) == [0, 1, 3]
+    assert tree.branch_through([0, 2]) == [0, 2, 4]
+    assert tree.branch_through([5]) == [5, 6]
+    assert TokenTree.empty().branch_through([]) == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from made import made
+from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
@@ -17,8 +18,11 @@ from selfdraft.drafters.jacobi import JacobiConfig
 from stub_target import Rule, StubTarget, cycle, script, successor
 
 
-def decode(config: JacobiConfig, rule: Rule, prompt: Sequence[int], length: int, pad: int = 0) -> Generation:
+def decode(
+    config: JacobiConfig, rule: Rule, prompt: Sequence[int], length: int, pad: int = 0, costs: CostCurve | None = None
+) -> Generation:
     target = StubTarget(rule, pad_id=pad)
+    target.costs = costs or target.costs
     return Decoder(target, made(target, config), Stopping(frozenset(), length)).decode(prompt)
 
 
@@ -90,3 +94,32 @@ def test_a_right_guess_after_a_wrong_one_is_counted_as_early() -> None:
 def test_gauss_seidel_is_refused_where_a_pass_is_one_forward() -> None:
     with pytest.raises(UserError, match=r"^drafter\.order=gauss_seidel .*: use drafter\.mode=literal$"):
         JacobiConfig(order="gauss_seidel", candidates=1, costs="flat")
+
+
+FREE = CostCurve((1, 64), (1.0, 1.0))
+STEEP = CostCurve((1, 64), (1.0, 64.0))
+
+
+def test_at_measured_costs_an_ngram_block_and_the_carried_one_are_drafted_side_by_side() -> None:
+    """After 1 comes 5 6 earlier in the text; the first pass predicts 6 7 after these wrong guesses."""
+    generation = decode(JacobiConfig(window=2, candidates=1), successor, [1, 5, 6, 1], 6, costs=FREE)
+    first, second = generation.steps[0], generation.steps[1]
+    assert first[0] == [5, 6]
+    assert second[0] == [6, 7]  # no match after 2: the carried guesses only
+    assert generation.output == [2, 3, 4, 5, 6, 7]
+
+
+def test_where_a_longer_forward_costs_as_much_as_its_tokens_nothing_is_drafted() -> None:
+    generation = decode(JacobiConfig(), successor, [1, 5, 6, 1], 6, costs=STEEP)
+    assert all(step[0] == [] for step in generation.steps)
+    assert generation.counts.target_forwards == len(generation.output) == 6
+
+
+def test_the_width_of_a_block_follows_what_was_right() -> None:
+    """Every fourth token breaks the cycle, so a whole block is wrong after three tokens."""
+    text = [1, 2, 3, 4] * 3 + [x for n in range(13) for x in (1, 2, 3, 50 + n)]
+    costs = CostCurve((1, 2, 64), (1.0, 1.15, 10.0))
+    steps = decode(JacobiConfig(window=8), script(text), text[:12], 50, costs=costs).steps
+    drafted = [len(step[0]) for step in steps]
+    assert max(drafted[:3]) > 4  # at first the whole block
+    assert 1 <= sum(drafted[-10:]) / 10 < 4

@@ -89,7 +89,8 @@ class Consistency(SparseDistill):
 
     def options(self) -> dict[str, Any]:
         """Return the drafter's options; the window is one shorter than a block, whose first token is known."""
-        mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal"}
+        # Its training trajectories begin with tokens drawn from the prompt, too.
+        mode = {} if self.drafter == "sparse_jacobi" else {"mode": "literal", "init": "prompt_random"}
         return {"window": self.config.block - 1, "refine_steps": self.config.refine_steps, **mode}
 
     def _hidden(self, tokens: Tensor, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
