@@ -121,5 +121,5 @@ def test_the_width_of_a_block_follows_what_was_right() -> None:
     costs = CostCurve((1, 2, 64), (1.0, 1.15, 10.0))
     steps = decode(JacobiConfig(window=8), script(text), text[:12], 50, costs=costs).steps
     drafted = [len(step[0]) for step in steps]
-    assert max(drafted[:3]) > 4  # at first the whole block
+    assert max(drafted[:3]) >= 4  # what followed in the prompt
     assert 1 <= sum(drafted[-10:]) / 10 < 4
