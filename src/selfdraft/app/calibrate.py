@@ -23,7 +23,7 @@ from selfdraft.drafters.chain import ChainConfig
 from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
 from selfdraft.drafters.presets import configured
 from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.target import layered
+from selfdraft.models.layered import layered
 from selfdraft.modules.calibrate import CalibrateModule
 from selfdraft.modules.progress import SearchProgress
 from selfdraft.modules.search import JOURNAL, Search

@@ -14,12 +14,12 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.driver import Driver
+from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import layered
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.block import Block
+from selfdraft.models.layered import layered
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.target import layered
 
 
 class _Choice(nn.Module):

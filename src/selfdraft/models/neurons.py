@@ -17,10 +17,11 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.cache import KVCache
 from selfdraft.models.fusing import fast_module
+from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_linear
-from selfdraft.models.target import Target, layered
+from selfdraft.models.target import Target
 
 DOWN = "down_proj"
 

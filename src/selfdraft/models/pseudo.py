@@ -24,12 +24,12 @@ from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
 from selfdraft.models.driver import Driver
 from selfdraft.models.gated import Gate, gated
+from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_head
-from selfdraft.models.target import layered
 
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
 RANK = 2  # of the random LoRA of `untrained`

@@ -21,9 +21,9 @@ from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import grouped_sdpa
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
+from selfdraft.models.layered import layered
 from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.target import layered
 
 SCORED = "selfdraft_scored_sdpa"
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
+from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.parts import Matrix, matrix
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.target import layered
 
 
 @singledispatch

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.driver import Driver
 from selfdraft.models.path import Path, Reuse, ready_tokens
-from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.rotary import UNLIMITED
 
 TRIED = 12  # tokens on which our run through the layers is compared with the model's own forward
@@ -209,17 +207,6 @@ class Target(Driver):
         (ours,) = self.logits(self.full, self.full.run(self, block), [tree])
         self.cache.clear(0)
         return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
-
-
-def layered(target: TargetProtocol) -> Target:
-    """Return a target whose layers can be taken apart in this process: a `Target`, or a wrapper of one.
-
-    Raises:
-        TypeError: its layers are elsewhere. Such a target registers its own function (see `functools.singledispatch`).
-    """
-    if not hasattr(target, "anatomy"):
-        raise TypeError(f"{type(target).__name__} has no layers to take apart: register a function of its own for it")
-    return cast("Target", target)
 
 
 def _first(*ids: int | Sequence[int] | None) -> int:

@@ -1,0 +1,19 @@
+"""Targets whose layers can be taken apart, as paths that leave out or replace some of them need."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.target import Target
+
+
+def layered(target: TargetProtocol) -> Target:
+    """Return a target whose layers can be taken apart in this process: a `Target`, or a wrapper of one.
+
+    Raises:
+        TypeError: its layers are elsewhere. Such a target registers its own function (see `functools.singledispatch`).
+    """
+    if not hasattr(target, "anatomy"):
+        raise TypeError(f"{type(target).__name__} has no layers to take apart: register a function of its own for it")
+    return cast("Target", target)
