@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from selfdraft.app.help import register_help
 from selfdraft.app.run import run_task
 from selfdraft.app.schemas import register_schemas
 from selfdraft.drafters.base import Context, Drafter, Step
+
+ErrorLine = Callable[..., str]  # the fixture `error_line`
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
