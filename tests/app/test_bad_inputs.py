@@ -64,7 +64,7 @@ def test_an_unknown_option_names_the_nearest_and_all_options(error_line: ErrorLi
     said = error_line("drafter.windw=3")
     assert said == (
         "drafter.windw: no such option (did you mean window?); there are path, window, refine_steps, init, mode, "
-        "candidates, order, sub_blocks"
+        "candidates, costs, order, sub_blocks"
     )
 
 
@@ -183,7 +183,7 @@ def test_a_wrong_type_names_key_and_value(error_line: ErrorLine, override: str, 
         (["decoding.max_new_tokens=0"], "decoding.max_new_tokens=0: must be at least 1"),
         (["task.repeats=0"], "task.repeats=0: must be at least 1"),
         (["task.references=[vllm]"], "task.references=vllm: choose one of transformers_greedy"),
-        (["model.dtype=float8"], "model.dtype=float8: choose one of float32, bfloat16, float16"),
+        (["model.dtype=float8"], "model.dtype=float8: choose one of auto, float32, bfloat16, float16"),
         (["model.family=bert"], "model.family=bert: choose one of llama"),
         (["dataset.limit=0"], "dataset.limit=0: must be at least 1"),
         (["dataset.per_category=0"], "dataset.per_category=0: must be at least 1"),

@@ -241,8 +241,9 @@ def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
 
 def test_equal_seeds_give_equal_runs_and_another_seed_other_drafts(tmp_path: Path) -> None:
     runs = {}
+    random = ("drafter.init=prompt_random", "drafter.costs=flat")
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        run_here(tmp_path / name, *SMOKE, f"seed={seed}", "dataset.limit=2", "decoding.max_new_tokens=8")
+        run_here(tmp_path / name, *SMOKE, *random, f"seed={seed}", "dataset.limit=2", "decoding.max_new_tokens=8")
         runs[name] = read_lines(tmp_path / name)
     drafts = {name: [line["steps"] for line in lines] for name, lines in runs.items()}
     outputs = {name: [line["output_ids"] for line in lines] for name, lines in runs.items()}

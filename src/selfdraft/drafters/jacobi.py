@@ -170,7 +170,7 @@ class Jacobi(PathDrafter):
         return self.finished(context, draft)
 
     def observe(self, context: Context, step: Step) -> None:
-        """Take the next iterate from the pass: its predictions in greedy decoding, else fresh draws from its logits."""
+        """Take the next iterate from the pass: its predictions, or fresh draws from its distributions."""
         super().observe(context, step)
         block, tree = self.blocks[context], step.draft.tree
         for kind, chances in block.chances.items():
@@ -187,7 +187,9 @@ class Jacobi(PathDrafter):
             if iterate:
                 block.record.passes.append((block.number, at, iterate))
         after = torch.tensor([0, *(node + 1 for node in nodes)])
-        if step.distributions is None:
+        if step.distributions is None or self.curve is not None:
+            # A sampled prediction is drawn with the number of its position, which the verification will use as well:
+            # where the distributions are alike, so are the tokens. The text does not depend on how much is drafted.
             block.guesses = carried_block(step.predictions[after], kept).tolist()
         else:
             block.q = carried_block(step.distributions[after.to(step.distributions.device)], kept)
@@ -205,7 +207,7 @@ class Jacobi(PathDrafter):
         branches = list(block.tried.values())
         if self.curve is not None:
             branches = self._paying(block, self.curve.shared_by(context.rows))
-        if not context.rule.sample:
+        if self.curve is not None or not context.rule.sample:
             return Draft(TokenTree.merged(branches), self.config.label)
         tree = TokenTree.separate(branches)
         return Draft(tree, self.config.label, self._drawn_from(block, branches, tree.tokens))
