@@ -211,3 +211,6 @@ if found := complaints(LOSSLESS, TRIED):
 
 EVERY_CONFIG: list[DrafterConfig] = [config for configs in LOSSLESS.values() for config in configs]
 EVERY_NAME: list[str] = [name_of(config) for config in EVERY_CONFIG]
+# One of each drafter, for tests of what does not depend on its options: the last, which has the most unusual ones.
+ONE_EACH: list[DrafterConfig] = [configs[-1] for configs in LOSSLESS.values()]
+ONE_NAMES: list[str] = [name_of(config) for config in ONE_EACH]

@@ -26,15 +26,16 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, stock_output, subject
 
-# Every drafter with every family, and every config with two families alone and two in a batch: its configs share the
-# families out, each going on where the one before it stopped.
+# In batches, every drafter that has a name with every family, and a pair without a name with three; by itself, every
+# drafter with three. Its configs share the families out, each going on where the one before it stopped.
 NAMES = list(FAMILIES)
 ALONE: list = []
 BATCHED: list = []
-for _configs in LOSSLESS.values():
-    _share = max(2, -(-len(NAMES) // len(_configs)))
-    for _number, _config in enumerate(_configs):
-        for _cases, _first in ((ALONE, _number * _share), (BATCHED, _number * _share + len(NAMES) // 2)):
+for _label, _configs in LOSSLESS.items():
+    for _cases, _families, _shift in ((ALONE, 3, 0), (BATCHED, 3 if "+" in _label else len(NAMES), len(NAMES) // 2)):
+        _share = -(-_families // len(_configs))
+        for _number, _config in enumerate(_configs):
+            _first = _number * _share + _shift + len(_label)
             for _family in (NAMES[(_first + _turn) % len(NAMES)] for _turn in range(_share)):
                 if not cannot(_config, _family):
                     _cases.append(pytest.param(_config, _family, id=f"{name_of(_config)}-{_family}"))
