@@ -22,21 +22,29 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 
 
+COMMANDS = ("app", "scripts", "fuzz", "gpu")  # folders whose tests run whole commands, or need a GPU
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="a few cases of every test, none of which is slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --fast, keep one case of a test for each drafter, or else three, and none that is marked slow or real."""
+    """With --fast, keep one case of a test for each drafter, or else three, and none that is marked slow or real.
+
+    Tests of whole commands are kept if their folder is named: `--fast tests/app`.
+    """
     if not config.getoption("--fast"):
         return
     kept: list[pytest.Item] = []
     seen: Counter[tuple[str, str]] = Counter()
     for item in items:
-        if item.get_closest_marker("slow") or item.get_closest_marker("real"):
+        folder = item.path.parent.name
+        left_out = folder in COMMANDS and not any(f"tests/{folder}" in given for given in config.args)
+        if left_out or item.get_closest_marker("slow") or item.get_closest_marker("real"):
             continue
         cases = getattr(item, "callspec", None)
-        drafter = getattr(cases.params.get("config"), "name", "") if cases else ""
+        drafter = getattr(cases.params.get("config"), "label", "") if cases else ""
         test = item.nodeid.partition("[")[0], drafter
         seen[test] += 1
         if seen[test] <= (1 if drafter else 3):
