@@ -1,6 +1,6 @@
 # Every target works in a fresh clone: it sets up what it needs first. `make` alone lists them.
 PY := .venv/bin/python
-DEMO_ARGS ?= bundled none jacobi pool --per-family 1 --tokens 64
+DEMO_ARGS ?= bundled none jacobi pool --per-family 1 --tokens 56
 ARGS ?=
 
 .DEFAULT_GOAL := help
