@@ -6,12 +6,11 @@ This makes the tables of docs/results.md, so that every number in them comes fro
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from selfdraft.app.errors import one_line_script
-from selfdraft.core.errors import UserError
+from selfdraft.tracking.result_file import markdown, taken_from
 
 HEADER = (
     "| drafter | dtype | prompts | tokens per forward | tokens/s | speedup: median [95 % CI] | over all tokens "
@@ -42,30 +41,13 @@ def row(result: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def row_of(folder: Path) -> str:
-    """Return the row of the run in `folder`.
-
-    Raises:
-        UserError: the folder has no result of task=evaluate.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
-    try:
-        return row(json.loads(path.read_text(encoding="utf-8")))
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
-
-
 @one_line_script("compare_runs")
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
-    rows = [row_of(folder) for folder in parser.parse_args(arguments).runs]
-    print(HEADER)
-    print("|" + "---|" * HEADER.count(" | ") + "---|")
-    print("\n".join(rows))
+    rows = [taken_from(folder, row) for folder in parser.parse_args(arguments).runs]
+    print(markdown(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ One row a run, by dtype, drafter and batch size; `× batch 1` is against the run
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from selfdraft.app.errors import one_line_script
-from selfdraft.core.errors import UserError
+from selfdraft.tracking.result_file import markdown, taken_from
 
 HEADER = (
     "| dtype | drafter | batch | tokens/s | × batch 1 | the target alone | speedup over it "
@@ -41,20 +40,9 @@ def row(result: dict, single: dict | None) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def read(folder: Path) -> dict:
-    """Return the result of the run in `folder`.
-
-    Raises:
-        UserError: the folder has no result of task=evaluate.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        row(result, result)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
+def complete(result: dict) -> dict:
+    """Return the result, which must have all that a row shows."""
+    row(result, result)
     return result
 
 
@@ -63,15 +51,13 @@ def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
-    results = [read(folder) for folder in parser.parse_args(arguments).runs]
+    results = [taken_from(folder, complete) for folder in parser.parse_args(arguments).runs]
     singles = {kind(result): result for result in results if result["batch_size"] == 1}
     rows = [
         row(result, singles.get(kind(result)))
         for result in sorted(results, key=lambda result: (*kind(result), result["batch_size"]))
     ]
-    print(HEADER)
-    print("|" + "---|" * HEADER.count(" | ") + "---|")
-    print("\n".join(rows))
+    print(markdown(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from selfdraft.app.errors import one_line_script
-from selfdraft.core.errors import UserError
+from selfdraft.tracking.result_file import markdown, taken_from
 
 HEADER = (
     "| run | tokens per forward | speedup [95 % CI] | fixed a pass | passes with a token right early | passes a block "
@@ -38,30 +38,14 @@ def row(name: str, result: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def row_of(folder: Path) -> str:
-    """Return the row of the run in `folder`.
-
-    Raises:
-        UserError: the folder has no result of task=evaluate.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the folders of finished runs (hydra.run.dir)")
-    try:
-        return row(folder.name, json.loads(path.read_text(encoding="utf-8")))
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
-
-
 @one_line_script("table")
 def main(arguments: list[str]) -> None:
     """Print one row for each folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a finished run")
-    rows = [row_of(folder) for folder in parser.parse_args(arguments).runs]
-    print(HEADER)
-    print("|" + "---|" * HEADER.count(" | ") + "---|")
-    print("\n".join(rows))
+    runs = parser.parse_args(arguments).runs
+    rows = [taken_from(folder, partial(row, folder.name)) for folder in runs]
+    print(markdown(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -53,12 +53,11 @@ def settled(composed: DictConfig) -> DictConfig:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return the composed configuration as dataclasses, with every range checked.
+    """Return a configuration that is composed and settled as dataclasses, with every range checked.
 
     Raises:
         UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
     """
-    composed = settled(composed)
     missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
     if missing:
         OmegaConf.select(composed, missing[0], throw_on_missing=True)

@@ -45,10 +45,7 @@ class TokenTree:
     @staticmethod
     def chains(tokens: Tensor) -> TokenTree:
         """Return a tree of k separate branches of w tokens, from (k, w) tokens."""
-        count, width = tokens.shape
-        parents = torch.arange(-1, count * width - 1).view(count, width).clone()
-        parents[:, :1] = ROOT
-        return TokenTree(tokens.flatten(), parents.flatten(), torch.ones(count * width, dtype=torch.bool))
+        return TokenTree.separate(tokens.tolist())
 
     @staticmethod
     def separate(branches: Sequence[Sequence[int]]) -> TokenTree:

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.blocks import INITS, BlockInit, Kind
-from selfdraft.core.costs import CostCurve, Costs
+from selfdraft.core.chains import Chains, Chances, lookup_chances
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
-from selfdraft.core.growth import paying_lengths
 from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
 from selfdraft.core.options import choice_name, option
-from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.sampling import draw
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
@@ -123,9 +122,8 @@ class Block:
         passes: number of passes since the block was started.
         number: number of blocks started so far, this one included.
         iterates: the (k, up to W) input of each refining forward of the present step.
-        tried: the blocks of the present step, by how they were made, and whole even if only a part is drafted.
+        tried: the blocks of the present step.
         carried: which of them goes on with the guesses.
-        chances: how often the tokens of blocks of each kind are right.
     """
 
     init: BlockInit
@@ -134,9 +132,8 @@ class Block:
     passes: int = 0
     number: int = 0
     iterates: list[Tensor] = field(default_factory=list)
-    tried: dict[Kind, list[int]] = field(default_factory=dict)
+    tried: Chains[Kind] = field(default_factory=lambda: Chains(_expected))
     carried: int = 0
-    chances: dict[Kind, Chances] = field(default_factory=dict)
     record: Convergence = field(default_factory=Convergence)
 
 
@@ -173,12 +170,10 @@ class Jacobi(PathDrafter):
         """Take the next iterate from the pass: its predictions, or fresh draws from its distributions."""
         super().observe(context, step)
         block, tree = self.blocks[context], step.draft.tree
-        for kind, chances in block.chances.items():
-            chances.fade()
-            chances.learn(block.tried.get(kind, ()), step.emitted)
+        block.tried.learn(step.emitted)
         nodes, kept = tree.branch_through(step.nodes), len(step.nodes)  # of the block that matched furthest
         tokens = tree.tokens[nodes].tolist()
-        best = next((i for i, tried in enumerate(block.tried.values()) if tried[: len(tokens)] == tokens), 0)
+        best = next((i for i, tried in enumerate(block.tried.found.values()) if tried[: len(tokens)] == tokens), 0)
         block.passes += 1
         if best != block.carried:
             block.passes, block.number = 1, block.number + 1
@@ -202,24 +197,15 @@ class Jacobi(PathDrafter):
     def _fused(self, context: Context, block: Block, width: int) -> Draft:
         """Return blocks that the verification also refines: whole ones, or the first tokens of each that pay."""
         make = block.init.blocks if self.curve is None else block.init.beginnings
-        block.tried = make(context.tokens, block.guesses, block.passes, width, self.config.begun)
-        block.carried = next((i for i, (made, *_) in enumerate(block.tried) if made in ("filled", "carried")), 0)
-        branches = list(block.tried.values())
+        block.tried.found = make(context.tokens, block.guesses, block.passes, width, self.config.begun)
+        block.carried = next((i for i, (made, *_) in enumerate(block.tried.found) if made in ("filled", "carried")), 0)
         if self.curve is not None:
-            branches = self._paying(block, self.curve.shared_by(context.rows))
-        if self.curve is not None or not context.rule.sample:
+            return Draft(TokenTree.merged(block.tried.paying(self.curve.shared_by(context.rows))), self.config.label)
+        branches = list(block.tried.found.values())
+        if not context.rule.sample:
             return Draft(TokenTree.merged(branches), self.config.label)
         tree = TokenTree.separate(branches)
         return Draft(tree, self.config.label, self._drawn_from(block, branches, tree.tokens))
-
-    def _paying(self, block: Block, costs: CostCurve) -> list[list[int]]:
-        """Return the first tokens of each block that pay."""
-        for kind in block.tried:
-            if kind not in block.chances:
-                block.chances[kind] = lookup_chances(*kind[1:]) if kind[0] == "ngram" else Chances(*PRIORS[kind[0]])
-        reached = [block.chances[kind].reached(len(tokens)) for kind, tokens in block.tried.items()]
-        lengths = paying_lengths(reached, costs)
-        return [tokens[:length] for tokens, length in zip(block.tried.values(), lengths, strict=True)]
 
     def _drawn_from(self, block: Block, branches: Sequence[Sequence[int]], tokens: Tensor) -> Tensor | None:
         """Return the (n, V) distribution of each token: the last pass's for carried guesses, one-hot for others.
@@ -236,15 +222,15 @@ class Jacobi(PathDrafter):
 
     def _literal(self, context: Context, block: Block, width: int) -> Draft:
         """Return whole blocks after `refine_steps` refining forwards."""
-        block.tried = block.init.blocks(context.tokens, block.guesses, block.passes, width, self.config.begun)
-        branches, block.carried = list(block.tried.values()), 0
+        block.tried.found = block.init.blocks(context.tokens, block.guesses, block.passes, width, self.config.begun)
+        branches, block.carried = list(block.tried.found.values()), 0
         guesses = torch.tensor(branches, dtype=torch.long)
         q = self._drawn_from(block, branches, guesses.flatten()) if context.rule.sample else None
         if not width:
             return Draft(TokenTree.empty(), self.config.label)
         path = self.policy.path(context)
         guesses, q = self._refined(context, path, guesses, None if q is None else q.unflatten(0, guesses.shape))
-        block.tried = dict(zip(block.tried, guesses.tolist(), strict=True))
+        block.tried.found = dict(zip(block.tried.found, guesses.tolist(), strict=True))
         passes = len(block.iterates) if path is self.target.full else 0
         q = None if q is None else q.flatten(0, 1)
         return Draft(TokenTree.chains(guesses), self.config.label, q, target_forwards=passes)
@@ -282,6 +268,11 @@ class Jacobi(PathDrafter):
         q = _certain(guesses, p) if q is None else q.clone()
         q[:, start:end] = p
         return guesses, q
+
+
+def _expected(kind: Kind) -> Chances:
+    """Return what to expect of blocks of a kind, before any was tried."""
+    return lookup_chances(*kind[1:]) if kind[0] == "ngram" else Chances(*PRIORS[kind[0]])
 
 
 def _certain(guesses: Tensor, like: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from selfdraft.core.costs import CostCurve, Costs
-from selfdraft.core.growth import paying_lengths
+from selfdraft.core.chains import Chains, lookup_chances
+from selfdraft.core.costs import Costs
 from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import choice_name, option
-from selfdraft.core.rates import Chances, lookup_chances
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.protocol import TargetProtocol
@@ -47,11 +46,10 @@ Kind = tuple[int, int]  # of a candidate: how many tokens matched, and how many 
 
 @dataclass
 class State:
-    """The drafter's state for one request: the text's index; by kind, the chances and the last continuations found."""
+    """The drafter's state for one request: the text's index, and the continuations of its matches."""
 
     index: NgramIndex
-    chances: dict[Kind, Chances] = field(default_factory=dict)
-    found: dict[Kind, list[int]] = field(default_factory=dict)
+    chains: Chains[Kind] = field(default_factory=lambda: Chains(lambda kind: lookup_chances(*kind)))
 
 
 class PromptLookup(Drafter):
@@ -74,23 +72,13 @@ class PromptLookup(Drafter):
         state = self.states[context]
         state.index.extend(context.tokens[len(state.index) :])
         found = state.index.matches(min(self.config.draft_length, context.room), self.config.candidates)
-        state.found = {(matched, rank): tokens for rank, (matched, tokens) in enumerate(found)}
-        branches = list(state.found.values())
-        if self.curve is not None:
-            branches = self._paying(state, self.curve.shared_by(context.rows))
+        state.chains.found = {(matched, rank): tokens for rank, (matched, tokens) in enumerate(found)}
+        if self.curve is None:
+            branches = list(state.chains.found.values())
+        else:
+            branches = state.chains.paying(self.curve.shared_by(context.rows))
         return Draft(TokenTree.merged(branches), source="lookup")
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn how many tokens of the continuations found were right, drafted or not."""
-        state = self.states[context]
-        for kind, chances in state.chances.items():
-            chances.fade()
-            chances.learn(state.found.get(kind, ()), step.emitted)
-
-    def _paying(self, state: State, costs: CostCurve) -> list[list[int]]:
-        """Return, for every candidate, the first tokens that pay."""
-        for kind in state.found:
-            state.chances.setdefault(kind, lookup_chances(*kind))
-        reached = [state.chances[kind].reached(len(tokens)) for kind, tokens in state.found.items()]
-        lengths = paying_lengths(reached, costs)
-        return [tokens[:length] for tokens, length in zip(state.found.values(), lengths, strict=True)]
+        self.states[context].chains.learn(step.emitted)
