@@ -245,6 +245,18 @@ def page(rows: list[Row], command: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def refuse_unwritable(file: Path) -> None:
+    """Check that a file can be written, before anything takes time.
+
+    Raises:
+        UserError: it is a folder, or its folder does not exist.
+    """
+    if file.is_dir():
+        raise UserError(f"--out {file}: there is a folder where a file is needed")
+    if not file.parent.is_dir():
+        raise UserError(f"--out {file}: the folder {file.parent} does not exist")
+
+
 @one_line_script("families")
 def main(arguments: list[str]) -> None:
     """Try the families, and write the page."""
@@ -256,6 +268,7 @@ def main(arguments: list[str]) -> None:
     known = families()
     if unknown := [name for name in given.families if name not in known]:
         raise UserError(f"there is no family {unknown[0]!r} in transformers {transformers.__version__}")
+    refuse_unwritable(given.out)
     names, console = given.families or known, make_console()
     rows = [in_its_own_process(name) for name in track(names, description="families", console=console)]
     command = " ".join(["python scripts/families.py", *given.families])

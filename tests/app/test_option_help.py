@@ -103,12 +103,20 @@ def test_comments_are_written_beside_the_values_in_one_column_and_wrapped() -> N
 def test_the_command_rewrites_what_differs_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "path" / "full.yaml"
     file.parent.mkdir()
+    (tmp_path / "config.yaml").write_text((CONF / "config.yaml").read_text())
     file.write_text("# All.\ndefaults: [schema/LayerSkipConfig@_here_]\n\nsparsity: 0.2\n")
     main([str(tmp_path)])
     assert capsys.readouterr().out == f"rewritten: {file}\n"
     assert "sparsity: 0.2   # share of the sublayers" in file.read_text()
-    main([str(tmp_path)])
+    assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_folder_that_is_not_conf_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text("mine: 1  # a comment\n")
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"option_help: {tmp_path} has no config.yaml: give the folder conf of SelfDraft\n"
+    assert (tmp_path / "own.yaml").read_text() == "mine: 1  # a comment\n"
 
 
 def test_another_default_keeps_range_and_description() -> None:

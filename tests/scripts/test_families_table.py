@@ -64,3 +64,24 @@ def test_an_unknown_family_is_one_line(script: ModuleType, capsys: pytest.Captur
     assert script.main(["lama"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("families: there is no family 'lama' in transformers ")
+
+
+def test_an_unwritable_file_is_refused_before_any_family_is_tried(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "in_its_own_process", None)  # calling it would be a TypeError
+    assert script.main(["llama", "--out", str(tmp_path)]) == 2
+    assert script.main(["llama", "--out", str(tmp_path / "nowhere" / "x.md")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"families: --out {tmp_path}: there is a folder where a file is needed"
+    assert second == f"families: --out {tmp_path}/nowhere/x.md: the folder {tmp_path}/nowhere does not exist"
+
+
+def test_a_wrong_text_ends_with_status_1(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = script.Row("llama", cells=dict.fromkeys(["plain", *script.DRAFTERS], "1.50") | {"pool": "**differs**"})
+    monkeypatch.setattr(script, "in_its_own_process", lambda family: row)
+    with pytest.raises(SystemExit) as ended:
+        script.main(["llama", "--out", str(tmp_path / "x.md")])
+    assert ended.value.code == 1 and "**differs**" in (tmp_path / "x.md").read_text()

@@ -12,6 +12,7 @@ they set those of other files.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import textwrap
@@ -21,7 +22,9 @@ from pathlib import Path
 
 import yaml
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.app.schemas import SCHEMAS, Config
+from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
 from selfdraft.tracking.atomic import write_text_atomic
 
@@ -98,14 +101,19 @@ def rewritten(conf: Path) -> dict[Path, str]:
     }
 
 
+@one_line_script("option_help")
 def main(arguments: list[str]) -> None:
     """Rewrite the YAML files in the folder given, and name those that changed."""
-    (conf,) = arguments or ["conf"]
-    for file, text in rewritten(Path(conf)).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("conf", type=Path, nargs="?", default=Path("conf"), help="folder of the groups (default: conf)")
+    conf = parser.parse_args(arguments).conf
+    if not (conf / "config.yaml").is_file():
+        raise UserError(f"{conf} has no config.yaml: give the folder conf of SelfDraft")
+    for file, text in rewritten(conf).items():
         if file.read_text(encoding="utf-8") != text:
             write_text_atomic(file, text)
             print(f"rewritten: {file}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
