@@ -44,7 +44,9 @@ def test_the_tokens_over_the_cost_are_the_speedup_over_all_tokens() -> None:
 
 def test_without_drafts_or_times_nothing_is_explained() -> None:
     none = [{"offered": 0, "accepted": 0}]
-    assert "nothing was drafted" in (reason(result(acceptance_by_depth=none)) or "")
+    assert "no draft was found" in (reason(result(acceptance_by_depth=none)) or "")
+    plain = summarize([line(steps=[[]] * 5, acceptance_by_depth=[])], **(LABELS | {"drafter": "none"}))
+    assert reason(plain) is None
     assert reason(summarize([line()], **LABELS)) is None  # a run from before steps were recorded
     assert reason(result(baseline_decode_s=0.0)) is None
     assert reason(result(phases_s={"prefill": 0.5})) is None

@@ -38,10 +38,9 @@ from selfdraft.tracking.artifact import Artifact
 
 
 def settled(composed: DictConfig) -> DictConfig:
-    """Return the configuration with what is left to the machine decided: model.dtype=auto becomes a dtype.
+    """Return the configuration with model.dtype=auto replaced by the dtype that fits this machine.
 
-    A run's config.yaml holds the decision, so that the run is resumed on another machine with the same dtype or not at
-    all.
+    The run's config.yaml then names that dtype. So the run cannot be resumed with another one on another machine.
     """
     if OmegaConf.select(composed, "model.dtype", default=None) != AUTO:
         return composed
@@ -53,7 +52,7 @@ def settled(composed: DictConfig) -> DictConfig:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return a configuration that is composed and settled as dataclasses, with every range checked.
+    """Return the dataclasses of a configuration that `settled` returned, with every range checked.
 
     Raises:
         UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.

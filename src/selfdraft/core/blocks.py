@@ -9,7 +9,7 @@ import numpy as np
 from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
 
 Kind = tuple[str, int, int]
-"""How a block was made: the way, and two numbers that tell blocks of different worth apart (see `BlockInit.blocks`)."""
+"""How a block was made, for instance ("ngram", 3, 0). Blocks of one kind should be right about equally often."""
 
 INITS = ("prompt_random", "repeat_last", "pad", "ngram", "previous_tail")
 NGRAM_MIN, NGRAM_MAX = 1, 3  # for init=ngram: the defaults of prompt lookup, so that the two can be compared
@@ -67,11 +67,11 @@ class BlockInit:
     def beginnings(
         self, text: Sequence[int], carried: list[int], passes: int, width: int, count: int
     ) -> dict[Kind, list[int]]:
-        """Return the blocks that are worth their width, of up to `width` tokens and by their kind.
+        """Return blocks of up to `width` tokens to try, by their kind, for a draft that is cut to what pays.
 
-        With `ngram` these are up to `count` continuations of n-grams, of kind ("ngram", matched tokens, how many come
-        before it), and then the `carried` guesses, ("carried", passes, 0): nothing is filled up. With every other init
-        they are `blocks`.
+        With `ngram` these are up to `count` continuations of n-grams, of kind ("ngram", matched tokens, number of
+        better matches), and then the `carried` guesses, ("carried", passes, 0). None of them is filled up with other
+        tokens, which would hardly be right. With every other init they are those of `blocks`.
         """
         if not width:
             return {}

@@ -47,7 +47,12 @@ class Chances:
 
 
 def lookup_chances(matched: int, rank: int) -> Chances:
-    """Return what to expect of the tokens after a match of `matched` tokens that `rank` better matches come before."""
+    """Return prior chances of the tokens that followed an n-gram.
+
+    Args:
+        matched: number of tokens in the n-gram.
+        rank: number of better matches, whose tokens are more likely right.
+    """
     prior = lookup_prior(matched)
     return Chances(prior * RIVAL**rank, prior)
 
@@ -61,13 +66,13 @@ class Chains(Generic[K]):
     """
 
     def __init__(self, expected: Callable[[K], Chances]) -> None:
-        """Take the function that says what to expect of a kind that was not met before."""
+        """Take the function that returns the prior chances of a kind, called when the kind occurs first."""
         self.expected = expected
         self.found: dict[K, list[int]] = {}
         self.chances: dict[K, Chances] = {}
 
     def paying(self, costs: CostCurve) -> list[list[int]]:
-        """Return of each chain found the first tokens that pay, if all are verified side by side."""
+        """Return the first tokens of each chain found: as many as pay when all chains are verified side by side."""
         for kind in self.found:
             if kind not in self.chances:
                 self.chances[kind] = self.expected(kind)

@@ -123,7 +123,7 @@ class Block:
         number: number of blocks started so far, this one included.
         iterates: the (k, up to W) input of each refining forward of the present step.
         tried: the blocks of the present step.
-        carried: which of them goes on with the guesses.
+        carried: the index of the block that continues the guesses; the others are new.
     """
 
     init: BlockInit
@@ -183,8 +183,9 @@ class Jacobi(PathDrafter):
                 block.record.passes.append((block.number, at, iterate))
         after = torch.tensor([0, *(node + 1 for node in nodes)])
         if step.distributions is None or self.curve is not None:
-            # A sampled prediction is drawn with the number of its position, which the verification will use as well:
-            # where the distributions are alike, so are the tokens. The text does not depend on how much is drafted.
+            # When sampling, each position has a random number of its own, with which its prediction was drawn. The
+            # verification uses the same number, so it often draws the same token. And since these guesses are only
+            # compared with the verification's own draws, the text does not depend on how much is drafted.
             block.guesses = carried_block(step.predictions[after], kept).tolist()
         else:
             block.q = carried_block(step.distributions[after.to(step.distributions.device)], kept)

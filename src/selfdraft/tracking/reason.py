@@ -9,7 +9,7 @@ REST = ("commit", "other")
 
 
 def reason(result: Mapping[str, Any]) -> str | None:
-    """Return the line, or None if nothing was drafted or timed.
+    """Return the line; None for plain decoding itself, and if steps or times were not recorded.
 
     A speedup over all tokens is the number of tokens that a step writes, divided by what the step costs in steps of
     plain decoding. A step costs the drafting, the forward that verifies, and the rest (committing, bookkeeping).
@@ -20,10 +20,16 @@ def reason(result: Mapping[str, Any]) -> str | None:
     plain, steps, phases = result["baseline_tokens_per_s"], result.get("steps"), result["phases_s"]
     depths = result["acceptance_by_depth"]
     offered = sum(depth["offered"] for depth in depths)
-    if not plain or not steps or not result["new_tokens"] or not phases.get("verify"):
+    if (
+        result.get("drafter") == "none"
+        or not plain
+        or not steps
+        or not result["new_tokens"]
+        or not phases.get("verify")
+    ):
         return None
     if not offered:
-        return "why: nothing was drafted, because no draft was expected to pay: these are steps of plain decoding"
+        return "why: no draft was found, or none was expected to pay: all steps were those of plain decoding"
     accepted = sum(depth["accepted"] for depth in depths) / offered
     written = result["new_tokens"] / steps
     draft, verify, rest = (
