@@ -231,7 +231,7 @@ def page(rows: list[Row], command: str) -> str:
         for name in names:
             cell = row.cells[name]
             if cell.startswith("refused: "):
-                reason = f"`{name}`: {cell.removeprefix('refused: ')}"
+                reason = f"`{name}`: {cell.removeprefix('refused: ')}".replace(repr(row.family), "…")
                 notes += [reason] * (reason not in notes)
                 cell = f"refused ({notes.index(reason) + 1})"
             told.append(cell)

@@ -29,19 +29,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="a few cases of every test, none of which is slow")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --fast, keep one case of a test for each drafter, or else three, and none that is marked slow or real.
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast, do not even import the tests of whole commands, unless their folder is named."""
+    folders = {f"tests/{folder}" for folder in (*COMMANDS, "real")}
+    named = any(folder in given for folder in folders for given in config.args)
+    inside = any(collection_path.as_posix().endswith(folder) for folder in folders)
+    return True if config.getoption("--fast") and inside and not named else None
 
-    Tests of whole commands are kept if their folder is named: `--fast tests/app`.
-    """
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --fast, keep one case of a test for each drafter, or else three, and none that is marked slow or real."""
     if not config.getoption("--fast"):
         return
     kept: list[pytest.Item] = []
     seen: Counter[tuple[str, str]] = Counter()
     for item in items:
-        folder = item.path.parent.name
-        left_out = folder in COMMANDS and not any(f"tests/{folder}" in given for given in config.args)
-        if left_out or item.get_closest_marker("slow") or item.get_closest_marker("real"):
+        if item.get_closest_marker("slow") or item.get_closest_marker("real"):
             continue
         cases = getattr(item, "callspec", None)
         drafter = getattr(cases.params.get("config"), "label", "") if cases else ""

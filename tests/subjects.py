@@ -16,7 +16,7 @@ from selfdraft.drafters.base import Drafter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
-LENGTH = 28
+LENGTH = 24
 
 # Rows that are ragged, shorter and longer than a window; more than a batch holds; repetitions for lookups to find.
 PROMPTS = [

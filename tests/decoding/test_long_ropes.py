@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lossless import EVERY_CONFIG, EVERY_NAME, cannot
+from lossless import ONE_EACH, ONE_NAMES, cannot
 from made import made
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
@@ -101,8 +101,8 @@ def decode(
 
 
 CASES = []
-for _number, (_config, _label) in enumerate(zip(EVERY_CONFIG, EVERY_NAME, strict=True)):
-    _name = list(MODELS)[_number % len(MODELS)]  # by turns: each model meets every fifth way of drafting
+for _number, (_config, _label) in enumerate(zip(ONE_EACH, ONE_NAMES, strict=True)):
+    _name = list(MODELS)[_number % len(MODELS)]  # by turns: each model meets every fifth drafter
     if _name == "phimoe" and getattr(_config, "path", _config).name == "width_skip":
         _name = "llama"  # a mixture's neurons cannot be chosen
     if not cannot(_config, _name.split()[0]):
@@ -112,7 +112,7 @@ for _number, (_config, _label) in enumerate(zip(EVERY_CONFIG, EVERY_NAME, strict
 @pytest.mark.parametrize(("config", "name"), CASES)
 def test_texts_across_the_rope_limit_equal_those_of_generate(name: str, config: DrafterConfig) -> None:
     wanted = [expected(name, tuple(p)) for p in PROMPTS]
-    batch_size = 1 + 2 * (EVERY_CONFIG.index(config) % 2)
+    batch_size = 1 + 2 * (ONE_EACH.index(config) % 2)
     assert decode(target_of(name), config, PROMPTS, batch_size) == wanted
 
 

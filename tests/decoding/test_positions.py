@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lossless import LOSSLESS
+from lossless import ONE_EACH, ONE_NAMES
 from made import made
 from selfdraft.decoding import Drafting
 from selfdraft.decoding.loop import Decoder, Request
@@ -23,7 +23,7 @@ def target() -> Target:
     return Target(tiny_model(max_positions=POSITIONS))
 
 
-@pytest.mark.parametrize("config", [configs[0] for configs in LOSSLESS.values()], ids=LOSSLESS)
+@pytest.mark.parametrize("config", ONE_EACH, ids=ONE_NAMES)
 def test_every_drafter_continues_past_the_positions_like_generate(target: Target, config: DrafterConfig) -> None:
     stopping = Stopping(frozenset(), LENGTH, past_positions=True)
     decoder = Decoder(target, made(target, config), stopping, batch_size=2)

@@ -41,13 +41,8 @@ from selfdraft.drafters import PROPOSALS
 from selfdraft.drafters.base import Context, Drafter, DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.chain import Chain, ChainConfig, _Chain
 from selfdraft.drafters.jacobi import JacobiConfig
-from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.drafters.prompt_lookup import PromptLookupConfig
-from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
-from selfdraft.drafters.recycling import RecyclingConfig
-from selfdraft.drafters.suffix import SuffixConfig
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -75,17 +70,15 @@ RULES: dict[str, tuple[NextToken, list]] = {
     ),
 }
 TREES = [RandomTreeConfig(how=how) for how in ("with", "without", "certain")]
-# Of each drafter, what verifies differently: with distributions and without, fused and literal, one row and several.
+# What is drawn from distributions and verified by them: chains, and Jacobi's blocks unless they follow measured costs.
+# All other drafts are no draws, and their text is compared with that of sampling without drafts, token by token.
 DISTINCT: list[DrafterConfig] = [
     DrafterConfig(),
-    PromptLookupConfig(ngram_max=2, draft_length=3),
     JacobiConfig(window=3, refine_steps=3, init="prompt_random", candidates=1, costs="flat"),
-    JacobiConfig(window=3, refine_steps=9),
     JacobiConfig(window=3, init="previous_tail", candidates=1, costs="flat"),
     JacobiConfig(window=2, refine_steps=2, init="ngram", mode="literal"),
     JacobiConfig(window=2, refine_steps=9, init="ngram", candidates=3, costs="flat"),
     JacobiConfig(window=3, refine_steps=1, mode="literal", order="gauss_seidel", candidates=2),
-    LookaheadConfig(window=3, ngram=3, guesses=4),
     configured("layer_skip", sparsity=0.5, draft_length=2),
     configured("layer_skip", skip_attention=[1, 2], skip_mlp=[1, 2], min_confidence=0.3),
     configured("layer_skip", sparsity=0.5, draft_length=2, siblings=True, draft_vocabulary=6),
@@ -97,17 +90,11 @@ DISTINCT: list[DrafterConfig] = [
     configured("width_skip", ratio=0.5, draft_length=2),
     configured("sparse_kv", sink=1, recent=2, top_k=1, refresh=1, draft_length=2),
     configured("sparse_jacobi", window=2, sparsity=0.5),
-    configured("cascade", costs="flat", sparsity=0.5, max_nodes=6, sparse_length=2),
-    SuffixConfig(costs="flat", max_nodes=6),
-    RecyclingConfig(edges=3, nodes=8, warm=True),  # of other requests, which are drawn independently
-    PseudoTokensConfig(count=2, branches=3, nodes=8, costs="flat", noise=1.0),
-    PoolConfig(costs="flat", max_nodes=8),
-    PoolConfig(costs="flat", max_nodes=8, warm=True),
+    PoolConfig(costs="flat", max_nodes=8, warm=True),  # no draw
     # A path that reads states, chooses keys or a length of its own, under every way to propose:
     configured("chain", path="full", draft_length=2),
     configured("jacobi", path="clasp", window=2, sparsity=0.5, interval=1),
     configured("jacobi", path="sparse_kv", window=3, sink=1, recent=2, top_k=1, refresh=1),
-    configured("pool", path="dynamic_exit", costs="flat", max_nodes=6, stride=1, interval=2, sparse_length=2),
     *TREES,
 ]
 
@@ -165,15 +152,17 @@ def drafter_of(config: DrafterConfig, kind: type[Target] = Target) -> Drafter:
 
 
 def test_every_drafter_is_among_those_that_are_tried() -> None:
-    tried = {part.name for config in DISTINCT for part in (config, getattr(config, "path", config))}
-    assert {config.label for config in DISTINCT} | tried >= TRIED
+    every = [*DISTINCT, *UNDRAWN]
+    tried = {part.name for config in every for part in (config, getattr(config, "path", config))}
+    assert {config.label for config in every} | tried >= TRIED
 
 
 def trials_for(config: DrafterConfig) -> int:
     """How many answers are counted."""
     if isinstance(config, RandomTreeConfig):
         return TRIALS
-    by_itself = isinstance(config, PathDrafterConfig) and config.name != "chain" and config.path.name != "full"
+    drafted_together = config.name == "chain" and config.path.name in ("full", "layer_skip", "early_exit")
+    by_itself = isinstance(config, PathDrafterConfig) and (not drafted_together or config.siblings)
     return FEWER_TRIALS if by_itself or getattr(config, "mode", "") == "literal" else DRAFTER_TRIALS
 
 
@@ -205,9 +194,11 @@ def draws(config: DrafterConfig) -> bool:
 
 
 def some_rules(number: int, config: DrafterConfig) -> list[str]:
-    """Of each drafter one, by turns: what a rule does to a tree is the loop's, and random trees are tried with all."""
+    """Of each drafter one, by turns: what a rule does to a tree is the loop's. One kind of random tree meets all."""
     rules = list(RULES)
-    return rules if config in TREES else [rules[number % len(rules)]]
+    if config in TREES:
+        return rules if config == TREES[0] else rules[TREES.index(config) :: 2]
+    return [rules[number % len(rules)]]
 
 
 @pytest.mark.slow
@@ -226,7 +217,8 @@ def test_answers_are_distributed_as_the_target_alone_would_write_them(config: Dr
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ADAPTED)
 def test_with_an_adapter_answers_are_distributed_as_without_one(case: str, tmp_path: Path) -> None:
-    assert p_value(ADAPTED[case].written(target(), tmp_path), "top_k=3") > SIGNIFICANCE
+    config = ADAPTED[case].written(target(), tmp_path)
+    assert p_value(config, "top_k=3", trials=FEWER_TRIALS) > SIGNIFICANCE
 
 
 @pytest.mark.parametrize("case", ADAPTED)
@@ -304,8 +296,8 @@ def longest_of_independent_samples(tree, p, q, trials, draws):
     ],
 )
 def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch, fault: Callable, rule: str, how: str) -> None:
+    """That the same tree and rule pass without a fault is tested above."""
     config = RandomTreeConfig(how=how)
-    assert p_value(config, rule) > SIGNIFICANCE
     monkeypatch.setattr(loop, "reject", fault)
     assert p_value(config, rule) < SIGNIFICANCE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -59,9 +60,10 @@ DRAWS_AFTERWARDS = {"jacobi", "sparse_jacobi"}
 RULES = [NextToken(), NextToken(sample=True, temperature=2.0, top_k=20, top_p=0.9), NextToken(min_new_tokens=6)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("rule", RULES, ids=["greedy", "sample", "min_new_tokens"])
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "trained"])
+@pytest.mark.parametrize(
+    ("name", "batch_size"), zip((name for name in PRESETS if name != "trained"), itertools.cycle([1, 2]), strict=False)
+)
 def test_a_step_synchronises_with_the_device_once(target: Target, name: str, rule: NextToken, batch_size: int) -> None:
     waits = list(waits_by_step(target, made(target, configured(name)), rule, batch_size))
     # A sampled Jacobi iterate is drawn from what verification has decided: once more for every request.

@@ -58,7 +58,7 @@ def test_a_tree_is_hung_below_the_end_of_a_chain() -> None:
     assert len(after_chain([], tree)) == 5
 
 
-TRIED = [*LOSSLESS["lookahead"], *(config for config in ONE_EACH if config.name != "lookahead")]
+TRIED = [*LOSSLESS["lookahead"], *(c for c in ONE_EACH if c.name != "lookahead" and "+" not in c.label)]
 SHARED = [config for config in TRIED if is_tree_parallel(config)]
 
 
@@ -83,8 +83,10 @@ def target() -> tuple[Target, list[int]]:
 def answers(of: Target | TreeParallelTarget, sizes: list[int]) -> dict[str, dict]:
     """Every config's texts by every rule, two rows at once, and what was computed for them."""
     runs = {}
-    for config in SHARED:
+    for number, config in enumerate(SHARED):
         for rule, how in RULES.items():
+            if rule != "greedy" and number % 3:
+                continue  # what a rule does to a tree is not the drafter's
             sizes.clear()
             decoder = Decoder(of, made(of, config), Stopping(frozenset(), LENGTH), rule=how, batch_size=2)
             requests = [Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)]
@@ -118,12 +120,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", [name_of(config) for config in SHARED])
-def test_two_processes_write_the_same_texts_as_one(runs: list[dict], name: str, rule: str) -> None:
-    first, second, single = (each[f"{name} {rule}"] for each in runs)
-    for key in ("texts", "steps", "forwards"):
-        assert first[key] == second[key] == single[key], key
+def test_two_processes_write_the_same_texts_as_one(runs: list[dict]) -> None:
+    assert len(runs[0]) > len(SHARED)
+    for name in runs[0]:
+        first, second, single = (each[name] for each in runs)
+        for key in ("texts", "steps", "forwards"):
+            assert first[key] == second[key] == single[key], (name, key)
 
 
 @pytest.mark.slow

@@ -5,19 +5,18 @@ Shapes: B rows, N query tokens, K key slots, H query heads, G key/value heads, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
 IMPLEMENTATIONS = ("sdpa", "eager", "flex")
 SMALLEST_FLEX = 16  # the smallest head size that the kernels of compiled flex attention take
-_compiled_flex = torch.compile(flex_attention, dynamic=True)  # compiles nothing before it is called
-
 
 def visible_slots(
     starts: Sequence[int],
@@ -109,6 +108,14 @@ def grouped_sdpa(
     return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
+@cache
+def _flex_attention(compiled: bool) -> Callable[..., Any]:
+    """Return torch's flex attention. Its import takes a second, as it brings the compiler: only who uses it pays."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
 def flex(
     module: nn.Module,
     query: Tensor,
@@ -136,8 +143,7 @@ def flex(
         return score if attention_mask is None else score + attention_mask[row, 0, q, k]
 
     compiled = query.device.type != "cpu" and query.shape[-1] >= SMALLEST_FLEX
-    run = _compiled_flex if compiled else flex_attention
-    out = run(query, key, value, score_mod=scores, scale=scaling, enable_gqa=True)
+    out = _flex_attention(compiled)(query, key, value, score_mod=scores, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -24,6 +24,7 @@ from selfdraft.models.sparse import sliced_linear
 from selfdraft.models.target import Target
 
 DOWN = "down_proj"
+GATED_MLPS = ({"gate_proj", "up_proj", DOWN}, {"gate_up_proj", DOWN})  # the second is Phi-3's
 
 
 class _Recorder(nn.Module):
@@ -60,7 +61,9 @@ def require_gated_mlps(target: Target) -> None:
     """
     for layer in target.anatomy.layers:
         mlp = getattr(layer, target.anatomy.mlp_name)
-        if not (hasattr(mlp, DOWN) and (hasattr(mlp, "gate_up_proj") or hasattr(mlp, "gate_proj"))):
+        # Weights of any other part, such as BitNet's norm in the MLP, are sized for all neurons.
+        weighted = {name for name, part in mlp.named_children() if next(part.parameters(), None) is not None}
+        if weighted not in GATED_MLPS:
             raise UserError(
                 f"drafter/path=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
                 f"{DOWN} to be sliced; Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3 and OLMo2 have"

@@ -43,7 +43,7 @@ class Target(Driver):
         """
         super().__init__(model, packed=packed, attention=attention)
         self.max_positions = int(model.config.max_position_embeddings)
-        self.pad_id = _first(model.config.pad_token_id, model.config.eos_token_id, 0)
+        self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
         # Shapes of forwards are rounded up to multiples of these, and drafts keep to these limits (see invariance.py).
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = UNLIMITED, False
@@ -209,7 +209,7 @@ class Target(Driver):
         return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
 
 
-def _first(*ids: int | Sequence[int] | None) -> int:
-    """Return the first token id that is given, among several fallbacks."""
-    given = next(i for i in ids if i is not None and i != [])
-    return int(given if isinstance(given, int) else given[0])
+def _first_in(size: int, *ids: int | Sequence[int] | None) -> int:
+    """Return the first id of a vocabulary of this size among several that may be given; 0 if there is none."""
+    flat = [i for given in ids if given is not None for i in ([given] if isinstance(given, int) else given)]
+    return next((int(i) for i in flat if 0 <= i < size), 0)
