@@ -197,7 +197,7 @@ def some_rules(number: int, config: DrafterConfig) -> list[str]:
     """Of each drafter one, by turns: what a rule does to a tree is the loop's. One kind of random tree meets all."""
     rules = list(RULES)
     if config in TREES:
-        return rules if config == TREES[0] else rules[TREES.index(config) :: 2]
+        return rules if config == TREES[0] else rules[TREES.index(config) - 1 :: 2]
     return [rules[number % len(rules)]]
 
 
