@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from naming import naming
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.growth import Growth, best_probed, best_size, grow, paying_lengths
 from selfdraft.core.tree import ROOT
@@ -91,10 +92,14 @@ def test_the_best_tree_size_gives_the_most_tokens_per_second(
     assert best_size(probabilities, CostCurve((1, 4), seconds)) == size
 
 
-@pytest.mark.parametrize("cost", [0.01, 0.05, 0.2, 0.6])
-@pytest.mark.parametrize("worth", [0.0, 0.4, 1.5])
-def test_the_best_combination_of_nodes_and_probes_is_chosen(cost: float, worth: float) -> None:
+def test_the_best_combination_of_nodes_and_probes_is_chosen() -> None:
     """Against every size with every set of ends, by enumerating where acceptance ends."""
+    for cost, worth in itertools.product((0.01, 0.05, 0.2, 0.6), (0.0, 0.4, 1.5)):
+        with naming(f"a node costs {cost}", f"its probes are worth {worth}"):
+            check_best_combination(cost, worth)
+
+
+def check_best_combination(cost: float, worth: float) -> None:
     growth = grow(alike, nodes=6, depth=3)
     curve = CostCurve((1, 100), (1.0, 1.0 + 99 * cost))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from naming import naming
 from selfdraft.core.jacobi import (
     Convergence,
     by_block,
@@ -42,27 +43,29 @@ def greedy(after, prefix: Sequence[int], length: int) -> list[int]:
     return text[len(prefix) :]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_every_iteration_fixes_at_least_one_more_position(seed: int) -> None:
-    after = model(seed)
-    width = 6
-    expected = greedy(after, PREFIX, width)
-    block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=width))
-    for done in range(1, width + 1):
-        block = next_iterate(forward(after, PREFIX, block))
-        assert block.tolist()[:done] == expected[:done]
-    assert is_fixed_point(block, next_iterate(forward(after, PREFIX, block)))
+def test_every_iteration_fixes_at_least_one_more_position() -> None:
+    for seed in range(20):
+        with naming(f"seed {seed}"):
+            after = model(seed)
+            width = 6
+            expected = greedy(after, PREFIX, width)
+            block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=width))
+            for done in range(1, width + 1):
+                block = next_iterate(forward(after, PREFIX, block))
+                assert block.tolist()[:done] == expected[:done]
+            assert is_fixed_point(block, next_iterate(forward(after, PREFIX, block)))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_only_the_greedy_continuation_is_a_fixed_point(seed: int) -> None:
-    after = model(seed)
-    expected = torch.tensor(greedy(after, PREFIX, 4))
-    assert is_fixed_point(expected, next_iterate(forward(after, PREFIX, expected)))
-    for position in range(4):
-        other = expected.clone()
-        other[position] = (other[position] + 1) % 5
-        assert not is_fixed_point(other, next_iterate(forward(after, PREFIX, other)))
+def test_only_the_greedy_continuation_is_a_fixed_point() -> None:
+    for seed in range(20):
+        with naming(f"seed {seed}"):
+            after = model(seed)
+            expected = torch.tensor(greedy(after, PREFIX, 4))
+            assert is_fixed_point(expected, next_iterate(forward(after, PREFIX, expected)))
+            for position in range(4):
+                other = expected.clone()
+                other[position] = (other[position] + 1) % 5
+                assert not is_fixed_point(other, next_iterate(forward(after, PREFIX, other)))
 
 
 @pytest.mark.parametrize("accepted", range(4))
@@ -73,20 +76,22 @@ def test_carried_guesses_keep_the_positions_that_they_were_predicted_for(accepte
     assert carried.tolist() == list(range(new_root + 1, 5))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_carrying_guesses_over_equals_one_longer_iteration(seed: int) -> None:
+def test_carrying_guesses_over_equals_one_longer_iteration() -> None:
     """Two fused passes equal two iterations over one long block: the second starts where the first stopped."""
-    after = model(seed)
-    block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=6))
-    predictions = forward(after, PREFIX, block)
-    iterate = next_iterate(predictions)
-    accepted = int((block == iterate).long().cumprod(0).sum())
-    committed = [*PREFIX, *predictions[: accepted + 1].tolist()]
-    assert committed == PREFIX + greedy(after, PREFIX, accepted + 1)
-    carried = carried_block(predictions, accepted)
-    assert len(carried) == len(block) - accepted
-    # All of the next iterate but its committed part is carried, and one guess that the iterate of width W lacks.
-    assert carried.tolist()[:-1] == iterate.tolist()[accepted + 1 :]
+    for seed in range(20):
+        with naming(f"seed {seed}"):
+            after = model(seed)
+            block = torch.as_tensor(np.random.default_rng(seed).integers(5, size=6))
+            predictions = forward(after, PREFIX, block)
+            iterate = next_iterate(predictions)
+            accepted = int((block == iterate).long().cumprod(0).sum())
+            committed = [*PREFIX, *predictions[: accepted + 1].tolist()]
+            assert committed == PREFIX + greedy(after, PREFIX, accepted + 1)
+            carried = carried_block(predictions, accepted)
+            assert len(carried) == len(block) - accepted
+            # All of the next iterate but its committed part is carried, and one guess more than the iterate of width W
+            # has.
+            assert carried.tolist()[:-1] == iterate.tolist()[accepted + 1 :]
 
 
 def test_by_block_puts_the_root_before_every_block() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
-import pytest
 
+from naming import naming
 from selfdraft.core.ngrams import NgramIndex, random_prompt_tokens
 
 
@@ -19,20 +20,20 @@ def search(text: Sequence[int], smallest: int, largest: int, length: int) -> lis
     return []
 
 
-@pytest.mark.parametrize(("smallest", "largest"), [(1, 1), (1, 3), (2, 3), (2, 5), (3, 3)])
-@pytest.mark.parametrize("alphabet", [1, 2, 5, 20])
-def test_lookup_equals_a_naive_search(alphabet: int, smallest: int, largest: int) -> None:
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        index, text = NgramIndex(smallest, largest), []
-        assert index.continuation(4) == []
-        for _ in range(25):
-            new = rng.integers(alphabet, size=rng.integers(1, 5)).tolist()  # committed in runs, as a step does
-            index.extend(new)
-            text += new
-            length = int(rng.integers(0, 6))
-            assert index.continuation(length) == search(text, smallest, largest, length)
-            assert len(index) == len(text)
+def test_lookup_equals_a_naive_search() -> None:
+    for alphabet, (smallest, largest) in product([1, 2, 5, 20], [(1, 1), (1, 3), (2, 3), (2, 5), (3, 3)]):
+        with naming(alphabet, smallest, largest):
+            for seed in range(12):
+                rng = np.random.default_rng(seed)
+                index, text = NgramIndex(smallest, largest), []
+                assert index.continuation(4) == []
+                for _ in range(25):
+                    new = rng.integers(alphabet, size=rng.integers(1, 5)).tolist()  # committed in runs, as a step does
+                    index.extend(new)
+                    text += new
+                    length = int(rng.integers(0, 6))
+                    assert index.continuation(length) == search(text, smallest, largest, length)
+                    assert len(index) == len(text)
 
 
 def test_the_longest_match_wins_then_the_latest() -> None:

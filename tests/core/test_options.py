@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, option
 
@@ -35,9 +36,8 @@ class Ungrouped(Options):
     size: int = option(1, at_least=1, help="…")
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_a_value_outside_a_limit_names_option_value_and_range() -> None:
+    for given, message in [
         ({"window": 0}, "drafter.window=0: must be at least 1"),
         ({"share": -0.1}, "drafter.share=-0.1: must be at least 0.0"),
         ({"share": 1.0}, "drafter.share=1.0: must be below 1.0"),
@@ -46,17 +46,15 @@ class Ungrouped(Options):
         ({"skip": [3, -1]}, "drafter.skip=-1: must be at least 0"),
         ({"skip": (3, -1)}, "drafter.skip=-1: must be at least 0"),
         ({"some": [1, 10]}, "drafter.some=10: must be at most 9"),
-    ],
-)
-def test_a_value_outside_a_limit_names_option_value_and_range(given: dict, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Some(**given)
-    assert str(caught.value) == message
+    ]:
+        with naming(given, message):
+            with pytest.raises(UserError) as caught:
+                Some(**given)
+            assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_bounds_and_missing_values_are_accepted() -> None:
+    for given in [
         {},
         {"window": 1},
         {"share": 0.0},
@@ -68,11 +66,10 @@ def test_a_value_outside_a_limit_names_option_value_and_range(given: dict, messa
         {"skip": []},
         {"skip": [0]},
         {"free": ""},
-    ],
-)
-def test_bounds_and_missing_values_are_accepted(given: dict) -> None:
-    made = Some(**given)
-    assert all(getattr(made, name) == value for name, value in given.items())
+    ]:
+        with naming(given):
+            made = Some(**given)
+            assert all(getattr(made, name) == value for name, value in given.items())
 
 
 @pytest.mark.parametrize("name", ["share", "sure"])

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
+from naming import naming
 from selfdraft.core.predictions import PredictionTable, best_tokens, weighted
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocabulary", [8, 100, 256 * 3, 256 * 40, 256 * 40 + 1])
-def test_best_tokens_are_those_of_topk(vocabulary: int, dtype: torch.dtype) -> None:
-    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
-    tokens, chances = best_tokens(logits, 8)
-    tokens = tokens.long()
-    values = logits.topk(8, dim=-1).values
-    assert torch.equal(logits.gather(1, tokens), values)  # among equals another may be named
-    assert torch.equal(chances, values.float().softmax(-1).double())
-    assert all(len(set(row)) == 8 for row in tokens.tolist())
+def test_best_tokens_are_those_of_topk() -> None:
+    for vocabulary, dtype in product([8, 100, 256 * 3, 256 * 40, 256 * 40 + 1], [torch.float32, torch.bfloat16]):
+        with naming(vocabulary, dtype):
+            logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
+            tokens, chances = best_tokens(logits, 8)
+            tokens = tokens.long()
+            values = logits.topk(8, dim=-1).values
+            assert torch.equal(logits.gather(1, tokens), values)  # among equals another may be named
+            assert torch.equal(chances, values.float().softmax(-1).double())
+            assert all(len(set(row)) == 8 for row in tokens.tolist())
 
 
 def test_best_tokens_within_one_block() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
+from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 
@@ -17,22 +18,23 @@ def sublayers(skip: SkipSet) -> list[int]:
     return sorted([2 * i for i in skip.attention] + [2 * i + 1 for i in skip.mlp])
 
 
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("layers", [1, 2, 3, 4, 12, 30, 31])
-def test_the_count_is_that_of_swift_and_first_and_last_layer_are_kept(layers: int, sparsity: float) -> None:
-    skip = SkipSet.spread(layers, sparsity)
-    assert len(skip) == len(sublayers(skip)) == int(2 * max(layers - 2, 0) * sparsity)
-    assert not {0, layers - 1} & (skip.attention | skip.mlp)
+def test_the_count_is_that_of_swift_and_first_and_last_layer_are_kept() -> None:
+    for layers, sparsity in product([1, 2, 3, 4, 12, 30, 31], SPARSITIES):
+        with naming(layers, sparsity):
+            skip = SkipSet.spread(layers, sparsity)
+            assert len(skip) == len(sublayers(skip)) == int(2 * max(layers - 2, 0) * sparsity)
+            assert not {0, layers - 1} & (skip.attention | skip.mlp)
 
 
-@pytest.mark.parametrize("sparsity", [s for s in SPARSITIES if s])
-def test_skipped_sublayers_are_evenly_spaced_and_of_both_kinds(sparsity: float) -> None:
+def test_skipped_sublayers_are_evenly_spaced_and_of_both_kinds() -> None:
     """With only one kind, a sweep over the sparsity would compare two different methods."""
-    skip = SkipSet.spread(30, sparsity)
-    assert len(skip.attention) - len(skip.mlp) in (0, 1)
-    for layers in (skip.attention, skip.mlp):
-        gaps = [b - a for a, b in pairwise(sorted(layers))]
-        assert not gaps or max(gaps) - min(gaps) <= 1
+    for sparsity in [s for s in SPARSITIES if s]:
+        with naming(sparsity):
+            skip = SkipSet.spread(30, sparsity)
+            assert len(skip.attention) - len(skip.mlp) in (0, 1)
+            for layers in (skip.attention, skip.mlp):
+                gaps = [b - a for a, b in pairwise(sorted(layers))]
+                assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_whole_layers_are_those_without_either_sublayer() -> None:

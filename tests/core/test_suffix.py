@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from naming import naming
 from selfdraft.core.suffix import EMPTY, SuffixAutomaton, SuffixText
 
 
@@ -31,26 +32,29 @@ def state_of(automaton: SuffixAutomaton, substring: Sequence[int]) -> int | None
     return state
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_every_substring_is_counted_however_the_texts_grow(seed: int) -> None:
-    rng = random.Random(seed)
-    texts = [[rng.randrange(1 + seed % 3) for _ in range(rng.randrange(1, 14))] for _ in range(1 + seed % 4)]
-    order = [i for i, text in enumerate(texts) for _ in text]
-    if seed % 2:
-        rng.shuffle(order)
-    automaton, states = grown(texts, order)
-    counts = occurrences(texts)
-    for substring, count in counts.items():
-        state = state_of(automaton, substring)
-        assert state is not None and automaton.count[state] == count
-        following = {token: automaton.count[to] for token, to in automaton.continuations(state).items()}
-        assert following == {token: counts[(*substring, token)] for token in range(3) if counts[(*substring, token)]}
-    assert state_of(automaton, [0, 9]) is None
-    for text, state in zip(texts, states, strict=True):
-        longest = max((n for n in range(1, len(text) + 1) if counts[tuple(text[-n:])] > 1), default=0)
-        match = automaton.match(state)
-        assert automaton.length[match] == longest
-        assert match == (state_of(automaton, text[-longest:]) if longest else EMPTY)
+def test_every_substring_is_counted_however_the_texts_grow() -> None:
+    for seed in range(40):
+        with naming(f"seed {seed}"):
+            rng = random.Random(seed)
+            texts = [[rng.randrange(1 + seed % 3) for _ in range(rng.randrange(1, 14))] for _ in range(1 + seed % 4)]
+            order = [i for i, text in enumerate(texts) for _ in text]
+            if seed % 2:
+                rng.shuffle(order)
+            automaton, states = grown(texts, order)
+            counts = occurrences(texts)
+            for substring, count in counts.items():
+                state = state_of(automaton, substring)
+                assert state is not None and automaton.count[state] == count
+                following = {token: automaton.count[to] for token, to in automaton.continuations(state).items()}
+                assert following == {
+                    token: counts[(*substring, token)] for token in range(3) if counts[(*substring, token)]
+                }
+            assert state_of(automaton, [0, 9]) is None
+            for text, state in zip(texts, states, strict=True):
+                longest = max((n for n in range(1, len(text) + 1) if counts[tuple(text[-n:])] > 1), default=0)
+                match = automaton.match(state)
+                assert automaton.length[match] == longest
+                assert match == (state_of(automaton, text[-longest:]) if longest else EMPTY)
 
 
 def test_the_automaton_has_linear_size() -> None:

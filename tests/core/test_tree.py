@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
+from naming import naming
 from random_trees import ancestry, branch, random_tree
 from selfdraft.core.tree import ROOT, TokenTree
 
@@ -16,37 +19,36 @@ TREES = [
 TREES.append(TokenTree(torch.arange(38), torch.tensor([*range(-1, 36), 3]), torch.ones(38, dtype=torch.bool)))
 
 
-def ids(tree: TokenTree) -> str:
-    return f"{len(tree)}-nodes"
+def test_a_node_sees_itself_and_its_ancestors_and_nothing_else() -> None:
+    for tree in TREES:
+        with naming(f"{len(tree)} nodes"):
+            expected = torch.zeros(len(tree), len(tree), dtype=torch.bool)
+            for node in range(len(tree)):
+                expected[node, ancestry(tree, node)] = True
+            assert torch.equal(tree.sees, expected)
 
 
-@pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_a_node_sees_itself_and_its_ancestors_and_nothing_else(tree: TokenTree) -> None:
-    expected = torch.zeros(len(tree), len(tree), dtype=torch.bool)
-    for node in range(len(tree)):
-        expected[node, ancestry(tree, node)] = True
-    assert torch.equal(tree.sees, expected)
+def test_depth_counts_the_nodes_on_the_way_down() -> None:
+    for tree in TREES:
+        with naming(f"{len(tree)} nodes"):
+            assert tree.depths.tolist() == [len(ancestry(tree, node)) for node in range(len(tree))]
 
 
-@pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_depth_counts_the_nodes_on_the_way_down(tree: TokenTree) -> None:
-    assert tree.depths.tolist() == [len(ancestry(tree, node)) for node in range(len(tree))]
+def test_cutting_to_a_depth_keeps_all_nodes_above() -> None:
+    for tree, depth in product(TREES, [0, 1, 2, 3, 7, 100]):
+        with naming(f"{len(tree)} nodes", f"depth {depth}"):
+            cut = tree.up_to_depth(depth)
+            kept = [node for node in range(len(tree)) if len(ancestry(tree, node)) <= depth]
+            # The branch of a node is its identity: renumbered parents that point elsewhere would change it.
+            assert [branch(cut, node) for node in range(len(cut))] == [branch(tree, node) for node in kept]
+            assert torch.equal(cut.is_candidate, tree.is_candidate[kept])
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 7, 100])
-@pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_cutting_to_a_depth_keeps_all_nodes_above(tree: TokenTree, depth: int) -> None:
-    cut = tree.up_to_depth(depth)
-    kept = [node for node in range(len(tree)) if len(ancestry(tree, node)) <= depth]
-    # The branch of a node is its identity: renumbered parents that point elsewhere would change it.
-    assert [branch(cut, node) for node in range(len(cut))] == [branch(tree, node) for node in kept]
-    assert torch.equal(cut.is_candidate, tree.is_candidate[kept])
-
-
-@pytest.mark.parametrize("tree", TREES, ids=ids)
-def test_a_depth_is_offered_if_it_has_a_candidate(tree: TokenTree) -> None:
-    deep = {len(ancestry(tree, node)) for node in range(len(tree)) if tree.is_candidate[node]}
-    assert tree.offered_by_depth() == [depth in deep for depth in range(1, max(deep, default=0) + 1)]
+def test_a_depth_is_offered_if_it_has_a_candidate() -> None:
+    for tree in TREES:
+        with naming(f"{len(tree)} nodes"):
+            deep = {len(ancestry(tree, node)) for node in range(len(tree)) if tree.is_candidate[node]}
+            assert tree.offered_by_depth() == [depth in deep for depth in range(1, max(deep, default=0) + 1)]
 
 
 def test_probes_do_not_count_as_offered() -> None:
@@ -64,12 +66,13 @@ def test_in_a_chain_every_token_is_the_child_of_the_one_before() -> None:
     assert [branch(chain, node) for node in range(3)] == [[7], [7, 8], [7, 8, 9]]
 
 
-@pytest.mark.parametrize("parents", [[ROOT, ROOT], [ROOT, 0, 0], [ROOT, 0, 1, ROOT]])
-def test_a_tree_with_branches_is_not_a_chain(parents: list[int]) -> None:
-    n = len(parents)
-    assert not TokenTree(
-        torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)
-    ).is_chain
+def test_a_tree_with_branches_is_not_a_chain() -> None:
+    for parents in [[ROOT, ROOT], [ROOT, 0, 0], [ROOT, 0, 1, ROOT]]:
+        with naming(parents):
+            n = len(parents)
+            assert not TokenTree(
+                torch.zeros(n, dtype=torch.long), torch.tensor(parents), torch.ones(n, dtype=torch.bool)
+            ).is_chain
 
 
 def test_the_empty_tree_is_a_step_without_a_draft() -> None:
@@ -78,10 +81,10 @@ def test_the_empty_tree_is_a_step_without_a_draft() -> None:
     assert empty.sees.shape == (0, 0)
 
 
-@pytest.mark.parametrize("parents", [[0, 0], [1, ROOT], [ROOT, 1], [ROOT, -2]])
-def test_a_parent_after_its_child_is_refused(parents: list[int]) -> None:
-    with pytest.raises(ValueError, match="must come before it"):
-        TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.ones(2, dtype=torch.bool))
+def test_a_parent_after_its_child_is_refused() -> None:
+    for parents in [[0, 0], [1, ROOT], [ROOT, 1], [ROOT, -2]]:
+        with naming(parents), pytest.raises(ValueError, match="must come before it"):
+            TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.ones(2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("parents", "flags"), [([ROOT], [True, True]), ([ROOT, 0], [True])])
@@ -90,30 +93,29 @@ def test_a_tree_whose_parts_differ_in_length_is_refused(parents: list[int], flag
         TokenTree(torch.tensor([1, 2]), torch.tensor(parents), torch.tensor(flags))
 
 
-@pytest.mark.parametrize(
-    ("branches", "tokens", "parents"),
-    [
+def test_merged_branches_share_common_prefixes() -> None:
+    for branches, tokens, parents in [
         ([], [], []),
         ([[]], [], []),
         ([[1, 2], [1, 3], [4]], [1, 2, 3, 4], [-1, 0, 0, -1]),
         ([[1, 1, 1], [1, 1]], [1, 1, 1], [-1, 0, 1]),
         ([[1, 2], [2, 1], [1, 2, 3]], [1, 2, 2, 1, 3], [-1, 0, -1, 2, 1]),
-    ],
-)
-def test_merged_branches_share_common_prefixes(branches: list, tokens: list[int], parents: list[int]) -> None:
-    tree = TokenTree.merged(branches)
-    assert (tree.tokens.tolist(), tree.parents.tolist()) == (tokens, parents)
-    assert bool(tree.is_candidate.all())
+    ]:
+        with naming(branches, tokens, parents):
+            tree = TokenTree.merged(branches)
+            assert (tree.tokens.tolist(), tree.parents.tolist()) == (tokens, parents)
+            assert bool(tree.is_candidate.all())
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_branches_of_a_merged_tree_are_those_given(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    branches = [rng.integers(3, size=rng.integers(1, 5)).tolist() for _ in range(6)]
-    tree = TokenTree.merged(branches)
-    paths = [tuple(branch(tree, node)) for node in range(len(tree))]
-    assert len(set(paths)) == len(paths)
-    assert set(paths) == {tuple(each[:end]) for each in branches for end in range(1, len(each) + 1)}
+def test_the_branches_of_a_merged_tree_are_those_given() -> None:
+    for seed in range(8):
+        with naming(f"seed {seed}"):
+            rng = np.random.default_rng(seed)
+            branches = [rng.integers(3, size=rng.integers(1, 5)).tolist() for _ in range(6)]
+            tree = TokenTree.merged(branches)
+            paths = [tuple(branch(tree, node)) for node in range(len(tree))]
+            assert len(set(paths)) == len(paths)
+            assert set(paths) == {tuple(each[:end]) for each in branches for end in range(1, len(each) + 1)}
 
 
 def test_probes_next_to_a_tree_are_children_of_the_same_root() -> None:

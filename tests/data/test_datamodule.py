@@ -1,8 +1,10 @@
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 from pytorch_lightning import LightningModule, Trainer
 
+from naming import naming
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 
@@ -18,12 +20,12 @@ def share(rank: int, world_size: int, together: int = 1) -> list[list[Prompt]]:
     return items
 
 
-@pytest.mark.parametrize("together", [1, 2, 4, 16])
-@pytest.mark.parametrize(("world_size", "sizes"), [(1, [11]), (2, [6, 5]), (3, [4, 4, 3])])
-def test_every_prompt_is_given_exactly_once(world_size, sizes, together):
-    shares = [[p for item in share(rank, world_size, together) for p in item] for rank in range(world_size)]
-    assert [len(prompts) for prompts in shares] == sizes
-    assert sorted((p for prompts in shares for p in prompts), key=PROMPTS.index) == PROMPTS
+def test_every_prompt_is_given_exactly_once():
+    for (world_size, sizes), together in product([(1, [11]), (2, [6, 5]), (3, [4, 4, 3])], [1, 2, 4, 16]):
+        with naming(world_size, sizes, together):
+            shares = [[p for item in share(rank, world_size, together) for p in item] for rank in range(world_size)]
+            assert [len(prompts) for prompts in shares] == sizes
+            assert sorted((p for prompts in shares for p in prompts), key=PROMPTS.index) == PROMPTS
 
 
 def test_prompts_alternate_between_ranks():

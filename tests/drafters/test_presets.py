@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from selfdraft.core.errors import UserError
@@ -12,10 +14,9 @@ from selfdraft.drafters.presets import configured, options_of
 TAKE_PATHS = [name for name, proposal in PROPOSALS.items() if issubclass(proposal.Config, PathDrafterConfig)]
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("proposal", TAKE_PATHS)
-def test_proposals_and_paths_share_no_option(proposal: str, path: str) -> None:
-    assert options_of(PROPOSALS[proposal].Config) & options_of(PATHS[path].Config) == set()
+def test_proposals_and_paths_share_no_option() -> None:
+    for proposal, path in product(TAKE_PATHS, PATHS):
+        assert options_of(PROPOSALS[proposal].Config) & options_of(PATHS[path].Config) == set(), (proposal, path)
 
 
 def test_proposals_that_take_a_path_are_listed() -> None:

@@ -132,7 +132,7 @@ def yaml_files(draw: st.DrawFn) -> bytes:
     return draw(damaged(raw)) if kind == "bytes" else raw
 
 
-@settings(max_examples=budget(150, 3000), **SETTINGS)
+@settings(max_examples=budget(80, 3000), **SETTINGS)
 @given(content=yaml_files(), name=st.one_of(st.just("made"), st.sampled_from(AWKWARD)))
 def test_an_artifact_is_accepted_or_gives_one_clear_line(folder: Path, content: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:
@@ -246,7 +246,7 @@ def test_undamaged_checkpoints_are_resumed(folder: Path, begun: bytes) -> None:
     assert [line["step"] for line in train(folder / "sound", 3, resume=True)] == [1, 2, 3]
 
 
-@settings(max_examples=budget(25, 400), **SETTINGS)
+@settings(max_examples=budget(12, 400), **SETTINGS)
 @given(data=st.data())
 def test_a_checkpoint_is_resumed_or_gives_one_clear_line(folder: Path, begun: bytes, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:

@@ -81,7 +81,7 @@ of_anything = st.tuples(words, st.sampled_from(["=", ""]), anything).map("".join
 overrides = st.sampled_from([of_options] * 6 + [of_groups] * 3 + [of_anything]).flatmap(lambda kind: kind).map(_typed)
 
 
-@settings(max_examples=budget(6, 500), **SETTINGS)
+@settings(max_examples=budget(4, 500), **SETTINGS)
 @given(typed=st.lists(overrides, min_size=1, max_size=3))
 def test_any_command_line_ends_with_status_0_or_one_clear_line(commands: Commands, typed: list[str]) -> None:
     task = next((text for text in reversed(typed) if text.startswith("task=")), "")

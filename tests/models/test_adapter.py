@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from naming import naming
 from payload import Payload
 from selfdraft.core.errors import UserError
 from selfdraft.models.adapted import adapted_path
@@ -44,20 +45,19 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
     assert adapted_path(target(), found).skip.attention == {2}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    ["[", "[" * 100_000, "3", "[]", {"scale": "big"}, {"scale": float("nan")}, {"scale": None}, {"skip_mlp": 1},
-     {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1},
-     {"scale": 10**999}, {"skip_mlp": [10**999]}],
-)  # fmt: skip
-def test_invalid_settings_give_one_clear_line(settings: object, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^drafter\.adapter=.*give the folder that task=finetune wrote$"):
-        Adapter.read(written(tmp_path, GOOD, settings))
+def test_invalid_settings_give_one_clear_line(tmp_path: Path) -> None:
+    for settings in (
+        "[", "[" * 100_000, "3", "[]", {"scale": "big"}, {"scale": float("nan")}, {"scale": None}, {"skip_mlp": 1},
+        {"skip_mlp": ["1"]}, {"skip_mlp": [-1]}, {"skip_attention": [True]}, {"more": 1},
+        {"scale": 10**999}, {"skip_mlp": [10**999]},
+    ):  # fmt: skip
+        refused = pytest.raises(UserError, match=r"^drafter\.adapter=.*give the folder that task=finetune wrote$")
+        with naming(settings), refused:
+            Adapter.read(written(tmp_path, GOOD, settings))
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
+def test_unknown_tensors_give_one_clear_line(tmp_path: Path) -> None:
+    for tensors in (
         {"lora.1.mlp.up_proj.A": torch.ones(2, 32)},
         {"lora.1.mlp.up_proj.A": torch.ones(2, 32), "lora.1.mlp.up_proj.B": torch.ones(64, 3)},
         {"lora.1.mlp.up_proj.A": torch.ones(2), "lora.1.mlp.up_proj.B": torch.ones(64, 2)},
@@ -73,16 +73,17 @@ def test_invalid_settings_give_one_clear_line(settings: object, tmp_path: Path) 
         {"pseudo": torch.ones(32)},
         {"pseudo": torch.ones(0, 32)},
         {"feature.weight": torch.ones(3)},
-    ],
-)
-def test_unknown_tensors_give_one_clear_line(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^drafter\.adapter=.*: its tensor .*give the folder that task=finetune"):
-        Adapter.read(written(tmp_path, tensors))
+    ):
+        refused = pytest.raises(
+            UserError, match=r"^drafter\.adapter=.*: its tensor .*give the folder that task=finetune"
+        )
+        with naming(tensors), refused:
+            Adapter.read(written(tmp_path, tensors))
 
 
-@pytest.mark.parametrize(
-    ("tensors", "settings"),
-    [
+def test_weights_of_another_model_give_one_clear_line(tmp_path: Path) -> None:
+    ours = target()
+    for tensors, settings in (
         ({"vocabulary": torch.tensor([10**6])}, {}),
         ({"lora.9.mlp.up_proj.A": torch.ones(2, 32), "lora.9.mlp.up_proj.B": torch.ones(64, 2)}, {}),
         ({"layer.4.mlp.up_proj.weight": torch.ones(64, 32)}, {}),
@@ -92,14 +93,10 @@ def test_unknown_tensors_give_one_clear_line(tensors: dict[str, Tensor], tmp_pat
         ({"feature.weight": torch.ones(31, 31)}, {}),
         ({}, {"skip_attention": [4]}),
         ({"pseudo": torch.ones(2, 32)}, {}),
-    ],
-)
-def test_weights_of_another_model_give_one_clear_line(
-    tensors: dict[str, Tensor], settings: dict, tmp_path: Path
-) -> None:
-    adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
-    with pytest.raises(UserError, match=r"^drafter\.path\.adapter: "):
-        adapted_path(target(), adapter)
+    ):
+        adapter = Adapter.read(written(tmp_path, tensors, {**SETTINGS, **settings}))
+        with naming(tensors, settings), pytest.raises(UserError, match=r"^drafter\.path\.adapter: "):
+            adapted_path(ours, adapter)
 
 
 def test_damaged_files_give_one_clear_line_and_run_no_code(tmp_path: Path) -> None:
@@ -110,11 +107,11 @@ def test_damaged_files_give_one_clear_line_and_run_no_code(tmp_path: Path) -> No
     for at in range(0, header, 7):
         variants.append(genuine[:at] + bytes([genuine[at] ^ 0x55]) + genuine[at + 1 :])
     variants.append((10**15).to_bytes(8, "little") + genuine[8:])
-    refused = 0
+    refused, ours = 0, target()
     for variant in variants:
         file.write_bytes(variant)
         try:
-            adapted_path(target(), Adapter.read(tmp_path))
+            adapted_path(ours, Adapter.read(tmp_path))
         except UserError as error:
             assert str(error).startswith(("drafter.adapter", "drafter.path.adapter")) and "\n" not in str(error)
             refused += 1

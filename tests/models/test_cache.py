@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from naming import naming
 from random_trees import ancestry, random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
@@ -48,7 +49,7 @@ def read(cache: KVCache, row: int, slots: slice = slice(None)) -> list[float]:
     return labels.tolist()
 
 
-@pytest.mark.parametrize("path", [(), (0,), (0, 1, 2), (1,), (4,), (0, 2), (1, 3, 5), (2, 3, 4), (0, 1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("path", [(), (0, 1, 2), (4,), (1, 3, 5)])
 def test_commit_keeps_only_the_accepted_nodes(path: tuple[int, ...]) -> None:
     cache = KVCache(LAYERS, rows=2, slots=0)
     write(cache, [0], [0], [[1, 2, 3]])
@@ -164,19 +165,18 @@ def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
-@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_rejected_sparse_draft_changes_no_layer(skip: SkipSet, family: str) -> None:
+def test_a_rejected_sparse_draft_changes_no_layer(family: str) -> None:
     """The sparse path writes some layers' scratch slots and not others'; a rejection must undo all of them alike."""
-    model = tiny_model(family)
-    with_draft, without = Target(model), Target(model)
-    sparse = sparse_path(with_draft, skip)
-    texts = []
-    for target in (with_draft, without):
+    target = Target(tiny_model(family))
+
+    def decoded(skip: SkipSet | None) -> tuple[list[int], list[Tensor]]:
+        """The text after six steps, with a sparse draft before each if there is a skip set, and what is committed."""
         target.allocate(1, 0)
         target.prefill(0, PROMPT[:-1])
         text = PROMPT.copy()
-        for _ in range(8):
-            if target is with_draft:
+        sparse = None if skip is None else sparse_path(target, skip)
+        for _ in range(6):
+            if sparse is not None:
                 before = committed(target)
                 token = text[-1]
                 for offset in range(4):
@@ -185,9 +185,14 @@ def test_a_rejected_sparse_draft_changes_no_layer(skip: SkipSet, family: str) ->
             # Both verify a chain of the same width, since a forward of another width rounds otherwise. It is wrong.
             greedy = int(target.draft_forward(target.full, [0], 0, [text[-1]], [TokenTree.empty()])[0].argmax())
             step(target, text, TokenTree.chain([(greedy + 1) % 96, 1, 2, 3]), ())
-        texts.append(text)
-    assert texts[0] == texts[1]
-    assert same_bits(committed(with_draft), committed(without))
+        return text, committed(target)
+
+    without, kept = decoded(None)
+    for name, skip in SKIPS.items():
+        with naming(name):
+            text, ours = decoded(skip)
+            assert text == without
+            assert same_bits(ours, kept)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])

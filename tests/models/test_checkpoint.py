@@ -9,12 +9,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.models.checkpoint import MAX_BYTES, MAX_TEMPLATE
 from selfdraft.models.loading import load_pretrained, load_random, outline_pretrained
@@ -38,6 +40,17 @@ def folder(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "model")
 
 
+@pytest.fixture
+def fresh(sound: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Replaces what the case before has damaged by an undamaged folder."""
+
+    def copied() -> Path:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        return shutil.copytree(sound, tmp_path / "model")
+
+    return copied
+
+
 def change(file: Path, **entries: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
@@ -55,16 +68,19 @@ def refusal(folder: Path) -> str:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, "4", 1.5, [1], {"a": 1}, -3, 0], ids=repr)
-@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
-def test_an_invalid_number_is_refused(folder: Path, key: str, value: Any) -> None:
-    change(folder / "config.json", **{key: value})
-    assert "Traceback" not in refusal(folder)
+def test_an_invalid_number_is_refused(folder: Path) -> None:
+    sound = (folder / "config.json").read_text()
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    for key, value in product(keys, (None, "4", 1.5, [1], {"a": 1}, -3, 0)):
+        (folder / "config.json").write_text(sound)
+        change(folder / "config.json", **{key: value})
+        with naming(key, repr(value)):
+            assert "Traceback" not in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_an_entry_of_another_type_is_refused_and_the_file_named(folder: Path) -> None:
+    sound = (folder / "config.json").read_text()
+    for key, value in (
         ("vocab_size", "4"),
         ("num_key_value_heads", 0),
         ("head_dim", 0),
@@ -76,61 +92,64 @@ def test_an_invalid_number_is_refused(folder: Path, key: str, value: Any) -> Non
         ("eos_token_id", "x"),
         ("hidden_act", None),
         ("quantization_config", "x"),
-    ],
-)
-def test_an_entry_of_another_type_is_refused_and_the_file_named(folder: Path, key: str, value: Any) -> None:
-    change(folder / "config.json", **{key: value})
-    assert "(config.json: " in refusal(folder)
+    ):
+        (folder / "config.json").write_text(sound)
+        change(folder / "config.json", **{key: value})
+        with naming(key, repr(value)):
+            assert "(config.json: " in refusal(folder)
 
 
-@pytest.mark.parametrize("value", [2**40, [2**40], [0, -(2**31)]], ids=repr)
-def test_an_invalid_end_of_sequence_without_a_generation_config_is_refused(folder: Path, value: Any) -> None:
+def test_an_invalid_end_of_sequence_without_a_generation_config_is_refused(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
-    change(folder / "config.json", eos_token_id=value)
-    assert "eos_token_id" in refusal(folder)
+    for value in (2**40, [2**40], [0, -(2**31)]):
+        change(folder / "config.json", eos_token_id=value)
+        with naming(value):
+            assert "eos_token_id" in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "null", "3", "{", "[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"], ids=lambda text: text[:9]
-)
+DAMAGED_TEXTS = ["", "[]", "null", "3", "{", "[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"]
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"],
 )
-def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(text)
-    assert f"({name}: " in refusal(folder)
+def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
+    for text in DAMAGED_TEXTS:
+        (folder / name).write_text(text)
+        with naming(text[:9]):
+            assert f"({name}: " in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja"])
-def test_a_file_that_is_not_utf_8_is_refused(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(bytes(range(256)))
-    assert "utf-8" in refusal(folder)
+def test_a_file_that_is_not_utf_8_is_refused(fresh: Callable[[], Path]) -> None:
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
+        folder = fresh()
+        (folder / name).write_bytes(bytes(range(256)))
+        with naming(name):
+            assert "utf-8" in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
+def test_more_layers_than_any_model_has_are_not_built(fresh: Callable[[], Path]) -> None:
+    for entry in (
         {"num_hidden_layers": 200_000},
         {"text_config": {"num_hidden_layers": 10**9}},
         {"vision": [{"n_layers": 10**400}]},
         {"layer_types": ["full_attention"] * 50_000},
-    ],
-    ids=["flat", "nested", "deep", "types"],
-)
-@pytest.mark.parametrize("load", [outline_pretrained, lambda path: load_random(path, 0, "float32", CPU)])
-def test_more_layers_than_any_model_has_are_not_built(folder: Path, entry: dict, load: Callable[[str], object]) -> None:
-    change(folder / "config.json", **entry)
-    begin = time.monotonic()
-    with pytest.raises(UserError, match="more than 2000 layers are not loaded"):
-        load(str(folder))
-    assert time.monotonic() - begin < 20
+    ):
+        folder = fresh()
+        change(folder / "config.json", **entry)
+        for load in (outline_pretrained, lambda path: load_random(path, 0, "float32", CPU)):
+            begin = time.monotonic()
+            with naming(entry), pytest.raises(UserError, match="more than 2000 layers are not loaded"):
+                load(str(folder))
+            assert time.monotonic() - begin < 20, entry
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
-def test_a_quantized_checkpoint_names_its_missing_library(folder: Path, method: str) -> None:
-    change(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})
-    assert "pip install" in refusal(folder)
+def test_a_quantized_checkpoint_names_its_missing_library(folder: Path) -> None:
+    for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors"):
+        change(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})
+        with naming(method):
+            assert "pip install" in refusal(folder)
 
 
 # --- what would run ---------------------------------------------------------------------------------------------------
@@ -225,13 +244,20 @@ def test_no_file_of_a_model_folder_is_unpickled_or_run(
 # --- weights and sizes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x.safetensors"}}'],
-)
-def test_a_damaged_index_is_named(folder: Path, text: str) -> None:
-    index(folder, text)
-    assert "(model.safetensors.index.json: " in refusal(folder)
+def test_a_damaged_index_is_named(folder: Path) -> None:
+    index(folder, "")
+    in_it = (
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": [1]}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+    )
+    for text in in_it:
+        (folder / "model.safetensors.index.json").write_text(text)
+        with naming(text):
+            assert "(model.safetensors.index.json: " in refusal(folder)
 
 
 def test_weights_of_other_shapes_are_named(folder: Path) -> None:
@@ -239,27 +265,30 @@ def test_weights_of_other_shapes_are_named(folder: Path) -> None:
     assert "(weights: their shapes are not those that config.json asks for)" in refusal(folder)
 
 
-@pytest.mark.parametrize("eos", ['"x"', '["x"]', "1.5", "[[1]]", "99999999999999999999999", "true"])
-def test_an_end_of_sequence_outside_the_vocabulary_is_refused(folder: Path, eos: str) -> None:
-    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
-    assert "(generation_config.json: " in refusal(folder)
+def test_an_end_of_sequence_outside_the_vocabulary_is_refused(folder: Path) -> None:
+    for eos in ('"x"', '["x"]', "1.5", "[[1]]", "99999999999999999999999", "true"):
+        (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
+        with naming(eos):
+            assert "(generation_config.json: " in refusal(folder)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("chat_template.jinja", MAX_TEMPLATE), *MAX_BYTES.items()])
-def test_a_file_larger_than_any_real_one_is_not_read(folder: Path, name: str, limit: int) -> None:
-    with (folder / name).open("ab") as file:
-        file.truncate(limit + 1)  # a hole: it takes no room on the disk
-    assert f"{name} has " in refusal(folder) and "are not read" in refusal(folder)
+def test_a_file_larger_than_any_real_one_is_not_read(fresh: Callable[[], Path]) -> None:
+    for name, limit in {"chat_template.jinja": MAX_TEMPLATE, **MAX_BYTES}.items():
+        folder = fresh()
+        with (folder / name).open("ab") as file:
+            file.truncate(limit + 1)  # a hole: it takes no room on the disk
+        with naming(name):
+            said = refusal(folder)
+            assert f"{name} has " in said and "are not read" in said
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ raise_exception('no') }}", "{% for %}", [{"name": "tool_use", "template": "x"}], 7]
-)
-def test_a_template_that_fails_is_refused_before_the_weights_are_read(folder: Path, template: Any) -> None:
+def test_a_template_that_fails_is_refused_before_the_weights_are_read(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    change(folder / "tokenizer_config.json", chat_template=template)
     (folder / "model.safetensors").unlink()
-    assert "chat template" in refusal(folder)
+    for template in ("{{ raise_exception('no') }}", "{% for %}", [{"name": "tool_use", "template": "x"}], 7):
+        change(folder / "tokenizer_config.json", chat_template=template)
+        with naming(template):
+            assert "chat template" in refusal(folder)
 
 
 def test_an_undamaged_folder_is_loaded(folder: Path) -> None:

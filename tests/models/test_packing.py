@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from naming import naming
 from selfdraft.models.packing import PackedLinear, can_pack, packable, product_by
 from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced
@@ -29,23 +30,25 @@ def rows(height: int, inside: int = 48) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("height", HEIGHTS)
-def test_in_float32_packed_results_are_the_same(height: int, bias: bool) -> None:
+def test_in_float32_packed_results_are_the_same(bias: bool) -> None:
     plain = linear(torch.float32, bias)
-    x = rows(height)
-    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+    packed = PackedLinear(plain)
+    for height in HEIGHTS:
+        with naming(f"{height} rows"):
+            torch.testing.assert_close(packed(rows(height)), plain(rows(height)), rtol=1e-5, atol=1e-5)
 
 
 @needs_bfloat16
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("height", HEIGHTS)
-def test_in_half_precision_packed_results_differ_only_by_rounding(height: int, bias: bool) -> None:
+def test_in_half_precision_packed_results_differ_only_by_rounding(bias: bool) -> None:
     plain = linear(torch.bfloat16, bias)
-    x = rows(height).bfloat16()
-    exact = nn.functional.linear(x.double(), plain.weight.double(), None if plain.bias is None else plain.bias.double())
-    packed = PackedLinear(plain)(x)
-    assert packed.dtype == torch.bfloat16
-    torch.testing.assert_close(packed.double(), exact, rtol=1e-2, atol=2e-2)
+    packed, exact_bias = PackedLinear(plain), None if plain.bias is None else plain.bias.double()
+    for height in HEIGHTS:
+        x = rows(height).bfloat16()
+        assert packed(x).dtype == torch.bfloat16
+        exact = nn.functional.linear(x.double(), plain.weight.double(), exact_bias)
+        with naming(f"{height} rows"):
+            torch.testing.assert_close(packed(x).double(), exact, rtol=1e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)

@@ -78,17 +78,15 @@ def test_a_failing_template_gives_one_clear_line(template: str, reason: str) -> 
     "template",
     [
         NESTED,
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{{ 'a' * 30000000000 }}",
-        "{{ '%30000000000d' % 1 }}",
         "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{{ (9 ** 9999999) ** 99999 }}",
     ],
-    ids=["loops", "recursion", "repetition", "format", "doubling", "power"],
+    ids=["time", "memory at once", "memory bit by bit", "time in one instruction"],
 )
 def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     rendered("ready")  # starting the process takes longer than the time that is given here
-    monkeypatch.setattr(rendering, "SECONDS", 1)
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
     begin = time.monotonic()
     with pytest.raises(UserError, match="the chat template was stopped"):
         rendered(template)
@@ -125,9 +123,9 @@ def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch
     assert rendered("{{ bos_token }}") == "<s>"
 
 
-@pytest.mark.parametrize("name", ["jinja2.py", "json.py", "selfdraft.py"])
-def test_no_file_of_the_working_directory_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+def test_no_file_of_the_working_directory_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("jinja2.py", "json.py", "selfdraft.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
     rendering._RENDERER.close()  # so that it starts anew, from here
     assert rendered("{{ bos_token }}") == "<s>"

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from begun import CLOSE, LONG, SHORT, begin
+from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
@@ -17,17 +18,19 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
 
-@pytest.mark.parametrize("prompt", [LONG, SHORT], ids=len)
-def test_selecting_all_keys_changes_nothing(target: Target, prompt: list[int]) -> None:
-    begin(target, prompt)
-    keys = Selection(4, 1)
-    keys.choose(0, target.cache, torch.arange(len(prompt) - 1))
-    for path in (sparse_path(target, SkipSet()), sparse_path(target, SkipSet.of(4, [1], [2]))):
-        for offset, token in enumerate([prompt[-1], 4, 9]):
-            some = selecting(path, target, keys)
-            ours = target.draft_forward(some, [0], offset, [token], [TokenTree.chain([8])])[0]
-            plain = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])])[0]
-            torch.testing.assert_close(ours, plain, **CLOSE)
+def test_selecting_all_keys_changes_nothing(target: Target) -> None:
+    paths = sparse_path(target, SkipSet()), sparse_path(target, SkipSet.of(4, [1], [2]))
+    for prompt in (LONG, SHORT):
+        begin(target, prompt)
+        keys = Selection(4, 1)
+        keys.choose(0, target.cache, torch.arange(len(prompt) - 1))
+        for path in paths:
+            for offset, token in enumerate([prompt[-1], 4, 9]):
+                some = selecting(path, target, keys)
+                ours = target.draft_forward(some, [0], offset, [token], [TokenTree.chain([8])])[0]
+                plain = target.draft_forward(path, [0], offset, [token], [TokenTree.chain([8])])[0]
+                with naming(f"{len(prompt)} keys", f"offset {offset}"):
+                    torch.testing.assert_close(ours, plain, **CLOSE)
 
 
 def test_only_selected_keys_are_seen_at_their_own_positions(model: PreTrainedModel, target: Target) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from begun import CLOSE, LONG, SHORT, begin
+from naming import naming
 from random_trees import random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
@@ -43,27 +44,28 @@ REUSED = {
 }
 
 
-@pytest.mark.parametrize("bonus", [True, False], ids=["bonus", "no bonus"])
-@pytest.mark.parametrize("skip", REUSED.values(), ids=REUSED)
-def test_verification_with_reused_states_equals_the_plain_one(target: Target, skip: SkipSet, bonus: bool) -> None:
+def test_verification_with_reused_states_equals_the_plain_one(target: Target) -> None:
     """Logits, and every layer's keys and values, in a ragged batch; drafts longer than a window among them."""
     prompts, lengths = [LONG, SHORT, LONG[:9]], [5, WINDOW + 2, 2]
-    path = sparse_path(target, skip)
-    assert path.leading == min(skip.attention | skip.mlp)
-    begin(target, *prompts)
-    chains, reuse = draft(target, path, prompts, lengths)
-    trees = [TokenTree.chain(chain[1:] if bonus else chain[1:-1]) for chain in chains]
     roots = [prompt[-1] for prompt in prompts]
-    ours = target.forward([0, 1, 2], roots, trees, reuse=reuse)
-    keys = [k.clone() for k in target.cache._keys]
-    begin(target, *prompts)
-    plain = target.forward([0, 1, 2], roots, trees)
-    for row, (a, b) in enumerate(zip(ours, plain, strict=True)):
-        torch.testing.assert_close(a, b, **CLOSE)
-        assert torch.equal(a.argmax(-1), b.argmax(-1))
-        end = len(prompts[row]) + len(trees[row])
-        for mine, theirs in zip(keys, target.cache._keys, strict=True):
-            torch.testing.assert_close(mine[row, :, :end], theirs[row, :, :end], **CLOSE)
+    for name, skip in REUSED.items():
+        path = sparse_path(target, skip)
+        assert path.leading == min(skip.attention | skip.mlp)
+        begin(target, *prompts)
+        chains, reuse = draft(target, path, prompts, lengths)
+        for bonus in (True, False):
+            trees = [TokenTree.chain(chain[1:] if bonus else chain[1:-1]) for chain in chains]
+            ours = target.forward([0, 1, 2], roots, trees, reuse=reuse)
+            keys = [k.clone() for k in target.cache._keys]
+            begin(target, *prompts)
+            plain = target.forward([0, 1, 2], roots, trees)
+            with naming(name, "bonus" if bonus else "no bonus"):
+                for row, (a, b) in enumerate(zip(ours, plain, strict=True)):
+                    torch.testing.assert_close(a, b, **CLOSE)
+                    assert torch.equal(a.argmax(-1), b.argmax(-1))
+                    end = len(prompts[row]) + len(trees[row])
+                    for mine, theirs in zip(keys, target.cache._keys, strict=True):
+                        torch.testing.assert_close(mine[row, :, :end], theirs[row, :, :end], **CLOSE)
 
 
 def test_rows_with_different_exit_layers_are_verified_without_reuse(target: Target) -> None:
@@ -154,26 +156,26 @@ def test_a_reduced_vocabulary_gives_the_same_logits_and_minus_infinity_elsewhere
 # Replays.
 
 
-@pytest.mark.parametrize("position", [1, 5, 12])
-def test_a_replay_gives_the_logits_of_the_draft(target: Target, position: int) -> None:
+def test_a_replay_gives_the_logits_of_the_draft(target: Target) -> None:
     """With everything committed, the path's logits for tokens long past are those it gave when they were next."""
     path = sparse_path(target, SkipSet.of(4, [1, 3], [0]))
-    tokens = LONG[position : position + 5]
-    begin(target, LONG[: position + 1])
-    then = target.draft_forward(path, [0], 0, tokens[:1], [TokenTree.chain(tokens[1:])])[0]
-    begin(target, LONG)
-    before = [k.clone() for k in target.cache._keys]
-    torch.testing.assert_close(target.replay(path, 0, position, tokens), then, **CLOSE)
-    for mine, theirs in zip(target.cache._keys, before, strict=True):  # what is committed was left alone
-        assert torch.equal(mine[:, :, : len(LONG) - 1], theirs[:, :, : len(LONG) - 1])
+    for position in (1, 5, 12):
+        tokens = LONG[position : position + 5]
+        begin(target, LONG[: position + 1])
+        then = target.draft_forward(path, [0], 0, tokens[:1], [TokenTree.chain(tokens[1:])])[0]
+        begin(target, LONG)
+        before = [k.clone() for k in target.cache._keys]
+        with naming(f"position {position}"):
+            torch.testing.assert_close(target.replay(path, 0, position, tokens), then, **CLOSE)
+        for mine, theirs in zip(target.cache._keys, before, strict=True):  # what is committed was left alone
+            assert torch.equal(mine[:, :, : len(LONG) - 1], theirs[:, :, : len(LONG) - 1])
 
 
 # Layers chosen by hidden states.
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
-def test_chosen_layers_equal_those_of_the_plain_recursion(family: str, count: int) -> None:
+def test_chosen_layers_equal_those_of_the_plain_recursion(family: str) -> None:
     """The dynamic programme, state by state and one layer at a time, with forwards of one token."""
     target = Target(tiny_model(family, layers=8))
     begin(target, LONG)
@@ -181,7 +183,6 @@ def test_chosen_layers_equal_those_of_the_plain_recursion(family: str, count: in
     target.forward([0], [LONG[-1]], [TokenTree.chain([4, 5])], keep=keep)
     target.commit(0, (0,))
     token, position, full = 4, len(LONG), keep[0][0][:, 1]
-    ours = most_similar_skips(target, 0, position, token, full, count, range(1, 7))
 
     def through(layer: int, state: Tensor) -> Tensor:
         one = torch.tensor([[token]])
@@ -195,7 +196,7 @@ def test_chosen_layers_equal_those_of_the_plain_recursion(family: str, count: in
     best: dict[int, tuple[Tensor, list[int]]] = {0: (full[0], [])}
     for layer in range(8):
         after: dict[int, tuple[Tensor, list[int]]] = {}
-        for j in range(count + 1):
+        for j in range(5):
             options = []
             if j in best:
                 options.append((through(layer, best[j][0]), best[j][1]))
@@ -204,7 +205,9 @@ def test_chosen_layers_equal_those_of_the_plain_recursion(family: str, count: in
             if options:
                 after[j] = max(options, key=lambda option: likeness(option[0], layer))
         best = after
-    assert sorted(ours.attention) == best[count][1] and ours.attention == ours.mlp
+    for count in (1, 2, 4):
+        ours = most_similar_skips(target, 0, position, token, full, count, range(1, 7))
+        assert sorted(ours.attention) == best[count][1] and ours.attention == ours.mlp, count
 
 
 def test_exit_logits_are_the_head_on_the_exit_s_states() -> None:

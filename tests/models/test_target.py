@@ -14,7 +14,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 
 from begun import CLOSE, LONG, SHORT, begin
-from random_trees import branch, random_tree
+from naming import naming
+from random_trees import ancestry, random_tree
 from selfdraft.core.acceptance import accept_greedy
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
@@ -25,27 +26,33 @@ from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
 
 @torch.inference_mode()
+def all_stock_logits(model: PreTrainedModel, text: list[int]) -> Tensor:
+    """(N, V) what the stock model puts after every token of the text, no cache involved."""
+    return model(torch.tensor([text]), use_cache=False).logits[0]
+
+
 def stock_logits(model: PreTrainedModel, text: list[int]) -> Tensor:
-    """(V,) what the stock model puts after the text, no cache involved."""
-    return model(torch.tensor([text]), use_cache=False).logits[0, -1]
+    """(V,) what it puts after the text."""
+    return all_stock_logits(model, text)[-1]
 
 
 def assert_tree_is_right(model: PreTrainedModel, prefix: list[int], tree: TokenTree, logits: Tensor) -> None:
     assert logits.shape == (len(tree) + 1, model.config.vocab_size)
-    for node in range(ROOT, len(tree)):
-        text = prefix + (branch(tree, node) if node != ROOT else [])
-        torch.testing.assert_close(logits[node + 1], stock_logits(model, text), **CLOSE)
+    inner = {ROOT, *tree.parents.tolist()}
+    for leaf in [node for node in range(len(tree)) if node not in inner] or [ROOT]:
+        nodes = ancestry(tree, leaf)  # of which one forward has all logits
+        stock = all_stock_logits(model, prefix + tree.tokens[nodes].tolist())[len(prefix) - 1 :]
+        torch.testing.assert_close(logits[[0, *(node + 1 for node in nodes)]], stock, **CLOSE)
 
 
-@pytest.mark.parametrize("prompt", [SHORT[:1], SHORT, LONG], ids=len)
-def test_a_tree_gives_the_logits_of_every_branch_by_itself(
-    model: PreTrainedModel, target: Target, prompt: list[int]
-) -> None:
-    begin(target, prompt)
-    for seed, nodes in ((0, 0), (1, 1), (2, 14)):
-        tree = random_tree(np.random.default_rng(seed), nodes)
-        logits = target.forward([0], [prompt[-1]], [tree])[0]
-        assert_tree_is_right(model, prompt, tree, logits)
+def test_a_tree_gives_the_logits_of_every_branch_by_itself(model: PreTrainedModel, target: Target) -> None:
+    for prompt in (SHORT[:1], SHORT, LONG):
+        begin(target, prompt)
+        for seed, nodes in ((0, 0), (1, 1), (2, 14)):
+            tree = random_tree(np.random.default_rng(seed), nodes)
+            logits = target.forward([0], [prompt[-1]], [tree])[0]
+            with naming(f"{nodes} nodes after {len(prompt)} tokens"):
+                assert_tree_is_right(model, prompt, tree, logits)
 
 
 def test_a_chain_longer_than_the_sliding_window_is_right_at_every_depth(model: PreTrainedModel, target: Target) -> None:
@@ -113,7 +120,8 @@ def test_a_prompt_longer_than_a_chunk_is_prefilled_correctly(family: str) -> Non
     torch.testing.assert_close(logits, stock_logits(model, text), **CLOSE)
 
 
-def test_only_full_forwards_after_the_prefill_are_counted(target: Target) -> None:
+def test_only_full_forwards_after_the_prefill_are_counted() -> None:
+    target = Target(tiny_model("llama"))
     assert target.forwards == 0  # comparing with the stock forward is not decoding
     begin(target, LONG)
     target.draft_forward(sparse_path(target, SkipSet.of(4, [1], [])), [0], 0, [1], [TokenTree.empty()])
@@ -152,33 +160,36 @@ def _nothing(output: Tensor | tuple) -> Tensor | tuple:
     return torch.zeros_like(output) if isinstance(output, Tensor) else (torch.zeros_like(output[0]), *output[1:])
 
 
-@pytest.mark.parametrize("prefix", [[], SHORT, LONG], ids=len)
-@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_sparse_path_equals_the_stock_model_without_those_sublayers(
-    model: PreTrainedModel, target: Target, skip: SkipSet, prefix: list[int]
-) -> None:
+def test_a_sparse_path_equals_the_stock_model_without_those_sublayers(model: PreTrainedModel, target: Target) -> None:
     tokens = [11, 48, 30, 77, 2]
-    with torch.inference_mode():
-        past = model(torch.tensor([prefix]), use_cache=True).past_key_values if prefix else None
-        with zeroed(target, skip):
-            expected = model(torch.tensor([tokens]), past_key_values=past).logits[0]
-    target.prefill(0, prefix)
-    ours = target.draft_forward(sparse_path(target, skip), [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
-    torch.testing.assert_close(ours, expected, **CLOSE)
-    full = target.draft_forward(target.full, [0], 0, [tokens[0]], [TokenTree.chain(tokens[1:])])[0]
-    assert (ours - full).abs().max() > 0.1  # something was skipped
+    chain = TokenTree.chain(tokens[1:])
+    paths = {name: sparse_path(target, skip) for name, skip in SKIPS.items()}
+    for prefix in ([], SHORT, LONG):
+        target.allocate(1, 0)
+        target.prefill(0, prefix)
+        full = target.draft_forward(target.full, [0], 0, [tokens[0]], [chain])[0]
+        for name, skip in SKIPS.items():
+            with torch.inference_mode():
+                past = model(torch.tensor([prefix]), use_cache=True).past_key_values if prefix else None
+                with zeroed(target, skip):
+                    expected = model(torch.tensor([tokens]), past_key_values=past).logits[0]
+            ours = target.draft_forward(paths[name], [0], 0, [tokens[0]], [chain])[0]
+            with naming(name, f"after {len(prefix)} tokens"):
+                torch.testing.assert_close(ours, expected, **CLOSE)
+                assert (ours - full).abs().max() > 0.1  # something was skipped
 
 
-@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_drafting_token_by_token_equals_one_sparse_forward(target: Target, skip: SkipSet) -> None:
+def test_drafting_token_by_token_equals_one_sparse_forward(target: Target) -> None:
     """Every drafted token attends to the scratch slots of those before it."""
     begin(target, LONG)
-    path, drafted, logits = sparse_path(target, skip), [LONG[-1]], []
-    for offset in range(WINDOW + 2):
-        logits.append(target.draft_forward(path, [0], offset, [drafted[-1]], [TokenTree.empty()])[0][0])
-        drafted.append(int(logits[-1].argmax()))
-    at_once = target.draft_forward(path, [0], 0, [drafted[0]], [TokenTree.chain(drafted[1:-1])])[0]
-    torch.testing.assert_close(torch.stack(logits), at_once, **CLOSE)
+    for name, skip in SKIPS.items():
+        path, drafted, logits = sparse_path(target, skip), [LONG[-1]], []
+        for offset in range(WINDOW + 2):
+            logits.append(target.draft_forward(path, [0], offset, [drafted[-1]], [TokenTree.empty()])[0][0])
+            drafted.append(int(logits[-1].argmax()))
+        at_once = target.draft_forward(path, [0], 0, [drafted[0]], [TokenTree.chain(drafted[1:-1])])[0]
+        with naming(name):
+            torch.testing.assert_close(torch.stack(logits), at_once, **CLOSE)
 
 
 def test_drafting_in_a_batch_equals_drafting_by_itself(target: Target) -> None:
@@ -195,18 +206,18 @@ def test_drafting_in_a_batch_equals_drafting_by_itself(target: Target) -> None:
             torch.testing.assert_close(later[[2, 0].index(row)], alone, **CLOSE)
 
 
-@pytest.mark.parametrize("skip", SKIPS.values(), ids=SKIPS)
-def test_a_skipped_attention_writes_no_keys(target: Target, skip: SkipSet) -> None:
+def test_a_skipped_attention_writes_no_keys(target: Target) -> None:
     begin(target, LONG)
-    before = [(k.clone(), v.clone()) for k, v in zip(target.cache._keys, target.cache._values, strict=True)]
-    target.draft_forward(sparse_path(target, skip), [0], 0, [1], [TokenTree.chain([2, 3])])
     length = len(LONG) - 1
-    for layer, (keys, values) in enumerate(before):
-        for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
-            assert torch.equal(now, then) == (layer in skip.attention)
-            # And those that do, only in the three scratch slots.
-            assert torch.equal(now[:, :, :length], then[:, :, :length])
-            assert torch.equal(now[:, :, length + 3 :], then[:, :, length + 3 :])
+    for root, (name, skip) in enumerate(SKIPS.items()):  # another root writes other keys than the path before
+        before = [(k.clone(), v.clone()) for k, v in zip(target.cache._keys, target.cache._values, strict=True)]
+        target.draft_forward(sparse_path(target, skip), [0], 0, [root], [TokenTree.chain([2, 3])])
+        for layer, (keys, values) in enumerate(before):
+            for now, then in ((target.cache._keys[layer], keys), (target.cache._values[layer], values)):
+                assert torch.equal(now, then) == (layer in skip.attention), (name, layer)
+                # And those that do, only in the three scratch slots.
+                assert torch.equal(now[:, :, :length], then[:, :, :length]), (name, layer)
+                assert torch.equal(now[:, :, length + 3 :], then[:, :, length + 3 :]), (name, layer)
 
 
 def test_sparse_paths_coexist(target: Target) -> None:
@@ -248,17 +259,17 @@ def calls(*kinds: type[nn.Module]) -> Iterator[Counter[type]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("skip", [*SKIPS.values(), SkipSet()], ids=[*SKIPS, "nothing"])
-def test_skipped_sublayers_and_layers_are_not_called(target: Target, skip: SkipSet) -> None:
+def test_skipped_sublayers_and_layers_are_not_called(target: Target) -> None:
     begin(target, LONG)
     layer = target.full.layers[0]
     attention, mlp = (type(getattr(layer, name)) for name in (target.anatomy.attention_name, target.anatomy.mlp_name))
-    path = sparse_path(target, skip)
-    with calls(type(layer), attention, mlp) as counted:
-        target.draft_forward(path, [0], 0, [1], [TokenTree.empty()])
-    assert counted[type(layer)] == 4 - len(skip.whole_layers())
-    assert counted[attention] == 4 - len(skip.attention)
-    assert counted[mlp] == 4 - len(skip.mlp)
+    for name, skip in {**SKIPS, "nothing": SkipSet()}.items():
+        path = sparse_path(target, skip)
+        with calls(type(layer), attention, mlp) as counted:
+            target.draft_forward(path, [0], 0, [1], [TokenTree.empty()])
+        assert counted[type(layer)] == 4 - len(skip.whole_layers()), name
+        assert counted[attention] == 4 - len(skip.attention), name
+        assert counted[mlp] == 4 - len(skip.mlp), name
 
 
 def test_the_user_s_model_is_not_changed(model: PreTrainedModel) -> None:
@@ -302,28 +313,34 @@ def test_packing_changes_no_text(model: PreTrainedModel, target: Target) -> None
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_half_precision_rounding_refuses_no_family(family: str, seed: int) -> None:
-    model = tiny_model(family, seed=seed, dtype=torch.bfloat16)
-    target = Target(model)
-    assert target.dtype == torch.bfloat16
-    begin(target, LONG)
-    logits = target.forward([0], [LONG[-1]], [TokenTree.empty()])[0][0]
-    assert logits.dtype == torch.bfloat16
-    stock = stock_logits(model, LONG).float()
-    assert (logits.float() - stock).abs().mean() < 0.1 * stock.std()
+def test_half_precision_rounding_refuses_no_family(family: str) -> None:
+    for seed in range(3):
+        model = tiny_model(family, seed=seed, dtype=torch.bfloat16)
+        with naming(f"seed {seed}"):
+            target = Target(model)
+        assert target.dtype == torch.bfloat16
+        if seed:
+            continue
+        begin(target, LONG)
+        logits = target.forward([0], [LONG[-1]], [TokenTree.empty()])[0][0]
+        assert logits.dtype == torch.bfloat16
+        stock = stock_logits(model, LONG).float()
+        assert (logits.float() - stock).abs().mean() < 0.1 * stock.std()
 
 
-@pytest.mark.parametrize(
-    ("pad", "eos", "expected"), [(3, 7, 3), (None, 7, 7), (None, [8, 9], 8), (None, None, 0), (0, 7, 0), (None, [], 0)]
-)
-def test_the_filler_is_the_first_id_that_is_configured(
-    pad: int | None, eos: list[int] | int | None, expected: int
-) -> None:
+def test_the_filler_is_the_first_id_that_is_configured() -> None:
     model = tiny_model()
-    model.config.pad_token_id, model.config.eos_token_id = pad, eos
-    assert Target(model).pad_id == expected
+    for pad, eos, expected in (
+        (3, 7, 3),
+        (None, 7, 7),
+        (None, [8, 9], 8),
+        (None, None, 0),
+        (0, 7, 0),
+        (None, [], 0),
+    ):
+        model.config.pad_token_id, model.config.eos_token_id = pad, eos
+        assert Target(model).pad_id == expected, (pad, eos)
 
 
 def test_scoring_a_text_again_in_blocks_gives_the_same_logits(target: Target) -> None:
@@ -333,7 +350,8 @@ def test_scoring_a_text_again_in_blocks_gives_the_same_logits(target: Target) ->
         torch.testing.assert_close(teacher_forced_in(target, text, len(LONG), [block])[0], first, atol=1e-4, rtol=1e-4)
 
 
-def test_allocating_again_clears_all_rows_and_keeps_a_large_enough_cache(target: Target) -> None:
+def test_allocating_again_clears_all_rows_and_keeps_a_large_enough_cache() -> None:
+    target = Target(tiny_model("llama"))
     begin(target, LONG, SHORT)
     cache = target.cache
     target.allocate(2, 100)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 42, 9]])
 
 
-def greedy(model: torch.nn.Module, length: int = 48) -> list[int]:
+def greedy(model: torch.nn.Module, length: int = 24) -> list[int]:
     return model.generate(PROMPT, max_new_tokens=length, do_sample=False)[0, PROMPT.shape[1] :].tolist()
 
 
@@ -23,7 +24,7 @@ def test_greedy_text_varies_and_has_clear_margins(family: str) -> None:
     model = tiny_model(family)
     assert not model.training
     text = greedy(model)
-    assert len(text) == 48  # nothing ends it early
+    assert len(text) == 24  # nothing ends it early
     assert len(set(text)) >= 8
     best, second = model(torch.tensor([text])).logits[0].topk(2).values.unbind(-1)
     assert (best - second).median() > 0.1
@@ -92,15 +93,21 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         tiny_model(hidden=33)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "plain text", " both ends ", "don't ,  a ?", "naïve 日本語 🤗\u200d", "\x00\x7f\t\r\n", "1 + 1 = 2\n\n    x"],
-)
-def test_any_text_survives_encoding_and_decoding(text: str) -> None:
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer(text).input_ids
-    assert tokenizer.decode(ids) == text
-    assert len(ids) == len(text.encode())
+def test_any_text_survives_encoding_and_decoding() -> None:
+    for text in [
+        "",
+        "plain text",
+        " both ends ",
+        "don't ,  a ?",
+        "naïve 日本語 🤗\u200d",
+        "\x00\x7f\t\r\n",
+        "1 + 1 = 2\n\n    x",
+    ]:
+        with naming(text):
+            tokenizer = tiny_tokenizer()
+            ids = tokenizer(text).input_ids
+            assert tokenizer.decode(ids) == text
+            assert len(ids) == len(text.encode())
 
 
 def test_every_character_survives_encoding_and_decoding() -> None:

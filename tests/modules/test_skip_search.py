@@ -76,16 +76,16 @@ def test_importance_combines_the_least_harmful_sublayers(tmp_path: Path) -> None
     assert best["value"] == pytest.approx(0.12)
 
 
-@pytest.mark.parametrize("method", ["bayes", "evolution"])
-def test_a_learning_sampler_beats_random_search(method: str, tmp_path: Path) -> None:
+def test_a_learning_sampler_beats_random_search(tmp_path: Path) -> None:
     found = {}
-    for tried in ("random", method):
-        (tmp_path / tried).mkdir()
-        study = search(tmp_path / tried, tried, trials=150)
+    for method in ("random", "bayes", "evolution"):
+        (tmp_path / method).mkdir()
+        study = search(tmp_path / method, method, trials=120)
         go(study, study.remaining())
-        late = study.history()[100:]
-        found[tried] = sum(line["value"] for line in late) / len(late)
-    assert found[method] > found["random"] + 0.03
+        late = study.history()[80:]
+        found[method] = sum(line["value"] for line in late) / len(late)
+    for method in ("bayes", "evolution"):
+        assert found[method] > found["random"] + 0.03, method
 
 
 @pytest.mark.parametrize("method", ["importance", *SAMPLED])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from naming import naming
 from script_module import ROOT, script_module
 
 KEPT = {"paired.py", "compare_runs.py", "same_outputs.py", "check_lossless.py", "predict.py", "setup.sh", "families.py"}
@@ -41,13 +42,14 @@ def test_scripts_are_few() -> None:
     assert len(there - KEPT) <= MORE
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=str)
-def test_a_script_answers_help(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        script_module(path.stem, str(path.parent)).main(["--help"])
-    said = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert f"python {path}" in said and "usage:" in said
+def test_a_script_answers_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in PYTHON:
+        with naming(path):
+            with pytest.raises(SystemExit) as ended:
+                script_module(path.stem, str(path.parent)).main(["--help"])
+            said = capsys.readouterr().out
+            assert ended.value.code == 0
+            assert f"python {path}" in said and "usage:" in said
 
 
 @pytest.mark.parametrize("path", SHELL, ids=str)
@@ -65,16 +67,15 @@ def test_a_study_without_prompts_gives_one_clear_line(path: Path) -> None:
     assert "there is no file 'nowhere.jsonl'" in line
 
 
-@pytest.mark.parametrize("name", NO_FILE)
-def test_wrong_arguments_give_one_clear_line(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
-) -> None:
-    path = Path(name)
-    module = script_module(path.stem, str(path.parent))
-    monkeypatch.chdir(tmp_path)
-    try:
-        status = module.main(NO_FILE[name])
-    except SystemExit as ended:
-        status = ended.code
-    (line,) = capsys.readouterr().err.splitlines()
-    assert status == 2 and "Traceback" not in line
+def test_wrong_arguments_give_one_clear_line(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch) -> None:
+    for name in NO_FILE:
+        with naming(name):
+            path = Path(name)
+            module = script_module(path.stem, str(path.parent))
+            monkeypatch.chdir(tmp_path)
+            try:
+                status = module.main(NO_FILE[name])
+            except SystemExit as ended:
+                status = ended.code
+            (line,) = capsys.readouterr().err.splitlines()
+            assert status == 2 and "Traceback" not in line

@@ -17,7 +17,11 @@ def script() -> ModuleType:
     return script_module("families")
 
 
-def test_a_driven_and_a_refused_family_are_rows(script: ModuleType, tmp_path: Path) -> None:
+def test_a_driven_and_a_refused_family_are_rows(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:1])
+    monkeypatch.setattr(script, "NEW_TOKENS", 10)
     page = tmp_path / "families.md"
     assert script.main(["llama", "gpt2", "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 
 from made import costs_for, made
 from made_up import made_up
+from naming import naming
 from script_module import script_module
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
@@ -104,9 +105,8 @@ def test_every_family_has_its_own_median(paired: ModuleType) -> None:
     assert paired.by_family("pool", mine, first, ["qa", "rag", "qa", "rag"]) == "| pool | 2.500 | 0.750 |"
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_wrong_arguments_give_one_clear_line(paired: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, said in [
         (["nowhere.jsonl", "pool"], "There is no file nowhere.jsonl"),
         (["nowhere.jsonl", "polo"], "there is no drafter 'polo'; choose one of none, "),
         (["nowhere.jsonl", ""], "there is no drafter ''"),
@@ -126,11 +126,8 @@ def test_every_family_has_its_own_median(paired: ModuleType) -> None:
         (["nowhere.jsonl", "layer_skip exit_layer=2"], "drafter=layer_skip with path layer_skip has no option "),
         (["nowhere.jsonl", "pool edges=0"], "drafter.edges=0: must be at least 1"),
         (["nowhere.jsonl", "pool", "--tokens", "0"], "--per-family, --tokens and --repeats: at least 1"),
-    ],
-)
-def test_wrong_arguments_give_one_clear_line(
-    paired: ModuleType, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert paired.main(given) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"paired: {said}")
+    ]:
+        with naming(given, said):
+            assert paired.main(given) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"paired: {said}")

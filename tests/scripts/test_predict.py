@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from command_line import composed
+from naming import naming
 from script_module import script_module
 from selfdraft.app.build import measured_config
 from selfdraft.core.costmodel import CostModel
@@ -134,13 +135,24 @@ def test_drafters_without_a_price_are_refused() -> None:
             seconds_a_token(configured(name))
 
 
-@pytest.mark.parametrize(
-    ("plain", "config"),
-    [
+def test_drafters_of_old_and_new_result_files_are_read() -> None:
+    for plain, config in [
         (  # of runs before drafters had a path: every option that the YAML had
-            {"name": "layer_skip", "sparsity": 0.3, "skip_attention": None, "skip_mlp": None, "reuse": False,
-             "bonus": "auto", "draft_length": 3, "length": "threshold", "min_confidence": 0.0, "siblings": False,
-             "draft_vocabulary": None, "warm": False, "adapter": None},
+            {
+                "name": "layer_skip",
+                "sparsity": 0.3,
+                "skip_attention": None,
+                "skip_mlp": None,
+                "reuse": False,
+                "bonus": "auto",
+                "draft_length": 3,
+                "length": "threshold",
+                "min_confidence": 0.0,
+                "siblings": False,
+                "draft_vocabulary": None,
+                "warm": False,
+                "adapter": None,
+            },
             configured("layer_skip", sparsity=0.3, draft_length=3),
         ),
         (
@@ -164,11 +176,9 @@ def test_drafters_without_a_price_are_refused() -> None:
         ),
         ({"name": "jacobi", "window": 7, "path": {"name": "full"}}, configured("jacobi", window=7)),
         ({"name": "suffix", "branches": 1}, configured("suffix", branches=1)),
-    ],
-    ids=lambda given: f"{given['name']}-{'new' if 'path' in given else 'old'}" if isinstance(given, dict) else "",
-)  # fmt: skip
-def test_drafters_of_old_and_new_result_files_are_read(plain: dict, config: DrafterConfig) -> None:
-    assert script("predict").drafter_of(plain) == config
+    ]:
+        with naming(plain, config):
+            assert script("predict").drafter_of(plain) == config
 
 
 def test_the_files_of_a_run_are_read() -> None:
@@ -194,9 +204,8 @@ def test_the_command_prints_one_row_per_machine(tmp_path: Path, capsys: pytest.C
     assert "measured there: 1.50" in said
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
+def test_malformed_files_give_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in [
         ("config.yaml", "drafter: {name: layer_skip, sparsity: '${oc.env:HOME}'}"),
         ("config.yaml", "drafter: {name: &x layer_skip, copy: *x}"),
         ("config.yaml", "drafter: {name: nobody}"),
@@ -219,23 +228,20 @@ def test_the_command_prints_one_row_per_machine(tmp_path: Path, capsys: pytest.C
         ("stub.json", "[" * 100_000),
         ("stub.json", json.dumps(stub_costs().to_dict() | {"base": {"sizes": ["1", "2"], "seconds": ["1", "2"]}})),
         ("stub.json", json.dumps(stub_costs().to_dict() | {"layers": float("inf")})),
-    ],
-)
-def test_malformed_files_give_one_clear_line(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
-    files = {
-        "prompts.jsonl": json.dumps(MEASURED | line(STEPS, 6)) + "\n",
-        "config.yaml": "drafter: {name: none}",
-        "result.json": json.dumps(result),
-        "stub.json": json.dumps(stub_costs().to_dict()),
-    }
-    for file, good in files.items():
-        (tmp_path / file).write_text(text if file == name else good)
-    assert script("predict").main([str(tmp_path), "--hardware", str(tmp_path / "stub.json")]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("predict: ") and name in said
+    ]:
+        with naming(name, text):
+            result = {"drafter": "n", "model": "m", "dtype": "d", "speedup_total": 1.0}
+            files = {
+                "prompts.jsonl": json.dumps(MEASURED | line(STEPS, 6)) + "\n",
+                "config.yaml": "drafter: {name: none}",
+                "result.json": json.dumps(result),
+                "stub.json": json.dumps(stub_costs().to_dict()),
+            }
+            for file, good in files.items():
+                (tmp_path / file).write_text(text if file == name else good)
+            assert script("predict").main([str(tmp_path), "--hardware", str(tmp_path / "stub.json")]) == 2
+            (said,) = capsys.readouterr().err.splitlines()
+            assert said.startswith("predict: ") and name in said
 
 
 @pytest.mark.parametrize(("run", "file"), [("nowhere", "stub.json"), (".", "nowhere.json")])
