@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
-from forked import run_forked
+from forked import Forked, run_forked
 from selfdraft.app.errors import FULL_ERROR, TERSE
 from selfdraft.app.help import register_help
 from selfdraft.app.run import run_task
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 # Two threads that share a busy core wait for each other: a tiny model is then twenty times as slow.
 SMOKE = ("experiment=smoke", "hardware.threads=1")
+# For tests that need any run at all: two prompts, one of which has two turns. Measuring costs takes a third of a run.
+SMALLEST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4", "drafter.costs=flat")
 
 register_schemas()
 register_help(CONF)
@@ -50,21 +53,41 @@ def run(*overrides: str, cwd: Path = ROOT, timeout: float = 300, **extra: str) -
     return run_forked(ROOT / "run.py", overrides, cwd=cwd, env=environment(**extra), timeout=timeout)
 
 
+def start(folder: Path, *overrides: str) -> Forked:
+    """The same with `folder` as its hydra.run.dir, while it goes on.
+
+    It has a session of its own, as under a terminal: a signal to its group reaches all of it.
+    """
+    return Forked(ROOT / "run.py", [*overrides, f"hydra.run.dir={folder}"], cwd=ROOT, env=environment())
+
+
+def wait_until(running: Forked | subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert running.poll() is None, f"it ended too early: {running.communicate()}"
+        time.sleep(0.005)
+
+
 def composed(*overrides: str) -> DictConfig:
     """The task's part of the configuration."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides))
 
 
-def run_here(folder: Path, *overrides: str) -> float | None:
-    """The same as `run` with `folder` as its hydra.run.dir, in this process; returns the objective."""
+def composed_with_hydra(*overrides: str) -> tuple[DictConfig, DictConfig]:
+    """The whole configuration, and the task's part of it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = compose("config", [*overrides, f"hydra.run.dir='{folder}'"], return_hydra_config=True)
-    with read_write(whole), open_dict(whole):
-        whole.hydra.runtime.output_dir = str(folder)
+        whole = compose("config", list(overrides), return_hydra_config=True)
     task = copy.deepcopy(whole)
     with read_write(task), open_dict(task):
         del task["hydra"]
+    return whole, task
+
+
+def run_here(folder: Path, *overrides: str) -> float | None:
+    """The same as `run` with `folder` as its hydra.run.dir, in this process; returns the objective."""
+    whole, task = composed_with_hydra(*overrides, f"hydra.run.dir='{folder}'")
+    with read_write(whole), open_dict(whole):
+        whole.hydra.runtime.output_dir = str(folder)
     outer = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(whole)
     try:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from command_line import SMOKE, ErrorLine, run_here
 from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
+from selfdraft.data import tables
+from selfdraft.tracking import picture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """In this process runs leave out two things that take a third of a short one each, and that other tests look at.
+
+    A picture is drawn, but not arranged (see tests/tracking), and a dataset's folder is not read in a process of its
+    own first (see tests/data).
+    """
+
+    def plain(figsize: tuple[float, float], dpi: int, layout: str) -> Figure:
+        return Figure(figsize=figsize, dpi=dpi / 6)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture, "Figure", plain)
+        patch.setattr(tables, "_refuse_what_ends_the_process", lambda *_: None)
+        yield
 
 
 @pytest.fixture

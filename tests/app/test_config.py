@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from command_line import CONF, composed
+from command_line import CONF, composed, composed_with_hydra
 from selfdraft.app.build import measured_config, settled, to_config
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError
@@ -66,24 +68,42 @@ def many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 64)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_yaml_composes_and_builds_its_objects(choice: str, many_gpus: None) -> None:
-    group, name = split(choice)
-    overrides = [f"{group}={name}", *MANDATORY.get(choice, [])]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = compose("config", overrides, return_hydra_config=True)
-    assert whole.hydra.runtime.choices[group] == name
-    config = to_config(composed(*overrides))
-    if group in SCHEMAS:
+def rounds() -> Iterator[tuple[str, ...]]:
+    """Every choice once: one of each group together, as groups do not depend on each other; paths need a drafter."""
+    groups: dict[str, list[str]] = {}
+    for choice in CHOICES:
+        groups.setdefault(split(choice)[0], []).append(choice)
+    alone = [*groups.pop("drafter/path"), *groups.pop("experiment")]
+    for together in itertools.zip_longest(*groups.values()):
+        yield tuple(choice for choice in together if choice is not None)
+    yield from ((choice,) for choice in alone)
+
+
+@pytest.mark.parametrize("choices", rounds(), ids=" ".join)
+def test_every_yaml_composes_and_builds_its_objects(choices: tuple[str, ...], many_gpus: None) -> None:
+    overrides = [f"{split(choice)[0]}={split(choice)[1]}" for choice in choices]
+    overrides += [option for choice in choices for option in MANDATORY.get(choice, [])]
+    whole, task = composed_with_hydra(*overrides)
+    config = to_config(task)
+    for choice in choices:
+        group, name = split(choice)
+        assert whole.hydra.runtime.choices[group] == name
+        if group not in SCHEMAS:
+            continue
         part = attrgetter(group.replace("/", "."))(config)
         assert type(part) in SCHEMAS[group]
         if group == "drafter":
             assert part.name == PRESETS[name].proposal
+            assert part == described(name)
         elif choice != "dataset/hub":  # whose name is the user's to give
             assert part.name == name
         for option, value in options_of(choice).items():
             if value != "???":
                 assert getattr(part, option) == value, option
+
+
+def test_the_rounds_have_every_choice_once() -> None:
+    assert sorted(choice for choices in rounds() for choice in choices) == CHOICES
 
 
 def test_the_root_config_builds_its_objects() -> None:
@@ -136,17 +156,13 @@ def test_the_yaml_of_a_preset_lists_only_what_differs(name: str) -> None:
     assert [option for option, value in options.items() if defaults[option] == value] == []
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_drafters_yaml_composes_to_what_configured_returns(name: str) -> None:
-    config = to_config(composed(f"drafter={name}", *MANDATORY.get(f"drafter/{name}", [])))
-    assert config.drafter == described(name)
-
-
 @pytest.mark.parametrize("name", WITH_A_PATH)
-def test_a_drafter_that_takes_a_path_composes_with_every_path(name: str) -> None:
-    """Only the group: the whole configuration would take twice as long, and it is composed above."""
+def test_a_drafter_that_takes_a_path_composes_with_other_paths(name: str) -> None:
+    """With two, by turns. Only the group: the whole configuration would take longer, and it is composed above."""
+    paths, at = list(PATHS), WITH_A_PATH.index(name)
+    assert len(WITH_A_PATH) >= len(paths)  # so that every path has its turn
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for path in PATHS:
+        for path in (paths[at % len(paths)], paths[(at + 1) % len(paths)]):
             overrides = [f"drafter/path={path}", *MANDATORY.get(f"drafter/path/{path}", [])]
             config = OmegaConf.to_object(compose(f"drafter/{name}", overrides).drafter)
             assert config == described(name, path)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_resume import LONG, finished, start, wait_until
+from test_resume import LONG, finished
 
-from command_line import ROOT, SMOKE, environment, read_lines, read_result, run
+from command_line import ROOT, SMOKE, command, environment, read_lines, read_result, run, start, wait_until
+from forked import run_forked
 
-FAST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
+FAST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4", "drafter=none")
 STALE = {
     "RANK": "1",
     "LOCAL_RANK": "1",
@@ -45,7 +44,7 @@ exec(compile(open(__file__).read(), __file__, "exec"))
 """
 
 
-@pytest.mark.parametrize("names", [["RANK"], ["LOCAL_RANK"], ["SLURM_PROCID", "SLURM_NTASKS"], list(STALE)])
+@pytest.mark.parametrize("names", [["SLURM_PROCID", "SLURM_NTASKS"], list(STALE)], ids=["of Slurm", "all"])
 def test_variables_of_other_launchers_change_nothing(tmp_path: Path, names: list[str]) -> None:
     done = run(*FAST, f"hydra.run.dir={tmp_path}/run", **{name: STALE[name] for name in names})
     assert done.returncode == 0, done.stderr
@@ -78,24 +77,17 @@ def test_two_processes_run_despite_variables_of_other_launchers(tmp_path: Path) 
     assert {line["rank"] for line in read_lines(tmp_path / "a run, mine")} == {0, 1}
 
 
-def run_broken(folder: Path, failure: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A run of two processes whose second one fails in this way, and its duration in seconds."""
+def run_broken(folder: Path, failure: str) -> subprocess.CompletedProcess[str]:
+    """A run of two processes whose second one fails in this way."""
     script = folder / "broken.py"
     script.write_text(BROKEN.format(failure=failure, entry=str(ROOT / "run.py")))
-    begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(script), *FAST, "hardware=cpu_ddp", f"hydra.run.dir={folder}/run"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done, time.monotonic() - begin
+    options = [*FAST, "hardware=cpu_ddp", f"hydra.run.dir={folder}/run"]
+    return run_forked(script, options, cwd=ROOT, env=environment(), timeout=300)
 
 
 @pytest.mark.slow
 def test_a_user_error_in_one_process_is_reported_once_and_ends_all_with_status_2(tmp_path: Path) -> None:
-    done, _ = run_broken(tmp_path, "raise UserError('its disk is missing')")
+    done = run_broken(tmp_path, "raise UserError('its disk is missing')")
     assert done.returncode == 2, done.stderr
     assert "selfdraft: process 1: its disk is missing\n" in done.stderr
     assert done.stderr.count("its disk is missing") == 1
@@ -106,7 +98,7 @@ def test_a_user_error_in_one_process_is_reported_once_and_ends_all_with_status_2
     ("failure", "how"), [("raise ValueError('a bug')", "exit status 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")]
 )
 def test_a_failing_process_ends_all_with_a_reason(tmp_path: Path, failure: str, how: str) -> None:
-    done, _ = run_broken(tmp_path, failure)
+    done = run_broken(tmp_path, failure)
     assert done.returncode == 1, done.stderr
     assert f"selfdraft: process 1 has failed ({how})" in done.stderr
     assert ("ValueError: a bug" in done.stderr) == ("bug" in failure)
@@ -115,9 +107,10 @@ def test_a_failing_process_ends_all_with_a_reason(tmp_path: Path, failure: str, 
 @pytest.mark.slow
 def test_a_user_error_in_all_processes_is_reported_once(tmp_path: Path) -> None:
     done = run(
-        *FAST, "hardware=cpu_ddp", "drafter=early_exit", "drafter.path.exit_layer=99", f"hydra.run.dir={tmp_path}/run"
+        *FAST, "hardware=cpu_ddp", "drafter=layer_skip", "drafter.path.skip_mlp=[99]", f"hydra.run.dir={tmp_path}/run"
     )
     assert done.returncode == 2
+    assert done.stderr.count("drafter.path.skip_mlp=[99]: this model's layers are 0 to 3") == 1
     assert done.stderr.count("selfdraft: ") == 1
     assert "Traceback" not in done.stderr
 
@@ -127,9 +120,8 @@ def test_a_user_error_in_all_processes_is_reported_once(tmp_path: Path) -> None:
     [
         (signal.SIGHUP, "cpu"),
         (signal.SIGTERM, "cpu"),
-        pytest.param(signal.SIGINT, "cpu_ddp", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "cpu_ddp", marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, "cpu_ddp", marks=pytest.mark.slow),
+        (signal.SIGINT, "cpu_ddp"),
+        (signal.SIGTERM, "cpu_ddp"),
     ],
 )
 def test_a_stopping_signal_ends_with_130_and_the_hint_how_to_resume(
@@ -150,7 +142,7 @@ def test_a_stopping_signal_ends_with_130_and_the_hint_how_to_resume(
 
 def test_nohup_runs_survive_a_closed_terminal(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        ["nohup", sys.executable, str(ROOT / "run.py"), *LONG, f"hydra.run.dir={tmp_path}/run"],
+        ["nohup", *command(*LONG, f"hydra.run.dir={tmp_path}/run")],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -19,15 +19,17 @@ def test_a_profile_is_written_shown_and_read_back(tmp_path: Path) -> None:
     assert [line["rows"] for line in costs.by_batch] == [2, 4, 8]
     assert len(costs.by_context) >= 3
     assert costs.base(1) <= costs.sparse(SkipSet(frozenset({1, 2}), frozenset({1, 2})))(1) <= costs.sparse(SkipSet())(1)
-    assert (tmp_path / "profile.png").stat().st_size > 10_000
+    assert (tmp_path / "profile.png").stat().st_size > 1000  # see `quick_runs`
     assert "all attentions" in said
     assert "context  1024" in said
 
 
-def test_without_the_grid_only_the_parts_are_measured(tmp_path: Path) -> None:
-    said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false")
-    costs = CostModel.from_dict(json.loads((tmp_path / "profile.json").read_text()))
-    assert (costs.by_context, costs.by_batch) == ((), ())
+def test_without_the_grid_and_a_sparse_path_only_the_parts_are_measured(tmp_path: Path) -> None:
+    said = said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false", "drafter=pool")
+    plain = json.loads((tmp_path / "profile.json").read_text())
+    costs = CostModel.from_dict(plain)
+    assert (costs.by_context, costs.by_batch, plain["drafting"]) == ((), (), None)
+    assert "drafting with" not in said
 
 
 def test_draft_costs_of_a_sparse_path_are_measured(tmp_path: Path) -> None:
@@ -37,9 +39,3 @@ def test_draft_costs_of_a_sparse_path_are_measured(tmp_path: Path) -> None:
     assert [step["drafted"] for step in drafting["steps"]] == [1, 3]
     assert drafting["steps"][1]["reuse"] > 0
     assert "drafting with the path early_exit" in said and "pays above" in said
-
-
-def test_without_a_sparse_path_no_draft_costs_are_measured(tmp_path: Path) -> None:
-    said = said_by(tmp_path, *SMOKE, "task=profile", "task.rounds=1", "task.grid=false", "drafter=pool")
-    assert json.loads((tmp_path / "profile.json").read_text())["drafting"] is None
-    assert "drafting with" not in said
