@@ -7,7 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from naming import naming
 from selfdraft.core.errors import UserError
+from selfdraft.data import tables
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt, write_dataset
 
 LINES = [
@@ -20,8 +22,20 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_a_written_dataset_is_read_from_run_and_dataset_folder(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read folders only in this process: reading them in another one first takes a second, and is tested once."""
+    monkeypatch.setattr(tables, "_refuse_what_ends_the_process", lambda *_: None)
+
+
+TRIAL = tables._refuse_what_ends_the_process
+
+
+def test_a_written_dataset_is_read_from_run_and_dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dataset(LINES, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_refuse_what_ends_the_process", TRIAL)
+        load_texts(path)
     texts = [Text("a", [1, 2], [3]), Text("a", [1, 2, 3], [4, 5])]
     assert load_texts(tmp_path) == load_texts(path) == load_texts(str(path)) == texts
     columns = ["id", "category", "turn", "prompt_ids", "output_ids", "text"]
@@ -71,21 +85,20 @@ def test_an_unreadable_dataset_gives_one_clear_line(tmp_path: Path) -> None:
         load_texts(tmp_path / "text")
 
 
-@pytest.mark.parametrize(
-    ("row", "column"),
-    [
-        ({"prompt_ids": ["a"], "output_ids": [1]}, "prompt_ids"),
-        ({"prompt_ids": [1], "output_ids": [-1]}, "output_ids"),
-        ({"prompt_ids": [1], "output_ids": [2**40]}, "output_ids"),
-        ({"prompt_ids": [1], "output_ids": None}, "output_ids"),
-        ({"prompt_ids": [1], "output_ids": [1], "trajectories": [[1, 2]]}, "trajectories"),
-    ],
-)
-def test_invalid_ids_name_their_row(tmp_path: Path, row: dict, column: str) -> None:
+def test_invalid_ids_name_their_row(tmp_path: Path) -> None:
     """A dataset with our columns may come from anybody."""
-    datasets.Dataset.from_list([{"id": "a", **row}]).save_to_disk(tmp_path / "rows")
-    with pytest.raises(UserError, match=rf"rows, row 0: `{column}` must be"):
-        load_texts(tmp_path / "rows")
+    for number, (row, column) in enumerate(
+        (
+            ({"prompt_ids": ["a"], "output_ids": [1]}, "prompt_ids"),
+            ({"prompt_ids": [1], "output_ids": [-1]}, "output_ids"),
+            ({"prompt_ids": [1], "output_ids": [2**40]}, "output_ids"),
+            ({"prompt_ids": [1], "output_ids": None}, "output_ids"),
+            ({"prompt_ids": [1], "output_ids": [1], "trajectories": [[1, 2]]}, "trajectories"),
+        )
+    ):
+        datasets.Dataset.from_list([{"id": "a", **row}]).save_to_disk(tmp_path / f"{number} rows")
+        with naming(row), pytest.raises(UserError, match=rf"rows, row 0: `{column}` must be"):
+            load_texts(tmp_path / f"{number} rows")
 
 
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from naming import naming
 from selfdraft.core.errors import UserError
+from selfdraft.data import tables
 from selfdraft.data.prompts import MT_BENCH_CATEGORIES, Prompt
 from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_jsonl
 
@@ -66,9 +68,8 @@ def test_windows_line_ends_and_a_byte_order_mark_are_accepted(tmp_path):
 GOOD = {"prompt": "a"}
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
+def test_errors_name_their_line(write):
+    for lines, message in [
         ([], "FILE holds no prompt; give one JSON object a line"),
         (["", "  "], "FILE holds no prompt; give one JSON object a line"),
         ([GOOD, '{"prompt": "b"'], "FILE:2: malformed JSON ("),
@@ -109,10 +110,9 @@ GOOD = {"prompt": "a"}
             [GOOD | {"id": 7}, GOOD, GOOD | {"id": "7"}],
             "FILE:3: the id '7' is already that of line 1; every id must be",
         ),
-    ],
-)
-def test_errors_name_their_line(write, lines, message):
-    assert message in error_of(write(*lines))
+    ]:
+        with naming(lines, message):
+            assert message in error_of(write(*lines))
 
 
 def test_a_missing_file_a_folder_and_a_wrong_encoding_are_named(tmp_path):
@@ -123,9 +123,8 @@ def test_a_missing_file_a_folder_and_a_wrong_encoding_are_named(tmp_path):
     assert error_of(latin) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+def test_a_file_that_is_not_text_is_named_by_its_kind(tmp_path):
+    for content, reason in [
         (gzip.compress(b'{"prompt": "a"}', mtime=0), "compressed by gzip; decompress it first: gunzip prompts.jsonl"),
         (bz2.compress(b"a"), "compressed by bzip2; decompress it first"),
         (lzma.compress(b"a"), "compressed by xz; decompress it first"),
@@ -133,13 +132,11 @@ def test_a_missing_file_a_folder_and_a_wrong_encoding_are_named(tmp_path):
         (b"PAR1...", "a Parquet file; read its folder with dataset=hub"),
         ('{"prompt": "a"}'.encode("utf-16"), "UTF-16 or UTF-32; save it with UTF-8 encoding"),
         (b"\0" * 99, "a binary file; give a text file"),
-    ],
-    ids=["gzip", "bzip2", "xz", "zip", "parquet", "utf-16", "binary"],
-)
-def test_a_file_that_is_not_text_is_named_by_its_kind(tmp_path, content, reason):
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(content)
-    assert error_of(path).startswith(f"FILE is {reason}")
+    ]:
+        with naming(content, reason):
+            path = tmp_path / "prompts.jsonl"
+            path.write_bytes(content)
+            assert error_of(path).startswith(f"FILE is {reason}")
 
 
 def test_only_regular_files_are_read(tmp_path):
@@ -232,6 +229,12 @@ def folder(tmp_path_factory, monkeypatch):
     datasets.enable_progress_bars()
 
 
+@pytest.fixture
+def no_trial(monkeypatch):
+    """Read folders only in this process: reading them in another one first takes a second, and is tested once."""
+    monkeypatch.setattr(tables, "_refuse_what_ends_the_process", lambda *_: None)
+
+
 def test_hub_rows_become_prompts(folder):
     name = folder({"q": "One?", "category": "qa"}, {"q": "Two?", "category": None})
     assert load_hub(name, split="train", prompt_field="q") == [
@@ -240,12 +243,12 @@ def test_hub_rows_become_prompts(folder):
     ]
 
 
-def test_hub_columns_of_lists_are_turns(folder):
+def test_hub_columns_of_lists_are_turns(folder, no_trial):
     name = folder({"chat": ["One?", "Two?"], "kind": 1})
     assert load_hub(name, split="train", prompt_field="chat") == [Prompt("train:0", "uncategorized", ("One?", "Two?"))]
 
 
-def test_hub_errors_name_column_row_and_split(folder):
+def test_hub_errors_name_column_row_and_split(folder, no_trial):
     name = folder({"q": "One?"}, {"q": ""})
     with pytest.raises(UserError, match=r"has no column 'prompt'; it has q\."):
         load_hub(name, split="train", prompt_field="prompt")
@@ -272,7 +275,7 @@ def test_hub_errors_name_column_row_and_split(folder):
         ("dataset_dict.json", b"{}", r"could not be loaded \("),
     ],
 )
-def test_a_damaged_folder_gives_one_clear_line(tmp_path, monkeypatch, capfd, file, content, reason):
+def test_a_damaged_folder_gives_one_clear_line(tmp_path, monkeypatch, capfd, no_trial, file, content, reason):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "data"
     folder.mkdir()
@@ -293,13 +296,13 @@ def test_a_deep_line_of_a_folder_does_not_overflow_the_stack(tmp_path, opening, 
         load_hub(str(tmp_path), split="test", prompt_field="prompt")
 
 
-def test_brackets_in_strings_are_not_nesting(folder):
+def test_brackets_in_strings_are_not_nesting(folder, no_trial):
     """Side by side, or in strings."""
     name = folder({"q": "[{" * 2000, "other": [[1, '"]'] for _ in range(2000)]})
     assert load_hub(name, split="train", prompt_field="q")[0].turns == ("[{" * 2000,)
 
 
-def test_a_saved_folder_is_read_without_decoding_other_columns(tmp_path, monkeypatch):
+def test_a_saved_folder_is_read_without_decoding_other_columns(tmp_path, monkeypatch, no_trial):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.Dataset.from_dict({"q": ["One?"]}).save_to_disk(tmp_path / "saved")
     assert [prompt.turns for prompt in load_hub(str(tmp_path / "saved"), split="test", prompt_field="q")] == [("One?",)]

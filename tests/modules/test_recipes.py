@@ -55,22 +55,26 @@ class Case:
 
 
 CASES = {
-    "sparse_distill": Case("sparse_distill", {"steps": 100, "rank": 8, "alpha": 8.0}),
+    "sparse_distill": Case("sparse_distill", {"steps": 40, "rank": 8, "alpha": 8.0}),
     "sparse_distill with all it has": Case(
         "sparse_distill",
-        {"steps": 100, "rank": 8, "alpha": 8.0, "hidden_weight": 0.1, "layer_dropout": 0.1, "curriculum": "gradual"},
+        {"steps": 40, "rank": 8, "alpha": 8.0, "hidden_weight": 0.1, "layer_dropout": 0.1, "curriculum": "gradual"},
     ),
-    "exit_adapter": Case("exit_adapter", {"steps": 100, "exit_layer": 2, "rank": 0}),
+    "exit_adapter": Case("exit_adapter", {"steps": 60, "exit_layer": 2, "rank": 0}),
     "exit_adapter with the feature": Case(
-        "exit_adapter", {"steps": 100, "exit_layer": 1, "twins": [1, 3], "feature": True, "rank": 0}
+        "exit_adapter", {"steps": 60, "exit_layer": 1, "twins": [1, 3], "feature": True, "rank": 0}
     ),
-    "pseudo_tokens": Case("pseudo_tokens", {"steps": 100, "rank": 8, "alpha": 8.0}),
+    "pseudo_tokens": Case("pseudo_tokens", {"steps": 40, "rank": 8, "alpha": 8.0}),
     "pseudo_tokens on some matrices": Case(
-        "pseudo_tokens", {"steps": 100, "rank": 8, "alpha": 8.0, "matrices": ["q_proj", "up_proj"], "first_layer": 1}
+        "pseudo_tokens", {"steps": 60, "rank": 8, "alpha": 8.0, "matrices": ["q_proj", "up_proj"], "first_layer": 1}
     ),
-    "consistency": Case("consistency", {"steps": 300, "block": 4}),
-    "consistency of a path": Case("consistency", {"steps": 100, "block": 4, "keep_layers": [0, 2, 3], "norm": True}),
+    "consistency": Case("consistency", {"steps": 200, "block": 4}),
+    "consistency of a path": Case("consistency", {"steps": 60, "block": 4, "keep_layers": [0, 2, 3], "norm": True}),
 }
+
+
+# Of this scope, all tests of a case follow each other, so that processes that share the tests do not each train it.
+each_case = pytest.mark.parametrize("name", CASES, scope="module")
 
 
 def fresh_target() -> Target:
@@ -132,6 +136,13 @@ def trained(name: str) -> FinetuneModule:
     return fitted(CASES[name])
 
 
+@cache
+def untrained(name: str) -> FinetuneModule:
+    """The same, with a learning rate of zero."""
+    case = CASES[name]
+    return fitted(replace(case, options={**case.options, "steps": 2}), learning_rate=0.0)
+
+
 def gain(module: FinetuneModule) -> float:
     """The gain in expected accepted tokens by training."""
     before, after = (line[WATCHED] for line in module.history)
@@ -142,19 +153,17 @@ def test_every_recipe_is_tested() -> None:
     assert {case.recipe for case in CASES.values()} == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_a_recipe_raises_the_expected_acceptance_length(name: str) -> None:
     assert gain(trained(name)) > MARGIN
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_a_recipe_without_training_does_not_reach_that_margin(name: str) -> None:
-    case = CASES[name]
-    short = replace(case, options={**case.options, "steps": 10})
-    assert abs(gain(fitted(short, learning_rate=0.0))) < MARGIN / 5
+    assert abs(gain(untrained(name))) < MARGIN / 5
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_training_changes_no_bits_of_the_target(name: str, tmp_path: Path) -> None:
     module, text, untouched = trained(name), [*texts()[0].prompt, *texts()[0].answer], fresh_target()
     plain = teacher_forced(untouched, text, PROMPT, 3)
@@ -181,7 +190,9 @@ def answered(target: Target, drafter: Any, text: Text) -> Generation:
     return Decoder(target, drafter, Stopping(frozenset(), ANSWER)).decode(text.prompt, seed=1)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.recipe != "pseudo_tokens"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.recipe != "pseudo_tokens"], scope="module"
+)
 def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) -> None:
     module, text = trained(name), texts()[1]
     module.adapter().write(tmp_path)
@@ -212,11 +223,10 @@ def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) ->
     assert torch.allclose(drafted[0], ours, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_trained_drafts_are_accepted_more_often_and_change_no_text(name: str, tmp_path: Path) -> None:
-    short = replace(CASES[name], options={**CASES[name].options, "steps": 1})
     forwards = []
-    for module in (trained(name), fitted(short, learning_rate=0.0)):
+    for module in (trained(name), untrained(name)):
         folder = tmp_path / str(len(forwards))
         module.adapter().write(folder)
         target = fresh_target()
