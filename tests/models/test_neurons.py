@@ -77,6 +77,11 @@ def test_a_sliced_mlp_equals_the_stock_one_with_other_neurons_zeroed(family: str
 def test_a_family_without_gated_mlps_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"^drafter/path=width_skip: model family 'gpt_neox' has no gated MLPs"):
         require_gated_mlps(Target(tiny_model("gpt_neox")))
+    model = tiny_model("llama")
+    for layer in model.model.layers:  # as BitNet has: sized for all neurons
+        layer.mlp.ffn_sub_norm = torch.nn.LayerNorm(layer.mlp.down_proj.in_features)
+    with pytest.raises(UserError, match=r"model family 'llama' has no gated MLPs"):
+        require_gated_mlps(Target(model))
 
 
 def test_sliced_matrices_have_only_the_chosen_neurons() -> None:

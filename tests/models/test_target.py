@@ -338,6 +338,8 @@ def test_the_filler_is_the_first_id_that_is_configured() -> None:
         (None, None, 0),
         (0, 7, 0),
         (None, [], 0),
+        (151329, [200, 9], 9),  # ids that a small or a cut vocabulary does not have
+        (-1, None, 0),
     ):
         model.config.pad_token_id, model.config.eos_token_id = pad, eos
         assert Target(model).pad_id == expected, (pad, eos)
