@@ -36,22 +36,21 @@ def test_a_folder_without_config_json_is_refused(error_line: ErrorLine, saved: P
     assert f"model.path={saved}: the folder has no config.json" in error_line(*hf(saved))
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "missing"])
-def test_unreadable_weights_name_the_folder(error_line: ErrorLine, saved: Path, damage: str) -> None:
+def test_unreadable_weights_name_the_folder(error_line: ErrorLine, saved: Path) -> None:
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()
-    if damage == "missing":
+    for damaged in (b"no safetensors" * 9, whole[: len(whole) // 2], b"", None):
         weights.unlink()
-    else:
-        half = whole[: len(whole) // 2]
-        weights.write_bytes({"garbage": b"no safetensors" * 9, "truncated": half, "empty": b""}[damage])
-    assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
+        if damaged is not None:
+            weights.write_bytes(damaged)
+        assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
+        weights.touch()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no_such_family"}', "{}"])
-def test_an_unusable_config_json_is_refused(error_line: ErrorLine, saved: Path, content: str) -> None:
-    (saved / "config.json").write_text(content)
-    assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
+def test_an_unusable_config_json_is_refused(error_line: ErrorLine, saved: Path) -> None:
+    for content in ("{", "[]", '{"model_type": "no_such_family"}', "{}"):
+        (saved / "config.json").write_text(content)
+        assert f"model.path={saved}: cannot be loaded as a causal language model (" in error_line(*hf(saved))
 
 
 def test_weights_of_other_shapes_than_in_the_config_are_refused(error_line: ErrorLine, saved: Path) -> None:
@@ -92,4 +91,7 @@ def test_an_unsupported_family_is_refused_by_name(error_line: ErrorLine, tmp_pat
 def test_an_undamaged_checkpoint_is_accepted(saved: Path, tmp_path: Path) -> None:
     """Or else the refusals above would prove nothing."""
     assert isinstance(AutoModelForCausalLM.from_pretrained(saved), torch.nn.Module)
-    assert run_here(tmp_path / "run", *SMOKE, *hf(saved), "dataset.limit=1", "decoding.max_new_tokens=4") > 0
+    assert (
+        run_here(tmp_path / "run", *SMOKE, *hf(saved), "dataset.limit=1", "decoding.max_new_tokens=4", "drafter=none")
+        > 0
+    )

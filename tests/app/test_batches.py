@@ -23,6 +23,7 @@ PROMPTS = [
     for i, (name, n) in enumerate(TURNS.items())
 ]
 KEYS = [(name, turn) for name, count in TURNS.items() for turn in range(count)]
+FEW = ("decoding.max_new_tokens=8",)
 DRAFTER = ("drafter=layer_skip", "drafter.path.sparsity=0.3")
 
 
@@ -40,7 +41,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("batches")
     path = write_prompts(folder / "eleven.jsonl", *PROMPTS)
-    options = (*SMOKE, "dataset=jsonl", f"dataset.path={path}", "dataset.per_category=null", *DRAFTER)
+    options = (*SMOKE, "dataset=jsonl", f"dataset.path={path}", "dataset.per_category=null", *DRAFTER, *FEW)
     said = said_by(folder / "batched", *options, f"decoding.batch_size={BATCH}", "task.repeats=2")
     run_here(folder / "single", *options)
     return Runs(options, folder / "batched", folder / "single", said)
@@ -102,7 +103,7 @@ def test_the_terminal_shows_batch_size_throughput_and_latency(runs: Runs) -> Non
     assert read_result(runs.single)["latency_s"]["drafter"]["median"] > 0
 
 
-@pytest.mark.parametrize("kept", [1, 5, 9, 13])
+@pytest.mark.parametrize("kept", [5, 9, 13])
 def test_a_run_killed_within_a_batch_decodes_only_the_rest(
     runs: Runs, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,11 +154,11 @@ def test_lines_are_written_as_soon_as_their_turn_is_done(
 
 
 def test_sampling_in_a_batch_gives_the_text_of_a_single_request(runs: Runs, tmp_path: Path) -> None:
-    options = [*runs.options, "decoding=sample", "decoding.max_new_tokens=16"]
+    options = [*runs.options, "decoding=sample", "dataset.limit=6"]
     run_here(tmp_path / "batched", *options, "decoding.batch_size=4")
     run_here(tmp_path / "single", *options)
     outputs = [{k: line["output_ids"] for k, line in by_key(tmp_path / name).items()} for name in ("batched", "single")]
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 6
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,29 @@ PROMPTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", PROMPTS)
-def test_a_prompt_is_text(text: str) -> None:
-    """Quoting twice changes nothing, since the processes of a sweep quote once more."""
-    assert prompt_of(f"prompt={text}") == text
-    assert prompt_of(f"++prompt={text}") == text
+def as_text(texts: Sequence[str]) -> list[str]:
+    """What becomes of these prompts in a configuration: many options of one, since composing it is what takes time.
+
+    Quoting twice changes nothing, since the processes of a sweep quote once more.
+    """
+    typed = quoted_prompt(quoted_prompt([f"prompt={text}" for text in texts]))
+    config = composed(*SMOKE, *(f"+p{i}={one.removeprefix('prompt=')}" for i, one in enumerate(typed)))
+    return ["???" if OmegaConf.is_missing(config, f"p{i}") else config[f"p{i}"] for i in range(len(texts))]
+
+
+def test_a_prompt_is_text() -> None:
+    assert as_text(PROMPTS) == PROMPTS
+    for text in ("${oc.env:TOKEN}", "???", "a, b"):
+        assert prompt_of(f"prompt={text}") == text
+        assert prompt_of(f"++prompt={text}") == text
 
 
 def test_any_prompt_is_text() -> None:
     draw = random.Random(0)
-    for _ in range(40):
-        text = "".join(draw.choices(["\\", "$", "{", "}", '"', "'", "a", ":", "[", "=", "${", "\n", "?"], k=8))
-        if (text[0], text[-1]) not in {('"', '"'), ("'", "'")}:
-            assert prompt_of(f"prompt={text}") == text
+    symbols = ["\\", "$", "{", "}", '"', "'", "a", ":", "[", "=", "${", "\n", "?"]
+    texts = ["".join(draw.choices(symbols, k=8)) for _ in range(200)]
+    texts = [text for text in texts if (text[0], text[-1]) not in {('"', '"'), ("'", "'")}]
+    assert as_text(texts) == texts
 
 
 @pytest.mark.parametrize(
@@ -68,8 +79,8 @@ def test_a_quoted_prompt_is_the_text_in_the_quotes(typed: str, text: str | None)
     assert prompt_of(f"prompt={typed}") == text
 
 
-@pytest.mark.parametrize("text", ["${oc.env:TOKEN}", "???"])
-def test_a_trace_has_the_prompt_and_no_secret(text: str, tmp_path: Path) -> None:
+def test_a_trace_has_the_prompt_and_no_secret(tmp_path: Path) -> None:
+    text = "${oc.env:TOKEN}"
     run_here(tmp_path, *SMOKE, "task=trace", "decoding.max_new_tokens=4", *quoted_prompt([f"prompt={text}"]))
     assert json.loads((tmp_path / "trace.json").read_text())["prompt"] == text
     assert SECRET not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
@@ -82,9 +93,12 @@ def test_the_configuration_of_a_run_has_the_prompt_and_no_secret(tmp_path: Path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["prompt"] == "${oc.env:TOKEN}"
 
 
-@pytest.mark.parametrize("value", [None, True, False, 3, -1.5, 1e-07, [1, 2], [], ["a, b", "${oc.env:TOKEN}"], "x'\""])
-def test_plain_values_reach_hydra_unchanged(value: object) -> None:
-    assert OmegaConf.to_container(composed(*SMOKE, f"+x={as_override(value)}"), resolve=True)["x"] == value
+def test_plain_values_reach_hydra_unchanged() -> None:
+    values = [None, True, False, 3, -1.5, 1e-07, [1, 2], [], ["a, b", "${oc.env:TOKEN}"], "x'\""]
+    config = composed(*SMOKE, *(f"+x{i}={as_override(value)}" for i, value in enumerate(values)))
+    found = OmegaConf.to_container(config, resolve=True)
+    for i, value in enumerate(values):
+        assert found[f"x{i}"] == value and type(found[f"x{i}"]) is type(value)
 
 
 MODEL = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0" * 16}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from command_line import ROOT, SMOKE, command, environment, said_by, write_prompts
+from forked import run_forked
 from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
 from selfdraft.app.errors import fail, one_line_script
 from selfdraft.app.sweep_table import SweepTable
@@ -130,7 +130,10 @@ print("naïve 日本 \\udcff", file=sys.stderr)
 
 
 SCRIPT = """
-import sys
+import os, sys
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
 from selfdraft.app.errors import one_line_script
 
 @one_line_script("script")
@@ -141,13 +144,10 @@ sys.exit(main([]))
 """
 
 
-def test_output_into_a_closed_pipe_gives_one_clear_line() -> None:
+def test_output_into_a_closed_pipe_gives_one_clear_line(tmp_path: Path) -> None:
     """In its own process, because unwritten output at its end must not raise an error either."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    env = environment(PYTHONPATH=str(ROOT / "src"))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
-    os.close(writer)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = run_forked(tmp_path / "script.py", [], cwd=tmp_path, env=environment(), timeout=300)
     assert done.returncode == 2
     assert done.stderr == "script: nothing more can be written: the program that read the output has ended\n"
 
@@ -170,19 +170,19 @@ def test_a_run_in_a_folder_with_markup_in_its_name_and_prompts(tmp_path: Path) -
     rows = [{"id": EVIL, "category": EVIL, "turns": ["first", "second"]}, {"id": "[/]", "category": "$\\frac$ [/]"}]
     rows[1]["prompt"] = "x"
     prompts = write_prompts(tmp_path / "p.jsonl", *(json.dumps(r).replace("\\ud800", "") for r in rows))
-    data = ("dataset=jsonl", f"dataset.path='{prompts}'", "dataset.per_category=null", "decoding.max_new_tokens=4")
+    data = ("dataset=jsonl", f"dataset.path='{prompts}'", "dataset.per_category=null", "decoding.max_new_tokens=2")
     folder = tmp_path / "x[/]y"
-    said = said_by(folder, *SMOKE, *data)
-    said += said_by(folder, *SMOKE, *data)  # resumed
+    said = said_by(folder, *SMOKE, *data, "drafter=none")
+    said += said_by(folder, *SMOKE, *data, "drafter=none")  # resumed
     assert raw_controls(said) == set()
     assert "x[/]y" in said and "\\x1b]0;owned" in said
     assert (folder / "result.json").exists() and (folder / "result.png").exists()
 
 
-@pytest.mark.parametrize("name", ["generate", "trace"])
-def test_control_sequences_in_an_answer_are_escaped(tmp_path: Path, name: str) -> None:
-    said = said_by(tmp_path / "x[/]y", *SMOKE, f"task={name}", "prompt=x", "decoding.max_new_tokens=64")
-    assert raw_controls(said) == set()
+def test_control_sequences_in_an_answer_are_escaped(tmp_path: Path) -> None:
+    for name in ("generate", "trace"):
+        ask = (f"task={name}", "prompt=x", "decoding.max_new_tokens=64", "drafter=suffix", "drafter.costs=flat")
+        assert raw_controls(said_by(tmp_path / f"x[/]y{name}", *SMOKE, *ask)) == set()
 
 
 def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_the_terminal_shows_the_table_and_where_to_look(done: Done) -> None:
 
 
 def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
-    objective = run_here(tmp_path / "run", *SMOKE, "drafter=none", "dataset.limit=2")
+    objective = run_here(tmp_path / "run", *SMOKE, "drafter=none", "dataset.limit=1", "decoding.max_new_tokens=4")
     result = read_result(tmp_path / "run")
     assert objective == result["objective"] == result["speedup"]["median"]
     # Autoregressive decoding is a token a forward, whatever the clock says.
@@ -223,15 +223,18 @@ def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("warm", "state"), [("true", "warm"), ("false", "cold")])
 def test_the_result_says_whether_the_drafter_keeps_state_between_prompts(tmp_path: Path, warm: str, state: str) -> None:
-    drafter = ("drafter=suffix", f"drafter.warm={warm}", "drafter.costs=flat", "dataset.limit=2", "dataset.shuffle=3")
-    said = said_by(tmp_path / "run", *SMOKE, *drafter)
+    drafter = ("drafter=suffix", f"drafter.warm={warm}", "drafter.costs=flat", "dataset.shuffle=3")
+    said = said_by(tmp_path / "run", *SMOKE, *drafter, "dataset.limit=1", "decoding.max_new_tokens=4")
     assert f"suffix ({state}) against autoregressive decoding" in said
     assert read_result(tmp_path / "run")["drafter_memory"] == state
 
 
+SHORT = ("drafter=none", "dataset.limit=1", "decoding.max_new_tokens=4")
+
+
 def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
     for logger in ("csv", "none"):
-        said = said_by(tmp_path / logger, *SMOKE, f"logger={logger}", "dataset.limit=1")
+        said = said_by(tmp_path / logger, *SMOKE, f"logger={logger}", *SHORT)
         assert not (tmp_path / logger / "wandb").exists()
         assert "wandb" not in said
     header, values = (tmp_path / "csv" / "csv" / "metrics.csv").read_text().splitlines()
@@ -243,7 +246,7 @@ def test_equal_seeds_give_equal_runs_and_another_seed_other_drafts(tmp_path: Pat
     runs = {}
     random = ("drafter.init=prompt_random", "drafter.costs=flat")
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        run_here(tmp_path / name, *SMOKE, *random, f"seed={seed}", "dataset.limit=2", "decoding.max_new_tokens=8")
+        run_here(tmp_path / name, *SMOKE, *random, f"seed={seed}", "dataset.limit=1", "decoding.max_new_tokens=8")
         runs[name] = read_lines(tmp_path / name)
     drafts = {name: [line["steps"] for line in lines] for name, lines in runs.items()}
     outputs = {name: [line["output_ids"] for line in lines] for name, lines in runs.items()}
@@ -336,7 +339,8 @@ def test_a_conversation_continues_with_the_baseline_s_answer(
 
 
 def test_a_guarded_run_counts_the_steps_at_which_drafting_was_paused(tmp_path: Path) -> None:
-    run_here(tmp_path, *SMOKE, "decoding.guard=true", "decoding.max_new_tokens=64", "drafter.mode=literal")
+    guarded = ("decoding.guard=true", "decoding.max_new_tokens=64", "drafter.mode=literal", "dataset.limit=2")
+    run_here(tmp_path, *SMOKE, *guarded)
     lines, result = read_lines(tmp_path), read_result(tmp_path)
     counted = sum(step[4] == "stood down" for line in lines for step in line["steps"])
     assert 0 < counted == result["guard"]["stood_down"] <= result["guard"]["steps"]

@@ -12,7 +12,7 @@ from selfdraft.app.build import build_bench, to_config
 from selfdraft.core.messages import printable
 from selfdraft.drafters.jacobi import Jacobi
 
-ASK = (*SMOKE, "task=generate", "prompt='Why is the sky blue?'", "decoding.max_new_tokens=12")
+ASK = (*SMOKE, "task=generate", "prompt='Why is the sky blue?'", "decoding.max_new_tokens=12", "drafter.costs=flat")
 
 
 def expected_answer() -> str:

@@ -92,17 +92,10 @@ def test_help_shows_long_and_peculiar_values_on_one_line() -> None:
     assert "  model.path       ${oc.env:NOTHING}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("drafter.windw=3", "drafter.windw: no such option (did you mean window?)"),
-        ("drafter=jacoby", "drafter=jacoby: no such choice (did you mean jacobi?)"),
-    ],
-)
-def test_help_with_a_wrong_override_is_one_clear_line(wrong: str, message: str) -> None:
-    done = run(wrong, "--help")
+def test_help_with_a_wrong_override_is_one_clear_line() -> None:
+    done = run("drafter.windw=3", "--help")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert message in done.stderr
+    assert "drafter.windw: no such option (did you mean window?)" in done.stderr
 
 
 def test_hydras_own_help_is_still_there() -> None:

@@ -15,7 +15,7 @@ from few_positions import POSITIONS, small_model
 from selfdraft.app import evaluate
 from selfdraft.tracking.lines import LEFT_OUT
 
-SHORT = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
+SHORT = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4", "drafter=none")
 
 
 def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_second_turn_that_is_too_long_is_left_out(tmp_path: Path, small: list[
         {"id": "long", "category": "a", "turns": ["one", "two " * 30, "three"]},
         {"id": "short", "category": "b", "turns": ["one", "two"]},
     )
-    ask = [*small, "dataset=jsonl", f"dataset.path='{prompts}'", "decoding.max_new_tokens=6"]
+    ask = [*small, "dataset=jsonl", f"dataset.path='{prompts}'", "decoding.max_new_tokens=6", "drafter=none"]
     ask.append(f"decoding.batch_size={batch_size}")
     said = said_by(tmp_path / "run", *ask)
     lines = {(line["id"], line["turn"]): line for line in read_lines(tmp_path / "run")}

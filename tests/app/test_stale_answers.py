@@ -18,8 +18,8 @@ from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 A = {"id": "a", "category": "qa", "prompt": "What is one and one?"}
 B = {"id": "b", "category": "qa", "turns": ["What is two and two?", "And three?"]}
 C = {"id": "c", "category": "rag", "prompt": "What is four?"}
-EVALUATE = ("drafter=prompt_lookup",)
-DISTILL = ("task=distill_data", "drafter=prompt_lookup", "decoding.batch_size=2")
+EVALUATE = ("drafter=none",)
+DISTILL = ("task=distill_data", "drafter=none", "decoding.batch_size=2")
 
 
 def options(path: Path) -> tuple[str, ...]:
@@ -76,23 +76,18 @@ def test_edited_prompts_are_decoded_again_and_removed_ones_not_counted(
     assert stale == {which: before[which] for which in (("a", 0), ("b", 1), ("c", 0))}  # nothing is thrown away
 
 
-def test_an_edited_first_turn_also_decodes_the_second_again(tmp_path: Path) -> None:
+def test_an_edited_first_turn_also_decodes_the_second_again_and_an_edited_category_is_used(tmp_path: Path) -> None:
     path, folder = tmp_path / "prompts.jsonl", tmp_path / "run"
     write_prompts(path, B)
     run_here(folder, *options(path), *EVALUATE)
-    write_prompts(path, {**B, "turns": ["Quite another question", B["turns"][1]]})
+    write_prompts(path, {**B, "turns": ["Quite another question", B["turns"][1]], "category": "rag"})
     run_here(folder, *options(path), *EVALUATE)
     first, second = read_lines(folder)
     assert second["prompt_ids"][: len(first["prompt_ids"])] == first["prompt_ids"]
-
-
-def test_an_edited_category_is_used(tmp_path: Path) -> None:
-    path, folder = tmp_path / "prompts.jsonl", tmp_path / "run"
-    write_prompts(path, A)
-    run_here(folder, *options(path), *EVALUATE)
-    write_prompts(path, {**A, "category": "rag"})
-    run_here(folder, *options(path), *EVALUATE)
-    assert list(read_result(folder)["by_category"]) == ["rag"]
+    write_prompts(path, {**B, "turns": ["Quite another question", B["turns"][1]], "category": "qa"})
+    run_here(folder, *options(path), *EVALUATE)  # nothing is decoded again
+    assert read_lines(folder)[0]["output_ids"] == first["output_ids"]
+    assert list(read_result(folder)["by_category"]) == ["qa"]
 
 
 def test_the_prompts_of_a_calibration_must_be_the_same(tmp_path: Path) -> None:
