@@ -73,9 +73,17 @@ def test_help_fits_120_columns(page: str) -> None:
     assert max(map(len, page.splitlines())) <= 120
 
 
-def test_help_shows_the_options_of_the_choices_that_were_made() -> None:
-    done = run("drafter=swift", "drafter.draft_length=7", "dataset=jsonl", "--help")
-    shown = one_line(done.stdout)
+@pytest.fixture(scope="module")
+def other() -> str:
+    """The page of other choices and of peculiar values."""
+    choices = ("drafter=swift", "drafter.draft_length=7", "dataset=jsonl", "model=hf", "model.path=${oc.env:NOTHING}")
+    done = run("prompt=costs $5\n" + "and more " * 50, *choices, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_shows_the_options_of_the_choices_that_were_made(other: str) -> None:
+    shown = one_line(other)
     assert "drafter=swift: Panel (b): searches the skip set while decoding" in shown
     assert "drafter/path=swift: The best skip set" in shown
     assert " drafter.draft_length 7 K: maximum number of drafted tokens " in shown
@@ -84,12 +92,10 @@ def test_help_shows_the_options_of_the_choices_that_were_made() -> None:
     assert "drafter.window" not in shown.partition("The options of this configuration")[2]
 
 
-def test_help_shows_long_and_peculiar_values_on_one_line() -> None:
-    done = run("prompt=costs $5\n" + "and more " * 50, "model=hf", "model.path=${oc.env:NOTHING}", "--help")
-    assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("  prompt "))
+def test_help_shows_long_and_peculiar_values_on_one_line(other: str) -> None:
+    (line,) = (line for line in other.splitlines() if line.startswith("  prompt "))
     assert line.split(None, 1)[1].startswith("costs $5 and more and more") and line.endswith("…")
-    assert "  model.path       ${oc.env:NOTHING}" in done.stdout
+    assert "  model.path       ${oc.env:NOTHING}" in other
 
 
 def test_help_with_a_wrong_override_is_one_clear_line() -> None:
