@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,36 +16,43 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.drafters.base import Context, DrafterConfig
+from selfdraft.drafters.base import Context
 from selfdraft.drafters.chain import Chain
 from selfdraft.drafters.paths.swift import State
 from selfdraft.drafters.presets import configured
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
-PROMPT = [7, 33, 81, 2, 14, 27]
-LAYERS, WINDOW, TOKENS = 8, 6, 40
+PROMPT = (7, 33, 81, 2, 14, 27)
+LAYERS, WINDOW, TOKENS = 8, 6, 32
+TWO, FEW = (PROMPT, (5, 17, 3, 60, 42)), 14  # two prompts; enough tokens for a window and some candidates
 
 
 class Watched(Chain):
-    """Keeps the contexts of its requests, so that tests can look at the search."""
+    """Keeps the contexts of its requests and the text of the last search, so that tests can look at the search."""
 
     def start(self, context: Context) -> None:
         super().start(context)
         self.contexts = [*getattr(self, "contexts", []), context]
 
+    def explore(self, context: Context) -> None:
+        self.searched = list(context.tokens)
+        super().explore(context)
 
-def decode(
-    config: DrafterConfig, prompts: Sequence[list[int]] = (PROMPT,), seed: int = 5
-) -> tuple[Watched, Target, list]:
+
+@cache
+def decode(*prompts: tuple[int, ...], tokens: int = TOKENS, **options: Any) -> tuple[Watched, Target, list]:
+    """Decode PROMPT, or those that are given, with these options. Tests share a result: they only read it."""
     model = tiny_model("llama", layers=LAYERS)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(40.0)  # so that sets differ in their matchness
     target = Target(model)
+    config = configured("swift", **{**OPTIONS, **options})
     chain = made(target, config)
     drafter = Watched(target, config, chain.costs, chain.policy)
-    decoder = Decoder(target, drafter, Stopping(frozenset(), TOKENS))
-    outputs = [g.output for _, g in decoder.run(Request(p, seed=seed) for p in prompts) if g.ended]
+    decoder = Decoder(target, drafter, Stopping(frozenset(), tokens))
+    requests = [Request(list(prompt), seed=5) for prompt in prompts or (PROMPT,)]
+    outputs = [g.output for _, g in decoder.run(requests) if g.ended]
     return drafter, target, outputs
 
 
@@ -52,7 +61,7 @@ def search_of(drafter: Watched) -> State:
     return drafter.policy.states[drafter.contexts[0]]
 
 
-def matchness(model: PreTrainedModel, target: Target, skip: SkipSet, prompt: list[int], tokens: list[int]) -> float:
+def matchness(model: PreTrainedModel, target: Target, skip: SkipSet, prompt: Sequence[int], tokens: list[int]) -> float:
     """With the stock model: keys of the prompt from the whole, the tokens in one pass without the set's sublayers."""
     hooks = []
     with torch.inference_mode():
@@ -82,7 +91,6 @@ OPTIONS = {
     "min_confidence": 0.0,
     "draft_length": 3,
 }
-PLAIN = configured("swift", **OPTIONS)
 
 
 def test_candidates_and_scores_are_those_of_the_paper() -> None:
@@ -90,7 +98,7 @@ def test_candidates_and_scores_are_those_of_the_paper() -> None:
 
     The first set is dropped for the first random one that predicts anything; after that only a better one is taken.
     """
-    drafter, target, (output,) = decode(PLAIN)
+    drafter, target, (output,) = decode()
     state = search_of(drafter)
     history, rng = state.search.history, np.random.default_rng(5)
     rng.random(TOKENS + 1)  # the loop's own numbers come first
@@ -109,7 +117,7 @@ def test_candidates_and_scores_are_those_of_the_paper() -> None:
 
 
 def test_every_few_candidates_the_gaussian_process_proposes_one_of_the_same_size() -> None:
-    drafter, _, _ = decode(configured("swift", **{**OPTIONS, "bayes_interval": 3}))
+    drafter, _, _ = decode(bayes_interval=3)
     history = search_of(drafter).search.history
     rng = np.random.default_rng(5)
     rng.random(TOKENS + 1)
@@ -120,11 +128,11 @@ def test_every_few_candidates_the_gaussian_process_proposes_one_of_the_same_size
 
 
 def test_scoring_starts_with_a_full_window_and_repeats_at_every_interval() -> None:
-    one = search_of(decode(PLAIN)[0])
-    third = search_of(decode(configured("swift", **{**OPTIONS, "interval": 3}))[0])
+    one = search_of(decode()[0])
+    third = search_of(decode(interval=3)[0])
     assert len(one.search.history) < one.steps  # the first steps had no window
     assert 0 < len(third.search.history) <= third.steps // 3
-    none = search_of(decode(configured("swift", **{**OPTIONS, "context_window": TOKENS + 1}))[0])
+    none = search_of(decode(context_window=TOKENS + 1)[0])
     assert none.search.history == []
 
 
@@ -132,59 +140,56 @@ def test_scoring_starts_with_a_full_window_and_repeats_at_every_interval() -> No
     ("limit", "value", "most"), [("enough", 0.01, 4), ("tolerance", 1, 12), ("max_candidates", 4, 4)]
 )
 def test_the_search_ends(limit: str, value: float, most: int) -> None:
-    state = search_of(decode(configured("swift", **{**OPTIONS, limit: value}))[0])
+    state = search_of(decode(**{limit: value})[0])
     assert state.done and len(state.search.history) <= most
-    assert len(state.search.history) < len(search_of(decode(PLAIN)[0]).search.history)
+    assert len(state.search.history) < len(search_of(decode()[0]).search.history)
 
 
 def test_a_scored_initial_set_is_replaced_only_by_a_better_one() -> None:
-    drafter, target, (output,) = decode(configured("swift", **{**OPTIONS, "score_initial": True}))
+    drafter, target, (output,) = decode(score_initial=True)
     history = search_of(drafter).search.history
     first = SkipSet.spread(LAYERS, 0.45)
     assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
 
 
 def test_a_window_of_recent_tokens_moves_with_the_text() -> None:
-    drafter, target, _ = decode(configured("swift", **{**OPTIONS, "recent_window": True}))
-    context = drafter.contexts[0]
-    state = drafter.policy.states[context]
-    candidate, score = state.search.history[-1]
-    emitted = context.tokens[len(PROMPT) :]  # up to the last step but one, after which nothing is observed
+    drafter, target, _ = decode(recent_window=True)
+    candidate, score = search_of(drafter).search.history[-1]
+    emitted = drafter.searched[len(PROMPT) :]  # up to the last step but one: no search follows the last one
     start = len(emitted) - WINDOW
     before = [*PROMPT, *emitted[:start]]
     assert score == pytest.approx(matchness(target.model, target, candidate, before, emitted[start:]))
 
 
 def test_an_incumbent_is_scored_again_before_it_is_replaced_and_on_a_new_text() -> None:
-    plain = search_of(decode(configured("swift", **{**OPTIONS, "recent_window": True}))[0])
-    again = decode(configured("swift", **{**OPTIONS, "recent_window": True, "rescore_incumbent": True}))[0]
+    plain = search_of(decode(recent_window=True)[0])
+    again = decode(recent_window=True, rescore_incumbent=True)[0]
     state = search_of(again)
     assert plain.forwards == len(plain.search.history)
     assert state.forwards > len(state.search.history)
-    other = [5, 17, 3, 60, 42]
-    warm, _, _ = decode(configured("swift", **{**OPTIONS, "rescore_incumbent": True, "warm": True}), [PROMPT, other])
-    cold, _, _ = decode(configured("swift", **{**OPTIONS, "rescore_incumbent": True}), [PROMPT, other])
+    warm, _, _ = decode(*TWO, tokens=FEW, rescore_incumbent=True, warm=True)
+    cold, _, _ = decode(*TWO, tokens=FEW, rescore_incumbent=True)
     states = [[drafter.policy.states[c] for c in drafter.contexts] for drafter in (warm, cold)]
     assert states[0][0] is states[0][1] and states[1][0] is not states[1][1]
     assert states[0][0].fresh
 
 
-@pytest.mark.parametrize("repair", ["score_initial", "recent_window", "rescore_incumbent", "cost_aware", "neighbours"])
-def test_warm_or_cold_and_with_any_repair_the_text_is_the_same(repair: str) -> None:
-    plain = decode(PLAIN, [PROMPT, PROMPT[::-1]])[2]
+REPAIRS = ("score_initial", "recent_window", "rescore_incumbent", "cost_aware", "neighbours")
+
+
+def test_warm_or_cold_and_with_any_repair_the_text_is_the_same() -> None:
+    plain = decode(*TWO, tokens=FEW)[2]
+    for repair in REPAIRS:
+        assert decode(*TWO, tokens=FEW, warm=True, **{repair: True})[2] == plain, repair
     for warm in (False, True):
-        assert (
-            decode(configured("swift", **{**OPTIONS, repair: True, "warm": warm}), [PROMPT, PROMPT[::-1]])[2] == plain
-        )
+        assert decode(*TWO, tokens=FEW, warm=warm, **dict.fromkeys(REPAIRS, True))[2] == plain, warm
 
 
 def test_of_equally_good_sets_the_cheaper_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter, _, _ = decode(configured("swift", **{**OPTIONS, "cost_aware": True}))
+    drafter, _, _ = decode(cost_aware=True)
     policy = drafter.policy
-    policy._full, policy._saves = (
-        CostCurve((1, 64), (1.0, 2.0)),
-        [0.02, 0.08],
-    )  # of 1.0: an MLP costs more than an attention
+    monkeypatch.setattr(policy, "_full", CostCurve((1, 64), (1.0, 2.0)))
+    monkeypatch.setattr(policy, "_saves", [0.02, 0.08])  # of 1.0: an MLP costs more than an attention
     context = drafter.contexts[0]
     monkeypatch.setattr(drafter.target, "replay", lambda path, row, position, tokens: torch.zeros(len(tokens), 96))
     state = drafter.policy.states[context]
