@@ -13,6 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from command_line import environment
+from forked import Forked, run_forked
+
 APP = """
 import json, os, sys, time
 from pathlib import Path
@@ -74,12 +77,9 @@ def app(tmp_path: Path) -> Path:
     return folder
 
 
-def command(app: Path, *overrides: str) -> list[str]:
-    return [sys.executable, str(app / "run.py"), "-m", *overrides]
-
-
 def sweep(app: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(app, *overrides), cwd=app, capture_output=True, text=True, timeout=120)
+    """A sweep whose processes are forked."""
+    return run_forked(app / "run.py", ["-m", *overrides], cwd=app, env=environment(), timeout=120)
 
 
 def said(job: Path) -> dict:
@@ -150,8 +150,8 @@ def test_jobs_get_all_settings_except_those_of_the_sweep(app: Path) -> None:
         "hydra.job.name=mine",
         "a=1",
     ]
-    command = [sys.executable, "run.py", "--config-name", "other", *overrides]
-    done = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=120)
+    given = ["--config-name", "other", *overrides]
+    done = run_forked(Path("run.py"), given, cwd=app, env=environment(), timeout=120)
     assert done.returncode == 0, done.stderr
     argv = said(app / "here, there" / "n1")["argv"]
     assert argv[0] == "--config-name=other" and "b=6" in argv
@@ -171,13 +171,16 @@ def test_batches_of_a_sweep_share_one_table(app: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_ends_its_job_and_keeps_finished_results(app: Path, stop: signal.Signals) -> None:
-    running = subprocess.Popen(
-        command(app, "sleep=0,60,61"), cwd=app, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    given = ("-m", "sleep=0,60,61")
+    if stop == signal.SIGINT:  # one of them in real processes
+        command = [sys.executable, str(app / "run.py"), *given]
+        running = subprocess.Popen(command, cwd=app, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    else:
+        running = Forked(app / "run.py", given, cwd=app, env=environment())
     second = app / "sweeps/default/1/said.json"
     while not (second.exists() and second.read_text()) and running.poll() is None:
         time.sleep(0.1)
-    running.send_signal(stop)
+    os.kill(running.pid, stop)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "Stopped during job 1" in out + err
