@@ -33,10 +33,15 @@ KINDS = ("none", "prompt_lookup", "jacobi", "lookahead", "pool", "early_exit")
 
 @dataclass(frozen=True)
 class Real:
-    """The model in one dtype, two prompts, and what stock greedy decoding answers."""
+    """The model in one dtype, two prompts, and what stock greedy decoding answers.
+
+    Attributes:
+        certifier: shared by all tests, because it checks each text once, by several times the text's own forwards.
+    """
 
     loaded: LoadedModel
     target: Target
+    certifier: Certifier
     prompts: dict[str, list[int]]
     stock: dict[str, list[int]]
     length: int
@@ -95,14 +100,15 @@ def real_in(dtype: str) -> Real:
             )
         stock[family] = written[0, len(ids) :].tolist()
         assert len(set(stock[family])) > length // 4  # a text, not one token for ever
-    return Real(loaded, Target(loaded.model), prompts, stock, length)
+    target = Target(loaded.model)
+    return Real(loaded, target, Certifier(target), prompts, stock, length)
 
 
 def check(real: Real, family: str, output: list[int]) -> None:
     """Equal ids in float32; in bfloat16 they may differ only where rounding decides."""
     if real.target.dtype == torch.float32:
         assert output == real.stock[family]
-    certificate = Certifier(real.target).certify(real.prompts[family], output, real.stock[family])
+    certificate = real.certifier.certify(real.prompts[family], output, real.stock[family])
     assert certificate.verdict in ("exact", "tie"), certificate
 
 
