@@ -91,6 +91,7 @@ def check(configs: list[DrafterConfig]) -> None:
             assert 0 < accepted < offered, (config, size)
 
 
+@pytest.mark.slow
 def test_a_new_way_to_propose(monkeypatch: pytest.MonkeyPatch) -> None:
     module = executed("src/selfdraft/drafters/bigram.py", monkeypatch)
     for file, name, table in (
@@ -108,6 +109,7 @@ def test_a_new_way_to_propose(monkeypatch: pytest.MonkeyPatch) -> None:
     check(rows["bigram"])
 
 
+@pytest.mark.slow
 def test_a_new_path(monkeypatch: pytest.MonkeyPatch) -> None:
     module = executed("src/selfdraft/drafters/paths/ladder.py", monkeypatch)
     for key, value in line_for("drafters/paths/__init__.py", "PATHS", module).items():

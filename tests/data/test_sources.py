@@ -323,6 +323,7 @@ def test_a_folder_that_crashes_the_reader_gives_one_clear_line(tmp_path: Path) -
         load_hub(str(tmp_path), split="train", prompt_field="q")
 
 
+@pytest.mark.slow
 def test_no_file_of_the_working_directory_is_run(folder, tmp_path: Path, monkeypatch) -> None:
     """The process that reads a dataset folder first would import a datasets.py from there."""
     place = tmp_path / "place"
@@ -333,6 +334,7 @@ def test_no_file_of_the_working_directory_is_run(folder, tmp_path: Path, monkeyp
     assert not (place / "was run").exists()
 
 
+@pytest.mark.slow
 def test_a_saved_dataset_with_invalid_offsets_gives_one_clear_line(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"q": ["One?", "Two?"]}).save_to_disk(saved)

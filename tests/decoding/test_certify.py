@@ -173,6 +173,7 @@ def test_an_empty_output_is_a_mismatch(target: Target, baseline: list[int]) -> N
     assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_control_is_wide_in_bfloat16_and_narrow_in_float32(family: str) -> None:
     controls = {}
@@ -235,6 +236,7 @@ def float32_margin(target: Target, baseline: list[int], index: int, other: int) 
     return float(logits[baseline[index]] - logits[other])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bfloat16_tie_is_decided_by_float32(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target, outputs = bfloat16_ties(family)

@@ -152,6 +152,7 @@ def with_adapters(**options: object) -> PeftModel:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_switched_merged_and_disabled_adapters_take_effect() -> None:
     model, drafting = with_adapters(), Drafting("jacobi", window=3)
     seen = []

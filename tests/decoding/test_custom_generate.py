@@ -47,6 +47,7 @@ def test_greedy_text_is_that_of_generate(family: str, drafter: str) -> None:
     assert ours.tolist() == stock.tolist() and ours.dtype == stock.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral", "gpt_neox"])
 def test_a_left_padded_batch_with_ends_of_sequence_and_a_penalty(family: str) -> None:
     model = tiny_model(family)
@@ -120,6 +121,7 @@ def test_sampled_text_depends_on_torch_s_seed_but_not_on_the_drafter(model: PreT
     assert first == sampled(0, "none") == sampled(0, "prompt_lookup")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "warpers", [{"temperature": 1.7}, {"top_k": 5, "temperature": 2.0}, {"top_p": 0.7}, {"min_p": 0.2}], ids=str
 )

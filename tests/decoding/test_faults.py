@@ -148,6 +148,7 @@ def table_of_the_block(target: Target) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 2], ids=["crossed while decoding", "crossed by the prompt"])
 @pytest.mark.parametrize("name", LONG)
 def test_a_table_of_the_wrong_length_is_found(name: str, prompt: list[int]) -> None:

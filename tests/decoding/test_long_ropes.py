@@ -109,6 +109,7 @@ for _number, (_config, _label) in enumerate(zip(ONE_EACH, ONE_NAMES, strict=True
         CASES.append(pytest.param(_config, _name, id=f"{_label}-{_name}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "name"), CASES)
 def test_texts_across_the_rope_limit_equal_those_of_generate(name: str, config: DrafterConfig) -> None:
     wanted = [expected(name, tuple(p)) for p in PROMPTS]

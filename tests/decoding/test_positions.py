@@ -23,6 +23,7 @@ def target() -> Target:
     return Target(tiny_model(max_positions=POSITIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ONE_EACH, ids=ONE_NAMES)
 def test_every_drafter_continues_past_the_positions_like_generate(target: Target, config: DrafterConfig) -> None:
     stopping = Stopping(frozenset(), LENGTH, past_positions=True)

@@ -221,6 +221,7 @@ def test_with_an_adapter_answers_are_distributed_as_without_one(case: str, tmp_p
     assert p_value(config, "top_k=3", trials=FEWER_TRIALS) > SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ADAPTED)
 def test_with_an_adapter_the_same_seed_writes_the_same_text_in_any_batch(case: str, tmp_path: Path) -> None:
     check_any_batch(ADAPTED[case].written(target(), tmp_path))
@@ -229,6 +230,7 @@ def test_with_an_adapter_the_same_seed_writes_the_same_text_in_any_batch(case: s
 UNDRAWN = [config for config in [JacobiConfig(), *ONE_EACH] if not draws(config)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", UNDRAWN, ids=map(name_of, UNDRAWN))
 def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(config: DrafterConfig) -> None:
     """One number for each position, drawn beforehand, decides; so the same seed writes the same text."""
@@ -240,6 +242,7 @@ def test_a_draft_that_is_no_draw_gives_the_very_text_of_sampling_without_drafts(
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [*ONE_EACH, *TREES], ids=[*ONE_NAMES, "with", "without", "certain"])
 def test_the_same_seed_writes_the_same_text_in_any_batch(config: DrafterConfig) -> None:
     check_any_batch(config)
@@ -286,6 +289,7 @@ def longest_of_independent_samples(tree, p, q, trials, draws):
     return draw(p[parents], own) == tree.tokens, draw(p, draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "rule", "how"),
     [
@@ -302,6 +306,7 @@ def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch, fault: Calla
     assert p_value(config, rule) < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_min_new_tokens_forbids_the_end_at_every_node_before() -> None:
     rule = NextToken(eos=frozenset({3, 4}), min_new_tokens=5)
     for config in (*ONE_EACH, replace(TREES[2])):

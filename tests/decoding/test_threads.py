@@ -32,6 +32,7 @@ def answer(model: PreTrainedModel, drafting: Drafting | None, prompt: Tensor, **
     return model.generate(prompt, custom_generate=drafting, **GREEDY, **options)[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", ["prompt_lookup", "jacobi", "layer_skip"])
 def test_four_threads_get_their_own_texts_even_after_an_exception(drafter: str) -> None:
     model, drafting = tiny_model(), Drafting(drafter)

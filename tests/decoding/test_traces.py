@@ -45,6 +45,7 @@ def test_the_full_model_always_agrees_with_itself(target: Target, rule: NextToke
     assert all(((trace.confidence > 0) & (trace.confidence <= 1)).all() for trace in traces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
 def test_a_simulated_replay_is_close_to_real_decoding(target: Target, threshold: float) -> None:
     """Steps and drafted tokens, over skip sets: blocks begin elsewhere than drafts, so single places may differ."""

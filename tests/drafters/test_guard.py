@@ -186,6 +186,7 @@ def plain(target: Target) -> list[list[int]]:
     return outputs(target, made(target, DrafterConfig()), NextToken())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ONE_EACH, ids=ONE_NAMES)
 def test_every_drafter_stays_lossless_when_paused(
     config: DrafterConfig, target: Target, plain: list[list[int]]

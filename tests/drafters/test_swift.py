@@ -177,6 +177,7 @@ def test_an_incumbent_is_scored_again_before_it_is_replaced_and_on_a_new_text() 
 REPAIRS = ("score_initial", "recent_window", "rescore_incumbent", "cost_aware", "neighbours")
 
 
+@pytest.mark.slow
 def test_warm_or_cold_and_with_any_repair_the_text_is_the_same() -> None:
     plain = decode(*TWO, tokens=FEW)[2]
     for repair in REPAIRS:

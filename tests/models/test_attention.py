@@ -133,6 +133,7 @@ def test_a_fully_masked_row_is_finite() -> None:
     assert torch.isfinite(grouped_sdpa(Attention(1), query, key, value, mask)[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gpt_neox"])
 def test_every_implementation_gives_the_same_logits_on_trees(family: str) -> None:
     """Ragged rows of trees after prefixes that reach past the sliding window, in float32."""

@@ -74,6 +74,7 @@ def test_a_failing_template_gives_one_clear_line(template: str, reason: str) -> 
     assert str(caught.value).startswith("the chat template ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

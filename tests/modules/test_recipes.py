@@ -153,6 +153,7 @@ def test_every_recipe_is_tested() -> None:
     assert {case.recipe for case in CASES.values()} == set(RECIPES)
 
 
+@pytest.mark.slow
 @each_case
 def test_a_recipe_raises_the_expected_acceptance_length(name: str) -> None:
     assert gain(trained(name)) > MARGIN
@@ -223,6 +224,7 @@ def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) ->
     assert torch.allclose(drafted[0], ours, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 @each_case
 def test_trained_drafts_are_accepted_more_often_and_change_no_text(name: str, tmp_path: Path) -> None:
     forwards = []

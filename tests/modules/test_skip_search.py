@@ -76,6 +76,7 @@ def test_importance_combines_the_least_harmful_sublayers(tmp_path: Path) -> None
     assert best["value"] == pytest.approx(0.12)
 
 
+@pytest.mark.slow
 def test_a_learning_sampler_beats_random_search(tmp_path: Path) -> None:
     found = {}
     for method in ("random", "bayes", "evolution"):

@@ -78,6 +78,7 @@ def test_without_a_home_the_command_stays_as_it_is(monkeypatch, home):
     assert environment._command(["/code/run.py", "model.path=/m/n"]) == "python run.py model.path=/m/n"
 
 
+@pytest.mark.slow
 def test_a_locale_without_utf_8_does_no_harm():
     code = "from selfdraft.tracking.environment import describe_environment as d; print(len(ascii(d())) > 100)"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}

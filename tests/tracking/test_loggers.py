@@ -44,6 +44,7 @@ def acceptance_of(run: Path) -> dict[int, float]:
     return {point["depth"]: point["acceptance_by_depth"] for point in points if "acceptance_by_depth" in point}
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_written_quietly_and_reads_back(tmp_path, capfd):
     picture = tmp_path / "result.png"
     plot_result(RESULT, picture)
