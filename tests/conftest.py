@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 
 
-COMMANDS = ("app", "scripts", "fuzz", "gpu")  # folders whose tests run whole commands, or need a GPU
+LONG = ("app", "scripts", "fuzz", "modules", "real", "gpu")  # folders whose tests run commands, train, or need a GPU
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,15 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With --fast, do not even import the tests of whole commands, unless their folder is named."""
-    folders = {f"tests/{folder}" for folder in (*COMMANDS, "real")}
+    """With --fast, do not even import the tests in `LONG`, unless their folder is named."""
+    folders = {f"tests/{folder}" for folder in LONG}
     named = any(folder in given for folder in folders for given in config.args)
     inside = any(collection_path.as_posix().endswith(folder) for folder in folders)
     return True if config.getoption("--fast") and inside and not named else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --fast, keep one case of a test for each named drafter, or else three, and none that is slow or real."""
+    """With --fast, keep a case of a test for each named drafter, or of three families, or else one; no slow ones."""
     if not config.getoption("--fast"):
         return
     kept: list[pytest.Item] = []
@@ -47,12 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("slow") or item.get_closest_marker("real"):
             continue
         cases = getattr(item, "callspec", None)
-        drafter = getattr(cases.params.get("config"), "label", "") if cases else ""
+        params = cases.params if cases else {}
+        drafter = getattr(params.get("config"), "label", "")
+        families = not drafter and bool({"family", "model"} & set(params))
         if "+" in drafter:
             continue
         test = item.nodeid.partition("[")[0], drafter
         seen[test] += 1
-        if seen[test] <= (1 if drafter else 3):
+        if seen[test] <= (3 if families else 1):
             kept.append(item)
     left = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in left])

@@ -64,6 +64,7 @@ def test_the_upper_confidence_bound_equals_the_textbook_formula() -> None:
     np.testing.assert_allclose(upper_confidence(points, scores, pool), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gaussian_process_finds_better_sets_than_random_search() -> None:
     """A score that adds up over sublayers: with every second candidate proposed, the best is better than by luck."""
     gains = np.random.default_rng(9).random(20)

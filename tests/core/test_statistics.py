@@ -49,6 +49,7 @@ def test_groups_of_different_sizes_are_not_padded():
     assert interval == Interval(2.5, 1.0, 3.0)  # draws of aa, ab and bb
 
 
+@pytest.mark.slow
 def test_the_interval_has_about_its_nominal_coverage():
     random = np.random.default_rng(5)
     covered = 0

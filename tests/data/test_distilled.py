@@ -31,6 +31,7 @@ def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 TRIAL = tables._refuse_what_ends_the_process
 
 
+@pytest.mark.slow
 def test_a_written_dataset_is_read_from_run_and_dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dataset(LINES, tmp_path)
     with monkeypatch.context() as patch:

@@ -235,6 +235,7 @@ def no_trial(monkeypatch):
     monkeypatch.setattr(tables, "_refuse_what_ends_the_process", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_hub_rows_become_prompts(folder):
     name = folder({"q": "One?", "category": "qa"}, {"q": "Two?", "category": None})
     assert load_hub(name, split="train", prompt_field="q") == [
@@ -314,6 +315,7 @@ def test_a_saved_folder_is_read_without_decoding_other_columns(tmp_path, monkeyp
     assert [prompt.turns for prompt in loaded] == [("Two?",)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_crashes_the_reader_gives_one_clear_line(tmp_path: Path) -> None:
     """pyarrow's parser recurses for every bracket, and archives are not checked before."""
     deep = '{"q": ' + "[" * 200_000 + "1" + "]" * 200_000 + "}\n"

@@ -144,6 +144,7 @@ def test_the_control_of_one_prompt_does_not_apply_to_another(
     assert used.certify(PROMPT, output, baseline) == fresh.certify(PROMPT, output, baseline)
 
 
+@pytest.mark.slow
 def test_in_a_batch_a_wrong_baseline_excuses_nothing(target: Target, baseline: list[int]) -> None:
     """The baseline's rows round in batches too, so the worse of the two tokens is checked."""
     other = runner_up(target, baseline, 7)
@@ -282,6 +283,7 @@ def test_the_float32_copy_is_made_once_and_does_not_change_the_model() -> None:
     assert same._beside_stock.truth is same._beside_stock.stock  # in float32 there is no need of a copy
 
 
+@pytest.mark.slow
 def test_a_tie_is_checked_on_a_window_and_a_mismatch_on_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tie needs only the last tokens before the divergence; a mismatch is checked on all of them."""
     target = Target(tiny_model(max_positions=512))

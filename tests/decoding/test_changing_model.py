@@ -333,6 +333,7 @@ def test_an_unchanged_model_is_prepared_once_even_after_asking_for_hidden_states
     assert ours(model, drafting) == before and drafting._prepared is prepared
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_is_accepted() -> None:
     model = tiny_model()
     model.forward = torch.compile(model.forward)

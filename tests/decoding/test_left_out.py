@@ -78,6 +78,7 @@ def test_an_adaption_prompt_gives_the_right_text_or_is_refused() -> None:
         assert "\n" not in str(refused)
 
 
+@pytest.mark.slow
 def test_lora_works() -> None:
     model = learned(LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **CAUSAL))
     assert drafted(model, Drafting("jacobi", window=3)) == text(model) != text(tiny_model())

@@ -67,6 +67,7 @@ def test_in_a_ragged_batch_the_ids_are_those_of_generate(family: str, config: Dr
     assert [g.output for g in it.decode(drafter, 3)] == it.expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "family"), zip(ADAPTED, itertools.cycle(["llama", "gemma3_text", "gpt_neox"]), strict=False)
 )

@@ -127,6 +127,7 @@ def test_every_few_candidates_the_gaussian_process_proposes_one_of_the_same_size
     assert all(len(candidate) == 5 for candidate, _ in history)
 
 
+@pytest.mark.slow
 def test_scoring_starts_with_a_full_window_and_repeats_at_every_interval() -> None:
     one = search_of(decode()[0])
     third = search_of(decode(interval=3)[0])
@@ -152,6 +153,7 @@ def test_a_scored_initial_set_is_replaced_only_by_a_better_one() -> None:
     assert history[0] == (first, pytest.approx(matchness(target.model, target, first, PROMPT, output[:WINDOW])))
 
 
+@pytest.mark.slow
 def test_a_window_of_recent_tokens_moves_with_the_text() -> None:
     drafter, target, _ = decode(recent_window=True)
     candidate, score = search_of(drafter).search.history[-1]
@@ -161,6 +163,7 @@ def test_a_window_of_recent_tokens_moves_with_the_text() -> None:
     assert score == pytest.approx(matchness(target.model, target, candidate, before, emitted[start:]))
 
 
+@pytest.mark.slow
 def test_an_incumbent_is_scored_again_before_it_is_replaced_and_on_a_new_text() -> None:
     plain = search_of(decode(recent_window=True)[0])
     again = decode(recent_window=True, rescore_incumbent=True)[0]

@@ -159,6 +159,7 @@ def test_the_requested_implementation_is_used(name: str, function: str) -> None:
     assert target.model.config._attn_implementation == "sdpa"  # the model itself is left as it was
 
 
+@pytest.mark.slow
 def test_flex_applies_softcap_before_the_mask() -> None:
     """Capped afterwards, the mask's lowest number would become a mere -softcap."""
     query, key, value = (5 * torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))

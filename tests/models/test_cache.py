@@ -164,6 +164,7 @@ def step(target: Target, text: list[int], tree: TokenTree, path: tuple[int, ...]
     text += [*tree.tokens[list(path)].tolist(), int(logits[path[-1] + 1 if path else 0].argmax())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
 def test_a_rejected_sparse_draft_changes_no_layer(family: str) -> None:
     """The sparse path writes some layers' scratch slots and not others'; a rejection must undo all of them alike."""

@@ -282,6 +282,7 @@ def test_a_file_larger_than_any_real_one_is_not_read(fresh: Callable[[], Path]) 
             assert f"{name} has " in said and "are not read" in said
 
 
+@pytest.mark.slow
 def test_a_template_that_fails_is_refused_before_the_weights_are_read(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / "model.safetensors").unlink()

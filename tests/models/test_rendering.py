@@ -104,6 +104,7 @@ def test_threads_get_their_own_results() -> None:
         assert list(pool.map(one, range(40))) == [str(number) for number in range(40)]
 
 
+@pytest.mark.slow
 def test_the_process_gets_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setattr(rendering, "_RENDERER", renderer := rendering._Renderer())
@@ -115,6 +116,7 @@ def test_the_process_gets_no_secrets_of_the_environment(monkeypatch: pytest.Monk
     assert "secret" not in environ and "PATH=" in environ
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
     rendering._RENDERER.close()
     with monkeypatch.context() as patch:
@@ -124,6 +126,7 @@ def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch
     assert rendered("{{ bos_token }}") == "<s>"
 
 
+@pytest.mark.slow
 def test_no_file_of_the_working_directory_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("jinja2.py", "json.py", "selfdraft.py"):
         (tmp_path / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")

@@ -17,6 +17,8 @@ from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_r
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.summary import summarize
 
+pytestmark = pytest.mark.slow
+
 RESULT = summarize(evaluation(), task="evaluate", model="tiny", drafter="jacobi", dataset="bundled", seed=0)
 WANDB = Path(sys.executable).with_name("wandb")
 
