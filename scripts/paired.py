@@ -43,6 +43,8 @@ from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.chat import Chat
+from selfdraft.models.engines import AUTO as ENGINE_AUTO
+from selfdraft.models.engines import ENGINES, use_engine
 from selfdraft.models.loading import AUTO, DTYPES, fitting_dtype, load_embedded
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
@@ -165,6 +167,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokens", type=int, default=128, help="new tokens, at most (default: 128)")
     parser.add_argument("--repeats", type=int, default=1, help="decode everything so often; the fastest counts (1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--engine", default=ENGINE_AUTO, choices=ENGINES, help="how layers run, as model.engine (auto)")
     parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES), help="of the model, as model.dtype (auto)")
     given = parser.parse_args(arguments)
     if min(given.per_family, given.tokens, given.repeats) < 1:
@@ -181,6 +184,7 @@ def main(arguments: list[str]) -> None:
     dtype = fitting_dtype(device) if given.dtype == AUTO else given.dtype
     loaded = load_embedded(dtype, device)
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
+    engine = use_engine(target, given.engine)
     costs = costs_on(target)
     decoders = [Decoder(target, drafter_of(spec, target, costs), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]
@@ -190,7 +194,7 @@ def main(arguments: list[str]) -> None:
     alone, certifier = timed or [plain.decode(prompt) for prompt in ids], Certifier(target)
     found = [verdicts(certifier, mine, alone) for mine in runs]
     where = f"{torch.get_num_threads()} threads" if given.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, {dtype}, {where}\n")
+    print(f"{len(prompts)} prompts, up to {given.tokens} tokens each, {dtype}, {where}; engine {engine}\n")
     print(HEADER + "\n" + "|---" * 6 + "|")
     for spec, mine, counted in zip(given.drafters, runs, found, strict=True):
         print(row(spec, mine, runs[0], counted))

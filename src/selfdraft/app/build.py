@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 
-from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, SampleConfig
+from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
 from selfdraft.core.sampling import NextToken
@@ -24,6 +24,7 @@ from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.presets import drafter_for, is_tree_parallel
 from selfdraft.models.chat import Chat
+from selfdraft.models.engines import EAGER, use_engine
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import AUTO, DTYPES, StockModel, fitting_dtype
@@ -121,7 +122,7 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     memory = PeakMemory(device)
     with memory("load"):
         loaded = config.model.load(device)
-        whole = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
+        whole, engine = build_target(config.model, loaded.model, invariant=config.decoding.shape_invariant)
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
@@ -146,7 +147,23 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
         memory=memory,
         fingerprint=print_of_model,
+        engine=engine,
     )
+
+
+def build_target(config: ModelConfig, model: StockModel, *, invariant: bool = False) -> tuple[Target, str]:
+    """Return the target of a loaded model, and a line that says which engine runs it and why.
+
+    Args:
+        invariant: whether its forwards have to be shape-invariant, which is known of the eager engine.
+
+    Raises:
+        UserError: the model is not supported, or not by the engine that is asked for.
+    """
+    target = Target(model, packed=config.packed, attention=config.attention)
+    if invariant and config.engine == AUTO:
+        return target, "eager: decoding.shape_invariant=true was measured with eager layers"
+    return target, use_engine(target, config.engine)
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:
@@ -197,6 +214,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         device,
         rows=config.decoding.batch_size if rows is None else rows,
         packed=config.model.packed,
+        compiled=config.model.engine != EAGER,
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),
     )

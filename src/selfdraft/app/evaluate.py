@@ -68,10 +68,10 @@ def evaluate(run: Run) -> float | None:
     with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)
         trainer.strategy.barrier("every rank has written its prompts")
-    return _conclude(run) if run.is_rank_zero else None
+    return _conclude(run, module.bench.engine) if run.is_rank_zero else None
 
 
-def _conclude(run: Run) -> float | None:
+def _conclude(run: Run, engine: str) -> float | None:
     config, folder, console = run.config, run.folder, run.console
     lines = merge_rank_files(folder)
     turns = measured(lines)
@@ -84,6 +84,7 @@ def _conclude(run: Run) -> float | None:
         dataset=config.dataset.name,
         seed=config.seed,
         dtype=config.model.dtype,
+        engine=engine,
         max_new_tokens=config.decoding.max_new_tokens,
         batch_size=config.decoding.batch_size,
         control=max((line["lossless"].get("control") or 0.0 for line in turns), default=0.0) or None,
@@ -92,6 +93,7 @@ def _conclude(run: Run) -> float | None:
     result["why"] = reason(result)
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
+    console.print(f"engine: {engine}")
     # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
     with harmless("result.png was not drawn"):
         plot_result(result, folder / "result.png")

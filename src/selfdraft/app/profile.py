@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
+from selfdraft.app.build import build_target, measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schemas import ProfileConfig
 from selfdraft.app.session import adapter_facts, shown
@@ -40,7 +40,7 @@ def profile(run: Run) -> None:
     with console.status(f"loading {config.model.label}"):
         model = config.model.load(device).model
         refuse_other_model(config, model)
-        target = Target(model, packed=config.model.packed, attention=config.model.attention)
+        target, engine = build_target(config.model, model)
         path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(
@@ -61,7 +61,7 @@ def profile(run: Run) -> None:
             assert isinstance(config.drafter, PathDrafterConfig)
             status.update(f"measuring drafts of {config.drafter.label}")
             drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
-    result = {**costs.to_dict(), "drafting": None if drafting is None else drafting.to_dict()}
+    result = {**costs.to_dict(), "engine": engine, "drafting": None if drafting is None else drafting.to_dict()}
     write_profile(folder / "profile.json", result, environment, measured_config(run.composed))
     print_costs(costs, console)
     if drafting is not None:

@@ -9,8 +9,9 @@ import torch
 from omegaconf import MISSING
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options, choice_name, option
+from selfdraft.core.options import Options, choice_name, option, redefault
 from selfdraft.models.attention import IMPLEMENTATIONS
+from selfdraft.models.engines import EAGER, ENGINES
 from selfdraft.models.loading import (
     AUTO,
     DTYPES,
@@ -37,6 +38,12 @@ class ModelConfig(Options):
         choices=(AUTO, *DTYPES),
         help="type of the weights and the cache: bfloat16, float16, float32 or auto (bfloat16 on a GPU, and on a "
         "processor with bfloat16 products; otherwise float32)",
+    )
+    engine: str = option(
+        AUTO,
+        choices=ENGINES,
+        help="how layers are run: eager, compiled (one graph, by OpenVINO; float32 on a CPU) or auto (compiled where "
+        "that is possible)",
     )
     packed: bool = option(
         True,
@@ -124,6 +131,7 @@ class TinyModelConfig(ModelConfig):
     """A random tiny model."""
 
     name: str = choice_name("tiny")
+    engine: str = redefault(ModelConfig, "engine", EAGER)  # compiling it takes longer than its answers
     family: str = option("llama", choices=tuple(FAMILIES), help=f"architecture: {', '.join(FAMILIES)}")
     seed: int = option(0, help="seed of the random weights")
 

@@ -114,7 +114,8 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
     """Return torch's flex attention. Its import takes a second, as it brings the compiler: only who uses it pays."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    run: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    return run
 
 
 def flex(

@@ -7,7 +7,7 @@ overwrites, so neither drafting nor rejecting ever copies or crops anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -159,6 +159,36 @@ class CacheWindow:
             count = len(self._rows)  # the usual case: a view, no copy of the cache
             return all_keys[:count, :, : self.span], all_values[:count, :, : self.span]
         return all_keys[rows.flatten(), :, : self.span], all_values[rows.flatten(), :, : self.span]
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """The slot of each row's first new token."""
+        return self._starts
+
+    @property
+    def slots(self) -> int:
+        """Slots of the whole cache, S."""
+        return self._cache.slots
+
+    def held(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Return the keys, then the values of several layers in all slots of these rows, each (B, H, S, D).
+
+        Args:
+            like: by layer, keys and values of any tokens: layers that were never written get memory of that shape.
+        """
+        first, count = self._rows[0], len(self._rows)
+        layers = [self._cache._layer(index, *shapes) for index, shapes in like.items()]
+        both = [layer[side] for side in (0, 1) for layer in layers]
+        if self._rows == list(range(first, first + count)):
+            return [tensor[first : first + count] for tensor in both]  # views
+        rows = torch.tensor(self._rows)
+        return [tensor.index_select(0, rows) for tensor in both]
+
+    def store(self, layers: Sequence[int], new: Tensor) -> None:
+        """Write the new keys and values of several layers, (2 * layers, B, H, N, D), keys first."""
+        count = len(layers)
+        for at, layer in enumerate(layers):
+            self.update(new[at], new[count + at], layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens before this forward, which some families' layers ask for."""

@@ -21,7 +21,7 @@ from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear
-from selfdraft.models.path import Path
+from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
 
 
@@ -35,6 +35,7 @@ class Driver:
         rotary: the rotary positions (see `rotary`).
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
         share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
+        compiled: graphs that run layers of `full` in a row, by the identities of those layers (see `compiled`).
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str) -> None:
@@ -48,6 +49,8 @@ class Driver:
         self.device, self.dtype = model.device, model.dtype
         self.packed, self.attention = packed, attention
         self.vocab_size = int(model.config.vocab_size)
+        self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
+        self.compiled: dict[tuple[int, ...], Graph] = {}
         with refusing(model):
             self.rotary = Rotary(model, self.anatomy)
             self.rotated = self._rotated()
@@ -106,3 +109,9 @@ def spread_out(logits: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:
     if vocabulary is None:
         return logits
     return logits.new_full((len(logits), size), float("-inf")).index_copy_(1, vocabulary, logits)
+
+
+def _first_in(size: int, *ids: int | Sequence[int] | None) -> int:
+    """Return the first id of a vocabulary of this size among several that may be given; 0 if there is none."""
+    flat = [i for given in ids if given is not None for i in ([given] if isinstance(given, int) else given)]
+    return next((int(i) for i in flat if 0 <= i < size), 0)

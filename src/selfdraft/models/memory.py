@@ -34,27 +34,29 @@ class Needed:
     cache: int
     logits: int
     float32: int
+    compiled: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weights + self.packed + self.cache + self.logits + self.float32
+        return self.weights + self.packed + self.compiled + self.cache + self.logits + self.float32
 
     def __str__(self) -> str:
-        names = ("weights", "packed copies", "cache", "logits", "float32 copy to certify by")
-        parts = (self.weights, self.packed, self.cache, self.logits, self.float32)
+        names = ("weights", "packed copies", "compiled layers", "cache", "logits", "float32 copy to certify by")
+        parts = (self.weights, self.packed, self.compiled, self.cache, self.logits, self.float32)
         return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in zip(names, parts, strict=True) if size)
 
 
 def needed(
     outline: PreTrainedModel, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
-    certify: bool,
+    certify: bool, compiled: bool = False,
 ) -> Needed:  # fmt: skip
     """Estimate the bytes that a run will hold.
 
     Args:
         outline: the model, on any device: "meta" costs nothing. rows: number of cache rows.
         certify: whether outputs are certified, which takes a float32 copy of models in another dtype.
+        compiled: whether layers are compiled, which takes a copy of their matrices.
 
     Raises:
         UserError: the family cannot be driven, so that no run would begin.
@@ -70,6 +72,7 @@ def needed(
     return Needed(
         weights=weights * size,
         packed=matrices * size if packed and device.type == "cpu" and packable(dtype) else 0,
+        compiled=matrices * size if compiled and device.type == "cpu" and dtype == torch.float32 else 0,
         cache=2 * keys * slots * rows * size,
         logits=(TREE * rows + CONTROLS) * config.vocab_size * 4,
         float32=weights * 4 if certify and dtype != torch.float32 else 0,
@@ -107,7 +110,8 @@ def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 
         times = f"{processes} processes of " if processes > 1 else ""
         raise UserError(
             f"memory: this run needs about {times}{need.total / 1e6:,.0f} MB ({need}), but {device.type} has "
-            f"{free / 1e6:,.0f} MB left: take a smaller model, a narrower model.dtype or model.packed=false"
+            f"{free / 1e6:,.0f} MB left: take a smaller model, a narrower model.dtype, model.engine=eager or "
+            "model.packed=false"
         )
 
 

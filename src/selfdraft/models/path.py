@@ -5,7 +5,7 @@ Shapes: B rows of one forward, N tokens a row, C hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,17 +17,33 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import SLIDING, Anatomy
 from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.block import Block
-from selfdraft.models.rotary import Rotary
+from selfdraft.models.cache import CacheWindow
+from selfdraft.models.rotary import Rotary, Rotation
 
 Trees = Sequence[TokenTree]
 States = list[Tensor] | None
+
+
+class Graph(Protocol):
+    """Layers that a compiler made one graph of: see `compiled.CompiledLayers`."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        rotations: Mapping[str, Rotation],
+        visible: Mapping[str, Tensor | None],
+        view: CacheWindow,
+        /,
+    ) -> Tensor:
+        """Return the (B, N, C) states after the layers, and write the new keys and values to the cache."""
+        ...
 
 
 class Runner(Protocol):
     """What a path needs around its layers; `Driver` has it.
 
     Attributes:
-        norm: the model's final norm. rotary: its rotary positions. share: see `Driver`.
+        norm: the model's final norm. rotary: its rotary positions. share, compiled: see `Driver`.
     """
 
     anatomy: Anatomy
@@ -36,6 +52,7 @@ class Runner(Protocol):
     device: torch.device
     dtype: torch.dtype
     share: int
+    compiled: dict[tuple[int, ...], Graph]
 
 
 @dataclass(frozen=True)
@@ -112,10 +129,10 @@ class Path:
         positions = positions.to(runner.device)
         if hidden is None:
             hidden = anatomy.embed(block.tokens[:, since:].to(runner.device))
-        masks, rotations = {}, {}
+        visible, rotations = {}, {}
         for kind in set(self.types):
             window = anatomy.window if kind == SLIDING else None
-            visible = visible_slots(
+            seen = visible_slots(
                 block.starts,
                 block.depths,
                 block.sees,
@@ -125,8 +142,27 @@ class Path:
                 first_positions=block.first_positions,
                 held=block.held,
             )
-            masks[kind] = additive(None if visible is None else visible[:, since:], runner.dtype, runner.share)
+            visible[kind] = None if seen is None else seen[:, since:]
             rotations[kind] = runner.rotary(hidden, positions, kind, lengths)
+        compiled = None if states is not None else runner.compiled.get(tuple(map(id, self.layers)))
+        if compiled is not None:
+            hidden = compiled(hidden, rotations, visible, view)
+        else:
+            hidden = self._one_by_one(runner, hidden, positions, rotations, visible, view, states)
+        return (self.norm or runner.norm)(hidden) if normed else hidden
+
+    def _one_by_one(
+        self,
+        runner: Runner,
+        hidden: Tensor,
+        positions: Tensor,
+        rotations: Mapping[str, Rotation],
+        visible: Mapping[str, Tensor | None],
+        view: CacheWindow,
+        states: States,
+    ) -> Tensor:
+        """Call every layer; return the (B, N, C) states after the last one."""
+        masks = {kind: additive(each, runner.dtype, runner.share) for kind, each in visible.items()}
         if states is not None:
             states.append(hidden)
         for layer, kind in zip(self.layers, self.types, strict=True):
@@ -135,11 +171,11 @@ class Path:
                 attention_mask=masks[kind],
                 position_ids=positions,
                 position_embeddings=rotations[kind],
-                **{anatomy.cache_argument: view},
+                **{runner.anatomy.cache_argument: view},
             )
             if states is not None:
                 states.append(hidden)
-        return (self.norm or runner.norm)(hidden) if normed else hidden
+        return hidden
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ class Target(Driver):
         """
         super().__init__(model, packed=packed, attention=attention)
         self.max_positions = int(model.config.max_position_embeddings)
-        self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
         # Shapes of forwards are rounded up to multiples of these, and drafts keep to these limits (see invariance.py).
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = UNLIMITED, False
@@ -51,13 +50,23 @@ class Target(Driver):
         self._last: tuple[Sequence[int], Tensor] | None = None  # last forward: rows, (B, N, C) final hidden states
         self.parameters = sum(p.numel() for p in model.parameters())
         self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
-        with refusing(model):
+        self.compare_with_stock_forward()
+
+    def compare_with_stock_forward(self) -> None:
+        """Run a few tokens through our layers and through the model's own forward.
+
+        Raises:
+            UserError: the logits differ.
+        """
+        with refusing(self.model):
             # Past its limits a rope uses other tables, so forwards there are compared as well.
             starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
             errors = [self._distance_from_stock_forward(max(start, 0)) for start in starts]
         allowed = 1e-3 if self.dtype == torch.float32 else 0.1
-        if large := [error for error in errors if not error < allowed]:  # written so that NaN counts as large
-            raise refuse(model, f"its forward differs from a drive through its layers (by {large[0]:.2g} of a sigma)")
+        for error in errors:
+            if not error < allowed:  # written so that NaN counts as large
+                said = f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)"
+                raise refuse(self.model, said)
 
     def allocate(self, rows: int, slots: int) -> None:
         """Empty the cache, with room for `rows` requests of at least `slots` tokens each.
@@ -207,9 +216,3 @@ class Target(Driver):
         (ours,) = self.logits(self.full, self.full.run(self, block), [tree])
         self.cache.clear(0)
         return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
-
-
-def _first_in(size: int, *ids: int | Sequence[int] | None) -> int:
-    """Return the first id of a vocabulary of this size among several that may be given; 0 if there is none."""
-    flat = [i for given in ids if given is not None for i in ([given] if isinstance(given, int) else given)]
-    return next((int(i) for i in flat if 0 <= i < size), 0)

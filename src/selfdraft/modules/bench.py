@@ -28,7 +28,7 @@ class Bench:
     Attributes:
         references: by name, decoders outside SelfDraft that are timed too.
         memory: records the peak memory of loading, prefilling, decoding and certifying.
-        fingerprint: the model's fingerprint.
+        fingerprint: the model's fingerprint. engine: a line that says how the target's layers are run.
     """
 
     chat: Chat
@@ -38,6 +38,7 @@ class Bench:
     references: dict[str, StockGenerate] = field(default_factory=dict)
     memory: PeakMemory = field(default_factory=lambda: PeakMemory(torch.device("cpu")))
     fingerprint: str = ""
+    engine: str = "eager"
 
     def order(self, position: int) -> list[str]:
         """Return the contenders' names, rotated by `position`, so that none is always the first to run."""

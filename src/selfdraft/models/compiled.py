@@ -1,0 +1,280 @@
+"""Layers compiled by OpenVINO into one graph: a forward on a CPU then waits for memory, not for Python.
+
+The graph is made by tracing the model's own layers, so no model code is written twice, and it takes any number of rows,
+tokens and slots. It is a pure function: the keys and values in the cache go in, those of the new tokens come out and
+are written to their slots afterwards.
+
+Shapes: B rows of one forward, N tokens a row, S slots of the cache, C hidden size, H query heads, G key/value heads, D
+head size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.messages import one_line
+from selfdraft.models.attention import additive
+from selfdraft.models.cache import CacheWindow
+from selfdraft.models.driver import Driver
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.rotary import Rotation
+from selfdraft.models.target import Target
+
+NAME = "selfdraft_two_part"
+HOW_TO_INSTALL = "pip install openvino"
+TRACED = (2, 3, 5)  # rows, tokens and slots of the example that is traced: all different, none of them 1
+
+
+def two_part(
+    module: nn.Module,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention over keys in two pieces, those of the cache and those of the new tokens, which are never joined.
+
+    Joining them would copy the whole cache in every layer of every forward.
+
+    Args:
+        query: (B, H, N, D). key, value: pairs of (B, G, S, D) and (B, G, N, D).
+        attention_mask: (B, 1, H/G * N, S + N), added to the scores.
+
+    Returns:
+        (B, N, H, D) and no weights, as transformers' attention functions do.
+    """
+    (old_keys, new_keys), (old_values, new_values) = key, value
+    batch, heads, width, size = query.shape
+    folded = (query * scaling).reshape(batch, new_keys.shape[1], -1, size)
+    scores = torch.cat([folded @ old_keys.transpose(2, 3), folded @ new_keys.transpose(2, 3)], dim=-1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    weights = (scores + attention_mask).softmax(-1)
+    slots = old_keys.shape[2]
+    out = weights[..., :slots] @ old_values + weights[..., slots:] @ new_values
+    return out.reshape(batch, heads, width, -1).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, two_part)  # transformers' public registry of attention functions
+
+
+class _TwoParts:
+    """The cache of a traced forward: hands attention both pieces, and notes the new one."""
+
+    def __init__(self, held: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        self._held = held
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Any, Any]:
+        self.new[layer_idx] = keys, values
+        old_keys, old_values = self._held.get(layer_idx, (keys, values))
+        return (old_keys, keys), (old_values, values)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class _Layers(nn.Module):
+    """Layers as a pure function of tensors, to be traced."""
+
+    def __init__(self, layers: Sequence[nn.Module], types: Sequence[str], cache_argument: str) -> None:
+        super().__init__()
+        self.layers, self.types, self.cache_argument = nn.ModuleList(layers), list(types), cache_argument
+        self.kinds = sorted(set(types))
+        self.indices: list[int] = []  # of the layers that write keys
+
+    def run(self, hidden: Tensor, by_kind: Sequence[Tensor], cache: _TwoParts) -> Tensor:
+        """Return the (B, N, C) output. `by_kind`: mask, cosines and sines of each kind of layer, in turn."""
+        for layer, kind in zip(self.layers, self.types, strict=True):
+            mask, cos, sin = by_kind[3 * self.kinds.index(kind) :][:3]
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin), **{self.cache_argument: cache})
+        return hidden
+
+    def forward(self, hidden: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output, and the new keys and values of all layers that have any, (2 n, B, G, N, D)."""
+        by_kind, held = given[: 3 * len(self.kinds)], given[3 * len(self.kinds) :]
+        count = len(self.indices)
+        cache = _TwoParts(dict(zip(self.indices, zip(held[:count], held[count:], strict=True), strict=True)))
+        hidden = self.run(hidden, by_kind, cache)
+        new = [cache.new[i] for i in self.indices]
+        return hidden, torch.stack([pair[0] for pair in new] + [pair[1] for pair in new])
+
+
+class CompiledLayers:
+    """Some layers of a model in a row, as one graph."""
+
+    def __init__(self, driver: Driver, layers: Sequence[nn.Module], types: Sequence[str]) -> None:
+        """Trace and compile: some seconds.
+
+        Args:
+            layers: stock layers. types: `full_attention` or `sliding_attention`, for each of them.
+
+        Raises:
+            ImportError: OpenVINO is not installed. Exception: of many types, if the layers cannot be traced.
+        """
+        self._window, self._device, self._dtype = driver.anatomy.window, driver.device, driver.dtype
+        self._layers = _Layers(
+            [_with_two_parts(layer, driver) for layer in layers], types, driver.anatomy.cache_argument
+        )
+        self._share = _share(self._layers.layers[0], driver)
+        with torch.inference_mode():
+            example = self._example(driver)
+            self._request = _compiled(self._layers, example)
+        self._bound: tuple[int, ...] = ()  # which memory the request reads keys from
+        self._given: list[Any] = []  # tensors of the last forward, which the request only points to
+
+    def _example(self, driver: Driver) -> list[Tensor]:
+        """Return inputs to trace with; finds out which layers write keys, and of what shape."""
+        rows, width, slots = TRACED
+        hidden = torch.randn(rows, width, int(driver.model.config.hidden_size), dtype=self._dtype)
+        positions = torch.arange(width)[None].expand(rows, width)
+        by_kind: list[Tensor] = []
+        for kind in self._layers.kinds:
+            mask = torch.zeros(rows, 1, self._share * width, 2 * width, dtype=self._dtype)
+            by_kind += [
+                mask,
+                *(part.expand(rows, -1, -1).contiguous() for part in driver.rotary(hidden, positions, kind)),
+            ]
+        seen = _TwoParts({})
+        self._layers.run(hidden, by_kind, seen)
+        self._layers.indices, self._like = list(seen.new), seen.new
+        for at in range(0, len(by_kind), 3):
+            by_kind[at] = torch.zeros(rows, 1, self._share * width, slots + width, dtype=self._dtype)
+        held = [torch.zeros(*new.shape[:2], slots, new.shape[3], dtype=self._dtype)
+                for side in (0, 1) for new in (seen.new[i][side] for i in self._layers.indices)]  # fmt: skip
+        return [hidden, *by_kind, *held]
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        rotations: Mapping[str, Rotation],
+        visible: Mapping[str, Tensor | None],
+        view: CacheWindow,
+    ) -> Tensor:
+        """Return the (B, N, C) states after the layers, and write the new keys and values to the cache.
+
+        Args:
+            hidden: (B, N, C) input of the first layer.
+            rotations: by kind of layer. visible: by kind of layer, (B, N, span) of `visible_slots`; None: all.
+            view: the slots of the cache that are read and written.
+        """
+        rows, width, _ = hidden.shape
+        by_kind: list[Tensor] = []
+        for kind in self._layers.kinds:
+            mask = self._mask(visible[kind], view, rows, width)
+            by_kind += [mask, *(part.expand(rows, -1, -1).contiguous() for part in rotations[kind])]
+        self._give([hidden.contiguous(), *by_kind])
+        self._bind(view)
+        self._request.start_async()
+        self._request.wait()
+        out, new = (torch.from_numpy(self._request.get_output_tensor(at).data) for at in (0, 1))
+        view.store(self._layers.indices, new)
+        return out.clone()  # the request's own memory is overwritten by the next forward
+
+    def _mask(self, visible: Tensor | None, view: CacheWindow, rows: int, width: int) -> Tensor:
+        """Return the (B, 1, H/G * N, S + N) mask of the keys in the cache, then of the new ones."""
+        slots = view.slots
+        both = torch.zeros(rows, width, slots + width, dtype=torch.bool)
+        for row, start in enumerate(view.starts):
+            if visible is None:  # one token that sees all before it, and itself
+                both[row, :, :start] = both[row, :, slots:] = True
+            else:
+                both[row, :, :start] = visible[row, :, :start]
+                both[row, :, slots:] = visible[row, :, start : start + width]
+        mask = additive(both, self._dtype, self._share)
+        assert mask is not None
+        return mask
+
+    def _give(self, inputs: Sequence[Tensor]) -> None:
+        from openvino import Tensor as Shared
+
+        self._given = [Shared(each.numpy(), shared_memory=True) for each in inputs]
+        for at, shared in enumerate(self._given):
+            self._request.set_input_tensor(at, shared)
+        self._first_held = len(inputs)
+
+    def _bind(self, view: CacheWindow) -> None:
+        """Point the request at the cache's memory, unless it already does."""
+        from openvino import Tensor as Shared
+
+        held = view.held(self._like)
+        bound = (*(each.data_ptr() for each in held), len(view.starts), view.slots)
+        if bound != self._bound:
+            self._held = [Shared(each.numpy(), shared_memory=True) for each in held]
+            for at, shared in enumerate(self._held, start=self._first_held):
+                self._request.set_input_tensor(at, shared)
+            self._bound = bound
+
+
+def compile_layers(target: Target) -> None:
+    """Let `target` run all its layers as one graph; parts of the model stay as they are.
+
+    Raises:
+        UserError: that is not possible here, with the reason.
+    """
+    if target.device.type != "cpu" or target.dtype != torch.float32:
+        raise UserError("layers are compiled in float32 on a CPU only")
+    try:
+        graph = CompiledLayers(target, target.anatomy.layers, target.anatomy.layer_types)
+    except ImportError:
+        raise UserError(f"OpenVINO, which compiles layers, is not installed: {HOW_TO_INSTALL}") from None
+    except Exception as error:  # of transformers, torch or OpenVINO: the family has something that they cannot trace
+        said = one_line(str(error))
+        raise UserError(f"the layers of this family cannot be compiled ({type(error).__name__}: {said})") from error
+    key = tuple(map(id, target.full.layers))
+    target.compiled[key] = graph
+    try:
+        target.compare_with_stock_forward()
+    except UserError:
+        del target.compiled[key]
+        raise
+
+
+def _with_two_parts(layer: nn.Module, driver: Driver) -> nn.Module:
+    """Return a light copy of a stock layer with our attention function."""
+    layer = light_copy(layer, lambda *_: None)
+    attention = getattr(layer, driver.anatomy.attention_name)
+    attention.config = copy.copy(attention.config)
+    attention.config._attn_implementation = NAME
+    return layer
+
+
+def _share(layer: nn.Module, driver: Driver) -> int:
+    return int(getattr(getattr(layer, driver.anatomy.attention_name), "num_key_value_groups", 1))
+
+
+def _compiled(module: nn.Module, example: Sequence[Tensor]) -> Any:
+    """Return an OpenVINO request for a module's forward, with every size but the last of every input free."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    traced = torch.jit.trace(module, tuple(example), check_trace=False)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    # Not openvino.convert_model, which reports to its makers that it was called.
+    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # must outlive the conversion
+    model = frontend.convert(frontend.load(decoder))
+    for parameter, tensor in zip(model.get_parameters(), example, strict=True):
+        shape = [-1] * (tensor.dim() - 1) + [tensor.shape[-1]]
+        if tensor.dim() == 4:
+            shape[1] = tensor.shape[1]  # the one head of a mask, or the heads of a cache
+        shape[-1] = -1 if tensor.dim() == 4 and tensor.shape[1] == 1 else shape[-1]
+        parameter.set_element_type(openvino.Type.f32)
+        parameter.set_partial_shape(openvino.PartialShape(shape))
+    model.validate_nodes_and_infer_types()
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return openvino.Core().compile_model(model, "CPU", options).create_infer_request()

@@ -1,0 +1,88 @@
+"""Layers as one compiled graph: the logits of the eager layers, and the text of `generate`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lossless import LOSSLESS
+from made import made
+from random_trees import random_tree
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.models import target as target_module
+from selfdraft.models.cache import BLOCK
+from selfdraft.models.compiled import compile_layers
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import FAMILIES, tiny_model
+from subjects import LENGTH, PROMPTS, subject
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trees_get_the_logits_of_the_eager_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several rows, in one that is not the first, in rows out of order, and after a cache that had to grow."""
+    monkeypatch.setattr(target_module, "PREFILL_CHUNK", 7)
+    model = tiny_model(family)
+    targets = [Target(model), Target(model)]
+    compile_layers(targets[1])
+    (graph,) = targets[1].compiled.values()
+    rng = np.random.default_rng(0)
+    for target in targets:
+        target.allocate(3, 8)
+        for row, prompt in enumerate(PROMPTS[:3]):
+            target.prefill(row, prompt)
+    for step, rows in enumerate(([0, 1, 2], [1], [2, 0], [0], [0])):
+        trees = [random_tree(rng, size, 96) if size else TokenTree.empty() for size in rng.integers(0, 9, len(rows))]
+        trees = trees if step else [TokenTree.empty()] * 3
+        if step == 4:
+            for target in targets:
+                target.prefill(0, [step] * BLOCK)  # past what was allocated
+        eager, compiled = (target.forward(rows, [5] * len(rows), trees) for target in targets)
+        for ours, theirs in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+        for target in targets:
+            for row, tree in zip(rows, trees, strict=True):
+                target.commit(row, [] if len(tree) == 0 else [len(tree) - 1])
+    assert graph._bound  # it was used
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_is_that_of_generate(family: str) -> None:
+    """With drafters that read states, reuse layers, choose keys or run a part of the model, which stays eager."""
+    it = subject(family, seed=2, mild=True)
+    target = Target(it.model)
+    compile_layers(target)
+    few = ["pool", "early_exit"]
+    names = [*few, "none", "jacobi", "clasp", "sparse_kv", "swift", "pseudo_tokens"] if family == "llama" else few
+    for name in names:
+        drafter = made(target, LOSSLESS[name][0])
+        decoder = Decoder(target, drafter, Stopping(frozenset(), LENGTH), batch_size=3)
+        done = decoder.answer([Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)])
+        assert [g.output for g in done] == it.expected, name
+
+
+def test_what_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="in float32 on a CPU only"):
+        compile_layers(Target(tiny_model(dtype=torch.bfloat16)))
+    target = Target(tiny_model())
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(UserError, match=r"OpenVINO, which compiles layers, is not installed: pip install openvino"):
+            compile_layers(target)
+    assert not target.compiled
+
+
+def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(tiny_model())
+    monkeypatch.setattr(Target, "_distance_from_stock_forward", lambda self, first: 1.0)
+    with pytest.raises(UserError, match="differs from a drive through its layers"):
+        compile_layers(target)
+    assert target.compiled == {}
