@@ -73,7 +73,8 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest
         refuse_what_cannot_fit(need, CPU, processes=2)
     assert str(refusal.value) == (
         "memory: this run needs about 2 processes of 12 MB (weights 3, packed copies 2, cache 1, float32 copy to "
-        "certify by 6), but cpu has 12 MB left: take a smaller model, a narrower model.dtype or model.packed=false"
+        "certify by 6), but cpu has 12 MB left: take a smaller model, a narrower model.dtype, model.engine=eager or "
+        "model.packed=false"
     )
     monkeypatch.setattr(memory, "available", lambda device: 11_999_999)
     with pytest.raises(UserError, match="needs about 12 MB"):
