@@ -121,7 +121,7 @@ def test_a_profile_uses_the_requested_attention(tmp_path: Path, monkeypatch: pyt
         asked.append(options["attention"])
         return right(model, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("selfdraft.app.profile.Target", noting)
+    monkeypatch.setattr(build, "Target", noting)
     run_here(tmp_path / "run", *SMALL, "task=profile", *OWN["profile"], "model.attention=eager", "logger=none")
     assert asked == ["eager"]
 

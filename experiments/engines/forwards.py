@@ -1,0 +1,72 @@
+"""Compare the engines on the default model: the milliseconds of a forward of 1 to 64 tokens, beside the memory's floor.
+
+    python experiments/engines/forwards.py [--context 256] [--rounds 12]
+
+Both engines run in one process on the same model in float32, interleaved. The floor is the time of a sum over as many
+bytes as the weights have: no forward can be faster, because it reads them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.engines import COMPILED, use_engine
+from selfdraft.models.loading import load_embedded
+from selfdraft.models.target import Target
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 64)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def floor(count: int, rounds: int) -> float:
+    """Return the seconds of the fastest of several sums over `count` numbers in float32."""
+    numbers = torch.ones(count)
+    return min(seconds(numbers.sum) for _ in range(rounds))
+
+
+@one_line_script("forwards")
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=256, help="tokens before (default: 256)")
+    parser.add_argument("--rounds", type=int, default=12, help="forwards of each size (default: 12)")
+    given = parser.parse_args(arguments)
+    if min(given.context, given.rounds) < 1:
+        raise UserError("--context and --rounds: at least 1")
+    model = load_embedded("float32", torch.device("cpu")).model
+    eager, compiled = Target(model), Target(model)
+    print(f"{torch.get_num_threads()} threads; {use_engine(compiled, COMPILED)}")
+    least = floor(eager.parameters, given.rounds)
+    print(f"floor: {1e3 * least:.1f} ms, {4e-9 * eager.parameters / least:.1f} GB/s\n")
+    for target in (eager, compiled):
+        target.allocate(1, given.context + max(SIZES))
+        target.prefill(0, list(range(1, given.context + 1)))
+    print("| tokens | eager: fastest, median ms | compiled: fastest, median ms | compiled's fastest / floor |")
+    print("|---|---|---|---|")
+    for size in SIZES:
+        tree = TokenTree.chain(list(range(size - 1)))
+        times: list[list[float]] = [[], []]
+        for _ in range(given.rounds):
+            for target, mine in zip((eager, compiled), times, strict=True):
+                mine.append(1e3 * seconds(lambda: target.forward([0], [5], [tree])))  # noqa: B023 - called at once
+        cells = [f"{min(mine):.1f}, {median(mine):.1f}" for mine in times]
+        print(f"| {size} | {' | '.join(cells)} | {min(times[1]) / (1e3 * least):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
