@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> None:
     if min(given.context, given.rounds) < 1:
         raise UserError("--context and --rounds: at least 1")
     model = load_embedded("float32", torch.device("cpu")).model
+    if given.context > (most := model.config.max_position_embeddings - max(SIZES)):
+        raise UserError(f"--context {given.context}: at most {most}, for {max(SIZES)} tokens more")
     eager, compiled = Target(model), Target(model)
     print(f"{torch.get_num_threads()} threads; {use_engine(compiled, COMPILED)}")
     least = floor(eager.parameters, given.rounds)

@@ -54,7 +54,7 @@ ROWS = 100
 # runs the model for each request by itself, not for all rows at once.
 TRIALS, DRAFTER_TRIALS, FEWER_TRIALS = 2000, 1000, 500
 LEAST_EXPECTED = 5.0  # cells with less are put together: the test's approximation needs that
-# Some eighty tests are made. At 1e-6 each, one false alarm in twelve thousand choices of seeds; the planted faults must
+# Some fifty tests are made. At 1e-6 each, one false alarm in twenty thousand choices of seeds; the planted faults must
 # fall below it.
 SIGNIFICANCE = 1e-6
 

@@ -15,9 +15,11 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
+from selfdraft.models import engines
 from selfdraft.models import target as target_module
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.compiled import compile_layers
+from selfdraft.models.engines import use_engine
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, subject
@@ -72,6 +74,8 @@ def test_the_text_is_that_of_generate(family: str) -> None:
 def test_what_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="in float32 on a CPU only"):
         compile_layers(Target(tiny_model(dtype=torch.bfloat16)))
+    with pytest.raises(UserError, match=r"model\.attention=eager is for layers that run one by one"):
+        compile_layers(Target(tiny_model(), attention="eager"))
     target = Target(tiny_model())
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "openvino", None)
@@ -86,3 +90,32 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="differs from a drive through its layers"):
         compile_layers(target)
     assert target.compiled == {}
+
+
+def test_the_engine_says_why_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(tiny_model())
+    assert use_engine(target, "eager") == "eager"
+    assert use_engine(target, "auto", "layers are taken apart") == "eager: layers are taken apart"
+    with pytest.raises(UserError, match=r"^model\.engine=compiled: layers are taken apart$"):
+        use_engine(target, "compiled", "layers are taken apart")
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "available", lambda device: 1000)
+        assert use_engine(target, "auto").startswith("eager: making a graph needs ")
+    assert target.compiled == {}
+    assert use_engine(target, "auto").startswith("compiled by OpenVINO, in ")
+    assert len(target.compiled) == 1
+
+
+def test_one_head_of_keys_is_compiled_as_well() -> None:
+    model = tiny_model("llama", kv_heads=1)
+    targets = [Target(model), Target(model)]
+    compile_layers(targets[1])
+    eager, compiled = (logits_of(target) for target in targets)
+    torch.testing.assert_close(compiled, eager, **CLOSE)
+
+
+def logits_of(target: Target) -> torch.Tensor:
+    """After a prompt, of a small tree."""
+    target.allocate(1, 8)
+    target.prefill(0, PROMPTS[0])
+    return target.forward([0], [5], [TokenTree.merged([[1, 2], [3]])])[0]

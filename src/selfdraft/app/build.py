@@ -24,7 +24,7 @@ from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.presets import drafter_for, is_tree_parallel
 from selfdraft.models.chat import Chat
-from selfdraft.models.engines import EAGER, use_engine
+from selfdraft.models.engines import COMPILED, use_engine
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import AUTO, DTYPES, StockModel, fitting_dtype
@@ -122,7 +122,10 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     memory = PeakMemory(device)
     with memory("load"):
         loaded = config.model.load(device)
-        whole, engine = build_target(config.model, loaded.model, invariant=config.decoding.shape_invariant)
+        one_by_one = (
+            "decoding.shape_invariant=true pads keys, and a graph does not" if config.decoding.shape_invariant else ""
+        )
+        whole, engine = build_target(config.model, loaded.model, one_by_one=one_by_one)
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
@@ -151,19 +154,17 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     )
 
 
-def build_target(config: ModelConfig, model: StockModel, *, invariant: bool = False) -> tuple[Target, str]:
+def build_target(config: ModelConfig, model: StockModel, *, one_by_one: str = "") -> tuple[Target, str]:
     """Return the target of a loaded model, and a line that says which engine runs it and why.
 
     Args:
-        invariant: whether its forwards have to be shape-invariant, which is known of the eager engine.
+        one_by_one: why the layers have to be run one by one in this run; empty if they need not.
 
     Raises:
         UserError: the model is not supported, or not by the engine that is asked for.
     """
     target = Target(model, packed=config.packed, attention=config.attention)
-    if invariant and config.engine == AUTO:
-        return target, "eager: decoding.shape_invariant=true was measured with eager layers"
-    return target, use_engine(target, config.engine)
+    return target, use_engine(target, config.engine, one_by_one)
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:
@@ -214,7 +215,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         device,
         rows=config.decoding.batch_size if rows is None else rows,
         packed=config.model.packed,
-        compiled=config.model.engine != EAGER,
+        compiled=config.model.engine == COMPILED,  # auto does without where there is no room
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),
     )

@@ -40,7 +40,8 @@ def profile(run: Run) -> None:
     with console.status(f"loading {config.model.label}"):
         model = config.model.load(device).model
         refuse_other_model(config, model)
-        target, engine = build_target(config.model, model)
+        # Costs of parts are differences of forwards with and without them, all of which must be run in the same way.
+        target, engine = build_target(config.model, model, one_by_one="task=profile takes layers apart")
         path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(

@@ -122,16 +122,16 @@ class CompiledLayers:
         Raises:
             ImportError: OpenVINO is not installed. Exception: of many types, if the layers cannot be traced.
         """
-        self._window, self._device, self._dtype = driver.anatomy.window, driver.device, driver.dtype
-        self._layers = _Layers(
-            [_with_two_parts(layer, driver) for layer in layers], types, driver.anatomy.cache_argument
-        )
+        self._dtype = driver.dtype
+        copies = [_with_two_parts(layer, driver) for layer in layers]
+        self._layers = _Layers(copies, types, driver.anatomy.cache_argument)
         self._share = _share(self._layers.layers[0], driver)
         with torch.inference_mode():
             example = self._example(driver)
             self._request = _compiled(self._layers, example)
         self._bound: tuple[int, ...] = ()  # which memory the request reads keys from
-        self._given: list[Any] = []  # tensors of the last forward, which the request only points to
+        self._given: list[Any] = []  # inputs of the last forward, which the request only points to
+        self._held: list[Any] = []  # likewise the cache's memory
 
     def _example(self, driver: Driver) -> list[Tensor]:
         """Return inputs to trace with; finds out which layers write keys, and of what shape."""
@@ -141,17 +141,15 @@ class CompiledLayers:
         by_kind: list[Tensor] = []
         for kind in self._layers.kinds:
             mask = torch.zeros(rows, 1, self._share * width, 2 * width, dtype=self._dtype)
-            by_kind += [
-                mask,
-                *(part.expand(rows, -1, -1).contiguous() for part in driver.rotary(hidden, positions, kind)),
-            ]
+            rotation = driver.rotary(hidden, positions, kind)
+            by_kind += [mask, *(part.expand(rows, -1, -1).contiguous() for part in rotation)]
         seen = _TwoParts({})
         self._layers.run(hidden, by_kind, seen)
         self._layers.indices, self._like = list(seen.new), seen.new
         for at in range(0, len(by_kind), 3):
             by_kind[at] = torch.zeros(rows, 1, self._share * width, slots + width, dtype=self._dtype)
-        held = [torch.zeros(*new.shape[:2], slots, new.shape[3], dtype=self._dtype)
-                for side in (0, 1) for new in (seen.new[i][side] for i in self._layers.indices)]  # fmt: skip
+        keys, values = zip(*seen.new.values(), strict=True)
+        held = [new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (*keys, *values)]
         return [hidden, *by_kind, *held]
 
     def __call__(
@@ -173,8 +171,11 @@ class CompiledLayers:
         for kind in self._layers.kinds:
             mask = self._mask(visible[kind], view, rows, width)
             by_kind += [mask, *(part.expand(rows, -1, -1).contiguous() for part in rotations[kind])]
-        self._give([hidden.contiguous(), *by_kind])
-        self._bind(view)
+        self._given = self._give([hidden.contiguous(), *by_kind], first=0)
+        held = view.held(self._like)
+        bound = (*(each.data_ptr() for each in held), len(view.starts), view.slots)
+        if bound != self._bound:  # the request keeps pointing at the cache's memory until that is another one
+            self._held, self._bound = self._give(held, first=len(self._given)), bound
         self._request.start_async()
         self._request.wait()
         out, new = (torch.from_numpy(self._request.get_output_tensor(at).data) for at in (0, 1))
@@ -195,25 +196,14 @@ class CompiledLayers:
         assert mask is not None
         return mask
 
-    def _give(self, inputs: Sequence[Tensor]) -> None:
+    def _give(self, inputs: Sequence[Tensor], first: int) -> list[Any]:
+        """Point the request's inputs from the one numbered `first` on at these tensors; return what must be kept."""
         from openvino import Tensor as Shared
 
-        self._given = [Shared(each.numpy(), shared_memory=True) for each in inputs]
-        for at, shared in enumerate(self._given):
+        given = [Shared(each.numpy(), shared_memory=True) for each in inputs]
+        for at, shared in enumerate(given, start=first):
             self._request.set_input_tensor(at, shared)
-        self._first_held = len(inputs)
-
-    def _bind(self, view: CacheWindow) -> None:
-        """Point the request at the cache's memory, unless it already does."""
-        from openvino import Tensor as Shared
-
-        held = view.held(self._like)
-        bound = (*(each.data_ptr() for each in held), len(view.starts), view.slots)
-        if bound != self._bound:
-            self._held = [Shared(each.numpy(), shared_memory=True) for each in held]
-            for at, shared in enumerate(self._held, start=self._first_held):
-                self._request.set_input_tensor(at, shared)
-            self._bound = bound
+        return given
 
 
 def compile_layers(target: Target) -> None:
@@ -224,6 +214,8 @@ def compile_layers(target: Target) -> None:
     """
     if target.device.type != "cpu" or target.dtype != torch.float32:
         raise UserError("layers are compiled in float32 on a CPU only")
+    if target.attention != "sdpa":
+        raise UserError(f"model.attention={target.attention} is for layers that run one by one")
     try:
         graph = CompiledLayers(target, target.anatomy.layers, target.anatomy.layer_types)
     except ImportError:
@@ -253,8 +245,8 @@ def _share(layer: nn.Module, driver: Driver) -> int:
     return int(getattr(getattr(layer, driver.anatomy.attention_name), "num_key_value_groups", 1))
 
 
-def _compiled(module: nn.Module, example: Sequence[Tensor]) -> Any:
-    """Return an OpenVINO request for a module's forward, with every size but the last of every input free."""
+def _compiled(module: _Layers, example: Sequence[Tensor]) -> Any:
+    """Return an OpenVINO request for a module's forward that takes any number of rows, tokens and slots."""
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -264,11 +256,10 @@ def _compiled(module: nn.Module, example: Sequence[Tensor]) -> Any:
     # Not openvino.convert_model, which reports to its makers that it was called.
     decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # must outlive the conversion
     model = frontend.convert(frontend.load(decoder))
-    for parameter, tensor in zip(model.get_parameters(), example, strict=True):
-        shape = [-1] * (tensor.dim() - 1) + [tensor.shape[-1]]
-        if tensor.dim() == 4:
-            shape[1] = tensor.shape[1]  # the one head of a mask, or the heads of a cache
-        shape[-1] = -1 if tensor.dim() == 4 and tensor.shape[1] == 1 else shape[-1]
+    masks = range(1, 1 + 3 * len(module.kinds), 3)  # the first of three inputs for each kind of layer
+    for at, (parameter, tensor) in enumerate(zip(model.get_parameters(), example, strict=True)):
+        last = -1 if at in masks else tensor.shape[-1]
+        shape = [-1, -1, last] if tensor.dim() == 3 else [-1, tensor.shape[1], -1, last]
         parameter.set_element_type(openvino.Type.f32)
         parameter.set_partial_shape(openvino.PartialShape(shape))
     model.validate_nodes_and_infer_types()

@@ -6,17 +6,19 @@ import time
 
 from selfdraft.core.errors import UserError
 from selfdraft.models.compiled import compile_layers
+from selfdraft.models.memory import available
 from selfdraft.models.target import Target
 
 AUTO, EAGER, COMPILED = "auto", "eager", "compiled"
 ENGINES = (AUTO, EAGER, COMPILED)
 
 
-def use_engine(target: Target, engine: str) -> str:
+def use_engine(target: Target, engine: str, one_by_one: str = "") -> str:
     """Make `target` run its layers by an engine; return, in a line, by which one and why.
 
     Args:
         engine: one of `ENGINES`; `auto` compiles where that is possible.
+        one_by_one: why this target's layers have to be run one by one; empty if they need not.
 
     Raises:
         UserError: `compiled` is asked for and not possible here.
@@ -25,6 +27,12 @@ def use_engine(target: Target, engine: str) -> str:
         return "eager"
     begun = time.perf_counter()
     try:
+        if one_by_one:
+            raise UserError(one_by_one)
+        # A graph has a copy of the weights, and OpenVINO holds another one while it makes it.
+        copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
+        if engine == AUTO and copies > available(target.device):
+            raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
         compile_layers(target)
     except UserError as reason:
         if engine == COMPILED:
