@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> None:
     dtype = fitting_dtype(device) if given.dtype == AUTO else given.dtype
     loaded = load_embedded(dtype, device)
     target, chat, stopping = Target(loaded.model), Chat(loaded.tokenizer), Stopping(loaded.eos, given.tokens)
-    engine = use_engine(target, given.engine)
+    engine = use_engine(target, given.engine, tell=lambda line: print(line, file=sys.stderr))
     costs = costs_on(target)
     decoders = [Decoder(target, drafter_of(spec, target, costs), stopping) for spec in given.drafters]
     ids = [chat.encode([("user", prompt.turns[0])]) for prompt in prompts]

@@ -102,7 +102,9 @@ def test_the_engine_says_why_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
         patch.setattr(engines, "available", lambda device: 1000)
         assert use_engine(target, "auto").startswith("eager: making a graph needs ")
     assert target.compiled == {}
-    assert use_engine(target, "auto").startswith("compiled by OpenVINO, in ")
+    told: list[str] = []
+    assert use_engine(target, "auto", tell=told.append).startswith("compiled by OpenVINO, in ")
+    assert told == ["compiling the layers into one graph (model.engine=eager does without)"]
     assert len(target.compiled) == 1
 
 

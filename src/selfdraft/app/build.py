@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from selfdraft.app.console import make_console
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
@@ -164,7 +166,7 @@ def build_target(config: ModelConfig, model: StockModel, *, one_by_one: str = ""
         UserError: the model is not supported, or not by the engine that is asked for.
     """
     target = Target(model, packed=config.packed, attention=config.attention)
-    return target, use_engine(target, config.engine, one_by_one)
+    return target, use_engine(target, config.engine, one_by_one, rank_zero_only(make_console().print))
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:

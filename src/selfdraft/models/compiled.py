@@ -206,13 +206,18 @@ class CompiledLayers:
         return given
 
 
+def compilable(target: Target) -> bool:
+    """Whether layers of this dtype on this device can be compiled."""
+    return target.device.type == "cpu" and target.dtype == torch.float32
+
+
 def compile_layers(target: Target) -> None:
     """Let `target` run all its layers as one graph; parts of the model stay as they are.
 
     Raises:
         UserError: that is not possible here, with the reason.
     """
-    if target.device.type != "cpu" or target.dtype != torch.float32:
+    if not compilable(target):
         raise UserError("layers are compiled in float32 on a CPU only")
     if target.attention != "sdpa":
         raise UserError(f"model.attention={target.attention} is for layers that run one by one")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.compiled import compile_layers
+from selfdraft.models.compiled import compilable, compile_layers
 from selfdraft.models.memory import available
 from selfdraft.models.target import Target
 
@@ -13,12 +14,15 @@ AUTO, EAGER, COMPILED = "auto", "eager", "compiled"
 ENGINES = (AUTO, EAGER, COMPILED)
 
 
-def use_engine(target: Target, engine: str, one_by_one: str = "") -> str:
+def use_engine(
+    target: Target, engine: str, one_by_one: str = "", tell: Callable[[str], object] = lambda line: None
+) -> str:
     """Make `target` run its layers by an engine; return, in a line, by which one and why.
 
     Args:
         engine: one of `ENGINES`; `auto` compiles where that is possible.
         one_by_one: why this target's layers have to be run one by one; empty if they need not.
+        tell: called with a line before the layers are compiled, which takes seconds.
 
     Raises:
         UserError: `compiled` is asked for and not possible here.
@@ -33,6 +37,8 @@ def use_engine(target: Target, engine: str, one_by_one: str = "") -> str:
         copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
         if engine == AUTO and copies > available(target.device):
             raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
+        if compilable(target):
+            tell("compiling the layers into one graph (model.engine=eager does without)")
         compile_layers(target)
     except UserError as reason:
         if engine == COMPILED:

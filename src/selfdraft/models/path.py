@@ -25,7 +25,7 @@ States = list[Tensor] | None
 
 
 class Graph(Protocol):
-    """Layers that a compiler made one graph of: see `compiled.CompiledLayers`."""
+    """Layers that were compiled into one graph, see `compiled.CompiledLayers`."""
 
     def __call__(
         self,
