@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 
-from selfdraft.core.sampling import draw
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig
 
@@ -22,6 +23,13 @@ class RandomTreeConfig(DrafterConfig):
     how: str = "with"
 
 
+@cache
+def distributions(vocabulary: int) -> np.ndarray:
+    """What follows each token is drawn from, by the token."""
+    table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(5))
+    return table.mul(0.7).softmax(-1).numpy()
+
+
 class RandomTree(Drafter):
     """Draws each child from a distribution that depends on its parent's token and is not the target's."""
 
@@ -30,17 +38,16 @@ class RandomTree(Drafter):
 
     def propose(self, context: Context) -> Draft:
         """A tree of `BRANCHES`; of one level if only one token may still be emitted after the root."""
-        vocabulary = self.target.vocab_size
-        table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(5)).mul(0.7).softmax(-1)
         tokens, parents, q = [], [], []
         level = [(ROOT, context.tokens[-1])]
         for branches in BRANCHES[: context.room]:
             below = []
             for parent, parent_token in level:
-                left = table[parent_token].clone()
+                left = distributions(self.target.vocab_size)[parent_token].copy()
                 for _ in range(branches):
                     row = left / left.sum()
-                    token = int(draw(row[None], context.uniforms(1, row.device)))
+                    token = int(np.searchsorted(row.cumsum(dtype=np.double), context.rng.random(), side="right"))
+                    token = min(token, len(row) - 1)
                     below.append((len(tokens), token))
                     tokens.append(token)
                     parents.append(parent)
@@ -55,4 +62,4 @@ class RandomTree(Drafter):
         )
         if self.config.how == "certain" or not tokens:
             return Draft(tree, "tree")
-        return Draft(tree, "tree", torch.stack(q))
+        return Draft(tree, "tree", torch.from_numpy(np.stack(q)))

@@ -24,10 +24,10 @@ def ancestry(tree: TokenTree, node: int) -> list[int]:
     path = []
     while node != ROOT:
         path.append(node)
-        node = int(tree.parents[node])
+        node = tree.parent_list[node]
     return path[::-1]
 
 
 def branch(tree: TokenTree, node: int) -> list[int]:
     """The tokens from the root's child down to `node`."""
-    return [int(tree.tokens[i]) for i in ancestry(tree, node)]
+    return tree.tokens[ancestry(tree, node)].tolist()

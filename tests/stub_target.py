@@ -228,7 +228,7 @@ class StubTarget:
 
     def _logits(self, rule: Rule, prefix: list[int], tree: TokenTree) -> Tensor:
         """(n + 1, V), one token far above the rest, or barely above it where the text is an unsure one."""
-        assert len(prefix) + int(max(tree.depths, default=0)) <= self.max_positions
+        assert len(prefix) + tree.height <= self.max_positions
         logits = torch.zeros(len(tree) + 1, self.vocab_size)
         for i, text in enumerate([prefix, *(prefix + branch(tree, node) for node in range(len(tree)))]):
             logits[i, rule(text)] = 1.0 if self._unsure(text) else 30.0
@@ -302,13 +302,14 @@ class ObligingTarget(StubTarget):
 
     def _oblige(self, tree: TokenTree) -> Tensor:
         logits = torch.zeros(len(tree) + 1, self.vocab_size)
-        for node in range(ROOT, len(tree)):
-            depth = 0 if node == ROOT else int(tree.depths[node])
-            children = [i for i in range(len(tree)) if int(tree.parents[i]) == node]
-            candidates = [int(tree.tokens[i]) for i in children if tree.is_candidate[i]]
-            taken = {int(tree.tokens[i]) for i in children}
+        tokens, may, depths = tree.tokens.tolist(), tree.is_candidate.tolist(), [0, *tree.depths.tolist()]
+        children: list[list[int]] = [[] for _ in depths]
+        for node, parent in enumerate(tree.parent_list):
+            children[parent + 1].append(node)
+        for place, below in enumerate(children):
+            candidates, taken = [tokens[i] for i in below if may[i]], {tokens[i] for i in below}
             contrary = next(token for token in range(1, self.vocab_size) if token not in taken)
-            logits[node + 1, candidates[0] if candidates and depth < self.agree else contrary] = 30.0
+            logits[place, candidates[0] if candidates and depths[place] < self.agree else contrary] = 30.0
         return logits
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.sampling import draw
-from selfdraft.core.tree import TokenTree
+from selfdraft.core.tree import ROOT, TokenTree
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,17 @@ def follow(tree: TokenTree, right: Tensor, after: Tensor) -> Acceptance:
             each parent, or for several children with the same token.
         after: (n + 1,) int64 on the CPU: the token after the root, and after each node, if acceptance ends there.
     """
-    if not len(tree):
-        return Acceptance((), int(after[0]))
-    right = right & tree.is_candidate
-    if tree.is_chain:
-        length = int(right.long().cumprod(0).sum())
-        return Acceptance(tuple(range(length)), int(after[length]))
-    accepted = ~(tree.sees & ~right).any(dim=1)  # no wrong node on the way down
-    if not bool(accepted.any()):
-        return Acceptance((), int(after[0]))
-    deepest = int(torch.where(accepted, tree.depths, 0).argmax())
-    nodes = tree.sees[deepest].nonzero().flatten().tolist()
-    return Acceptance(tuple(nodes), int(after[deepest + 1]))
+    taken: list[bool] = []  # by node: whether it and all nodes above it are right candidates
+    deepest, reached, depths = ROOT, 0, tree.depths.tolist()
+    for node, (parent, fits) in enumerate(zip(tree.parent_list, (right & tree.is_candidate).tolist(), strict=True)):
+        taken.append(fits and (parent == ROOT or taken[parent]))
+        if taken[node] and depths[node] > reached:
+            deepest, reached = node, depths[node]
+    bonus, nodes = int(after[deepest + 1]), []
+    while deepest != ROOT:
+        nodes.append(deepest)
+        deepest = tree.parent_list[deepest]
+    return Acceptance(tuple(reversed(nodes)), bonus)
 
 
 def match(tree: TokenTree, predictions: Tensor) -> Tensor:
@@ -98,9 +97,9 @@ def reject(tree: TokenTree, p: Tensor, q: Tensor, trials: Tensor, draws: Tensor)
     left = p.clone()
     right = torch.zeros(len(tree), dtype=torch.bool, device=device)
     open_ = torch.ones(len(tree) + 1, dtype=torch.bool, device=device)  # parents that have taken no child yet
-    candidates = tree.is_candidate.to(device)
-    for rank in range(int(tree.sibling_ranks.max()) + 1 if len(tree) else 0):
-        nodes = ((tree.sibling_ranks.to(device) == rank) & candidates).nonzero().flatten()
+    ranks, may = tree.sibling_ranks.tolist(), tree.is_candidate.tolist()
+    for rank in range(max(ranks, default=-1) + 1):
+        nodes = torch.tensor([i for i in range(len(tree)) if ranks[i] == rank and may[i]], device=device).long()
         over, token = parents[nodes], tokens[nodes]
         r, drawn_from = left[over], q[nodes]
         ratio = r.gather(-1, token[:, None])[:, 0] / drawn_from.gather(-1, token[:, None])[:, 0]

@@ -67,11 +67,14 @@ class NextToken:
             prompt_length: how many of them are the prompt's.
             tree: n nodes.
         """
+        new = len(history) - prompt_length
+        if not self.processors and new >= self.min_new_tokens:
+            return logits
         depths = torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
-        early = len(history) - prompt_length + depths < self.min_new_tokens
         if self.processors:
             logits = self._processed(logits.float(), history, tree, depths)
-        if self.eos and bool(early.any()):
+        if self.eos and new < self.min_new_tokens:
+            early = new + depths < self.min_new_tokens
             banned = torch.tensor(sorted(self.eos), device=logits.device)
             logits = logits.clone()
             logits[early.to(logits.device).nonzero(), banned] = float("-inf")

@@ -22,7 +22,7 @@ def paired_bootstrap(
     groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
-    statistic: Callable[[np.ndarray], float] = np.median,
+    statistic: Callable[[np.ndarray], float] | None = None,
 ) -> Interval:
     """Return the statistic of paired ratios, with a percentile bootstrap interval.
 
@@ -33,7 +33,7 @@ def paired_bootstrap(
             other, and drawing them independently would make the interval too narrow. None: each ratio is its own group.
         confidence: coverage of the interval, in (0, 1).
         resamples: number of bootstrap draws.
-        statistic: maps a 1-D array of ratios to the estimate.
+        statistic: maps a 1-D array of ratios to the estimate; None for the median.
 
     Returns:
         The estimate and its bounds; with a single group there is nothing to resample, and all three are equal.
@@ -49,19 +49,21 @@ def paired_bootstrap(
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"{len(values)} ratios but {len(groups)} groups")
 
-    estimate = float(statistic(values))
     members = _members(values, groups)
+    estimate = float(np.median(values) if statistic is None else statistic(values))
     if len(members) == 1:
         return Interval(estimate, estimate, estimate)
 
-    def of_draw(drawn: np.ndarray) -> float:
-        picked = members[drawn.astype(np.intp)].ravel()
-        return float(statistic(picked[~np.isnan(picked)]))
+    def of_draws(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        picked = members[drawn.astype(np.intp)].reshape(*drawn.shape[:-1], -1)
+        if statistic is None:  # of all draws at once
+            return (np.nanmedian if np.isnan(picked).any() else np.median)(picked, axis=-1)
+        return np.array([statistic(row[~np.isnan(row)]) for row in np.atleast_2d(picked)]).reshape(drawn.shape[:-1])
 
     bounds = stats.bootstrap(
         (np.arange(len(members)),),
-        of_draw,
-        vectorized=False,
+        of_draws,
+        vectorized=True,
         method="percentile",  # BCa is undefined where the jackknife is constant, as it often is for a median
         n_resamples=resamples,
         confidence_level=confidence,

@@ -6,10 +6,12 @@ Shapes: n nodes. The parent of node i is node ``parents[i] < i``, or the *root*,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,46 +109,53 @@ class TokenTree:
         n = len(self.tokens)
         if not (len(self.parents) == len(self.is_candidate) == n):
             raise ValueError(f"a tree of {n} tokens has {len(self.parents)} parents, {len(self.is_candidate)} flags")
-        if n and bool((self.parents >= torch.arange(n)).any() or (self.parents < ROOT).any()):
+        if not all(ROOT <= parent < node for node, parent in enumerate(self.parent_list)):
             raise ValueError("a node's parent must come before it in the tree")
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.parent_list)
+
+    @cached_property
+    def parent_list(self) -> list[int]:
+        """`parents` as Python numbers. On trees of some dozen nodes, loops over them are faster than tensor calls."""
+        return self.parents.tolist()
 
     @cached_property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before it, so that accepted nodes are a prefix of the tree."""
-        return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
+        return self.parent_list == list(range(ROOT, len(self) - 1))
 
     @cached_property
     def sees(self) -> Tensor:
         """(n, n) bool: ``sees[i, j]`` if node j is node i or an ancestor of it."""
-        n = len(self)
-        if self.is_chain:
-            return torch.ones(n, n, dtype=torch.bool).tril()
-        # Pointer doubling: after k rounds every node knows its ancestors up to 2^k levels above. This takes log2(depth)
-        # matrix products instead of a Python loop over the nodes.
-        reach = torch.eye(n)
-        inner = self.parents >= 0
-        reach[inner, self.parents[inner]] = 1.0
-        while True:
-            further = (reach @ reach).clamp_(max=1.0)
-            if torch.equal(further, reach):
-                return reach.bool()
-            reach = further
+        sees = np.eye(len(self), dtype=bool)
+        for node, parent in enumerate(self.parent_list):
+            if parent != ROOT:
+                sees[node] |= sees[parent]
+        return torch.from_numpy(sees)
 
     @cached_property
     def depths(self) -> Tensor:
         """(n,) int64: 1 for the root's children. A node's position is the root's position plus its depth."""
-        if self.is_chain:
-            return torch.arange(1, len(self) + 1)
-        return self.sees.sum(dim=1)
+        depths: list[int] = []
+        for parent in self.parent_list:
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return torch.tensor(depths, dtype=torch.long)
+
+    @cached_property
+    def height(self) -> int:
+        """The depth of the deepest node; 0 for an empty tree."""
+        return max(self.depths.tolist(), default=0)
 
     @cached_property
     def sibling_ranks(self) -> Tensor:
         """(n,) int64: 0 for a parent's first child, 1 for its second, in the order of the nodes."""
-        same_parent = self.parents[:, None] == self.parents[None, :]
-        return same_parent.tril(-1).sum(dim=1)
+        children: Counter[int] = Counter()
+        ranks = []
+        for parent in self.parent_list:
+            ranks.append(children[parent])
+            children[parent] += 1
+        return torch.tensor(ranks, dtype=torch.long)
 
     def first_branch(self) -> Tensor:
         """Return (n,) bool: the chain of first children, for uses that accept only a chain."""
@@ -156,9 +165,8 @@ class TokenTree:
     def branch_through(self, nodes: Sequence[int]) -> list[int]:
         """Return the branch that begins with `nodes`, a path down from the root, and goes on with first children."""
         branch = list(nodes)
-        parents = self.parents.tolist()
-        while (last := branch[-1] if branch else ROOT) in parents:
-            branch.append(parents.index(last))
+        while (last := branch[-1] if branch else ROOT) in self.parent_list:
+            branch.append(self.parent_list.index(last))
         return branch
 
     def restricted_to(self, kept: Tensor) -> TokenTree:
@@ -168,13 +176,11 @@ class TokenTree:
 
     def up_to_depth(self, depth: int) -> TokenTree:
         """Return the tree without nodes deeper than `depth`, which can never be emitted and need not be computed."""
-        if not len(self) or int(self.depths.max()) <= depth:
+        if self.height <= depth:
             return self
         return self.restricted_to(self.depths <= depth)
 
     def offered_by_depth(self) -> list[bool]:
         """Return, for depth 1, 2, …, whether the tree has a candidate there."""
-        if not bool(self.is_candidate.any()):
-            return []
-        deep = torch.bincount(self.depths[self.is_candidate])
-        return (deep[1:] > 0).tolist()
+        deep = {depth for depth, may in zip(self.depths.tolist(), self.is_candidate.tolist(), strict=True) if may}
+        return [depth in deep for depth in range(1, max(deep, default=0) + 1)]

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from numpy.random import PCG64, default_rng
+from numpy.random import PCG64, Generator, default_rng
 from torch import Tensor
 
 from selfdraft.core.acceptance import follow, match, reject
@@ -57,13 +58,16 @@ class _Noise:
     stopping criterion.
     """
 
+    _rng: Generator | None = None
+
     def __init__(self, seed: int) -> None:
-        self._rng, self._drawn = default_rng(seed), torch.empty(0, dtype=torch.double)
+        self._seed, self._drawn = seed, torch.empty(0, dtype=torch.double)
 
     def at(self, positions: Tensor) -> Tensor:
         """Return the numbers of (n,) positions; a position always has the same number."""
         missing = int(positions.max()) + 1 - len(self._drawn)
         if missing > 0:
+            self._rng = self._rng or default_rng(self._seed)
             self._drawn = torch.cat([self._drawn, torch.from_numpy(self._rng.random(missing + NOISE_AHEAD))])
         return self._drawn[positions]
 
@@ -110,7 +114,8 @@ class Decoder:
         batch_size: int = 1,
         memory: PeakMemory | None = None,
     ) -> None:
-        self.memory = memory or PeakMemory(target.device)
+        """Take what decodes; `memory` measures the prefills of all requests, for who wants to know."""
+        self.memory = memory or _unmeasured
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size
 
@@ -271,6 +276,11 @@ class Decoder:
                 self.target.cache.move(a.context.row, row)
                 a.context.row = row
         return going
+
+
+@contextmanager
+def _unmeasured(_: str) -> Iterator[None]:
+    yield
 
 
 def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:

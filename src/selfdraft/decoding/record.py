@@ -80,8 +80,8 @@ class Generation:
         self.counts.target_forwards += 1 + step.draft.target_forwards
         accepted = min(len(step.nodes), len(step.emitted))  # a stop within the accepted tokens emits fewer
         self.counts.record_draft(tree.offered_by_depth(), accepted)
-        parents = None if tree.is_chain else tree.parents.tolist()
+        parents = None if tree.is_chain else tree.parent_list
         bonus = step.emitted[-1] if len(step.emitted) > len(step.nodes) else None
-        probes = (~tree.is_candidate).nonzero().flatten().tolist() or None
+        probes = [node for node, may in enumerate(tree.is_candidate.tolist()) if not may] or None
         nodes = list(step.nodes[:accepted])
         self.steps.append([tree.tokens.tolist(), parents, nodes, bonus, step.draft.source, probes])

@@ -74,10 +74,7 @@ class Draft:
 
     def up_to_depth(self, depth: int) -> Draft:
         """Return the draft without the nodes deeper than `depth`."""
-        if not len(self.tree) or int(self.tree.depths.max()) <= depth:
-            return self
-        kept = self.tree.depths <= depth
-        return self.restricted_to(kept)
+        return self if self.tree.height <= depth else self.restricted_to(self.tree.depths <= depth)
 
     def restricted_to(self, kept: Tensor) -> Draft:
         """Return the draft with only the nodes in `kept`, (n,) bool, which must contain the parents of its nodes."""

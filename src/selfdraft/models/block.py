@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,13 +49,15 @@ class Block:
     ) -> Block:
         """Return the block of every row's root and tree, padded to one number of tokens, a multiple of `row_block`."""
         width = -(-(1 + max(len(tree) for tree in trees)) // row_block) * row_block
-        tokens = torch.empty(len(rows), width, dtype=torch.long)
-        depths = torch.zeros(len(rows), width, dtype=torch.long)
-        sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself, and nobody sees it
-        sees[:, :, 0] = True
+        shape = len(rows), width
+        # Filled by numpy: on slices of a few numbers, torch's calls take several times as long.
+        tokens, depths, sees = np.empty(shape, np.int64), np.zeros(shape, np.int64), np.zeros((*shape, width), bool)
+        sees[:, range(width), range(width)] = sees[:, :, 0] = True  # padding sees itself, and nobody sees it
         for b, (root, tree) in enumerate(zip(roots, trees, strict=True)):
             end = 1 + len(tree)
-            tokens[b, 0], tokens[b, 1:end], tokens[b, end:] = root, tree.tokens, root
-            depths[b, 1:end] = tree.depths
-            sees[b, 1:end, 1:end] = tree.sees
-        return Block(rows, starts, tokens, depths, sees, cache, starts, key_block=key_block)
+            tokens[b] = root
+            if end > 1:
+                tokens[b, 1:end], depths[b, 1:end] = tree.tokens.numpy(), tree.depths.numpy()
+                sees[b, 1:end, 1:end] = tree.sees.numpy()
+        made = [torch.from_numpy(each) for each in (tokens, depths, sees)]
+        return Block(rows, starts, made[0], made[1], made[2], cache, starts, key_block=key_block)
