@@ -86,6 +86,10 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         configured("sparse_kv", sink=2, recent=6, sparsity=0.3, min_confidence=0.4, siblings=True),
         configured("sparse_kv", sink=1, recent=4, top_k=3, refresh=2),
     ],
+    "low_bit": [
+        configured("low_bit", bits=8),
+        configured("low_bit", bits=4, draft_length=10, siblings=True, min_confidence=0.3),  # longer than a window
+    ],
     "sparse_jacobi": [
         configured("sparse_jacobi"),
         configured("sparse_jacobi", window=10, refine_steps=3, init="ngram", sparsity=0.5),
@@ -133,6 +137,8 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         configured("jacobi", path="sparse_kv", sink=1, recent=4, top_k=3, refresh=2, window=10),
         configured("jacobi", path="sparse_kv", sink=1, recent=5, window=4),
     ],
+    "jacobi+low_bit": [configured("jacobi", path="low_bit", window=4)],
+    "pool+low_bit": [configured("pool", path="low_bit", costs="flat", sparse_length=3)],
     "jacobi+dynamic_exit": [configured("jacobi", path="dynamic_exit", stride=1, interval=1, window=4)],
     "pool+early_exit": [configured("pool", path="early_exit", costs="flat", sparse_length=1)],
     "pool+swift": [

@@ -18,6 +18,7 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.low_bit import low_bit_path
 from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.pseudo import pseudo_tokens
 from selfdraft.models.selection import scoring, selecting, selection
@@ -248,6 +249,11 @@ def _(path: StubPath, target: StubTarget, vocabulary: Sequence[int]) -> StubPath
 @most_used_mlps.register
 def _(target: StubTarget, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
     return {}
+
+
+@low_bit_path.register
+def _(target: StubTarget, bits: int) -> StubPath:
+    return StubPath(target._sparse)
 
 
 @exit_tokens.register

@@ -112,7 +112,8 @@ def test_those_drafts_are_right_now_and_wrong_then(name: str) -> None:
             sum(level[depth][k] for level in levels if len(level) > depth) for k in ("offered", "accepted")
         )
         assert accepted > 0
-        assert accepted < offered or name == "chain+full"  # the full model is always right
+        # The full model is always right, and here so is its copy in few bits (see test_weights.py for more).
+        assert accepted < offered or name == "chain+full" or name.endswith("low_bit")
 
 
 class GuessedTrees(Drafter):

@@ -15,10 +15,10 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models import engines
+from selfdraft.models import compiling, engines
 from selfdraft.models import target as target_module
 from selfdraft.models.cache import BLOCK
-from selfdraft.models.compiled import compile_layers
+from selfdraft.models.compiling import compile_layers
 from selfdraft.models.engines import use_engine
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
@@ -121,3 +121,32 @@ def logits_of(target: Target) -> torch.Tensor:
     target.allocate(1, 8)
     target.prefill(0, PROMPTS[0])
     return target.forward([0], [5], [TokenTree.merged([[1, 2], [3]])])[0]
+
+
+@pytest.mark.parametrize("name", ["layer_skip", "early_exit", "low_bit", "pool+early_exit"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
+    """Its drafts are those of the eager path, and with its graph gone they are computed one by one again."""
+    it = subject(family, seed=2, mild=True)
+    eager, target = Target(it.model), Target(it.model)
+    compile_layers(target)
+    for config in LOSSLESS[name][-2:]:
+        answers = []
+        for each in (eager, target):
+            decoder = Decoder(each, made(each, config), Stopping(frozenset(), LENGTH), batch_size=2)
+            answers.append(decoder.answer([Request(prompt, seed=i) for i, prompt in enumerate(PROMPTS)]))
+        assert [g.output for g in answers[1]] == it.expected
+        drafted = [[g.counts.acceptance_by_depth() for g in done] for done in answers]
+        assert drafted[0] == drafted[1]  # a path of other layers would be right elsewhere
+    used = [graph._bound for graph in target.compiled.values()]
+    assert len(used) > 1 and all(used)
+
+
+def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, told = Target(tiny_model()), []
+    compile_layers(target)
+    target.tell = told.append
+    monkeypatch.setattr(compiling, "CompiledLayers", None)
+    assert made(target, LOSSLESS["layer_skip"][0]).policy.typical.layers
+    assert len(target.compiled) == 1
+    assert "they run one by one" in told[-1]

@@ -166,7 +166,7 @@ def build_target(config: ModelConfig, model: StockModel, *, one_by_one: str = ""
         UserError: the model is not supported, or not by the engine that is asked for.
     """
     target = Target(model, packed=config.packed, attention=config.attention)
-    return target, use_engine(target, config.engine, one_by_one, rank_zero_only(make_console().print))
+    return target, use_engine(target, config.engine, one_by_one, rank_zero_only(make_console().print), config.weights)
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:

@@ -25,6 +25,7 @@ from selfdraft.models.loading import (
     outline_pretrained,
 )
 from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.weights import SAME, WEIGHTS, round_weights
 
 
 @dataclass
@@ -45,6 +46,12 @@ class ModelConfig(Options):
         help="how layers are run: eager, compiled (one graph, by OpenVINO; float32 on a CPU) or auto (compiled where "
         "that is possible)",
     )
+    weights: str = option(
+        SAME,
+        choices=WEIGHTS,
+        help="same (as loaded), int8 or int4: round the matrices to so many bits; the target is then that quantised "
+        "model, and engine=compiled reads fewer bytes for the same values",
+    )
     packed: bool = option(
         True,
         help="true: on a CPU, keep oneDNN-packed copies of the matrices: faster, but twice the memory",
@@ -59,7 +66,12 @@ class ModelConfig(Options):
         return self.name
 
     def load(self, device: torch.device) -> LoadedModel:
-        """Load the model onto a device."""
+        """Load the model onto a device, its matrices rounded as `weights` says."""
+        loaded = self._load(device)
+        round_weights(loaded.model, self.weights)
+        return loaded
+
+    def _load(self, device: torch.device) -> LoadedModel:
         raise UserError("model: choose one, e.g. model=smollm2_135m")
 
     def outline(self) -> StockModel:
@@ -73,8 +85,7 @@ class EmbeddedModelConfig(ModelConfig):
 
     name: str = choice_name("smollm2_135m")
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Load it; it is downloaded and converted on first use."""
+    def _load(self, device: torch.device) -> LoadedModel:
         return load_embedded(self.dtype, device)
 
     def outline(self) -> StockModel:
@@ -95,8 +106,7 @@ class PretrainedModelConfig(ModelConfig):
         """The name of the folder or of the model on the hub."""
         return self.path.rstrip("/").rpartition("/")[2]
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Load it from the folder or the hub."""
+    def _load(self, device: torch.device) -> LoadedModel:
         return load_pretrained(self.path, self.dtype, device, self.revision)
 
     def outline(self) -> StockModel:
@@ -117,8 +127,7 @@ class RandomModelConfig(ModelConfig):
         """The name of the model that gives the shapes."""
         return f"random {self.path.rstrip('/').rpartition('/')[2]}"
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Draw the weights."""
+    def _load(self, device: torch.device) -> LoadedModel:
         return load_random(self.path, self.seed, self.dtype, device)
 
     def outline(self) -> StockModel:
@@ -140,8 +149,7 @@ class TinyModelConfig(ModelConfig):
         """The model's name in results, with its family."""
         return f"tiny {self.family}"
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Make the model."""
+    def _load(self, device: torch.device) -> LoadedModel:
         return load_tiny(self.family, self.seed, self.dtype, device)
 
     def outline(self) -> StockModel:

@@ -24,7 +24,7 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str] | Sequence[int] | None = None,
 ) -> Any:
     """Return a dataclass field with a range. Lists are copied for every object, and the range is for their items.
 
@@ -91,7 +91,7 @@ class Options:
         at_least: float | None = None,
         at_most: float | None = None,
         below: float | None = None,
-        choices: Sequence[str] | None = None,
+        choices: Sequence[str] | Sequence[int] | None = None,
     ) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UserError(f"{self._label(name)}: must be an integer of at most 64 bits")
@@ -99,7 +99,7 @@ class Options:
         if value is None:
             return  # optional, and not given
         if choices is not None and value not in choices:
-            raise UserError(f"{given}: choose one of {', '.join(choices)}")
+            raise UserError(f"{given}: choose one of {', '.join(map(str, choices))}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{given}: must be finite")
         # Written so that NaN, with which every comparison is false, is in no range.

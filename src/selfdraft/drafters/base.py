@@ -62,6 +62,11 @@ class PathDrafterConfig(DrafterConfig):
         """Return the most tokens that are drafted with the path before a verification."""
         raise NotImplementedError
 
+    @property
+    def reuses(self) -> bool:
+        """Return whether verification goes on from what the path's leading layers computed."""
+        return bool(getattr(self, "reuse", False))
+
 
 class Drafter(ABC):
     """Base class. A new way to propose is a file beside this one, a YAML in conf/drafter, and a line each in

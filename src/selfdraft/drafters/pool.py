@@ -72,6 +72,11 @@ class PoolConfig(PathDrafterConfig):
         """See `PathDrafterConfig`."""
         return self.sparse_length
 
+    @property
+    def reuses(self) -> bool:
+        """See `PathDrafterConfig`, and `PathSource`."""
+        return self.sparse_length == 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sources:

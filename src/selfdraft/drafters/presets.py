@@ -48,6 +48,7 @@ PRESETS: dict[str, Preset] = {
     "dynamic_exit": Preset("chain", "dynamic_exit", {"draft_length": 8, "reuse": True, "bonus": "keep"}),
     "width_skip": Preset("chain", "width_skip"),
     "sparse_kv": Preset("chain", "sparse_kv"),
+    "low_bit": Preset("chain", "low_bit"),
     "trained": Preset("chain", "trained"),
     "sparse_jacobi": Preset("jacobi", "layer_skip", {"window": 6, "init": "previous_tail", "mode": "literal"}),
     "cascade": Preset("pool", "layer_skip", {"sparse_length": 4}),
@@ -134,7 +135,8 @@ def policy_for(target: TargetProtocol, config: PathDrafterConfig, costs: Costs) 
     Raises:
         UserError: its options do not fit the model.
     """
-    return PATHS[config.path.name](target, config.path, costs, Use(config.longest, warm=config.state == "warm"))
+    use = Use(config.longest, warm=config.state == "warm", reuse=config.reuses)
+    return PATHS[config.path.name](target, config.path, costs, use)
 
 
 def is_tree_parallel(config: DrafterConfig) -> bool:

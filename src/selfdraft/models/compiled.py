@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from selfdraft.core.errors import UserError
-from selfdraft.core.messages import one_line
 from selfdraft.models.attention import additive
 from selfdraft.models.cache import CacheWindow
 from selfdraft.models.driver import Driver
-from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.graph import compiled
+from selfdraft.models.lightcopy import SkippedAttention, light_copy
+from selfdraft.models.parts import matrix
 from selfdraft.models.rotary import Rotation
-from selfdraft.models.target import Target
+from selfdraft.models.weights import SAME
 
 NAME = "selfdraft_two_part"
-HOW_TO_INSTALL = "pip install openvino"
 TRACED = (2, 3, 5)  # rows, tokens and slots of the example that is traced: all different, none of them 1
 
 
@@ -113,11 +112,12 @@ class _Layers(nn.Module):
 class CompiledLayers:
     """Some layers of a model in a row, as one graph."""
 
-    def __init__(self, driver: Driver, layers: Sequence[nn.Module], types: Sequence[str]) -> None:
+    def __init__(self, driver: Driver, layers: Sequence[nn.Module], types: Sequence[str], weights: str = SAME) -> None:
         """Trace and compile: some seconds.
 
         Args:
             layers: stock layers. types: `full_attention` or `sliding_attention`, for each of them.
+            weights: one of `weights.WEIGHTS`: how the graph stores matrices, where that keeps their values.
 
         Raises:
             ImportError: OpenVINO is not installed. Exception: of many types, if the layers cannot be traced.
@@ -125,10 +125,16 @@ class CompiledLayers:
         self._dtype = driver.dtype
         copies = [_with_two_parts(layer, driver) for layer in layers]
         self._layers = _Layers(copies, types, driver.anatomy.cache_argument)
-        self._share = _share(self._layers.layers[0], driver)
+        self._share = max(_share(layer, driver) for layer in copies)
         with torch.inference_mode():
             example = self._example(driver)
-            self._request = _compiled(self._layers, example)
+            masks = range(1, 1 + 3 * len(self._layers.kinds), 3)  # the first of three inputs for each kind of layer
+            lasts = [-1 if at in masks else tensor.shape[-1] for at, tensor in enumerate(example)]
+            shapes = [
+                [-1, -1, last] if tensor.dim() == 3 else [-1, tensor.shape[1], -1, last]
+                for tensor, last in zip(example, lasts, strict=True)
+            ]
+            self._request = compiled(self._layers, example, shapes, weights)
         self._bound: tuple[int, ...] = ()  # which memory the request reads keys from
         self._given: list[Any] = []  # inputs of the last forward, which the request only points to
         self._held: list[Any] = []  # likewise the cache's memory
@@ -206,41 +212,35 @@ class CompiledLayers:
         return given
 
 
-def compilable(target: Target) -> bool:
-    """Whether layers of this dtype on this device can be compiled."""
-    return target.device.type == "cpu" and target.dtype == torch.float32
+class CompiledHead:
+    """The head as a graph of its own, because it runs on fewer tokens than the layers."""
 
+    def __init__(self, head: nn.Module, weights: str = SAME) -> None:
+        """Trace and compile; see `CompiledLayers`."""
+        inputs = matrix(head).weight.shape[1]
+        with torch.inference_mode():
+            self._request = compiled(head, [torch.zeros(2, inputs)], [[-1, inputs]], weights)
+        self._outputs = matrix(head).weight.shape[0]
 
-def compile_layers(target: Target) -> None:
-    """Let `target` run all its layers as one graph; parts of the model stay as they are.
+    def __call__(self, states: Tensor) -> Tensor:
+        """Return (n, V) logits of (n, C) states."""
+        from openvino import Tensor as Shared
 
-    Raises:
-        UserError: that is not possible here, with the reason.
-    """
-    if not compilable(target):
-        raise UserError("layers are compiled in float32 on a CPU only")
-    if target.attention != "sdpa":
-        raise UserError(f"model.attention={target.attention} is for layers that run one by one")
-    try:
-        graph = CompiledLayers(target, target.anatomy.layers, target.anatomy.layer_types)
-    except ImportError:
-        raise UserError(f"OpenVINO, which compiles layers, is not installed: {HOW_TO_INSTALL}") from None
-    except Exception as error:  # of transformers, torch or OpenVINO: the family has something that they cannot trace
-        said = one_line(str(error))
-        raise UserError(f"the layers of this family cannot be compiled ({type(error).__name__}: {said})") from error
-    key = tuple(map(id, target.full.layers))
-    target.compiled[key] = graph
-    try:
-        target.compare_with_stock_forward()
-    except UserError:
-        del target.compiled[key]
-        raise
+        states, logits = states.contiguous(), torch.empty(len(states), self._outputs)
+        given, wanted = (Shared(each.numpy(), shared_memory=True) for each in (states, logits))
+        self._request.set_input_tensor(0, given)
+        self._request.set_output_tensor(0, wanted)
+        self._request.start_async()
+        self._request.wait()
+        return logits
 
 
 def _with_two_parts(layer: nn.Module, driver: Driver) -> nn.Module:
     """Return a light copy of a stock layer with our attention function."""
     layer = light_copy(layer, lambda *_: None)
     attention = getattr(layer, driver.anatomy.attention_name)
+    if isinstance(attention, SkippedAttention):
+        return layer
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = NAME
     return layer
@@ -248,29 +248,3 @@ def _with_two_parts(layer: nn.Module, driver: Driver) -> nn.Module:
 
 def _share(layer: nn.Module, driver: Driver) -> int:
     return int(getattr(getattr(layer, driver.anatomy.attention_name), "num_key_value_groups", 1))
-
-
-def _compiled(module: _Layers, example: Sequence[Tensor]) -> Any:
-    """Return an OpenVINO request for a module's forward that takes any number of rows, tokens and slots."""
-    import openvino
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    traced = torch.jit.trace(module, tuple(example), check_trace=False)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    # Not openvino.convert_model, which reports to its makers that it was called.
-    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # must outlive the conversion
-    model = frontend.convert(frontend.load(decoder))
-    masks = range(1, 1 + 3 * len(module.kinds), 3)  # the first of three inputs for each kind of layer
-    for at, (parameter, tensor) in enumerate(zip(model.get_parameters(), example, strict=True)):
-        last = -1 if at in masks else tensor.shape[-1]
-        shape = [-1, -1, last] if tensor.dim() == 3 else [-1, tensor.shape[1], -1, last]
-        parameter.set_element_type(openvino.Type.f32)
-        parameter.set_partial_shape(openvino.PartialShape(shape))
-    model.validate_nodes_and_infer_types()
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    return openvino.Core().compile_model(model, "CPU", options).create_infer_request()

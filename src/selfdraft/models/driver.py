@@ -6,7 +6,7 @@ Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
+from selfdraft.models.weights import SAME
 
 
 class Driver:
@@ -36,6 +37,9 @@ class Driver:
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
         share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
         compiled: graphs that run layers of `full` in a row, by the identities of those layers (see `compiled`).
+        compiled_head: a graph of the head; None: `head` is called.
+        weights: how graphs store matrices (see `weights`).
+        tell: called with a line before something that takes seconds.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str) -> None:
@@ -51,6 +55,9 @@ class Driver:
         self.vocab_size = int(model.config.vocab_size)
         self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
         self.compiled: dict[tuple[int, ...], Graph] = {}
+        self.compiled_head: Callable[[Tensor], Tensor] | None = None
+        self.weights = SAME
+        self.tell: Callable[[str], object] = lambda line: None
         with refusing(model):
             self.rotary = Rotary(model, self.anatomy)
             self.rotated = self._rotated()
@@ -77,7 +84,7 @@ class Driver:
         """Return (n + 1, V) logits per row, from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
-        logits = (path.head or self.head)(real)
+        logits = (path.head or self.compiled_head or self.head)(real)
         if self.anatomy.softcap is not None:
             logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
         logits = spread_out(logits, path.vocabulary, self.vocab_size)

@@ -6,16 +6,21 @@ import time
 from collections.abc import Callable
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.compiled import compilable, compile_layers
+from selfdraft.models.compiling import compilable, compile_layers
 from selfdraft.models.memory import available
 from selfdraft.models.target import Target
+from selfdraft.models.weights import SAME
 
 AUTO, EAGER, COMPILED = "auto", "eager", "compiled"
 ENGINES = (AUTO, EAGER, COMPILED)
 
 
 def use_engine(
-    target: Target, engine: str, one_by_one: str = "", tell: Callable[[str], object] = lambda line: None
+    target: Target,
+    engine: str,
+    one_by_one: str = "",
+    tell: Callable[[str], object] = lambda line: None,
+    weights: str = SAME,
 ) -> str:
     """Make `target` run its layers by an engine; return, in a line, by which one and why.
 
@@ -23,6 +28,7 @@ def use_engine(
         engine: one of `ENGINES`; `auto` compiles where that is possible.
         one_by_one: why this target's layers have to be run one by one; empty if they need not.
         tell: called with a line before the layers are compiled, which takes seconds.
+        weights: one of `weights.WEIGHTS`: how a graph stores matrices; the model's are rounded already.
 
     Raises:
         UserError: `compiled` is asked for and not possible here.
@@ -39,9 +45,11 @@ def use_engine(
             raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
         if compilable(target):
             tell("compiling the layers into one graph (model.engine=eager does without)")
-        compile_layers(target)
+            target.tell = tell
+        compile_layers(target, weights)
     except UserError as reason:
         if engine == COMPILED:
             raise UserError(f"model.engine=compiled: {reason}") from None
         return f"eager: {reason}"
-    return f"compiled by OpenVINO, in {time.perf_counter() - begun:.1f} s"
+    stored = "" if weights == SAME else f" with {weights} weights"
+    return f"compiled by OpenVINO{stored}, in {time.perf_counter() - begun:.1f} s"

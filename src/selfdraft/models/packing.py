@@ -26,7 +26,7 @@ def packable(dtype: torch.dtype) -> bool:
 class PackedLinear(nn.Module):
     """Replaces one ``nn.Linear`` in inference, or several with the same input, whose outputs are then joined.
 
-    Holds a packed copy beside the shared original weights.
+    Holds a packed copy beside the shared original weights, from its first use on.
 
     Attributes:
         plain_rows: products of at most this many rows use the originals. In float32, some processors' plain kernel is
@@ -41,10 +41,9 @@ class PackedLinear(nn.Module):
         self.biases = nn.ParameterList(linear.bias for linear in linears if linear.bias is not None)
         self._plain = [(linear.weight, linear.bias) for linear in linears]  # the same, quicker to reach
         self._widths = [linear.out_features for linear in linears]
-        weight = joined([linear.weight for linear in linears])
-        narrowing = weight.shape[0] < weight.shape[1]
-        self.plain_rows = 0 if weight.dtype != torch.float32 or not plain_pays() else 11 if narrowing else 3
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        narrowing, dtype = sum(self._widths) < linears[0].in_features, linears[0].weight.dtype
+        self.plain_rows = 0 if dtype != torch.float32 or not plain_pays() else 11 if narrowing else 3
+        self._packed: Tensor | None = None
         self._bias = joined([linear.bias for linear in linears]).detach() if len(self.biases) else None
 
     @property
@@ -73,7 +72,13 @@ class PackedLinear(nn.Module):
         return [functional.linear(x, weight, bias) for weight, bias in self._plain]
 
     def _joined_product(self, x: Tensor) -> Tensor:
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
         return packed_product(x, self._packed, self._bias)
+
+    def release(self) -> None:
+        """Give the memory of the packed copy back; the next use makes it anew."""
+        self._packed = None
 
 
 def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:

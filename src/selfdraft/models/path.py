@@ -5,7 +5,7 @@ Shapes: B rows of one forward, N tokens a row, C hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,7 +76,7 @@ class Path:
     types: tuple[str, ...]
     skip: SkipSet
     leading: int = 0
-    head: nn.Module | None = None
+    head: Callable[[Tensor], Tensor] | None = None
     vocabulary: Tensor | None = None
     norm: nn.Module | None = None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
+from selfdraft.models.anatomy import Anatomy
 from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
 from selfdraft.models.layered import layered
@@ -49,30 +50,42 @@ def sparse_path(
     """
     driver = layered(target)
     anatomy, full = driver.anatomy, driver.full
-    layers, types, trained, mlps = [], [], trained or {}, mlps or {}
+    trained, mlps = trained or {}, mlps or {}
     whole = skip.whole_layers()
-    for index, (layer, kind) in enumerate(zip(full.layers, full.types, strict=True)):
-        if index in whole:
-            continue
-        layer = trained.get(index, layer)
-        if index in skip.attention or index in skip.mlp or index in mlps:
-            changed = copy.copy(layer)
-            changed._modules = dict(layer._modules)
-            if index in skip.attention:
-                changed._modules[anatomy.attention_name] = SkippedAttention()
-            if index in skip.mlp:
-                changed._modules[anatomy.mlp_name] = SkippedMLP()
-            elif index in mlps:
-                changed._modules[anatomy.mlp_name] = mlps[index]
-            layer = changed
-        layers.append(layer)
-        types.append(kind)
+    types = [kind for index, kind in enumerate(full.types) if index not in whole]
+    layers = without([trained.get(index, layer) for index, layer in enumerate(full.layers)], anatomy, skip, mlps)
     leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
     head, ids = (None, None) if vocabulary is None else sliced_head(driver, vocabulary)
     path = Path(tuple(layers), tuple(types), skip, leading, head, ids, norm)
     if feature is None:
         return path
     return FeaturePath(**{f.name: getattr(path, f.name) for f in fields(path)}, feature=feature)
+
+
+def without(
+    layers: Sequence[nn.Module], anatomy: Anatomy, skip: SkipSet, mlps: Mapping[int, nn.Module] | None = None
+) -> list[nn.Module]:
+    """Return a model's layers without the sublayers of `skip`; those that lose a sublayer are copies.
+
+    Args:
+        mlps: by layer, the module that replaces its MLP.
+    """
+    kept, whole = [], skip.whole_layers()
+    for index, layer in enumerate(layers):
+        if index in whole:
+            continue
+        replaced: dict[str, nn.Module] = {}
+        if index in skip.attention:
+            replaced[anatomy.attention_name] = SkippedAttention()
+        if index in skip.mlp:
+            replaced[anatomy.mlp_name] = SkippedMLP()
+        elif mlps and index in mlps:
+            replaced[anatomy.mlp_name] = mlps[index]
+        if replaced:
+            layer = copy.copy(layer)
+            layer._modules = {**layer._modules, **replaced}
+        kept.append(layer)
+    return kept
 
 
 @singledispatch

@@ -148,11 +148,17 @@ class Target(Driver):
         block = self._block(rows, starts, tokens, trees, padded=keep is not None)
         if offset == 0:
             block = replace(block, finals=[self.cache.finals[row] for row in rows])
-        states: list[Tensor] | None = None if keep is None else []
-        hidden = path.run(self, block, trees, states)
-        for b, row_keep in enumerate(keep or ()):
-            assert states is not None
-            row_keep.append(states[path.leading][b, : 1 + len(trees[b])])
+        if keep is None:
+            return self.logits(path, path.run(self, block, trees), trees)
+        if type(path) is Path:  # in two parts, each of which may be a graph of its own
+            kept = path.part(0, path.leading).drive(self, block, normed=False)
+            hidden = path.part(path.leading, len(path.layers)).drive(self, block, kept)
+        else:
+            states: list[Tensor] = []
+            hidden = path.run(self, block, trees, states)
+            kept = states[path.leading]
+        for b, row_keep in enumerate(keep):
+            row_keep.append(kept[b, : 1 + len(trees[b])])
         return self.logits(path, hidden, trees)
 
     @torch.inference_mode()

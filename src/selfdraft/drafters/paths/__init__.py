@@ -6,6 +6,7 @@ from selfdraft.drafters.paths.dynamic_exit import DynamicExit
 from selfdraft.drafters.paths.early_exit import EarlyExit
 from selfdraft.drafters.paths.full import Full
 from selfdraft.drafters.paths.layer_skip import LayerSkip
+from selfdraft.drafters.paths.low_bit import LowBit
 from selfdraft.drafters.paths.sparse_kv import SparseKV
 from selfdraft.drafters.paths.swift import Swift
 from selfdraft.drafters.paths.trained import Trained
@@ -20,6 +21,7 @@ PATHS: dict[str, type[PathPolicy]] = {
     "dynamic_exit": DynamicExit,
     "width_skip": WidthSkip,
     "sparse_kv": SparseKV,
+    "low_bit": LowBit,
     "trained": Trained,
 }
 

@@ -36,10 +36,12 @@ class Use:
     Attributes:
         longest: the most tokens that it drafts with the path before a verification.
         warm: whether it keeps its state between requests.
+        reuse: whether verification goes on from the states after the path's leading layers.
     """
 
     longest: int = 1
     warm: bool = False
+    reuse: bool = False
 
 
 class PathPolicy(ABC):

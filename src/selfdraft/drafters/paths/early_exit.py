@@ -13,6 +13,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
+from selfdraft.models.compiling import settled
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
 
@@ -44,4 +45,5 @@ class EarlyExit(FixedPath):
                 f"drafter.path.exit_layer={exit_layer}: this model has {layers} layers; leave before the last, "
                 f"at 1 to {layers - 1}"
             )
-        self.typical = sparse_path(target, SkipSet.from_layer(layers, exit_layer))
+        path = sparse_path(target, SkipSet.from_layer(layers, exit_layer))
+        self.typical = settled(target, path, reuse=use.reuse)

@@ -11,6 +11,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
+from selfdraft.models.compiling import settled
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
 
@@ -47,4 +48,4 @@ class LayerSkip(FixedPath):
         super().__init__(target, config, costs, use)
         layers = len(target.full.layers)
         skip = SkipSet.named_or_spread(layers, config.skip_attention, config.skip_mlp, config.sparsity)
-        self.typical = sparse_path(target, skip)
+        self.typical = settled(target, sparse_path(target, skip), reuse=use.reuse)

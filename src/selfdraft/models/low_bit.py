@@ -1,0 +1,33 @@
+"""The path of a model whose matrices have fewer bits: all layers and the head, from a copy that is read faster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import singledispatch
+
+from torch import nn
+
+from selfdraft.models.compiled import CompiledHead
+from selfdraft.models.compiling import compile_parts
+from selfdraft.models.layered import layered
+from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.weights import INT4, INT8, rounded
+
+
+@singledispatch
+def low_bit_path(target: TargetProtocol, bits: int) -> Path:
+    """Return the path of all layers in `bits` (4 or 8) bits, with a head in 8; see `weights.encoded`.
+
+    Where the target's layers are compiled, so are these, and their graph holds only the codes. Elsewhere they are
+    matrices of rounded values in the model's dtype, which take its memory once more and are not faster.
+    """
+    driver = layered(target)
+    anatomy, full, weights = driver.anatomy, driver.full, {4: INT4, 8: INT8}[bits]
+    stock, head = [rounded(layer, bits) for layer in anatomy.layers], rounded(anatomy.head, 8)
+    if driver.compiled:
+        layers: list[nn.Module] = [nn.Identity() for _ in stock]  # the graph has their place
+        compile_parts(driver, [(layers, stock, full.types)], weights)
+        if tuple(map(id, layers)) in driver.compiled:
+            return replace(full, layers=tuple(layers), leading=0, head=CompiledHead(head, weights))
+    return replace(full, layers=tuple(map(driver.driven, stock)), leading=0, head=driver.fastest(head))
