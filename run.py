@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from selfdraft.app.command_line import quoted_prompt, with_artifact
 from selfdraft.app.console import shield_output
 from selfdraft.app.errors import one_line_errors
-from selfdraft.app.help import register_help
+from selfdraft.app.help import print_help, register_help
 from selfdraft.app.overrides import checked, with_home
 from selfdraft.app.processes import settle_rank
 from selfdraft.app.run import run_task
@@ -35,4 +35,5 @@ if __name__ == "__main__":
     settle_rank()
     with one_line_errors():
         sys.argv[1:] = checked(with_home(with_artifact(quoted_prompt(sys.argv[1:]))), CONF)
-        main()
+        if not print_help(sys.argv[1:], CONF):
+            main()
