@@ -116,10 +116,16 @@ SAME_TEXT = {"frozen_in_double"}  # in any other case the change is one that the
 
 
 @pytest.mark.parametrize(
-    ("change", "packed"), [pytest.param(change, at % 2 == 0, id=NAMES[at]) for at, change in enumerate(CHANGES)]
+    ("change", "packed", "engine"),
+    [
+        *(pytest.param(change, at % 2 == 0, "eager", id=NAMES[at]) for at, change in enumerate(CHANGES)),
+        *(pytest.param(change, True, "auto", id=f"{NAMES[at]}, compiled") for at, change in enumerate(CHANGES)),
+    ],
 )
-def test_changed_weights_and_modules_are_used(change: Callable[[PreTrainedModel], None], packed: bool) -> None:
-    model, drafting = tiny_model(), Drafting("jacobi", window=3, packed=packed)
+def test_changed_weights_and_modules_are_used(
+    change: Callable[[PreTrainedModel], None], packed: bool, engine: str
+) -> None:
+    model, drafting = tiny_model(), Drafting("jacobi", window=3, packed=packed, engine=engine)
     before = text(model)
     assert ours(model, drafting) == before
     change(model)
@@ -219,7 +225,7 @@ PLACES = ["self_attn.q_proj", "self_attn.o_proj", "mlp", "mlp.up_proj", "input_l
     ],
 )
 def test_added_and_removed_hooks_and_forwards_take_effect(place: str, way: str) -> None:
-    model, drafting = tiny_model(), Drafting("jacobi", window=3)
+    model, drafting = tiny_model(), Drafting("jacobi", window=3, engine="auto" if place in PLACES[2:4] else "eager")
     module = (layer(model) if place in PLACES else model).get_submodule(place)
     before = text(model)
     assert ours(model, drafting) == before

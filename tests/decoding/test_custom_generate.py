@@ -199,3 +199,8 @@ def test_unknown_names_list_the_known_ones() -> None:
         Drafting("jacobi", draft_length=3)
     with pytest.raises(UserError, match=r"drafter\.draft_length=0: must be at least 1"):
         Drafting("prompt_lookup", draft_length=0)
+
+
+def test_an_engine_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Drafting: there is no engine 'fast'; choose one of auto, eager, compiled"):
+        Drafting("pool", engine="fast")

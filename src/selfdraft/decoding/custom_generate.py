@@ -16,6 +16,7 @@ from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.anatomy import dissect
 from selfdraft.models.currency import Currency
+from selfdraft.models.engines import EAGER, ENGINES, use_engine
 from selfdraft.models.generate_call import GenerateCall, kept_back
 from selfdraft.models.loading import StockModel
 from selfdraft.models.overrides import refuse_overrides
@@ -45,11 +46,15 @@ class Drafting:
     Processors and criteria see the history of one node or answer at a time, so they must not keep state of their own.
     """
 
-    def __init__(self, drafter: str = "prompt_lookup", *, packed: bool = True, **options: Any) -> None:
+    def __init__(
+        self, drafter: str = "prompt_lookup", *, engine: str = EAGER, packed: bool = True, **options: Any
+    ) -> None:
         """Choose a drafter.
 
         Args:
             drafter: its name.
+            engine: how layers are run: `eager`, `compiled` (as one graph, which is made at the first call, in seconds;
+                float32 on a CPU) or `auto` (compiled where that is possible).
             packed: on a CPU, keep packed copies of the model's matrices: faster, but twice the memory.
             options: the drafter's options and its path's, as the YAML files under conf/drafter list them, and `path`,
                 the name of another path.
@@ -58,7 +63,9 @@ class Drafting:
             UserError: no such drafter, path or option, or one out of its range.
         """
         try:
-            self.config, self.packed = configured(drafter, **options), packed
+            self.config, self.engine, self.packed = configured(drafter, **options), engine, packed
+            if engine not in ENGINES:
+                raise UserError(f"there is no engine {engine!r:.60}; choose one of {', '.join(ENGINES)}")
         except UserError as error:
             raise UserError(f"Drafting: {error}") from None
         self._prepared: _Prepared | None = None
@@ -154,5 +161,6 @@ class Drafting:
 
     def _prepare(self, model: StockModel) -> _Prepared:
         target = Target(model, packed=self.packed)
+        use_engine(target, self.engine)
         currency = Currency(target)
         return _Prepared(target, drafter_for(target, self.config, costs_on(target)), currency)

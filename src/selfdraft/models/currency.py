@@ -9,7 +9,7 @@ Therefore
 2. each row of every matrix that has a packed copy is summed as integers, over all its bits, so that one changed number
    changes its row's sum. That reads the weights once per call, which takes less than a forward of one token.
 
-Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums.
+Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums. Compiled layers share nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Currency:
         self._storage = _storage(model)
         packed = [linear for linear in target.linears() if isinstance(linear, PackedLinear)]
         copied = {id(t): t for linear in packed for t in (*linear.weights, *linear.biases)}
+        if target.compiled:  # a graph holds everything that its layers have, norms included
+            copied |= {
+                id(t): t for module in (*target.anatomy.layers, target.anatomy.head) for t in module.parameters()
+            }
         self._sums = [(tensor, row_sums(tensor)) for tensor in copied.values()]
 
     def holds(self, model: nn.Module) -> bool:
