@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from command_line import SMOKE, said_by
+import pytest
+
+from command_line import SMOKE, ErrorLine, said_by
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.skipset import SkipSet
 
@@ -20,6 +22,16 @@ def test_a_profile_is_written_shown_and_read_back(tmp_path: Path) -> None:
     assert len(costs.by_context) >= 3
     assert costs.base(1) <= costs.sparse(SkipSet(frozenset({1, 2}), frozenset({1, 2})))(1) <= costs.sparse(SkipSet())(1)
     assert (tmp_path / "profile.png").stat().st_size > 1000  # see `quick_runs`
+    steps = plain["steps"]
+    assert steps["drafter"] == "jacobi" and steps["bandwidth"] > 0
+    for engine in steps["engines"]:
+        assert engine["floor_s"] == sum(engine["bytes"].values()) / steps["bandwidth"]
+        assert engine["over_floor"] == engine["steps"][0]["forward_s"] / engine["floor_s"]
+        assert [step["tokens"] for step in engine["steps"]] == [1, 8, 32]
+        assert all(
+            {"head", "masks", "accept", "commit", "drafter", "host"} < set(s["parts_s"]) for s in engine["steps"]
+        )
+    assert "matrix products" in said and "of the memory's floor" in said
     assert "all attentions" in said
     assert "context  1024" in said
 
@@ -39,3 +51,21 @@ def test_draft_costs_of_a_sparse_path_are_measured(tmp_path: Path) -> None:
     assert [step["drafted"] for step in drafting["steps"]] == [1, 3]
     assert drafting["steps"][1]["reuse"] > 0
     assert "drafting with the path early_exit" in said and "pays above" in said
+
+
+def test_both_engines_are_shown_where_layers_can_be_compiled(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    more = ("task=profile", "task.rounds=1", "task.grid=false", "model.engine=compiled", "drafter=prompt_lookup")
+    said = said_by(tmp_path, *SMOKE, *more)
+    plain = json.loads((tmp_path / "profile.json").read_text())
+    eager, compiled = plain["steps"]["engines"]
+    assert plain["engine"] == "eager: task=profile takes layers apart"
+    assert eager["engine"] == "eager" and "products" in eager["steps"][0]["parts_s"]
+    assert compiled["engine"].startswith("compiled by OpenVINO") and "layers" in compiled["steps"][0]["parts_s"]
+    assert eager["bytes"] == compiled["bytes"]
+    assert "layers (one graph)" in said and "prompt_lookup" in said
+
+
+def test_an_engine_that_is_not_possible_gives_one_clear_line(error_line: ErrorLine) -> None:
+    said = error_line("task=profile", "task.grid=false", "model.engine=compiled", "model.dtype=bfloat16")
+    assert "model.engine=compiled: layers are compiled in float32 on a CPU only" in said

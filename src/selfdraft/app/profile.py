@@ -1,4 +1,6 @@
-"""task=profile: measure forwards and their parts on this device; write profile.json, a table and a picture.
+"""task=profile: measure forwards and their parts on this device; write profile.json, tables and a picture.
+
+The last tables say where a decoding step goes, with each engine (see `profile_steps`).
 
 If the drafter runs a part of the model (`drafter=early_exit`, `drafter.from=RUN`), drafting with it is measured, too.
 """
@@ -11,18 +13,21 @@ from typing import Any
 
 import torch
 
-from selfdraft.app.build import build_target, measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
+from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
+from selfdraft.app.profile_steps import measure_engines
 from selfdraft.app.schemas import ProfileConfig
 from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.messages import harmless
 from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.presets import policy_for
+from selfdraft.models.engines import AUTO, EAGER, use_engine
 from selfdraft.models.path import Path as ModelPath
 from selfdraft.models.profiling import BATCHES, costs_on, measure_grid, measure_parts, measure_path
 from selfdraft.models.target import Target
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.costs import plot_costs, print_costs, print_path_costs
+from selfdraft.tracking.steps import print_steps
 
 
 def profile(run: Run) -> None:
@@ -38,10 +43,11 @@ def profile(run: Run) -> None:
     run.begin(name="profile", started=folder / "profile.json", facts=adapter_facts(config.drafter))
     device, environment = torch.device(config.hardware.torch_device), run.environment
     with console.status(f"loading {config.model.label}"):
-        model = config.model.load(device).model
-        refuse_other_model(config, model)
+        loaded = config.model.load(device)
+        refuse_other_model(config, loaded.model)
         # Costs of parts are differences of forwards with and without them, all of which must be run in the same way.
-        target, engine = build_target(config.model, model, one_by_one="task=profile takes layers apart")
+        target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
+        engine = use_engine(target, EAGER if config.model.engine == EAGER else AUTO, "task=profile takes layers apart")
         path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(
@@ -62,11 +68,14 @@ def profile(run: Run) -> None:
             assert isinstance(config.drafter, PathDrafterConfig)
             status.update(f"measuring drafts of {config.drafter.label}")
             drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
-    result = {**costs.to_dict(), "engine": engine, "drafting": None if drafting is None else drafting.to_dict()}
+        steps = measure_engines(config, loaded, target, task.context, task.rounds, status.update)
+    paths = None if drafting is None else drafting.to_dict()
+    result = {**costs.to_dict(), "engine": engine, "drafting": paths, "steps": steps}
     write_profile(folder / "profile.json", result, environment, measured_config(run.composed))
     print_costs(costs, console)
     if drafting is not None:
         print_path_costs(config.drafter.label, drafting, console)
+    print_steps(steps, console)
     with harmless("profile.png was not drawn"):
         plot_costs(costs, folder / "profile.png")
     run.log({"task": "profile", **result}, picture=folder / "profile.png")

@@ -37,18 +37,22 @@ def measure_costs(
     full forward, as when drafting: a path that stays in the processor's caches would look cheaper than it is.
     """
     sizes = _fitting(target, context, sizes)
-    context = _prepare(target, rows=1, context=context, longest=max(sizes))
+    context = prepare(target, rows=1, context=context, longest=max(sizes))
     jobs = {size: _forward(target, path or target.full, rows=1, size=size) for size in sizes}
     before = None if path is None else _forward(target, target.full, rows=1, size=1)
-    return CostCurve.measured(sizes, list(_fastest(target, jobs, rounds, before).values()))
+    return CostCurve.measured(sizes, list(fastest_of(target, jobs, rounds, before).values()))
 
 
-def costs_on(target: Target) -> Costs:
-    """Return the costs of forwards of `target`, each measured when it is first asked for."""
+def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
+    """Return the costs of forwards of `target`, each measured when it is first asked for.
+
+    Args:
+        full: the cost of full forwards, if that was measured already.
+    """
 
     def measure(path: Shaped | None) -> CostCurve:
         if path is None:
-            return measure_costs(target)
+            return full or measure_costs(target)
         assert isinstance(path, Path)
         return measure_costs(target, path=path, sizes=PART_SIZES)
 
@@ -66,7 +70,7 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
     without = {"attention": SkipSet(layers, none), "mlp": SkipSet(none, layers), "all": SkipSet(layers, layers)}
     paths = {"full": target.full, **{name: sparse_path(target, skip) for name, skip in without.items()}}
     sizes = _fitting(target, context, SIZES)
-    context = _prepare(target, rows=1, context=context, longest=max(sizes))
+    context = prepare(target, rows=1, context=context, longest=max(sizes))
     jobs: dict[Any, Callable[[], object]] = {
         (name, size): _forward(target, path, rows=1, size=size)
         for name, path in paths.items()
@@ -81,7 +85,7 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
     logits = torch.randn(1, target.vocab_size).to(target.device, target.dtype)
     jobs["argmax"] = lambda: int(logits.argmax())
     jobs["confidence"] = lambda: (int(logits.argmax()), float(logits.float().softmax(-1)[0, 0]))
-    fastest = _fastest(target, jobs, rounds)
+    fastest = fastest_of(target, jobs, rounds)
 
     def curve(name: str) -> CostCurve:
         points = {key[1]: seconds for key, seconds in fastest.items() if key[0] == name}
@@ -108,9 +112,9 @@ def measure_grid(target: Target, rounds: int = 3) -> Iterator[tuple[str, dict]]:
     lines = [("by_context", "context", 1, c) for c in CONTEXTS if c + max(sizes) <= target.max_positions]
     lines += [("by_batch", "rows", rows, 256) for rows in BATCHES]
     for part, name, rows, context in lines:
-        context = _prepare(target, rows, context, longest=max(sizes))
+        context = prepare(target, rows, context, longest=max(sizes))
         jobs = {size: _forward(target, target.full, rows, size) for size in _fitting(target, context, sizes)}
-        seconds = _fastest(target, jobs, rounds)
+        seconds = fastest_of(target, jobs, rounds)
         yield (
             part,
             {name: rows if name == "rows" else context, "sizes": list(seconds), "seconds": list(seconds.values())},
@@ -126,7 +130,7 @@ def measure_path(target: Target, path: Path, longest: int, *, context: int = 256
     """
     forward = measure_costs(target, path=path, sizes=PART_SIZES, context=context, rounds=rounds)
     longest = max(min(longest, target.max_positions - 2), 1)
-    _prepare(target, rows=1, context=context, longest=longest + 1)
+    prepare(target, rows=1, context=context, longest=longest + 1)
     counts = sorted({1, max(min(longest, target.longest_draft(0)), 1)})
     jobs: dict = {"plain": _forward(target, target.full, 1, 1), "draft": _forward(target, path, 1, 1)}
     for count in counts:
@@ -135,7 +139,7 @@ def measure_path(target: Target, path: Path, longest: int, *, context: int = 256
         if reuse is not None:
             jobs[count, "reuse"] = _verification(target, count, reuse)
             jobs[count, "reuse_without_bonus"] = _verification(target, count - 1, reuse)
-    fastest = _fastest(target, jobs, rounds)
+    fastest = fastest_of(target, jobs, rounds)
     steps = [
         DraftCosts(count, **{key[1]: seconds for key, seconds in fastest.items() if key[0] == count})
         for count in counts
@@ -143,7 +147,7 @@ def measure_path(target: Target, path: Path, longest: int, *, context: int = 256
     return PathCosts(fastest["plain"], fastest["draft"], forward, steps)
 
 
-def _prepare(target: Target, rows: int, context: int, longest: int) -> int:
+def prepare(target: Target, rows: int, context: int, longest: int) -> int:
     """Prefill random prefixes of `context` tokens, or as many as the model has positions for; return that number."""
     context = max(min(context, target.max_positions - longest), 1)
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +191,7 @@ def _product(matrix: nn.Module, hidden: Tensor) -> object:
 
 
 @torch.inference_mode()
-def _fastest(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
+def fastest_of(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
     """Return the seconds of every job: the fastest of `rounds` interleaved runs, after one warm-up run.
 
     Args:
