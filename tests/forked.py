@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED = (
+    "datasets",
     "matplotlib.pyplot",
+    "pandas",
     "transformers.models.llama.modeling_llama",
     "selfdraft.app.help",
     "selfdraft.app.overrides",
@@ -37,12 +39,16 @@ IMPORTED = (
 class Forked:
     """A process of `python run.py …`, much as `subprocess.Popen` has it with two pipes of text."""
 
-    def __init__(self, script: Path, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, script: Path, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], spares: bool = True
+    ) -> None:
+        """With `spares`, the processes that it starts are forked as well."""
         self.args = [str(script), *arguments]
         self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  (`communicate` closes them)
         # The files have no names, so the server opens them through this process.
         out, err = (f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self.files)
-        self.pid = _ask({"argv": self.args, "cwd": str(cwd), "env": dict(env), "out": out, "err": err})
+        order = {"argv": self.args, "cwd": str(cwd), "env": dict(env), "out": out, "err": err, "spares": spares}
+        self.pid = _ask(order)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -134,7 +140,8 @@ def become(order: Mapping[str, Any]) -> None:
     os.chdir(order["cwd"])
     settle(order["argv"], order["env"])
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    set_aside(4 if "-m" in sys.argv else "hardware=cpu_ddp" in sys.argv)
+    if order["spares"]:
+        set_aside(4 if "-m" in sys.argv else "hardware=cpu_ddp" in sys.argv)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import SMOKE, command, environment, read_lines, read_result, run, run_here, write_prompts
+from command_line import ROOT, SMOKE, environment, read_lines, read_result, run, run_here, write_prompts
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +73,12 @@ def test_a_prompt_s_result_does_not_depend_on_its_process(runs: Runs) -> None:
 
 
 def test_a_process_without_prompts_does_no_harm(tmp_path: Path) -> None:
-    """In two processes that Python starts, as in a user's: the other tests fork them."""
+    """The second process is started as for a user: the other tests fork it."""
     path = write_prompts(tmp_path / "one.jsonl", PROMPTS[0])
-    done = subprocess.run(
-        command(*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run"),
-        env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    given = [*overrides(path), "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run"]
+    running = Forked(ROOT / "run.py", given, cwd=ROOT, env=environment(), spares=False)
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, out + err
     assert read_result(tmp_path / "run")["prompts"] == 1
 
 
