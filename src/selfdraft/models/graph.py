@@ -78,11 +78,11 @@ def _decoded(codes: Codes) -> Any:
 
     shape = list(codes.codes.shape)
     if codes.bits == 4:
-        pairs = codes.codes.to(torch.uint8).flatten().view(-1, 2)
+        pairs = codes.codes.flatten().view(-1, 2)
         octets = (pairs[:, 0] | pairs[:, 1] << 4).numpy()  # the first code is in the lower half
         stored = op.Constant(Stored(octets, Shape(shape), Type.u4), shared_memory=False)
     else:
-        stored = op.Constant(codes.codes.to(torch.int8).numpy())
+        stored = op.Constant(codes.codes.numpy())
     out = opset13.convert(stored, "f32")
     if codes.zeros is not None:
         out = opset13.subtract(out, op.Constant(codes.zeros.numpy()))

@@ -29,7 +29,7 @@ class Codes:
 
     Attributes:
         bits: 4 for codes from 0 to 15, or 8 for codes from -127 to 127.
-        codes: (O, I / G, G) int64. scales: (O, I / G, 1) float32. zeros: likewise, or None: no code is shifted.
+        codes: (O, I / G, G) uint8 or int8. scales: (O, I / G, 1) float32. zeros: likewise, or None: no code is shifted.
     """
 
     bits: int
@@ -39,8 +39,8 @@ class Codes:
 
     def values(self) -> Tensor:
         """Return the (O, I) float32 values."""
-        shifted = self.codes.double() if self.zeros is None else self.codes.double() - self.zeros.double()
-        return (shifted * self.scales.double()).float().flatten(1)
+        shifted = self.codes.float() if self.zeros is None else self.codes.float().sub_(self.zeros)
+        return shifted.mul_(self.scales).flatten(1)
 
 
 def encoded(weight: Tensor, bits: int) -> Codes:
@@ -54,16 +54,17 @@ def encoded(weight: Tensor, bits: int) -> Codes:
     """
     if weight.shape[1] % GROUP:
         raise ValueError(f"{weight.shape[1]} inputs do not make groups of {GROUP}")
-    groups = weight.detach().double().unflatten(1, (-1, GROUP))
-    if bits == 8:
-        scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
-        return Codes(8, (groups / scales).round().long(), scales.float(), None)
+    groups = weight.detach().float().unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=-1, keepdim=True)
+    if bits == 8:
+        scales = (torch.maximum(high, -low) / 127).clamp(min=1e-30)
+        return Codes(8, (groups / scales).round_().clamp_(-127, 127).to(torch.int8), scales, None)
     scales = ((high - low) / 15).where(high > low, low.abs().clamp(min=1e-30))  # a group of one value: a level of it
-    codes = ((groups - low) / scales).round().long()
-    return Codes(4, codes, scales.float(), (-low / scales).float())
+    codes = (groups - low).div_(scales).round_().clamp_(0, 15).to(torch.uint8)
+    return Codes(4, codes, scales, -low / scales)
 
 
+@torch.no_grad()
 def exactly_encoded(weight: Tensor, weights: str) -> Codes | None:
     """Return a matrix in the fewest bits that keep its values, apart from rounding in float32; None if none do.
 
