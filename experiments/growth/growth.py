@@ -1,0 +1,115 @@
+"""How a forward of the default model grows with its tokens, its context and its rows, beside the memory's floor.
+
+    python experiments/growth/growth.py [--rounds 4] [--grows tokens]
+
+Layers that run one by one (eager) and one compiled graph take turns in one process, in float32. The floor is the time
+in which the memory gives the weights and the cache once; "products ms" is the arithmetic of the matrices at the speed
+of a large product. The greater of the two bounds a forward, unless the rest of its time is greater than both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.cache import KVCache
+from selfdraft.models.engines import COMPILED, use_engine
+from selfdraft.models.floor import bandwidth, traffic
+from selfdraft.models.loading import load_embedded
+from selfdraft.models.profiling import fastest_of
+from selfdraft.models.target import Target
+
+NODES, CONTEXTS, ROWS = (1, 2, 4, 8, 16, 32, 64), (128, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16)
+CONTEXT = 256  # of forwards whose tokens or rows grow
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forward: rows of so many tokens each, after so much context."""
+
+    grows: str
+    tokens: int = 1
+    context: int = CONTEXT
+    rows: int = 1
+
+
+def cases(grows: str | None) -> list[Case]:
+    """Return the forwards of one group, or of all, each from small to large."""
+    grown = [Case("tokens", tokens=n) for n in NODES] + [Case("context", context=c) for c in CONTEXTS]
+    grown += [Case("rows", rows=n) for n in ROWS]
+    return [case for case in grown if grows in (None, case.grows)]
+
+
+def prepared(target: Target, case: Case) -> None:
+    """Give the target a cache of just the size that is needed, with the same context in every row."""
+    target.cache = KVCache(len(target.full.layers), case.rows, case.context + case.tokens)
+    target.prefill(0, [i % 1000 for i in range(case.context)])
+    for row in range(1, case.rows):
+        target.cache.move(0, row)
+
+
+def job(target: Target, case: Case) -> Callable[[], object]:
+    """Return a forward of a chain in every row."""
+    trees = [TokenTree.chain(list(range(1, case.tokens)))] * case.rows
+    return lambda: target.forward(list(range(case.rows)), [5] * case.rows, trees)
+
+
+def bound(ms: float, floor: float, product: float) -> str:
+    """Return what a forward's milliseconds go to most: the memory's floor, the products' arithmetic, or the rest."""
+    around = ms - max(floor, product)
+    return "the rest" if around > max(floor, product) else "memory" if floor > product else "products"
+
+
+def flops_per_ms(target: Target) -> float:
+    """Return the multiplications and additions of a large product per millisecond."""
+    size = 1536
+    left = torch.ones(size, size)
+    jobs = {"product": lambda: left @ left}
+    return 2 * size**3 / (1e3 * fastest_of(target, jobs, 2)["product"])
+
+
+@one_line_script("growth")
+def main(arguments: list[str]) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4, help="forwards of each kind, the fastest counts (default: 4)")
+    parser.add_argument("--grows", choices=("tokens", "context", "rows"), help="only one of the tables (default: all)")
+    given = parser.parse_args(arguments)
+    if given.rounds < 1:
+        raise UserError("--rounds: at least 1")
+    model = load_embedded("float32", torch.device("cpu")).model
+    targets = {"eager": Target(model), "compiled": Target(model)}
+    print(f"{torch.get_num_threads()} threads; {use_engine(targets['compiled'], COMPILED)}")
+    speed, flops, measured = 0.0, 0.0, []
+    for case in cases(given.grows):
+        for target in targets.values():
+            prepared(target, case)
+        jobs = {name: job(target, case) for name, target in targets.items()}
+        ms = {name: 1e3 * s for name, s in fastest_of(targets["eager"], jobs, given.rounds).items()}
+        measured.append((case, ms, traffic(targets["eager"], case.context)))
+        # Measured again each time, because other work on the machine can only make them look slower.
+        speed, flops = max(speed, bandwidth(torch.device("cpu"), rounds=3)), max(flops, flops_per_ms(targets["eager"]))
+        print(f"measured {case}", file=sys.stderr)
+    print(f"memory: {speed / 1e9:.1f} GB/s; large products: {flops / 1e6:.0f} GFLOP/s")
+    heading = ""
+    for case, ms, read in measured:
+        if case.grows != heading:
+            heading = case.grows
+            print(f"\n| {heading} | floor ms | products ms | eager ms | x floor | compiled ms | x floor | bound by |")
+            print("|---|---|---|---|---|---|---|---|")
+        floor = 1e3 * (read.weights + case.rows * read.cache) / speed
+        product = 2 * (read.weights / 4) * case.tokens * case.rows / flops  # 4 bytes a weight, each used once a token
+        cells = " | ".join(f"{ms[name]:.1f} | {ms[name] / floor:.1f}" for name in targets)
+        shown = {"tokens": case.tokens, "context": case.context, "rows": case.rows}[heading]
+        print(f"| {shown} | {floor:.1f} | {product:.1f} | {cells} | {bound(ms['compiled'], floor, product)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
