@@ -15,7 +15,7 @@ import torch
 
 from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.profile_steps import measure_engines
+from selfdraft.app.profile_steps import compiled_target, measure_engines
 from selfdraft.app.schemas import ProfileConfig
 from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.messages import harmless
@@ -48,6 +48,7 @@ def profile(run: Run) -> None:
         # Costs of parts are differences of forwards with and without them, all of which must be run in the same way.
         target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
         engine = use_engine(target, EAGER if config.model.engine == EAGER else AUTO, "task=profile takes layers apart")
+        targets = {"eager": target, **compiled_target(config, loaded, console.print)}
         path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
         costs = measure_parts(
@@ -68,7 +69,7 @@ def profile(run: Run) -> None:
             assert isinstance(config.drafter, PathDrafterConfig)
             status.update(f"measuring drafts of {config.drafter.label}")
             drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
-        steps = measure_engines(config, loaded, target, task.context, task.rounds, status.update)
+        steps = measure_engines(config, loaded, targets, task.context, task.rounds, status.update)
     paths = None if drafting is None else drafting.to_dict()
     result = {**costs.to_dict(), "engine": engine, "drafting": paths, "steps": steps}
     write_profile(folder / "profile.json", result, environment, measured_config(run.composed))

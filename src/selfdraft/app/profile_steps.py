@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -83,34 +83,50 @@ def drafter_seconds(target: Target, config: Config, loaded: LoadedModel, costs: 
     return median(timed.seconds)
 
 
-def measure_engines(config: Config, loaded: LoadedModel, eager: Target, context: int, rounds: int, tell: Tell) -> dict:
-    """Measure steps with layers run one by one, and with compiled ones where that is possible.
+def compiled_target(config: Config, loaded: LoadedModel, tell: Tell) -> dict[str, Target]:
+    """Return a second target whose layers are compiled, by the line that names its engine; empty without one.
+
+    Raises:
+        UserError: model.engine=compiled is asked for and not possible here.
+    """
+    if config.model.engine == EAGER:
+        return {}
+    target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
+    line = use_engine(target, config.model.engine, tell=tell, weights=config.model.weights)
+    return {line: target} if target.compiled else {}
+
+
+def measure_engines(
+    config: Config, loaded: LoadedModel, targets: Mapping[str, Target], context: int, rounds: int, tell: Tell
+) -> dict[str, Any]:
+    """Measure the steps of targets, each given by the line that names its engine.
 
     Args:
-        eager: the target whose layers run one by one.
-        tell: called with a line before everything that takes seconds.
+        tell: called with a line before or after everything that takes seconds.
 
     Returns:
         For profile.json; see `print_steps`.
 
     Raises:
-        UserError: model.engine=compiled is asked for and not possible here; an option does not fit the model.
+        UserError: the drafter's options do not fit the model.
     """
-    tell("measuring the memory's bandwidth")
-    speed = bandwidth(eager.device)
-    engines = [measure_engine(config, loaded, eager, "eager", speed, context, rounds, tell)]
-    if config.model.engine != EAGER:
-        target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
-        line = use_engine(target, config.model.engine, tell=tell, weights=config.model.weights)
-        if target.compiled:
-            engines.append(measure_engine(config, loaded, target, line, speed, context, rounds, tell))
+    engines: list[dict[str, Any]] = []
+    speed = 0.0
+    for line, target in targets.items():
+        engines.append(measure_engine(config, loaded, target, line, context, rounds, tell))
+        # Measured again after each engine, because other work on the machine can only make it look slower.
+        tell("measuring the memory's bandwidth")
+        speed = max(speed, bandwidth(target.device))
+    for engine in engines:
+        engine["floor_s"] = sum(engine["bytes"].values()) / speed
+        engine["over_floor"] = engine["steps"][0]["forward_s"] / engine["floor_s"]
     return {"drafter": config.drafter.label, "bandwidth": speed, "engines": engines}
 
 
 def measure_engine(
-    config: Config, loaded: LoadedModel, target: Target, line: str, speed: float, context: int, rounds: int, tell: Tell
+    config: Config, loaded: LoadedModel, target: Target, line: str, context: int, rounds: int, tell: Tell
 ) -> dict[str, Any]:
-    """Measure the steps of one target; `line` names its engine, and `speed` is the memory's, in bytes per second."""
+    """Measure the steps of one target, whose engine is named by `line`, and count the bytes that it reads."""
     name = line.partition(" ")[0]
     steps: list[StepParts] = []
     for step in measure_steps(target, context=context, rounds=rounds):
@@ -122,11 +138,4 @@ def measure_engine(
     if len(steps) > 1:
         curve = CostCurve.measured([step.tokens for step in steps], [step.forward_s for step in steps])
     drafting = drafter_seconds(target, config, loaded, costs_on(target, curve))
-    floor = read.total / speed
-    return {
-        "engine": line,
-        "bytes": asdict(read),
-        "floor_s": floor,
-        "over_floor": steps[0].forward_s / floor,
-        "steps": [asdict(step.with_drafter(drafting)) for step in steps],
-    }
+    return {"engine": line, "bytes": asdict(read), "steps": [asdict(step.with_drafter(drafting)) for step in steps]}
