@@ -110,7 +110,7 @@ def test_a_run_with_the_artifact_drafts_with_the_adapter_and_gives_the_same_text
 def test_the_adapter_s_weights_are_used_for_drafting(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
     """More drafts are accepted on a text that it has learnt; a folder without the adapter is refused."""
     # One conversation is held out and all others are learnt by heart.
-    known = ("finetune.validation=0.01", "finetune.steps=60", "finetune.validate_every=60", "finetune.rank=16")
+    known = ("finetune.validation=0.01", "finetune.steps=30", "finetune.validate_every=30", "finetune.rank=16")
     folder = tmp_path / "tuned"
     run_here(folder, *training(data, "sparse_distill", *known))
     skip = Adapter.read(folder).settings
