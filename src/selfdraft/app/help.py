@@ -2,7 +2,7 @@
 
 The page is made from the configuration with the overrides that were given: `python run.py drafter=swift --help` shows
 the options of swift. `print_help` composes and prints it. Hydra's own `--help`, the template of its group `hydra/help`,
-gives the same page, but it takes 20 seconds: it also lists every group, and copies all schemas for each.
+gives the same page, but takes seconds more: it also lists every group, and copies all schemas for each.
 """
 
 from __future__ import annotations
