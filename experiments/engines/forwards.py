@@ -1,9 +1,9 @@
 """Compare the engines on the default model: the milliseconds of a forward of 1 to 64 tokens, beside the memory's floor.
 
-    python experiments/engines/forwards.py [--context 256] [--rounds 12]
+    python experiments/engines/forwards.py [--context 256] [--rounds 12] [--weights int4]
 
 Both engines run in one process on the same model in float32, interleaved. The floor is the time of a sum over as many
-bytes as the weights have: no forward can be faster, because it reads them all.
+bytes as the weights have in float32: no forward of these can be faster, because it reads them all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.engines import COMPILED, use_engine
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
+from selfdraft.models.weights import SAME, WEIGHTS, round_weights
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 64)
 
@@ -45,14 +46,16 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", type=int, default=256, help="tokens before (default: 256)")
     parser.add_argument("--rounds", type=int, default=12, help="forwards of each size (default: 12)")
+    parser.add_argument("--weights", choices=WEIGHTS, default=SAME, help="how the graph stores them (default: same)")
     given = parser.parse_args(arguments)
     if min(given.context, given.rounds) < 1:
         raise UserError("--context and --rounds: at least 1")
     model = load_embedded("float32", torch.device("cpu")).model
+    round_weights(model, given.weights)
     if given.context > (most := model.config.max_position_embeddings - max(SIZES)):
         raise UserError(f"--context {given.context}: at most {most}, for {max(SIZES)} tokens more")
     eager, compiled = Target(model), Target(model)
-    print(f"{torch.get_num_threads()} threads; {use_engine(compiled, COMPILED)}")
+    print(f"{torch.get_num_threads()} threads; {use_engine(compiled, COMPILED, weights=given.weights)}")
     least = floor(eager.parameters, given.rounds)
     print(f"floor: {1e3 * least:.1f} ms, {4e-9 * eager.parameters / least:.1f} GB/s\n")
     for target in (eager, compiled):
