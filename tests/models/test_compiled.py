@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -140,6 +142,19 @@ def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
         assert drafted[0] == drafted[1]  # a path of other layers would be right elsewhere
     used = [graph._bound for graph in target.compiled.values()]
     assert len(used) > 1 and all(used)
+
+
+def test_a_graph_keeps_the_layers_by_whose_identities_it_is_found() -> None:
+    """Otherwise another path's layers might be given the identities of those that are gone, and run as its graph."""
+    target = Target(tiny_model())
+    compile_layers(target)
+    drafter = made(target, LOSSLESS["layer_skip"][3])
+    layers = [weakref.ref(layer) for layer in drafter.policy.typical.layers]
+    assert len(target.compiled) == 2
+    del drafter
+    gc.collect()
+    assert all(layer() is not None for layer in layers)
+    assert all(key == tuple(map(id, graph.of)) for key, graph in target.compiled.items())
 
 
 def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
 from selfdraft.models.compiling import compile_layers
+from selfdraft.models.engines import use_engine
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -97,6 +98,13 @@ def test_drafts_in_few_bits_are_right_now_and_wrong_then() -> None:
         offered += sum(level["offered"] for level in levels)
         accepted += sum(level["accepted"] for level in levels)
     assert 0 < accepted < offered
+
+
+def test_the_engine_says_that_the_target_is_a_rounded_model() -> None:
+    target = Target(tiny_model())
+    said = "with int4 weights (the target is the model that was rounded to them)"
+    assert use_engine(target, "eager", weights="int4") == f"eager {said}"
+    assert use_engine(target, "auto", weights="int4").startswith(f"compiled by OpenVINO {said}, in ")
 
 
 def test_same_rounds_nothing() -> None:

@@ -112,16 +112,27 @@ class _Layers(nn.Module):
 class CompiledLayers:
     """Some layers of a model in a row, as one graph."""
 
-    def __init__(self, driver: Driver, layers: Sequence[nn.Module], types: Sequence[str], weights: str = SAME) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        layers: Sequence[nn.Module],
+        types: Sequence[str],
+        weights: str = SAME,
+        *,
+        of: Sequence[nn.Module],
+    ) -> None:
         """Trace and compile: some seconds.
 
         Args:
             layers: stock layers. types: `full_attention` or `sliding_attention`, for each of them.
             weights: one of `weights.WEIGHTS`: how the graph stores matrices, where that keeps their values.
+            of: the layers of the paths that this graph runs for. It is found by their identities, so it keeps them: the
+                identity of a layer that is gone may be given to another one.
 
         Raises:
             ImportError: OpenVINO is not installed. Exception: of many types, if the layers cannot be traced.
         """
+        self.of = tuple(of)
         self._dtype = driver.dtype
         copies = [_with_two_parts(layer, driver) for layer in layers]
         self._layers = _Layers(copies, types, driver.anatomy.cache_argument)

@@ -43,10 +43,11 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
         raise UserError("layers are compiled in float32 on a CPU only")
     if target.attention != "sdpa":
         raise UserError(f"model.attention={target.attention} is for layers that run one by one")
+    full = target.full
     with _told_in_one_line():
-        graph = CompiledLayers(target, target.anatomy.layers, target.anatomy.layer_types, weights)
+        graph = CompiledLayers(target, target.anatomy.layers, full.types, weights, of=full.layers)
         head = CompiledHead(target.anatomy.head, weights)
-    key = tuple(map(id, target.full.layers))
+    key = tuple(map(id, full.layers))
     target.compiled[key], target.compiled_head, target.weights = graph, head, weights
     try:
         target.compare_with_stock_forward()
@@ -97,7 +98,7 @@ def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = N
         driver.tell(f"compiling {len(stock)} layers that draft")
         try:
             with _told_in_one_line():
-                graph = CompiledLayers(driver, stock, types, weights or driver.weights)
+                graph = CompiledLayers(driver, stock, types, weights or driver.weights, of=layers)
         except UserError as reason:
             driver.tell(f"they run one by one: {reason}")
         else:

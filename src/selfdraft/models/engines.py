@@ -33,8 +33,9 @@ def use_engine(
     Raises:
         UserError: `compiled` is asked for and not possible here.
     """
+    stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
-        return "eager"
+        return f"eager{stored}"
     begun = time.perf_counter()
     try:
         if one_by_one:
@@ -50,6 +51,5 @@ def use_engine(
     except UserError as reason:
         if engine == COMPILED:
             raise UserError(f"model.engine=compiled: {reason}") from None
-        return f"eager: {reason}"
-    stored = "" if weights == SAME else f" with {weights} weights"
+        return f"eager{stored}: {reason}"
     return f"compiled by OpenVINO{stored}, in {time.perf_counter() - begun:.1f} s"

@@ -1,4 +1,4 @@
-"""Weights in fewer bits: the values that they are rounded to, and the codes that stand in memory for these values.
+"""Weights in fewer bits: the values that they are rounded to, and the codes in which these values are stored.
 
 `round_weights` changes a loaded model: from then on, it *is* the quantised model, for transformers' own forwards as for
 ours, in whatever dtype. So lossless means identical to that model, and certificates need to know nothing of bits. An
