@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from command_line import CONF, SMOKE, run_here, said_by
-from selfdraft.app import build, lifecycle
+from selfdraft.app import lifecycle, profile
 from selfdraft.app import run as running
 from selfdraft.app.run import TASKS
 from selfdraft.core.errors import UserError
@@ -115,13 +115,13 @@ def test_an_interruption_closes_the_logger_and_prints_what_is_kept(
 
 def test_a_profile_uses_the_requested_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    right = build.Target
+    right = profile.Target
 
     def noting(model: object, **options: object):
         asked.append(options["attention"])
         return right(model, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build, "Target", noting)
+    monkeypatch.setattr(profile, "Target", noting)
     run_here(tmp_path / "run", *SMALL, "task=profile", *OWN["profile"], "model.attention=eager", "logger=none")
     assert asked == ["eager"]
 

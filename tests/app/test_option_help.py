@@ -49,7 +49,7 @@ def test_every_option_has_a_description_that_names_its_choices(schema: type[Opti
         assert text.strip(), f"{schema.__name__}.{name} has no help"
         assert text == " ".join(text.split()) and not text.endswith("."), f"{schema.__name__}.{name}: {text!r}"
         if name != "name":
-            assert [choice for choice in metadata["choices"] or () if choice not in text] == [], name
+            assert [choice for choice in metadata["choices"] or () if str(choice) not in text] == [], name
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())

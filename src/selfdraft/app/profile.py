@@ -47,7 +47,8 @@ def profile(run: Run) -> None:
         refuse_other_model(config, loaded.model)
         # Costs of parts are differences of forwards with and without them, all of which must be run in the same way.
         target = Target(loaded.model, packed=config.model.packed, attention=config.model.attention)
-        engine = use_engine(target, EAGER if config.model.engine == EAGER else AUTO, "task=profile takes layers apart")
+        choice, weights = EAGER if config.model.engine == EAGER else AUTO, config.model.weights
+        engine = use_engine(target, choice, "task=profile takes layers apart", weights=weights)
         targets = {"eager": target, **compiled_target(config, loaded, console.print)}
         path = drafting_path(target, config.drafter)
     with console.status("measuring the forward and its parts") as status:
