@@ -58,6 +58,7 @@ def test_trees_get_the_logits_of_the_eager_layers(family: str, monkeypatch: pyte
     assert graph._bound  # it was used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_is_that_of_generate(family: str) -> None:
     """With drafters that read states, reuse layers, choose keys or run a part of the model, which stays eager."""
@@ -110,6 +111,7 @@ def test_the_engine_says_why_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
     assert len(target.compiled) == 1
 
 
+@pytest.mark.slow
 def test_one_head_of_keys_is_compiled_as_well() -> None:
     model = tiny_model("llama", kv_heads=1)
     targets = [Target(model), Target(model)]
@@ -125,6 +127,7 @@ def logits_of(target: Target) -> torch.Tensor:
     return target.forward([0], [5], [TokenTree.merged([[1, 2], [3]])])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["layer_skip", "early_exit", "low_bit", "pool+early_exit"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
@@ -144,6 +147,7 @@ def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
     assert len(used) > 1 and all(used)
 
 
+@pytest.mark.slow
 def test_a_graph_keeps_the_layers_by_whose_identities_it_is_found() -> None:
     """Otherwise another path's layers might be given the identities of those that are gone, and run as its graph."""
     target = Target(tiny_model())

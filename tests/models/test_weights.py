@@ -70,6 +70,7 @@ def test_a_light_copy_is_rounded_and_the_original_is_not() -> None:
     assert small.input_layernorm.weight is layer.input_layernorm.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
 def test_the_target_of_rounded_weights_is_that_quantised_model(family: str, weights: str) -> None:
@@ -86,6 +87,7 @@ def test_the_target_of_rounded_weights_is_that_quantised_model(family: str, weig
             assert decoder.decode(PROMPTS[0]).output == expected, name
 
 
+@pytest.mark.slow
 def test_drafts_in_few_bits_are_right_now_and_wrong_then() -> None:
     """On a model whose best tokens lead by less than elsewhere in these tests."""
     it = subject("llama", seed=0, mild=False)
@@ -100,6 +102,7 @@ def test_drafts_in_few_bits_are_right_now_and_wrong_then() -> None:
     assert 0 < accepted < offered
 
 
+@pytest.mark.slow
 def test_the_engine_says_that_the_target_is_a_rounded_model() -> None:
     target = Target(tiny_model())
     said = "with int4 weights (the target is the model that was rounded to them)"
