@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy.
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-torch.set_num_threads(1)
+# Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy. This holds for torch,
+# which is not imported here: the process that shares out the tests does without it; and for processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, all processes of a test would inherit deafness to the Ctrl-C it sends them.
