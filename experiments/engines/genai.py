@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -99,6 +100,10 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if not Path(given.gguf).is_file():
         raise UserError(f"{given.gguf}: no such file")
+    if not os.access(given.python, os.X_OK):
+        raise UserError(f"--python {given.python}: no interpreter is there")
+    if min(given.prompts, given.tokens) < 1:
+        raise UserError("--prompts and --tokens: at least 1")
     loaded = load_embedded("float32", torch.device("cpu"))
     contenders: dict[str, Callable[[Ids], tuple[Ids, float]]] = {}
     for weights in ("same", "int4"):

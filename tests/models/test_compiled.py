@@ -17,11 +17,10 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models import compiling, engines
+from selfdraft.models import engines
 from selfdraft.models import target as target_module
 from selfdraft.models.cache import BLOCK
-from selfdraft.models.compiling import compile_layers
-from selfdraft.models.engines import use_engine
+from selfdraft.models.engines import compile_layers, use_engine
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, subject
@@ -165,7 +164,7 @@ def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPa
     target, told = Target(tiny_model()), []
     compile_layers(target)
     target.tell = told.append
-    monkeypatch.setattr(compiling, "CompiledLayers", None)
+    monkeypatch.setattr(engines, "CompiledLayers", None)
     assert made(target, LOSSLESS["layer_skip"][0]).policy.typical.layers
     assert len(target.compiled) == 1
     assert "they run one by one" in told[-1]

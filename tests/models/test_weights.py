@@ -11,8 +11,7 @@ from made import made
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.compiling import compile_layers
-from selfdraft.models.engines import use_engine
+from selfdraft.models.engines import compile_layers, use_engine
 from selfdraft.models.loading import load_embedded
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model

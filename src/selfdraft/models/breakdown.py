@@ -1,7 +1,8 @@
 """Where a decoding step goes: the seconds of its parts, for one row and a draft of a given size.
 
 1. `Block.of_trees` and a path of layers that do nothing give the block, the mask and the rotary positions.
-2. The full path less that gives the layers. Run one by one, they are taken apart by torch's profiler, by operator.
+2. The time of the full path minus that of this empty path is the time of the layers. If they run one by one, torch's
+   profiler divides it further, by operator.
 3. The head, the acceptance and the commit are timed by themselves.
 4. `host` is the rest of the step: Python between the operators, and what waits for it.
 """

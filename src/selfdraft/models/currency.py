@@ -9,8 +9,8 @@ Therefore
 2. each row of every matrix that has a packed copy is summed as integers, over all its bits, so that one changed number
    changes its row's sum. That reads the weights once per call, which takes less than a forward of one token.
 
-Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums. Compiled
-layers share nothing.
+Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums. A graph
+of compiled layers holds copies of everything, so all that it was made from is summed.
 """
 
 from __future__ import annotations

@@ -1,18 +1,35 @@
-"""Engines: how a target's layers are run, one by one in Python (eager) or compiled into one graph."""
+"""Engines: how a target's layers are run, one by one in Python (eager) or compiled into one graph.
+
+Parts of a model that draft for long are compiled as well (`settled`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.compiling import compilable, compile_layers
+from selfdraft.core.messages import one_line
+from selfdraft.models.compiled import CompiledHead, CompiledLayers
+from selfdraft.models.driver import Driver
+from selfdraft.models.graph import HOW_TO_INSTALL
+from selfdraft.models.layered import layered
 from selfdraft.models.memory import available
+from selfdraft.models.packing import PackedLinear
+from selfdraft.models.path import Path
+from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.sparse import without
 from selfdraft.models.target import Target
 from selfdraft.models.weights import SAME
 
 AUTO, EAGER, COMPILED = "auto", "eager", "compiled"
 ENGINES = (AUTO, EAGER, COMPILED)
+# The layers that paths have, the stock layers that they were made of, and their types.
+Part = tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[str]]
 
 
 def use_engine(
@@ -44,7 +61,7 @@ def use_engine(
         copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
         if engine == AUTO and copies > available(target.device):
             raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
-        if compilable(target):
+        if not obstacle(target):
             tell("compiling the layers into one graph (model.engine=eager does without)")
             target.tell = tell
         compile_layers(target, weights)
@@ -53,3 +70,96 @@ def use_engine(
             raise UserError(f"model.engine=compiled: {reason}") from None
         return f"eager{stored}: {reason}"
     return f"compiled by OpenVINO{stored}, in {time.perf_counter() - begun:.1f} s"
+
+
+def obstacle(target: Target) -> str:
+    """Return why the layers of a target cannot be compiled; empty if nothing is known to be in the way."""
+    if target.device.type != "cpu" or target.dtype != torch.float32:
+        return "layers are compiled in float32 on a CPU only"
+    if target.attention != "sdpa":
+        return f"model.attention={target.attention} is for layers that run one by one"
+    return ""
+
+
+def compile_layers(target: Target, weights: str = SAME) -> None:
+    """Let `target` run all its layers as one graph, and its head as another; parts of the model stay as they are.
+
+    Args:
+        weights: see `CompiledLayers`.
+
+    Raises:
+        UserError: that is not possible here, with the reason.
+    """
+    if reason := obstacle(target):
+        raise UserError(reason)
+    full = target.full
+    with _told_in_one_line():
+        graph = CompiledLayers(target, target.anatomy.layers, full.types, weights, of=full.layers)
+        head = CompiledHead(target.anatomy.head, weights)
+    key = tuple(map(id, full.layers))
+    target.compiled[key], target.compiled_head, target.weights = graph, head, weights
+    try:
+        target.compare_with_stock_forward()
+    except UserError:
+        del target.compiled[key]
+        target.compiled_head, target.weights = None, SAME
+        raise
+    for linear in target.linears():
+        if isinstance(linear, PackedLinear):
+            linear.release()  # most runs need no packed copy any more; it is made again where one does
+
+
+def settled(target: TargetProtocol, path: Path, *, reuse: bool = False) -> Path:
+    """Compile the layers of a path that a drafter will run for long, if those of the target are compiled; return it.
+
+    This is only possible for a path that consists of the model's own sublayers. Do not call it for a path that a search
+    will soon replace, because compiling takes seconds.
+
+    Args:
+        reuse: whether verification goes on from the states after the path's leading layers. These then are a part of
+            their own, and so are the layers after them, the path's and the model's.
+    """
+    if not getattr(target, "compiled", None) or type(path) is not Path:
+        return path
+    driver = layered(target)
+    full, stock = driver.full, driver.anatomy.layers
+    kinds = [kind for index, kind in enumerate(full.types) if index not in path.skip.whole_layers()]
+    sparse, cut = without(stock, driver.anatomy, path.skip), path.leading if reuse else 0
+    parts: list[Part] = [
+        (path.layers[:cut], sparse[:cut], kinds[:cut]),
+        (path.layers[cut:], sparse[cut:], kinds[cut:]),
+        (full.layers[cut:], stock[cut:], full.types[cut:]),
+    ]
+    compile_parts(driver, parts)
+    return path
+
+
+def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = None) -> None:
+    """Compile layers in a row, for the paths that run them; where that fails, they stay as they are.
+
+    Args:
+        weights: see `CompiledLayers`; None for the driver's own.
+    """
+    for layers, stock, types in parts:
+        key = tuple(map(id, layers))
+        if not key or key in driver.compiled:
+            continue
+        driver.tell(f"compiling {len(stock)} layers that draft")
+        try:
+            with _told_in_one_line():
+                graph = CompiledLayers(driver, stock, types, weights or driver.weights, of=layers)
+        except UserError as reason:
+            driver.tell(f"they run one by one: {reason}")
+        else:
+            driver.compiled[key] = graph
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"OpenVINO, which compiles layers, is not installed: {HOW_TO_INSTALL}") from None
+    except Exception as error:  # of transformers, torch or OpenVINO: the family has something that they cannot trace
+        said = one_line(str(error))
+        raise UserError(f"the layers of this family cannot be compiled ({type(error).__name__}: {said})") from error

@@ -1,4 +1,4 @@
-"""The path of a model whose matrices have fewer bits: all layers and the head, from a copy that is read faster."""
+"""The path of a copy of the model whose matrices have fewer bits: all layers and the head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import singledispatch
 from torch import nn
 
 from selfdraft.models.compiled import CompiledHead
-from selfdraft.models.compiling import compile_parts
+from selfdraft.models.engines import compile_parts
 from selfdraft.models.layered import layered
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol

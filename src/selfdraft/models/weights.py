@@ -100,7 +100,8 @@ def round_weights(model: PreTrainedModel, weights: str) -> None:
     """Round the matrices of a model in place.
 
     With `int4` those of the layers get 4 bits, and the head and the embeddings that it shares get 8: their errors would
-    reach the logits at once. Norms, biases and matrices without whole groups are left as they are.
+    reach the logits at once. Norms, biases, matrices without whole groups, and experts that a family keeps together in
+    one tensor are left as they are.
 
     Args:
         weights: one of `WEIGHTS`.
