@@ -35,8 +35,8 @@ class Traffic:
 def traffic(target: Target, context: int) -> Traffic:
     """Return what a forward after `context` tokens reads; the cache must be allocated and written (see `prefill`).
 
-    A graph with `target.weights` of few bits reads codes. A matrix that is not stored as codes because that would change
-    its values is counted as if it were. Every expert of a mixture counts, although a small forward reads some of them only.
+    A graph with `target.weights` of few bits reads codes. A matrix that is not stored as codes, because they would change
+    its values, is counted as if it were. Every expert of a mixture counts, although a small forward reads only some.
     """
     anatomy = target.anatomy
     head = matrix(anatomy.head).weight
