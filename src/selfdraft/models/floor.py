@@ -35,8 +35,8 @@ class Traffic:
 def traffic(target: Target, context: int) -> Traffic:
     """Return what a forward after `context` tokens reads; the cache must be allocated and written (see `prefill`).
 
-    A graph with `target.weights` of few bits reads codes. A matrix that is not stored as codes, because they would change
-    its values, is counted as if it were. Every expert of a mixture counts, although a small forward reads only some.
+    A graph with `target.weights` of few bits reads codes. A matrix that is not stored as codes, because they would
+    change its values, is counted as if it were. All experts of a mixture count, although few are read.
     """
     anatomy = target.anatomy
     head = matrix(anatomy.head).weight
