@@ -16,7 +16,7 @@ from selfdraft.drafters.base import Drafter
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
 
-LENGTH = 24
+LENGTH = 18
 
 # Rows that are ragged, shorter and longer than a window; more than a batch holds; repetitions for lookups to find.
 PROMPTS = [
@@ -67,4 +67,4 @@ def subject(family: str, seed: int, mild: bool, device: str = "cpu") -> Subject:
     if mild:
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(MILDER[family])
-    return Subject(model, Target(model), [stock_output(model, prompt) for prompt in PROMPTS])
+    return Subject(model, Target(model, packed=not mild), [stock_output(model, prompt) for prompt in PROMPTS])

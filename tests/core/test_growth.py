@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from functools import partial
 
+import numpy as np
 import pytest
 
 from naming import naming
@@ -128,3 +131,24 @@ def test_of_each_chain_as_many_tokens_are_drafted_as_pay() -> None:
     some = CostCurve((1, 2, 3, 9), (1.0, 1.2, 1.5, 8.0))
     assert paying_lengths([sure, unsure], some) == [2, 0]
     assert paying_lengths([], free) == []
+
+
+def by_token(chances: dict[int, list[float]], node: int, parent: int, token: int) -> Iterable[tuple[int, float]]:
+    """Other chances after every token."""
+    return enumerate(chances[token])
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.05, 0.3])
+def test_growth_that_ends_where_nothing_pays_has_the_same_best_size(slope: float) -> None:
+    """With costs that rise with every token, and with costs that rise in steps, as those of padded forwards do."""
+    rng, whole, begun = np.random.default_rng(0), 0, 0
+    for step in (1, 8):
+        seconds = [1 + slope * step * (tokens // step) for tokens in range(1, 34)]
+        for _ in range(50):
+            chances = {token: sorted(rng.dirichlet(np.full(4, 0.5)), reverse=True) for token in range(-1, 4)}
+            grown = [grow(partial(by_token, chances), nodes=32, depth=9, seconds=given) for given in (None, seconds)]
+            sizes = [best_size(each.probabilities, CostCurve(tuple(range(1, 34)), tuple(seconds))) for each in grown]
+            assert sizes[0] == sizes[1]
+            assert grown[1].probabilities == grown[0].probabilities[: len(grown[1].tokens)]
+            whole, begun = whole + len(grown[0].tokens), begun + len(grown[1].tokens)
+    assert begun < (0.95 if slope < 0.05 else 0.6) * whole

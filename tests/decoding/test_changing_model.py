@@ -119,7 +119,8 @@ SAME_TEXT = {"frozen_in_double"}  # in any other case the change is one that the
     ("change", "packed", "engine"),
     [
         *(pytest.param(change, at % 2 == 0, "eager", id=NAMES[at]) for at, change in enumerate(CHANGES)),
-        *(pytest.param(change, True, "auto", id=f"{NAMES[at]}, compiled") for at, change in enumerate(CHANGES)),
+        # A graph holds copies of everything, so kinds of changes suffice: in place, of one number, new, of a module.
+        *(pytest.param(CHANGES[at], True, "auto", id=f"{NAMES[at]}, compiled") for at in range(1, len(CHANGES), 2)),
     ],
 )
 def test_changed_weights_and_modules_are_used(

@@ -91,7 +91,8 @@ def test_every_drafter_that_takes_an_adapter_is_tried_with_one() -> None:
 def test_drafts_of_those_adapters_are_right_now_and_wrong_then(case: str, tmp_path: Path) -> None:
     it = subject("llama", seed=2, mild=True)
     config = ADAPTED[case].written(it.target, tmp_path)
-    levels = [g.counts.acceptance_by_depth()[0] for g in it.decode(made(it.target, config), 3)]
+    counted = [g.counts.acceptance_by_depth() for g in it.decode(made(it.target, config), 3)]
+    levels = [by_depth[0] for by_depth in counted if by_depth]
     assert 0 < sum(level["accepted"] for level in levels) < sum(level["offered"] for level in levels)
 
 
@@ -103,9 +104,9 @@ def test_a_family_that_a_drafter_cannot_serve_is_refused_by_name(family: str, co
 
 @pytest.mark.parametrize("name", [name for name in LOSSLESS if name != "none"])
 def test_those_drafts_are_right_now_and_wrong_then(name: str) -> None:
-    """Or the equalities would say little. At two depths, over the first of the drafter's configs."""
+    """Or the equalities would say little. At two depths, over the first two of the drafter's configs."""
     it = subject("llama", seed=2, mild=True)
-    generations = [g for config in LOSSLESS[name][:4] for g in it.decode(made(it.target, config), 3)]
+    generations = [g for config in LOSSLESS[name][:2] for g in it.decode(made(it.target, config), 3)]
     levels = [g.counts.acceptance_by_depth() for g in generations]
     for depth in (0, 1):
         offered, accepted = (

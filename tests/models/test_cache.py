@@ -19,21 +19,21 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
 LAYERS, HEADS, SIZE = 3, 2, 4
+SIZES = (SIZE, SIZE, SIZE + 2)  # of a head in each layer: the last one cannot share the others' memory
 
 
-def labelled(labels: Sequence[Sequence[float]]) -> Tensor:
+def labelled(labels: Sequence[Sequence[float]], size: int = SIZE) -> Tensor:
     """(B, H, N, D) in which every number of a token is its label, which differs by head and component."""
     base = torch.tensor(labels, dtype=torch.float32)[:, None, :, None]
-    return base + torch.arange(HEADS)[:, None, None] * 0.25 + torch.arange(SIZE) * 0.03125
+    return base + torch.arange(HEADS)[:, None, None] * 0.25 + torch.arange(size) * 0.03125
 
 
 @torch.inference_mode()  # as every forward is: the cache's tensors are made in there
 def write(cache: KVCache, rows: Sequence[int], starts: Sequence[int], labels: Sequence[Sequence[float]]) -> Tensor:
     """Write labels into every layer (negated as values, times the layer's number), return layer 0's span of keys."""
     window = cache.window(rows, starts, len(labels[0]))
-    spans = [
-        window.update(labelled(labels) * (layer + 1), -labelled(labels) * (layer + 1), layer) for layer in range(LAYERS)
-    ]
+    new = [labelled(labels, size) * (layer + 1) for layer, size in enumerate(SIZES)]
+    spans = [window.update(keys, -keys, layer) for layer, keys in enumerate(new)]
     assert torch.equal(spans[0][0], -spans[0][1])
     return spans[0][0]
 
@@ -41,8 +41,8 @@ def write(cache: KVCache, rows: Sequence[int], starts: Sequence[int], labels: Se
 def read(cache: KVCache, row: int, slots: slice = slice(None)) -> list[float]:
     """The labels of a row's slots, having checked that all layers, heads, components, keys and values agree on them."""
     labels = cache._keys[0][row, 0, slots, 0]
-    expected = labelled([labels.tolist()])[0]
-    for layer in range(LAYERS):
+    for layer, size in enumerate(SIZES):
+        expected = labelled([labels.tolist()], size)[0]
         written = labels != 0  # unwritten slots hold plain zeros
         assert torch.equal(cache._keys[layer][row, :, slots][:, written], expected[:, written] * (layer + 1))
         assert torch.equal(cache._values[layer][row, :, slots][:, written], -expected[:, written] * (layer + 1))
@@ -128,11 +128,16 @@ def test_a_move_copies_committed_tokens_and_changes_no_other_row() -> None:
     assert cache.lengths == [3, 4, 0]
 
 
-def test_megabytes_counts_the_written_layers() -> None:
+def test_megabytes_counts_what_is_allocated() -> None:
     cache = KVCache(LAYERS, rows=2, slots=1)
     assert cache.megabytes() == 0
-    cache.window([0], [0], 1).update(torch.zeros(1, HEADS, 1, SIZE), torch.zeros(1, HEADS, 1, SIZE), 1)
-    assert cache.megabytes() == 2 * (2 * HEADS * BLOCK * SIZE * 4) / 1e6
+    one_layer = 2 * (2 * HEADS * BLOCK * SIZE * 4) / 1e6
+    keys = torch.zeros(1, HEADS, 1, SIZE)
+    cache.window([0], [0], 1).update(keys, keys, 1)
+    assert cache.megabytes() == pytest.approx(LAYERS * one_layer)  # those of equal shapes, of which it is the first
+    wider = torch.zeros(1, HEADS, 1, 2 * SIZE)
+    cache.window([0], [0], 1).update(wider, wider, 2)
+    assert cache.megabytes() == pytest.approx((LAYERS + 2) * one_layer)
 
 
 # From here on with a model: per-layer rollback.

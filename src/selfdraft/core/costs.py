@@ -40,6 +40,10 @@ class CostCurve:
         (x0, x1), (y0, y1) = self.sizes[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
         return max(y0 + (y1 - y0) * (size - x0) / (x1 - x0), 0.0)
 
+    def up_to(self, size: int) -> list[float]:
+        """Return the seconds of forwards of 1, 2, … `size` tokens."""
+        return [self(tokens) for tokens in range(1, size + 1)]
+
     def shared_by(self, rows: int) -> CostCurve:
         """Return the cost per row of a batched forward of `rows` rows, by the tokens of each row.
 

@@ -124,6 +124,7 @@ class Pool(PathDrafter):
             self.source = PathSource(target, policy, measured, guesses=self.best, longest=config.sparse_length)
         self.shared = self._empty()
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
+        self._seconds: dict[int, list[float]] = {}  # of forwards of 1, 2, … tokens, by the rows decoded together
 
     def start(self, context: Context) -> None:
         """Begin with an empty state or, if `warm`, with the state that earlier requests left."""
@@ -168,12 +169,16 @@ class Pool(PathDrafter):
     def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
         """Return a tree of up to `max_nodes`, and how many of its nodes pay."""
         growing = _Growing(self.config, self.states[context], context.tokens, answer)
-        growth = grow(
-            growing.expand, nodes=self.config.max_nodes, depth=context.room, least=self.config.min_probability
-        )
-        size = len(growth.tokens)
-        if self.curve is not None:
-            size = best_size(growth.probabilities, self.curve.shared_by(context.rows))
+        curve = None if self.curve is None else self.curve.shared_by(context.rows)
+        nodes, least = self.config.max_nodes, self.config.min_probability
+        # A source that is asked looks at what the others name for nodes that are not worth drafting, too.
+        seconds = None
+        if curve is not None and self.source is None:
+            if context.rows not in self._seconds:
+                self._seconds[context.rows] = curve.up_to(nodes + 1)
+            seconds = self._seconds[context.rows]
+        growth = grow(growing.expand, nodes=nodes, depth=context.room, least=least, seconds=seconds)
+        size = len(growth.tokens) if curve is None else best_size(growth.probabilities, curve)
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
@@ -244,11 +249,17 @@ class _Growing:
         return exclusive([(token, chance(kinds[token], prior)) for token, prior in priors.items()])
 
     def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
-        """Yield, for each node that `tokens` lead through, the kind of every token named there and the true token."""
+        """Yield, for each node that `tokens` lead through, the kind of every token named there and the true token.
+
+        They may lead to nodes that were named but never added to the tree, which are added for this.
+        """
         node = ROOT
         for token in tokens:
             yield self.kinds[node + 1], token
             following = self.children.get((node, token))
+            if following is None and token in self.kinds[node + 1]:
+                following = len(self.sources)
+                self.expand(following, node, token)
             if following is None:
                 return
             node = following

@@ -52,15 +52,15 @@ class Suffix(Drafter):
         """Return the tree grown best-first from the text's match; empty if nothing matches or nothing pays."""
         text = self.texts[context]
         text.read_on(context.tokens)
+        curve = None if self.curve is None else self.curve.shared_by(context.rows)
         growth = grow(
             partial(self._expand, text.automaton, [text.match()]),
             nodes=self.config.max_nodes,
             depth=context.room,
             least=self.config.min_probability,
+            seconds=None if curve is None else curve.up_to(self.config.max_nodes + 1),
         )
-        size = len(growth.tokens)
-        if self.curve is not None:
-            size = best_size(growth.probabilities, self.curve.shared_by(context.rows))
+        size = len(growth.tokens) if curve is None else best_size(growth.probabilities, curve)
         return Draft(growth.tree(size), source="suffix")
 
     def _expand(

@@ -18,8 +18,9 @@ BLOCK = 256  # slots by which the cache grows: few reallocations, little waste
 class KVCache:
     """Keys and values of every layer, for R rows of S slots each.
 
-    Layers are allocated when they are first written, in the shape that the layer itself produces: no family's head
-    sizes need to be known here.
+    Layers are allocated when one of them is first written, in the shape that it produces: no family's head sizes need
+    to be known here. Layers of equal shapes, which are usually all, lie in one tensor. So what is done to the slots of
+    all layers is one operation, not two for each layer.
 
     Attributes:
         lengths: committed tokens of every row.
@@ -32,8 +33,10 @@ class KVCache:
         self.lengths = [0] * rows
         self.prefilled_at = [0] * rows
         self.finals: list[Tensor | None] = [None] * rows
-        self._keys: list[Tensor | None] = [None] * layers
+        self._shared: Tensor | None = None  # (2, L, R, H, S, D): keys, then values
+        self._keys: list[Tensor | None] = [None] * layers  # (R, H, S, D) each: a view of `_shared`, or a tensor apart
         self._values: list[Tensor | None] = [None] * layers
+        self._apart: set[int] = set()  # layers whose shapes, dtype or device are others
 
     @torch.inference_mode()
     def reserve(self, slots: int) -> None:
@@ -41,13 +44,17 @@ class KVCache:
         slots = _in_blocks(slots)
         if slots <= self.slots:
             return
-        for tensors in (self._keys, self._values):
+        shared = None if self._shared is None else self._grown(self._shared, slots)
+        for side, tensors in enumerate((self._keys, self._values)):
             for i, old in enumerate(tensors):
                 if old is not None:
-                    new = old.new_zeros(*old.shape[:2], slots, old.shape[3])
-                    new[:, :, : self.slots] = old
-                    tensors[i] = new
-        self.slots = slots
+                    tensors[i] = self._grown(old, slots) if shared is None or i in self._apart else shared[side, i]
+        self._shared, self.slots = shared, slots
+
+    def _grown(self, old: Tensor, slots: int) -> Tensor:
+        new = old.new_zeros(*old.shape[:-2], slots, old.shape[-1])
+        new[..., : self.slots, :] = old
+        return new
 
     def window(self, rows: Sequence[int], starts: Sequence[int], width: int, *, key_block: int = 1) -> CacheWindow:
         """Return one forward's view of the cache: writes `width` tokens of ``rows[i]`` from slot ``starts[i]`` on.
@@ -69,15 +76,12 @@ class KVCache:
         """
         length = self.lengths[row]
         kept = len(nodes)
-        if kept and nodes[-1] != kept - 1:  # not a prefix of the block: gather the nodes' slots, layer by layer
+        if kept and nodes[-1] != kept - 1:  # not a prefix of the block: gather the nodes' slots
             source = torch.tensor(nodes) + (length + 1)
-            for tensors in (self._keys, self._values):
-                for tensor in tensors:
-                    if tensor is not None:
-                        # The right-hand side is a copy, so overlapping source and destination slots are safe.
-                        tensor[row, :, length + 1 : length + 1 + kept] = tensor[row].index_select(
-                            1, source.to(tensor.device)
-                        )
+            for tensor in self._tensors():
+                of_row = tensor[..., row, :, :, :]
+                # The right-hand side is a copy, so overlapping source and destination slots are safe.
+                of_row[..., length + 1 : length + 1 + kept, :] = of_row[..., source.to(tensor.device), :]
         self.lengths[row] = length + 1 + kept
 
     def extend(self, row: int, count: int) -> None:
@@ -90,9 +94,8 @@ class KVCache:
         length = self.lengths[destination] = self.lengths[source]
         self.finals[destination] = self.finals[source]
         self.prefilled_at[destination] = self.prefilled_at[source]
-        for tensor in (*self._keys, *self._values):
-            if tensor is not None:
-                tensor[destination, :, :length] = tensor[source, :, :length]
+        for tensor in self._tensors():
+            tensor[..., destination, :, :length, :] = tensor[..., source, :, :length, :]
 
     @torch.inference_mode()
     def gather(self, row: int, source: KVCache, positions: Tensor) -> None:
@@ -115,13 +118,28 @@ class KVCache:
 
     def megabytes(self) -> float:
         """Memory held, in MB (10^6 bytes)."""
-        return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None) / 1e6
+        return sum(tensor.nbytes for tensor in self._tensors()) / 1e6
+
+    def _tensors(self) -> list[Tensor]:
+        """Return the memory of all layers: tensors of the shape (…, R, H, S, D) that do not overlap."""
+        apart = [tensors[i] for tensors in (self._keys, self._values) for i in self._apart]
+        return [tensor for tensor in (self._shared, *apart) if tensor is not None]
 
     def _layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a layer's memory, (R, H, S, D) each; its first keys and values decide the shape."""
         if self._keys[index] is None:
-            shape = (self.rows, keys.shape[1], self.slots)
-            self._keys[index] = keys.new_zeros(*shape, keys.shape[3])
-            self._values[index] = values.new_zeros(*shape, values.shape[3])
+            shapes = [(self.rows, new.shape[1], self.slots, new.shape[3]) for new in (keys, values)]
+            if self._shared is None and shapes[0] == shapes[1]:
+                self._shared = keys.new_zeros(2, len(self._keys), *shapes[0])
+            shared = self._shared
+            if shared is not None and all(
+                (shape, new.dtype, new.device) == (shared.shape[2:], shared.dtype, shared.device)
+                for shape, new in zip(shapes, (keys, values), strict=True)
+            ):
+                self._keys[index], self._values[index] = shared[:, index]
+            else:
+                self._keys[index], self._values[index] = keys.new_zeros(shapes[0]), values.new_zeros(shapes[1])
+                self._apart.add(index)
         return self._keys[index], self._values[index]  # type: ignore[return-value]  # both are allocated above
 
 
@@ -186,7 +204,12 @@ class CacheWindow:
 
     def store(self, layers: Sequence[int], new: Tensor) -> None:
         """Write the new keys and values of several layers, (2 * layers, B, H, N, D), keys first."""
-        count = len(layers)
+        count, shared = len(layers), self._cache._shared
+        if shared is not None and not self._cache._apart and list(layers) == list(range(layers[0], layers[0] + count)):
+            both = new.view(2, count, *new.shape[1:])
+            for at, (row, start) in enumerate(zip(self._rows, self._starts, strict=True)):
+                shared[:, layers[0] : layers[0] + count, row, :, start : start + self._width] = both[:, :, at]
+            return
         for at, layer in enumerate(layers):
             self.update(new[at], new[count + at], layer)
 
