@@ -138,6 +138,7 @@ class StubTarget:
         self.vocab_size, self.max_positions, self.pad_id = vocab_size, max_positions, pad_id
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.forwards = 0
+        self.compiled = {}
         self.costs = CostCurve((1, 64), (1.0, 2.0))  # seconds: any curve will do
         self.chains_only = False
         self.cache = StubCache(1)

@@ -30,6 +30,7 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.models.memory import PeakMemory
 from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.threads import single_threaded
 
 NOISE_AHEAD = 256  # numbers drawn beyond the last one needed, so that a long answer needs few calls of the generator
 
@@ -190,10 +191,11 @@ class Decoder:
                 keep=states if any(d.wants_states for d in drafts) else None,
                 through=next((d.through for d in drafts if d.through is not None), None),
             )
-            verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
-            if count := self.drafter.best:
-                verdicts = [replace(v, best=best_tokens(x, count)) for v, x in zip(verdicts, logits, strict=True)]
-            decided = _to_host(verdicts)
+            with single_threaded(self.target.compiled):
+                verdicts = [self._verify(a, d, x) for a, d, x in zip(active, drafts, logits, strict=True)]
+                if count := self.drafter.best:
+                    verdicts = [replace(v, best=best_tokens(x, count)) for v, x in zip(verdicts, logits, strict=True)]
+                decided = _to_host(verdicts)
         for a, draft, x, verdict, kept, (after, right, best) in zip(
             active, drafts, logits, verdicts, states, decided, strict=True
         ):
@@ -260,7 +262,8 @@ class Decoder:
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
-                self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # may grow it
+                if not self.target.compiled:  # whose forwards take longer the more slots there are
+                    self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # may grow it
                 self.target.prefill(row, prompt[:-1])
                 if self.target.device.type == "cuda":  # so that the first step is not charged for it
                     torch.cuda.synchronize(self.target.device)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 256  # slots by which the cache grows: few reallocations, little waste
+BLOCK = 128  # slots by which the cache grows: few reallocations, little waste
 
 
 class KVCache:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from selfdraft.models.attention import additive
@@ -41,9 +42,9 @@ def two_part(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention over keys in two pieces, those of the cache and those of the new tokens, which are never joined.
+    """Attention over keys in two pieces: those of the cache, and those of the new tokens, which are not in it yet.
 
-    Joining them would copy the whole cache in every layer of every forward.
+    Query heads that share keys are folded into the query length, so that keys are not repeated for each of them.
 
     Args:
         query: (B, H, N, D). key, value: pairs of (B, G, S, D) and (B, G, N, D).
@@ -52,15 +53,16 @@ def two_part(
     Returns:
         (B, N, H, D) and no weights, as transformers' attention functions do.
     """
-    (old_keys, new_keys), (old_values, new_values) = key, value
     batch, heads, width, size = query.shape
-    folded = (query * scaling).reshape(batch, new_keys.shape[1], -1, size)
-    scores = torch.cat([folded @ old_keys.transpose(2, 3), folded @ new_keys.transpose(2, 3)], dim=-1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    weights = (scores + attention_mask).softmax(-1)
-    slots = old_keys.shape[2]
-    out = weights[..., :slots] @ old_values + weights[..., slots:] @ new_values
+    # Joining the pieces copies a layer's part of the cache, but then one operation of OpenVINO's does all the rest.
+    # With products for each piece a forward takes longer, above all one of other sizes than the forward before.
+    keys, values = torch.cat(key, dim=2), torch.cat(value, dim=2)
+    folded = (query * scaling).reshape(batch, keys.shape[1], -1, size)
+    if softcap is None:
+        out = scaled_dot_product_attention(folded, keys, values, attn_mask=attention_mask, scale=1.0)
+    else:  # which that operation does not have
+        scores = torch.tanh(folded @ keys.transpose(2, 3) / softcap) * softcap
+        out = (scores + attention_mask).softmax(-1) @ values
     return out.reshape(batch, heads, width, -1).transpose(1, 2), None
 
 
@@ -100,13 +102,13 @@ class _Layers(nn.Module):
         return hidden
 
     def forward(self, hidden: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output, and the new keys and values of all layers that have any, (2 n, B, G, N, D)."""
+        """Return the output, and the new keys, then values of all n layers that have any, (2 n * B, G, N, D)."""
         by_kind, held = given[: 3 * len(self.kinds)], given[3 * len(self.kinds) :]
         count = len(self.indices)
         cache = _TwoParts(dict(zip(self.indices, zip(held[:count], held[count:], strict=True), strict=True)))
         hidden = self.run(hidden, by_kind, cache)
         new = [cache.new[i] for i in self.indices]
-        return hidden, torch.stack([pair[0] for pair in new] + [pair[1] for pair in new])
+        return hidden, torch.cat([pair[0] for pair in new] + [pair[1] for pair in new])
 
 
 class CompiledLayers:
@@ -196,7 +198,7 @@ class CompiledLayers:
         self._request.start_async()
         self._request.wait()
         out, new = (torch.from_numpy(self._request.get_output_tensor(at).data) for at in (0, 1))
-        view.store(self._layers.indices, new)
+        view.store(self._layers.indices, new.view(-1, rows, *new.shape[1:]))
         return out.clone()  # the request's own memory is overwritten by the next forward
 
     def _mask(self, visible: Tensor | None, view: CacheWindow, rows: int, width: int) -> Tensor:

@@ -23,6 +23,7 @@ from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
+from selfdraft.models.threads import single_threaded
 from selfdraft.models.weights import SAME
 
 
@@ -84,9 +85,10 @@ class Driver:
         """Return (n + 1, V) logits per row, from (B, N, C) final hidden states."""
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
-        logits = (path.head or self.compiled_head or self.head)(real)
-        if self.anatomy.softcap is not None:
-            logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
+        with single_threaded(path.head is None and self.compiled_head is not None):
+            logits = (path.head or self.compiled_head or self.head)(real)
+            if self.anatomy.softcap is not None:
+                logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
         logits = spread_out(logits, path.vocabulary, self.vocab_size)
         return list(logits.split([1 + len(tree) for tree in trees]))
 

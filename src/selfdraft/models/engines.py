@@ -119,7 +119,7 @@ def settled(target: TargetProtocol, path: Path, *, reuse: bool = False) -> Path:
         reuse: whether verification goes on from the states after the path's leading layers. These then are a part of
             their own, and so are the layers after them, the path's and the model's.
     """
-    if not getattr(target, "compiled", None) or type(path) is not Path:
+    if not target.compiled or type(path) is not Path:
         return path
     driver = layered(target)
     full, stock = driver.full, driver.anatomy.layers

@@ -19,6 +19,7 @@ from selfdraft.models.attention import additive, visible_slots
 from selfdraft.models.block import Block
 from selfdraft.models.cache import CacheWindow
 from selfdraft.models.rotary import Rotary, Rotation
+from selfdraft.models.threads import single_threaded
 
 Trees = Sequence[TokenTree]
 States = list[Tensor] | None
@@ -118,38 +119,39 @@ class Path:
             since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
         """
-        anatomy, (_, width) = runner.anatomy, block.tokens.shape
-        starts = [start + since for start in block.starts]
-        view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
-        positions = torch.tensor(block.first_positions)[:, None] + block.depths[:, since:]
-        lengths = None
-        if runner.rotary.rules:
-            prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
-            lengths = torch.maximum(positions + 1, prefilled_at[:, None])
-        positions = positions.to(runner.device)
-        if hidden is None:
-            hidden = anatomy.embed(block.tokens[:, since:].to(runner.device))
-        visible, rotations = {}, {}
-        for kind in set(self.types):
-            window = anatomy.window if kind == SLIDING else None
-            seen = visible_slots(
-                block.starts,
-                block.depths,
-                block.sees,
-                view.span,
-                window,
-                runner.device,
-                first_positions=block.first_positions,
-                held=block.held,
-            )
-            visible[kind] = None if seen is None else seen[:, since:]
-            rotations[kind] = runner.rotary(hidden, positions, kind, lengths)
         compiled = None if states is not None else runner.compiled.get(tuple(map(id, self.layers)))
-        if compiled is not None:
-            hidden = compiled(hidden, rotations, visible, view)
-        else:
-            hidden = self._one_by_one(runner, hidden, positions, rotations, visible, view, states)
-        return (self.norm or runner.norm)(hidden) if normed else hidden
+        with single_threaded(compiled):
+            anatomy, (_, width) = runner.anatomy, block.tokens.shape
+            starts = [start + since for start in block.starts]
+            view = block.cache.window(block.rows, starts, width - since, key_block=block.key_block)
+            positions = torch.tensor(block.first_positions)[:, None] + block.depths[:, since:]
+            lengths = None
+            if runner.rotary.rules:
+                prefilled_at = torch.tensor([block.cache.prefilled_at[row] for row in block.rows])
+                lengths = torch.maximum(positions + 1, prefilled_at[:, None])
+            positions = positions.to(runner.device)
+            if hidden is None:
+                hidden = anatomy.embed(block.tokens[:, since:].to(runner.device))
+            visible, rotations = {}, {}
+            for kind in set(self.types):
+                window = anatomy.window if kind == SLIDING else None
+                seen = visible_slots(
+                    block.starts,
+                    block.depths,
+                    block.sees,
+                    view.span,
+                    window,
+                    runner.device,
+                    first_positions=block.first_positions,
+                    held=block.held,
+                )
+                visible[kind] = None if seen is None else seen[:, since:]
+                rotations[kind] = runner.rotary(hidden, positions, kind, lengths)
+            if compiled is not None:
+                hidden = compiled(hidden, rotations, visible, view)
+            else:
+                hidden = self._one_by_one(runner, hidden, positions, rotations, visible, view, states)
+            return (self.norm or runner.norm)(hidden) if normed else hidden
 
     def _one_by_one(
         self,

@@ -19,6 +19,7 @@ from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path, Reuse
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
+from selfdraft.models.threads import single_threaded
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PART_SIZES = (1, 2, 4, 8, 16)
@@ -165,9 +166,10 @@ def _forward(target: Target, path: Path, rows: int, size: int) -> Callable[[], o
     tokens = torch.randint(target.vocab_size, (size,), generator=torch.Generator().manual_seed(size)).tolist()
     trees = [TokenTree.chain(tokens[1:])] * rows
 
-    def job() -> object:  # ends with the argmax on the host, as in decoding
+    def job() -> object:  # ends with the best tokens on the host, as in decoding
         logits = target.draft_forward(path, range(rows), 0, tokens[:1] * rows, trees)
-        return torch.cat([row.argmax(-1) for row in logits]).cpu()
+        with single_threaded(target.compiled):
+            return torch.cat([row.max(-1).indices for row in logits]).cpu()
 
     return job
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.path import Path, Reuse
+from selfdraft.models.path import Graph, Path, Reuse
 
 
 class TargetProtocol(Protocol):
@@ -24,6 +24,7 @@ class TargetProtocol(Protocol):
         vocab_size, max_positions, pad_id: of the model.
         chains_only: whether forwards take chains only, no trees with branches.
         forwards: full forwards after prefill; tests compare the counts in records with it.
+        compiled: graphs that run its layers, by the layers' identities (see `CompiledLayers`); none: they run eagerly.
     """
 
     full: Path
@@ -35,6 +36,7 @@ class TargetProtocol(Protocol):
     pad_id: int
     chains_only: bool
     forwards: int
+    compiled: dict[tuple[int, ...], Graph]
 
     def allocate(self, rows: int, slots: int) -> None:
         """Empty the cache, with room for `rows` requests of at least `slots` tokens each."""
