@@ -141,7 +141,7 @@ def by_token(chances: dict[int, list[float]], node: int, parent: int, token: int
 @pytest.mark.parametrize("slope", [0.01, 0.05, 0.3])
 def test_growth_that_ends_where_nothing_pays_has_the_same_best_size(slope: float) -> None:
     """With costs that rise with every token, and with costs that rise in steps, as those of padded forwards do."""
-    rng, whole, begun = np.random.default_rng(0), 0, 0
+    rng, whole, ended = np.random.default_rng(0), 0, 0
     for step in (1, 8):
         seconds = [1 + slope * step * (tokens // step) for tokens in range(1, 34)]
         for _ in range(50):
@@ -150,5 +150,5 @@ def test_growth_that_ends_where_nothing_pays_has_the_same_best_size(slope: float
             sizes = [best_size(each.probabilities, CostCurve(tuple(range(1, 34)), tuple(seconds))) for each in grown]
             assert sizes[0] == sizes[1]
             assert grown[1].probabilities == grown[0].probabilities[: len(grown[1].tokens)]
-            whole, begun = whole + len(grown[0].tokens), begun + len(grown[1].tokens)
-    assert begun < (0.95 if slope < 0.05 else 0.6) * whole
+            whole, ended = whole + len(grown[0].tokens), ended + len(grown[1].tokens)
+    assert ended < (0.95 if slope < 0.05 else 0.6) * whole

@@ -113,8 +113,7 @@ def work(rank: int, folder: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The runs of both processes, and that of a single process."""
     folder = tmp_path_factory.mktemp("group")
-    # Forked, as importing everything anew in either takes longer than what they do.
-    torch.multiprocessing.start_processes(work, args=(str(folder),), nprocs=RANKS, start_method="fork")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
     both = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     single = json.loads(json.dumps(answers(*target())))
     return [*both, single]

@@ -72,8 +72,8 @@ def grow(
     """Return a tree of up to `nodes` nodes, none deeper than `depth` or less probable than `least`.
 
     Args:
-        seconds: of a forward of 1, 2, … tokens, up to nodes + 1. With it, growth ends where no further node can raise
-            the expected tokens per second. So `best_size` is the same, and fewer nodes are expanded.
+        seconds: what a forward of 1, 2, … tokens takes, up to nodes + 1. If given, growth ends where no further node
+            can raise the expected tokens per second: `best_size` stays the same, and fewer nodes are expanded.
     """
     growth, worth = Growth(), None if seconds is None else _Worth(seconds)
     # Nodes that could be added, each as (-branch probability, number of the offer, parent, depth, token). Among equally
@@ -99,6 +99,20 @@ def grow(
         growth.probabilities.append(-minus)
         offer(len(growth.tokens) - 1, parent, token, at, -minus)
     return growth
+
+
+def grow_to_pay(
+    expand: Expand, *, nodes: int, depth: int, least: float, costs: CostCurve | None, whole: bool = False
+) -> tuple[Growth, int]:
+    """Return a tree as `grow` does, and how many of its first nodes to draft.
+
+    Args:
+        costs: of forwards, in seconds; the size is then that of `best_size`. None: tokens are free, so all are drafted.
+        whole: whether the tree is also grown past the nodes that can pay.
+    """
+    seconds = None if costs is None or whole else costs.up_to(nodes + 1)
+    growth = grow(expand, nodes=nodes, depth=depth, least=least, seconds=seconds)
+    return growth, len(growth.tokens) if costs is None else best_size(growth.probabilities, costs)
 
 
 class _Worth:

@@ -262,8 +262,9 @@ class Decoder:
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
                 self.target.cache.clear(row)
-                if not self.target.compiled:  # whose forwards take longer the more slots there are
-                    self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))  # may grow it
+                # A compiled forward computes over every slot, used or not, so there the cache grows with the text.
+                if not self.target.compiled:
+                    self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))
                 self.target.prefill(row, prompt[:-1])
                 if self.target.device.type == "cuda":  # so that the first step is not charged for it
                     torch.cuda.synchronize(self.target.device)

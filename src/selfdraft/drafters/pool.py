@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.estimates import Estimates
-from selfdraft.core.growth import Growth, best_size, grow
+from selfdraft.core.growth import Growth, grow_to_pay
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.predictions import PredictionTable, weighted
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
@@ -124,7 +124,6 @@ class Pool(PathDrafter):
             self.source = PathSource(target, policy, measured, guesses=self.best, longest=config.sparse_length)
         self.shared = self._empty()
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
-        self._seconds: dict[int, list[float]] = {}  # of forwards of 1, 2, … tokens, by the rows decoded together
 
     def start(self, context: Context) -> None:
         """Begin with an empty state or, if `warm`, with the state that earlier requests left."""
@@ -169,16 +168,14 @@ class Pool(PathDrafter):
     def _grown(self, context: Context, answer: Answer | None) -> tuple[_Growing, Growth, int]:
         """Return a tree of up to `max_nodes`, and how many of its nodes pay."""
         growing = _Growing(self.config, self.states[context], context.tokens, answer)
-        curve = None if self.curve is None else self.curve.shared_by(context.rows)
-        nodes, least = self.config.max_nodes, self.config.min_probability
-        # A source that is asked looks at what the others name for nodes that are not worth drafting, too.
-        seconds = None
-        if curve is not None and self.source is None:
-            if context.rows not in self._seconds:
-                self._seconds[context.rows] = curve.up_to(nodes + 1)
-            seconds = self._seconds[context.rows]
-        growth = grow(growing.expand, nodes=nodes, depth=context.room, least=least, seconds=seconds)
-        size = len(growth.tokens) if curve is None else best_size(growth.probabilities, curve)
+        growth, size = grow_to_pay(
+            growing.expand,
+            nodes=self.config.max_nodes,
+            depth=context.room,
+            least=self.config.min_probability,
+            costs=None if self.curve is None else self.curve.shared_by(context.rows),
+            whole=self.source is not None,  # what is not drafted helps to decide whether to ask the path
+        )
         return growing, growth, size
 
     def _asked(self, context: Context, growth: Growth, size: int) -> Answer | None:
@@ -251,7 +248,7 @@ class _Growing:
     def along(self, tokens: Sequence[int]) -> Iterator[tuple[dict[int, Kind], int]]:
         """Yield, for each node that `tokens` lead through, the kind of every token named there and the true token.
 
-        They may lead to nodes that were named but never added to the tree, which are added for this.
+        A token on the way may have been named without becoming a node, because it did not pay; it becomes one here.
         """
         node = ROOT
         for token in tokens:

@@ -11,7 +11,7 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from selfdraft.core.costs import Costs
-from selfdraft.core.growth import best_size, grow
+from selfdraft.core.growth import grow_to_pay
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig
@@ -52,15 +52,13 @@ class Suffix(Drafter):
         """Return the tree grown best-first from the text's match; empty if nothing matches or nothing pays."""
         text = self.texts[context]
         text.read_on(context.tokens)
-        curve = None if self.curve is None else self.curve.shared_by(context.rows)
-        growth = grow(
+        growth, size = grow_to_pay(
             partial(self._expand, text.automaton, [text.match()]),
             nodes=self.config.max_nodes,
             depth=context.room,
             least=self.config.min_probability,
-            seconds=None if curve is None else curve.up_to(self.config.max_nodes + 1),
+            costs=None if self.curve is None else self.curve.shared_by(context.rows),
         )
-        size = len(growth.tokens) if curve is None else best_size(growth.probabilities, curve)
         return Draft(growth.tree(size), source="suffix")
 
     def _expand(

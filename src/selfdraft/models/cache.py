@@ -18,9 +18,9 @@ BLOCK = 128  # slots by which the cache grows: few reallocations, little waste
 class KVCache:
     """Keys and values of every layer, for R rows of S slots each.
 
-    Layers are allocated when one of them is first written, in the shape that it produces: no family's head sizes need
-    to be known here. Layers of equal shapes, which are usually all, lie in one tensor. So what is done to the slots of
-    all layers is one operation, not two for each layer.
+    Memory is allocated when a layer is first written, in the shape that the layer produces, so no family's head sizes
+    need to be known here. It is one tensor for all layers, so moving tokens is one operation, not two for each layer.
+    A layer that turns out to have another shape gets tensors of its own; its place in the common one stays unused.
 
     Attributes:
         lengths: committed tokens of every row.

@@ -54,8 +54,8 @@ def two_part(
         (B, N, H, D) and no weights, as transformers' attention functions do.
     """
     batch, heads, width, size = query.shape
-    # Joining the pieces copies a layer's part of the cache, but then one operation of OpenVINO's does all the rest.
-    # With products for each piece a forward takes longer, above all one of other sizes than the forward before.
+    # Joining the pieces copies this layer's keys and values, but it needs fewer operations than working on each piece.
+    # OpenVINO prepares every operation anew when a forward has another number of tokens than the one before.
     keys, values = torch.cat(key, dim=2), torch.cat(value, dim=2)
     folded = (query * scaling).reshape(batch, keys.shape[1], -1, size)
     if softcap is None:

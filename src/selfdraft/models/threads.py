@@ -1,7 +1,7 @@
-"""How many threads torch's own operations use while the layers are compiled.
+"""Keep torch to one thread while OpenVINO runs the layers.
 
-OpenVINO has threads of its own. After an operation that torch shared out, torch's threads go on asking for work for
-some milliseconds, on the very cores that the next graph needs. Beside a graph, torch is therefore faster with one.
+OpenVINO has threads of its own. When torch has divided an operation among several threads, these keep waiting actively
+for some milliseconds afterwards. They then occupy the cores on which OpenVINO runs the next forward, and slow it down.
 """
 
 from __future__ import annotations
