@@ -7,22 +7,30 @@ import itertools
 import sys
 import weakref
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from lossless import LOSSLESS
-from made import made
+from made import SECONDS, SIZES, made
+from random_adapters import ADAPTED
 from random_trees import random_tree
+from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
+from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.guard import Guard
+from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models import engines
 from selfdraft.models import target as target_module
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.engines import compile_layers, use_engine
+from selfdraft.models.profiling import costs_on
+from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, subject
@@ -157,6 +165,80 @@ def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("layer_skip by a vocabulary", [True, False, True]),  # a graph of all its layers, of which none is the model's
+        ("layer_skip with the feature", [False, True, True]),  # of those before the feature and of those after it
+        ("early_exit with the feature", [False, True, True]),
+    ],
+)
+def test_a_trained_path_is_compiled_too(case: str, parts: list[bool], tmp_path: Path) -> None:
+    """Its drafts are those of the eager path, token by token; the graphs have the place of its layers."""
+    it = subject("llama", seed=2, mild=True)
+    targets, prompts = (Target(it.model), compiled_target("llama")), range(3)
+    config, drafted = ADAPTED[case].written(targets[0], tmp_path), []
+    for target in targets:
+        drafter = made(target, config)
+        done = Decoder(target, drafter, Stopping(frozenset(), LENGTH), batch_size=2).answer(
+            [Request(PROMPTS[i], seed=i) for i in prompts]
+        )
+        assert [g.output for g in done] == it.expected[: len(prompts)]
+        drafted.append([g.steps for g in done])
+    assert drafted[1] == drafted[0]
+    path = drafter.policy.typical
+    graphs = path.graphs(target)
+    assert [graph is not None for graph in graphs] == parts
+    if config.reuse:  # then verification runs the model's later layers apart
+        graphs = *graphs, target.full.part(path.leading, len(target.full.layers)).graphs(target)[0]
+        assert graphs[-1] is not None
+    assert all(graph._bound for graph in graphs if graph is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [True, False])
+def test_the_path_is_compiled_with_which_a_search_over_prompts_has_ended(
+    warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next prompt, once and outside every clock; from then on its own costs decide."""
+    it, target = subject("llama", seed=2, mild=True), compiled_target("llama")
+    before, told, asked = set(target.compiled), [], []
+    monkeypatch.setattr(target, "tell", lambda line: told.append((line, ticks[0])))
+
+    def measure(path) -> CostCurve:
+        asked.append(path and path.graphs(target)[0])
+        return CostCurve(SIZES, SECONDS if path is None else tuple(second / 4 for second in SECONDS))
+
+    options = {"context_window": 3, "max_candidates": 2, "draft_length": 4, "length": "gain", "siblings": False}
+    costs = Costs(measure, lambda path: (path.shape, path.graphs(target)))
+    drafter = drafter_for(target, configured("swift", warm=warm, **options), costs)
+    decoder = Decoder(target, Guard(drafter), Stopping(frozenset(), LENGTH))
+    ticks = [0]
+    for prompt, expected in zip(PROMPTS, it.expected, strict=True):
+        assert decoder.decode(prompt).output == expected
+        ticks[0] += 1
+    new = [target.compiled[key] for key in target.compiled if key not in before]
+    assert [at for _, at in told] == ([1] if warm else [])
+    assert len(new) == warm and all(graph._bound for graph in new)
+    assert [graph for graph in asked if graph in new] == new
+    assert not warm or told[0][0] == "SWIFT's search has ended: compiling 4 layers that draft"
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_the_engine_that_runs_a_path() -> None:
+    """Of paths of one shape, one may be compiled; and one whose states are reused is compiled in two parts."""
+    target = compiled_target("llama")
+    costs = costs_on(target, CostCurve(SIZES, SECONDS))
+    config = {"skip_attention": [2], "skip_mlp": [2], "siblings": False}
+    eager = costs.of(sparse_path(target, SkipSet.of(4, [2], [2])))
+    drafter = drafter_for(target, configured("layer_skip", reuse=True, bonus="auto", **config), costs)
+    path = drafter.policy.typical
+    assert path.skip == SkipSet.of(4, [2], [2]) and drafter._path is not eager
+    whole, *halves = path.graphs(target)
+    assert whole is None and all(half._bound for half in halves)
+
+
+@pytest.mark.slow
 def test_a_graph_keeps_the_layers_by_whose_identities_it_is_found() -> None:
     """Otherwise another path's layers might be given the identities of those that are gone, and run as its graph."""
     target = Target(tiny_model())
@@ -170,7 +252,7 @@ def test_a_graph_keeps_the_layers_by_whose_identities_it_is_found() -> None:
     assert all(key == tuple(map(id, graph.of)) for key, graph in target.compiled.items())
 
 
-def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     target, told = Target(tiny_model()), []
     compile_layers(target)
     target.tell = told.append
@@ -178,3 +260,6 @@ def test_a_path_that_cannot_be_compiled_stays_eager(monkeypatch: pytest.MonkeyPa
     assert made(target, LOSSLESS["layer_skip"][0]).policy.typical.layers
     assert len(target.compiled) == 1
     assert "they run one by one" in told[-1]
+    path = made(target, ADAPTED["layer_skip"].written(target, tmp_path)).policy.typical
+    assert all(list(layer.parameters()) for layer in path.layers)  # no place is left to a graph that there is not
+    assert len(target.compiled) == 1 and len(told) == 4  # the reason once for each

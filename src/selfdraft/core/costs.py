@@ -57,7 +57,7 @@ class CostCurve:
 
 
 class Shaped(Protocol):
-    """A part of the model; parts of equal shapes cost the same."""
+    """A part of the model; parts of equal shapes cost the same if they are run in the same way."""
 
     @property
     def shape(self) -> Hashable:
@@ -69,12 +69,21 @@ class Costs:
     """What forwards cost on this machine: made once with the bench, and handed to drafters and the guard.
 
     A curve is measured when it is first asked for. Measuring overwrites the target's cache, so drafters ask while they
-    are made, never in the middle of a request.
+    are made or while no request is decoded (`Drafter.settle`), never in the middle of a request.
     """
 
-    def __init__(self, measure: Callable[[Shaped | None], CostCurve]) -> None:
-        """Take the function that measures forwards of a part of the model, or of the full model for None."""
-        self._measure = measure
+    def __init__(
+        self,
+        measure: Callable[[Shaped | None], CostCurve],
+        alike: Callable[[Shaped], Hashable] = lambda path: path.shape,
+    ) -> None:
+        """Take what measures.
+
+        Args:
+            measure: measures forwards of a part of the model, or of the full model for None.
+            alike: equal for parts that cost the same. Where parts may be compiled, their shapes do not say this.
+        """
+        self._measure, self.alike = measure, alike
         self._full: CostCurve | None = None
         self._parts: dict[Hashable, CostCurve] = {}
 
@@ -85,7 +94,8 @@ class Costs:
         return self._full
 
     def of(self, path: Shaped) -> CostCurve:
-        """Return the cost of small blocks on a path, measured once for paths of one shape."""
-        if path.shape not in self._parts:
-            self._parts[path.shape] = self._measure(path)
-        return self._parts[path.shape]
+        """Return the cost of small blocks on a path, measured once for paths that are alike."""
+        kind = self.alike(path)
+        if kind not in self._parts:
+            self._parts[kind] = self._measure(path)
+        return self._parts[kind]

@@ -254,6 +254,8 @@ class Decoder:
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
+            if not active:  # while a request is decoded, it would have to wait
+                self.drafter.settle()
             stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
             assert isinstance(rng.bit_generator, PCG64)

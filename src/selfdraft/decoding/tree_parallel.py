@@ -208,7 +208,7 @@ def shared_costs(costs: Costs) -> Costs:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    return Costs(measure)
+    return Costs(measure, costs.alike)
 
 
 def after_chain(chain: Sequence[int], tree: TokenTree) -> TokenTree:

@@ -78,7 +78,7 @@ class Drafter(ABC):
             cache and the results of the verification only through `draft_forward` and `Step`.
         best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
             with the verdict: fetching them from the logits would make the host wait for the device again.
-        costs: what forwards cost on this machine. Ask in `__init__` only, see `Costs`.
+        costs: what forwards cost on this machine. Ask in `__init__` and `settle` only, see `Costs`.
     """
 
     Config: ClassVar[type[DrafterConfig]]
@@ -104,6 +104,12 @@ class Drafter(ABC):
 
     def explore(self, context: Context) -> None:  # noqa: B027  (optional)
         """Do work that only helps later drafts, such as a search. Called after `observe`; a guard may skip it."""
+
+    def settle(self) -> None:  # noqa: B027  (optional)
+        """Do work that takes seconds and helps all later requests, such as compiling a path that stays from now on.
+
+        Called before a request while no other one is decoded, and not timed. The target's cache may be overwritten.
+        """
 
     def diagnostics(self, context: Context) -> dict[str, list[int]]:
         """Return named histograms about the drafting of a request that has ended.
@@ -136,6 +142,14 @@ class PathDrafter(Drafter):
     def explore(self, context: Context) -> None:
         """Let the policy search."""
         self.policy.explore(context)
+
+    def settle(self) -> None:
+        """Let the policy settle; if its paths now have other costs, ask for them."""
+        if self.policy.settle():
+            self.ask_costs()
+
+    def ask_costs(self) -> None:
+        """Ask for the costs of the policy's typical path, for drafters whose decisions depend on them."""
 
     def finished(self, context: Context, draft: Draft) -> Draft:
         """Return the draft, with the hidden states asked for that the policy wants to observe."""

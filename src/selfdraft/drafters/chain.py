@@ -157,10 +157,14 @@ class Chain(PathDrafter):
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
         self._counted = np.zeros(target.vocab_size, dtype=np.int64)  # tokens seen, if warm
         self._needs_costs = config.length == "gain" or (config.reuse and config.bonus == "auto")
+        self.ask_costs()
+
+    def ask_costs(self) -> None:
+        """Ask for the costs of the full model, of the path, and of what verification runs if it reuses its states."""
         if self._needs_costs:
-            layers, path = len(target.full.layers), policy.typical
-            self._full, self._path = costs.full(), costs.of(path)
-            self._late = costs.of(target.full.part(path.leading, layers))
+            full, path = self.target.full, self.policy.typical
+            self._full, self._path = self.costs.full(), self.costs.of(path)
+            self._late = self.costs.of(full.part(path.leading, len(full.layers)))
 
     def start(self, context: Context) -> None:
         """Begin with a length rule, and nothing drafted yet."""

@@ -115,6 +115,10 @@ class Guard(Drafter):
         self.inner.explore(context)
         self.balance -= self.clock() - begin
 
+    def settle(self) -> None:
+        """Let the inner drafter settle. No request waits for it, so the account does not pay."""
+        self.inner.settle()
+
     def _plain_s(self, context: Context) -> float:
         """Return the seconds that a request's step costs without a draft."""
         return self.curve.shared_by(context.rows)(1)

@@ -66,7 +66,10 @@ class PathSource:
     Attributes:
         reuses: whether the verification reuses the states that the path's leading layers compute. Such a path is only
             asked for one token after the root, because the states must be those of the block's first tokens.
+        costs: of full forwards; None if tokens count as free.
     """
+
+    costs: CostCurve | None
 
     def __init__(
         self, target: TargetProtocol, policy: PathPolicy, costs: Costs | None, *, guesses: int, longest: int = 1
@@ -79,16 +82,19 @@ class PathSource:
             guesses: number of guesses for each token asked for.
             longest: the most tokens to ask for, one after the other.
         """
-        self.target, self.policy = target, policy
+        self.target, self.policy, self.costs = target, policy, None
         self.guesses, self.prior, self.longest = guesses, policy.prior, longest
-        path = policy.typical
-        self.reuses = path.leading > 0 and longest == 1
-        self.costs: CostCurve | None = None
+        self.reuses = policy.typical.leading > 0 and longest == 1
         if costs is not None:
-            self.costs, self._own, self._spared = costs.full(), costs.of(path), 0.0
-            if self.reuses:
-                late = costs.of(target.full.part(path.leading, len(target.full.layers)))
-                self._spared = max(self.costs(1) - late(1), 0.0)
+            self.ask_costs(costs)
+
+    def ask_costs(self, costs: Costs) -> None:
+        """Ask for the costs of the full model, of the path, and of what reusing its states saves."""
+        full, path = self.target.full, self.policy.typical
+        self.costs, self._own, self._spared = costs.full(), costs.of(path), 0.0
+        if self.reuses:
+            late = costs.of(full.part(path.leading, len(full.layers)))
+            self._spared = max(self.costs(1) - late(1), 0.0)
 
     def expected_gain(self, learned: Estimates, best: float) -> float:
         """Return the probability that the path knows the next token and the other sources' best guess does not.

@@ -132,6 +132,11 @@ class Pool(PathDrafter):
         table = PredictionTable(earlier=shared.table) if warm else shared.table
         self.states[context] = State(shared.automaton, table, shared.estimates, SuffixText(shared.automaton))
 
+    def ask_costs(self) -> None:
+        """Ask for the costs of the path, if it is a source whose tokens do not count as free."""
+        if self.source is not None and self.curve is not None:
+            self.source.ask_costs(self.costs)
+
     def propose(self, context: Context) -> Draft:
         """Return the best tree of up to `max_nodes`, cut to the size that pays most."""
         state = self.states[context]

@@ -6,6 +6,7 @@ LoRA is merged into copies of its matrices, so that drafting costs no more than 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.driver import Driver
+from selfdraft.models.engines import runs_as_graphs, settled
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.parts import matrix
@@ -23,8 +25,11 @@ from selfdraft.models.sparse import sparse_path
 
 
 @torch.no_grad()
-def adapted_path(target: TargetProtocol, adapter: Adapter) -> Path:
-    """Return the path that the adapter was trained for.
+def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = False) -> Path:
+    """Return the path that the adapter was trained for; compiled where the target's layers are.
+
+    Args:
+        reuse: see `engines.settled`.
 
     Raises:
         UserError: it was trained for no path, or its weights do not fit this model.
@@ -38,22 +43,27 @@ def adapted_path(target: TargetProtocol, adapter: Adapter) -> Path:
         )
     adapter.refuse_beyond(len(stock), driver.vocab_size)
     skip = SkipSet.of(len(stock), settings.get("skip_attention", ()), settings.get("skip_mlp", ()))
-    trained = {}
+    trained: dict[int, nn.Module] = {}
     for index, layer in enumerate(stock):
         lora, own = adapter.under(f"lora.{index}."), adapter.under(f"layer.{index}.")
         if own:
-            trained[index] = driver.driven(_replaced(layer, own))
+            trained[index] = _replaced(layer, own)
         elif lora:
-            trained[index] = driver.driven(_merged(layer, lora, float(settings.get("scale", 1.0))))
+            trained[index] = _merged(layer, lora, float(settings.get("scale", 1.0)))
     norm, ids, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
-    return sparse_path(
+    path_of = partial(
+        sparse_path,
         target,
         skip,
         vocabulary=None if ids is None else ids.tolist(),
-        trained=trained,
         norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
         feature=None if feature is None else matrix(driver.fastest(_square(driver, feature))),
     )
+    if driver.compiled:
+        path = path_of(trained={index: nn.Identity() for index in trained})  # a graph has their place
+        if runs_as_graphs(driver, settled(target, path, trained=trained, reuse=reuse)):
+            return path
+    return path_of(trained={index: driver.driven(layer) for index, layer in trained.items()})
 
 
 def _square(target: Driver, weight: Tensor) -> nn.Linear:

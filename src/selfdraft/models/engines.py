@@ -6,7 +6,7 @@ Parts of a model that draft for long are compiled as well (`settled`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.models.compiled import CompiledHead, CompiledLayers
 from selfdraft.models.driver import Driver
+from selfdraft.models.feature import FeaturePath
 from selfdraft.models.graph import HOW_TO_INSTALL
 from selfdraft.models.layered import layered
 from selfdraft.models.memory import available
@@ -109,42 +110,54 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
             linear.release()  # most runs need no packed copy any more; it is made again where one does
 
 
-def settled(target: TargetProtocol, path: Path, *, reuse: bool = False) -> Path:
+def settled(
+    target: TargetProtocol,
+    path: Path,
+    *,
+    trained: Mapping[int, nn.Module] | None = None,
+    reuse: bool = False,
+    why: str = "",
+) -> Path:
     """Compile the layers of a path that a drafter will run for long, if those of the target are compiled; return it.
 
-    This is only possible for a path that consists of the model's own sublayers. Do not call it for a path that a search
-    will soon replace, because compiling takes seconds.
+    Compiling takes seconds, so this is not for paths that change with the prompt or within it: those of `clasp`,
+    `dynamic_exit`, `width_skip` and `sparse_kv`, and of `swift` while it searches. Their layers run one by one.
 
     Args:
+        trained: by index, the stock layers whose weights the path has in place of the model's.
         reuse: whether verification goes on from the states after the path's leading layers. These then are a part of
             their own, and so are the layers after them, the path's and the model's.
+        why: said first in the line that tells of it.
     """
-    if not target.compiled or type(path) is not Path:
+    if not target.compiled or type(path) not in (Path, FeaturePath):
         return path
     driver = layered(target)
-    full, stock = driver.full, driver.anatomy.layers
-    kinds = [kind for index, kind in enumerate(full.types) if index not in path.skip.whole_layers()]
-    sparse, cut = without(stock, driver.anatomy, path.skip), path.leading if reuse else 0
+    full, stock, types = driver.full, driver.anatomy.layers, path.types
+    own = [(trained or {}).get(index, layer) for index, layer in enumerate(stock)]
+    sparse = without(own, driver.anatomy, path.skip)
+    cut = path.leading if reuse or type(path) is FeaturePath else 0  # the feature is added after the leading layers
     parts: list[Part] = [
-        (path.layers[:cut], sparse[:cut], kinds[:cut]),
-        (path.layers[cut:], sparse[cut:], kinds[cut:]),
-        (full.layers[cut:], stock[cut:], full.types[cut:]),
+        (path.layers[:cut], sparse[:cut], types[:cut]),
+        (path.layers[cut:], sparse[cut:], types[cut:]),
     ]
-    compile_parts(driver, parts)
+    if reuse:
+        parts.append((full.layers[cut:], stock[cut:], full.types[cut:]))
+    compile_parts(driver, parts, why=why)
     return path
 
 
-def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = None) -> None:
+def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = None, why: str = "") -> None:
     """Compile layers in a row, for the paths that run them; where that fails, they stay as they are.
 
     Args:
         weights: see `CompiledLayers`; None for the driver's own.
+        why: see `settled`.
     """
-    for layers, stock, types in parts:
-        key = tuple(map(id, layers))
-        if not key or key in driver.compiled:
-            continue
-        driver.tell(f"compiling {len(stock)} layers that draft")
+    by_key = {tuple(map(id, part[0])): part for part in parts}
+    new = {key: part for key, part in by_key.items() if key and key not in driver.compiled}
+    if new:
+        driver.tell(f"{why}compiling {' + '.join(str(len(key)) for key in new)} layers that draft")
+    for key, (layers, stock, types) in new.items():
         try:
             with _told_in_one_line():
                 graph = CompiledLayers(driver, stock, types, weights or driver.weights, of=layers)
@@ -152,6 +165,12 @@ def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = N
             driver.tell(f"they run one by one: {reason}")
         else:
             driver.compiled[key] = graph
+
+
+def runs_as_graphs(driver: Driver, path: Path) -> bool:
+    """Return whether every layer of a path is in a graph that the path runs through."""
+    whole, leading, later = path.graphs(driver)
+    return whole is not None or (later is not None and (leading is not None or not path.leading))
 
 
 @contextmanager

@@ -28,19 +28,28 @@ class FeaturePath(Path):
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""
-        if block.finals is None:
+        if states is None and (block.finals is not None or self.runs_in_two(runner)):
+            return self.run_and_keep(runner, block, trees)[1]
+        if states is None or block.finals is None:
             return self.drive(runner, block, states=states)
         hidden = self.part(0, self.leading).drive(runner, block, states=states, normed=False)
-        hidden = torch.cat([hidden[:, :1] + self._features(runner, block), hidden[:, 1:]], dim=1)
-        later: States = None if states is None else []
+        later: list[Tensor] = []
         rest = self.part(self.leading, len(self.layers))
-        hidden = rest.drive(runner, block, hidden, states=later)
-        if states is not None and later is not None:
-            states += later[1:]  # without the input, which follows the layer before it
+        hidden = rest.drive(runner, block, self._with_features(runner, block, hidden), states=later)
+        states += later[1:]  # without the input, which follows the layer before it
         return hidden
 
-    def _features(self, runner: Runner, block: Block) -> Tensor:
-        """Return the (B, 1, C) features of the rows' last final hidden states; zeros where one is not known."""
+    def run_and_keep(self, runner: Runner, block: Block, trees: Trees = ()) -> tuple[Tensor, Tensor]:
+        """See `Path.run_and_keep`. The states that can be reused are the model's, without the feature."""
+        kept = self.part(0, self.leading).drive(runner, block, normed=False)
+        rest = self.part(self.leading, len(self.layers))
+        return kept, rest.drive(runner, block, self._with_features(runner, block, kept))
+
+    def _with_features(self, runner: Runner, block: Block, hidden: Tensor) -> Tensor:
+        """Add the features of the rows' last final hidden states, where they are known, to (B, N, C) states."""
+        if block.finals is None:
+            return hidden
         unknown = torch.zeros(self.feature.weight.shape[1], dtype=runner.dtype, device=runner.device)
-        finals = [unknown if final is None else final for final in block.finals or ()]
-        return self.feature(torch.stack(finals)[:, None])
+        finals = [unknown if final is None else final for final in block.finals]
+        features = self.feature(torch.stack(finals)[:, None])
+        return torch.cat([hidden[:, :1] + features, hidden[:, 1:]], dim=1)

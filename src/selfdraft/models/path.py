@@ -83,7 +83,7 @@ class Path:
 
     @property
     def shape(self) -> Hashable:
-        """Paths with equal shapes cost the same."""
+        """Paths with equal shapes cost the same if they run through the same graphs, or through none."""
         ids = None if self.vocabulary is None else len(self.vocabulary)
         return type(self), self.skip, self.leading, len(self.layers), ids
 
@@ -92,6 +92,14 @@ class Path:
         layers, types = self.layers[first:end], self.types[first:end]
         return Path(layers, types, self.skip, self.leading, self.head, self.vocabulary, self.norm)
 
+    def graphs(self, runner: Runner) -> tuple[Graph | None, Graph | None, Graph | None]:
+        """Return the graphs of all its layers, of the leading ones, and of those after them, where there are any."""
+        if not runner.compiled:
+            return None, None, None
+        parts = self.layers, self.layers[: self.leading], self.layers[self.leading :]
+        whole, leading, later = (runner.compiled.get(tuple(map(id, part))) for part in parts)
+        return whole, leading, later
+
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """Return the (B, N, C) hidden states of a block's tokens after this path and the final norm.
 
@@ -99,7 +107,23 @@ class Path:
             trees: the trees that the block was made of, for paths that treat some nodes differently.
             states: a list that gets the hidden states before the first layer and after every layer.
         """
+        if states is None and self.runs_in_two(runner):
+            return self.run_and_keep(runner, block, trees)[1]
         return self.drive(runner, block, states=states)
+
+    def runs_in_two(self, runner: Runner) -> bool:
+        """Return whether the leading layers, those after them, or both have graphs, but not all of them one."""
+        whole, leading, later = self.graphs(runner)
+        return whole is None and not (leading is None and later is None)
+
+    def run_and_keep(self, runner: Runner, block: Block, trees: Trees = ()) -> tuple[Tensor, Tensor]:
+        """Return the (B, N, C) states after the leading layers, which can be reused, and those that `run` returns."""
+        if type(self) is not Path:  # it may do more than run its layers in a row
+            states: list[Tensor] = []
+            hidden = self.run(runner, block, trees, states)
+            return states[self.leading], hidden
+        kept = self.part(0, self.leading).drive(runner, block, normed=False)
+        return kept, self.part(self.leading, len(self.layers)).drive(runner, block, kept)
 
     def drive(
         self,

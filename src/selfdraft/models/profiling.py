@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,11 @@ def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
         assert isinstance(path, Path)
         return measure_costs(target, path=path, sizes=PART_SIZES)
 
-    return Costs(measure)
+    def alike(path: Shaped) -> Hashable:
+        assert isinstance(path, Path)
+        return path.shape, path.graphs(target)
+
+    return Costs(measure, alike)
 
 
 @torch.inference_mode()

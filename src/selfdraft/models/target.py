@@ -150,13 +150,7 @@ class Target(Driver):
             block = replace(block, finals=[self.cache.finals[row] for row in rows])
         if keep is None:
             return self.logits(path, path.run(self, block, trees), trees)
-        if type(path) is Path:  # in two parts, each of which may be a graph of its own
-            kept = path.part(0, path.leading).drive(self, block, normed=False)
-            hidden = path.part(path.leading, len(path.layers)).drive(self, block, kept)
-        else:
-            states: list[Tensor] = []
-            hidden = path.run(self, block, trees, states)
-            kept = states[path.leading]
+        kept, hidden = path.run_and_keep(self, block, trees)
         for b, row_keep in enumerate(keep):
             row_keep.append(kept[b, : 1 + len(trees[b])])
         return self.logits(path, hidden, trees)

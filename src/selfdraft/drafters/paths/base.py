@@ -83,6 +83,10 @@ class PathPolicy(ABC):
     def explore(self, context: Context) -> None:  # noqa: B027  (optional)
         """Search for a better path. Called after `observe`; a guard may skip it."""
 
+    def settle(self) -> bool:
+        """Compile a path that stays from now on, see `Drafter.settle`; return whether paths now have other costs."""
+        return False
+
 
 class FixedPath(PathPolicy):
     """Base class of policies with one path, `typical`, for all requests."""

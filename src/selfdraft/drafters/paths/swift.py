@@ -19,6 +19,7 @@ from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context
+from selfdraft.models.engines import settled
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
@@ -29,7 +30,8 @@ class SwiftConfig(PathConfig):
     """The paper's options, then, from `score_initial` on, our repairs of the published procedure.
 
     The search ends by `enough`, `tolerance` or `max_candidates`, whichever comes first. If the drafter is `warm`, it
-    goes on over prompts, as in the paper's code.
+    goes on over prompts, as in the paper's code. Then, with compiled layers, the path that it ends with is compiled
+    before the next prompt.
     """
 
     name: str = choice_name("swift")
@@ -99,7 +101,7 @@ class Swift(PathPolicy):
                 costs.of(sparse_path(target, SkipSet.of(self.layers, *s)))(1) for s in ((every, ()), ((), every))
             ]
             self._saves = [max(self._full(1) - seconds, 0.0) / self.layers for seconds in without]
-        self._shared = self._new_state()
+        self._shared, self._settled = self._new_state(), False
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
 
     def start(self, context: Context) -> None:
@@ -120,6 +122,17 @@ class Swift(PathPolicy):
             return
         if state.steps % self.config.interval == 0:
             self._search(context, state)
+
+    def settle(self) -> bool:
+        """Compile the path that the shared search has ended with, once, if the target's layers are compiled.
+
+        The search of one prompt never gets as far: its path goes with the prompt, before compiling would have paid.
+        """
+        if self._settled or not (self.use.warm and self._shared.done and self.target.compiled):
+            return False
+        self._settled, path = True, self._shared.path
+        self.typical = settled(self.target, path, reuse=self.use.reuse, why="SWIFT's search has ended: ")
+        return True
 
     def _search(self, context: Context, state: State) -> None:
         """Score one candidate, or the first set; score the incumbent again if `rescore_incumbent` asks for it."""

@@ -38,4 +38,4 @@ class Trained(FixedPath):
             UserError: the adapter cannot be used with this model.
         """
         super().__init__(target, config, costs, use)
-        self.typical = adapted_path(target, Adapter.read(config.adapter, "drafter.path.adapter"))
+        self.typical = adapted_path(target, Adapter.read(config.adapter, "drafter.path.adapter"), reuse=use.reuse)
