@@ -22,13 +22,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from forked import ForkedTrials, connect
 from payload import Payload
 from script_module import script_module
 from selfdraft.app.export import finetuned
 from selfdraft.core.errors import UserError
+from selfdraft.data import tables
 from selfdraft.data.distilled import load_texts
 from selfdraft.data.sources import load_hub, load_jsonl
-from selfdraft.data.tables import TRIAL
 from selfdraft.models.adapter import FILE, Adapter
 from selfdraft.models.loading import load_pretrained, load_random
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
@@ -164,8 +165,6 @@ def main(folder: Path) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if not is_on[0]:
             return
-        if event == "subprocess.Popen" and list(arguments[1][:3]) == [sys.executable, "-c", TRIAL]:
-            return  # ours: it reads a folder by the calls that follow here, and the marker tells what it ran
         if event in NEVER:
             happened.append(f"{event} {arguments[:2]!r:.200}")
         elif event == "exec" and str(folder) in str(getattr(arguments[0], "co_filename", "")):
@@ -175,6 +174,9 @@ def main(folder: Path) -> None:
 
     results = {}
     loaders = kinds(folder, marker)
+    # A folder of tables is first read in another process, by the calls that follow here; the marker tells what it ran.
+    tables.subprocess = ForkedTrials(folder.parent)  # type: ignore[assignment]
+    connect()
     sys.addaudithook(hook)
     for name, load in loaders.items():
         happened.clear()

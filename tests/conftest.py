@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+gc.disable()  # while tests are imported: little of that is garbage
 
 # Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy. This holds for torch,
 # which is not imported here: the process that shares out the tests does without it; and for processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("SELFDRAFT_TEST_RUN", str(os.getpid()))  # names the server that all of them share: see forked.py
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, all processes of a test would inherit deafness to the Ctrl-C it sends them.
@@ -39,9 +41,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_finish() -> None:
     """Tell the garbage collector to skip what the imports made; visiting it took a sixth of test_lossless.py's time."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

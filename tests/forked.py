@@ -1,9 +1,10 @@
 """Run `python run.py …` without the ten seconds that its imports take.
 
-A server process makes the imports once, and then forks a new process for each command. That process has its own
-session, folder, environment and open files, and ends as an interpreter does. The processes that it starts itself, ranks
-and jobs, are forked as well. What Python reads only at its start, such as PYTHONIOENCODING, has no effect on them. For
-that, and for one of each other kind, tests start real processes by `command`.
+A server process makes the imports once for all processes of a test run, and then forks a new process for each command.
+That process has its own session, folder, environment and open files, and ends as an interpreter does. The processes
+that it starts itself, ranks and jobs, are forked as well. Of what Python does only at its start, `become` does what
+tests need: the encoding of the output, and signals that are ignored. For one of each kind, tests start real processes
+by `command`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ import importlib
 import json
 import os
 import runpy
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 IMPORTED = (
     "datasets",
     "matplotlib.pyplot",
     "pandas",
+    "peft",
     "transformers.models.llama.modeling_llama",
     "selfdraft.app.help",
     "selfdraft.app.overrides",
@@ -40,14 +48,27 @@ class Forked:
     """A process of `python run.py …`, much as `subprocess.Popen` has it with two pipes of text."""
 
     def __init__(
-        self, script: Path, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], spares: bool = True
+        self,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        spares: bool = True,
+        ignored: Sequence[signal.Signals] = (),
     ) -> None:
-        """With `spares`, the processes that it starts are forked as well."""
+        """Start it.
+
+        Args:
+            spares: whether the processes that it starts are forked as well.
+            ignored: signals that are ignored from the beginning, as SIGHUP is under nohup.
+        """
         self.args = [str(script), *arguments]
         self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  (`communicate` closes them)
         # The files have no names, so the server opens them through this process.
         out, err = (f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self.files)
         order = {"argv": self.args, "cwd": str(cwd), "env": dict(env), "out": out, "err": err, "spares": spares}
+        order["ignored"] = [int(number) for number in ignored]
         self.pid = _ask(order)
         self.returncode: int | None = None
 
@@ -83,50 +104,110 @@ def run_forked(
     return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
 
+class ForkedTrials:
+    """In the place of the module `subprocess` in data/tables.py: a folder is tried in a process that is forked."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` takes a script."""
+        self.script = folder / "trial.py"
+
+    def run(self, command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        """Run `python -c CODE …`."""
+        python, option, code, *arguments = command
+        assert (python, option) == (sys.executable, "-c")
+        self.script.write_text(code)
+        return run_forked(self.script, arguments, cwd=Path.cwd(), env=os.environ, timeout=60)
+
+
 def _ask(order: Mapping[str, Any]) -> Any:
     """What the server answers."""
-    server = _server()
-    server.stdin.write(json.dumps(order) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
+    server = connect()
+    server.write(json.dumps(order).encode() + b"\n")
+    server.flush()
+    return json.loads(server.readline())
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    """Start the server, once for each process of the test run; it ends with that process, which closes its input."""
+def connect() -> Any:
+    """Connect to the server of this test run, which the first process that needs it starts."""
     from command_line import environment
 
-    server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
-    )
-    atexit.register(server.stdin.close)
-    return server
+    place = Path(tempfile.gettempdir(), f"selfdraft-forks-{os.environ['SELFDRAFT_TEST_RUN']}.socket")
+    with FileLock(f"{place}.lock"):
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(place))
+        except OSError:
+            place.unlink(missing_ok=True)
+            connection.close()
+            connection, other = socket.socketpair()
+            command = [sys.executable, __file__, str(place), str(other.fileno())]
+            # Its output is a pipe, as that of most commands is: a stream that can be sought behaves otherwise.
+            command = [sys.executable, __file__, str(place), str(other.fileno())]
+            # Its output is a pipe, as that of most commands is: a stream that can be sought behaves otherwise.
+            subprocess.Popen(command, env=environment(), pass_fds=[other.fileno()], stdout=subprocess.PIPE)
+            other.close()
+            assert connection.recv(1), "the server has not started"
+    atexit.register(connection.close)
+    return connection.makefile("rwb")
 
 
-def serve() -> dict[str, Any] | None:
-    """Fork for each order that comes in; returns the order in the forked process, and None when there are no more."""
-    # Read by system calls: the forked process would inherit what a buffer holds.
-    rest = b""
-    while True:
-        while b"\n" not in rest:
-            if not (read := os.read(0, 1 << 16)):
-                return None
-            rest += read
-        line, _, rest = rest.partition(b"\n")
-        order = json.loads(line)
-        if "ended" in order:
-            pid, status = os.waitpid(order["ended"], os.WNOHANG)
-            os.write(1, json.dumps(os.waitstatus_to_exitcode(status) if pid else None).encode() + b"\n")
-            continue
-        ready = os.pipe()
-        if (pid := os.fork()) == 0:
-            os.close(ready[1])
-            os.read(ready[0], 1)  # wait until the caller knows this process's number, by which it kills it
-            os.close(ready[0])
-            return order
-        os.close(ready[0])
-        os.write(1, b"%d\n" % pid)
+def serve(place: str, first: socket.socket) -> dict[str, Any] | None:
+    """Fork for each order that comes in; returns the order in the forked process, and None when nobody is connected.
+
+    Args:
+        place: path at which processes connect. first: the connection of the process that has started this one.
+    """
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(place)
+    listening.listen()
+    first.send(b"1")
+    rests = {first: b""}  # read by system calls: the forked process would inherit what a buffer holds
+    with selectors.DefaultSelector() as waiting:
+        for each in (listening, first):
+            waiting.register(each, selectors.EVENT_READ)
+        while rests:
+            for found, _ in waiting.select():
+                client = found.fileobj
+                if client is listening:
+                    client = listening.accept()[0]
+                    waiting.register(client, selectors.EVENT_READ)
+                    rests[client] = b""
+                    continue
+                read = client.recv(1 << 16)
+                if not read:
+                    waiting.unregister(client)
+                    client.close()
+                    del rests[client]
+                    continue
+                *lines, rests[client] = (rests[client] + read).split(b"\n")
+                for line in lines:
+                    order = _answered(client, json.loads(line))
+                    if order is not None:
+                        for each in (listening, *rests):
+                            each.close()
+                        return order
+    for path in (place, f"{place}.lock"):
+        Path(path).unlink(missing_ok=True)
+    return None
+
+
+def _answered(client: socket.socket, order: dict[str, Any]) -> dict[str, Any] | None:
+    """Answer an order; in a process that is forked for it, return it."""
+    if "ended" in order:
+        pid, status = os.waitpid(order["ended"], os.WNOHANG)
+        client.sendall(json.dumps(os.waitstatus_to_exitcode(status) if pid else None).encode() + b"\n")
+        return None
+    ready = os.pipe()
+    if (pid := os.fork()) == 0:
         os.close(ready[1])
+        os.read(ready[0], 1)  # wait until the caller knows this process's number, by which it kills it
+        os.close(ready[0])
+        return order
+    os.close(ready[0])
+    client.sendall(b"%d\n" % pid)
+    os.close(ready[1])
+    return None
 
 
 def become(order: Mapping[str, Any]) -> None:
@@ -138,11 +219,44 @@ def become(order: Mapping[str, Any]) -> None:
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(order["cwd"])
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     settle(order["argv"], order["env"])
+    if "PYTHONIOENCODING" in os.environ:
+        encoding = os.environ["PYTHONIOENCODING"]
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
     sys.path[0] = str(Path(sys.argv[0]).parent)
     if order["spares"]:
         set_aside(4 if "-m" in sys.argv else "hardware=cpu_ddp" in sys.argv)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    os._exit(run_script(sys.argv[0]))
+
+
+def run_script(path: str) -> int:
+    """Run a script as `__main__`, do what an interpreter does at its end, and return the exit status.
+
+    Only the modules are not taken down, which would take half a second.
+    """
+    status: object = 0
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if not isinstance(status, int | None):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]  (waits for threads)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        traceback.print_exc()
+        status = 120
+    sys.stderr.flush()
+    return status or 0
 
 
 def settle(argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -194,8 +308,10 @@ def set_aside(count: int) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()
     for _name in IMPORTED:
         importlib.import_module(_name)
+    gc.enable()
     gc.freeze()  # or else every process would visit all of these objects at its end, and so copy their memory
-    if (_order := serve()) is not None:
+    if (_order := serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))) is not None:
         become(_order)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.presets import drafter_for
+from selfdraft.models import profiling
 
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SECONDS = (1.0, 1.02, 1.05, 1.1, 1.3, 1.7, 2.5)  # of a forward: nearly flat at first, as on real machines
@@ -35,3 +39,13 @@ def _curve(share: float) -> CostCurve:
 def made(target: Any, config: DrafterConfig) -> Drafter:
     """The drafter that `config` describes."""
     return drafter_for(target, config, costs_for(target))
+
+
+def measure_once(patch: pytest.MonkeyPatch) -> None:
+    """Let costs be measured in one round, not in five: where no test looks at them, that is a third of a short run."""
+    every = profiling.fastest_of
+
+    def fastest(target: Any, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
+        return every(target, jobs, 1, before)
+
+    patch.setattr(profiling, "fastest_of", fastest)

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from command_line import SMOKE, ErrorLine, run_here
+from made import measure_once
 from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
 from selfdraft.data import tables
 from selfdraft.tracking import picture
@@ -16,10 +17,10 @@ from selfdraft.tracking import picture
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs() -> Iterator[None]:
-    """In this process runs leave out two things that take a third of a short one each, and that other tests look at.
+    """In this process runs leave out three things that take a third of a short one each, and that other tests look at.
 
-    A picture is drawn, but not arranged (see tests/tracking), and a dataset's folder is not read in a process of its
-    own first (see tests/data).
+    A picture is drawn, but not arranged (see tests/tracking); a dataset's folder is not read in a process of its own
+    first (see tests/data); costs are measured in one round (see tests/models).
     """
 
     def plain(figsize: tuple[float, float], dpi: int, layout: str) -> Figure:
@@ -28,6 +29,7 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(picture, "Figure", plain)
         patch.setattr(tables, "_refuse_what_ends_the_process", lambda *_: None)
+        measure_once(patch)
         yield
 
 

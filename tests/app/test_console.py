@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from command_line import ROOT, SMOKE, command, environment, said_by, write_prompts
+from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
 from forked import run_forked
 from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
 from selfdraft.app.errors import fail, one_line_script
@@ -186,11 +186,9 @@ def test_control_sequences_in_an_answer_are_escaped(tmp_path: Path) -> None:
 
 
 def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:
-    """As its own process, in which all output is escaped."""
+    """In its own process, in which all output is escaped."""
     where = ("dataset=jsonl", "dataset.path='\x1b[2J日.jsonl'", f"hydra.run.dir={tmp_path}/run")
-    # Python looks at this variable when it starts, so a fork of a process that has started does not do.
-    env = environment(PYTHONIOENCODING="ascii")
-    done = subprocess.run(command(*SMOKE, *where), env=env, capture_output=True, text=True, timeout=300)
+    done = run(*SMOKE, *where, PYTHONIOENCODING="ascii")
     assert done.returncode == 2
     assert raw_controls(done.stdout + done.stderr) == set()
     (line,) = done.stderr.splitlines()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from command_line import ROOT, environment
+from forked import run_forked
 
 LOADED = {"a dataset of objects", "a model", "a cost file", "an exported run", "a dataset folder with a script"}
 
@@ -17,8 +16,7 @@ LOADED = {"a dataset of objects", "a model", "a cost file", "an exported run", "
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """Audit events while each kind of file was loaded; the last one is a payload that does run."""
     folder = tmp_path_factory.mktemp("files")
-    command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = run_forked(ROOT / "tests" / "audited.py", [str(folder)], cwd=ROOT, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_resume import LONG, finished
 
-from command_line import ROOT, SMOKE, command, environment, read_lines, read_result, run, start, wait_until
-from forked import run_forked
+from command_line import ROOT, SMOKE, environment, read_lines, read_result, run, start, wait_until
+from forked import Forked, run_forked
 
 FAST = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4", "drafter=none")
 STALE = {
@@ -141,15 +141,8 @@ def test_a_stopping_signal_ends_with_130_and_the_hint_how_to_resume(
 
 
 def test_nohup_runs_survive_a_closed_terminal(tmp_path: Path) -> None:
-    running = subprocess.Popen(
-        ["nohup", *command(*LONG, f"hydra.run.dir={tmp_path}/run")],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    given = [*LONG, f"hydra.run.dir={tmp_path}/run"]
+    running = Forked(ROOT / "run.py", given, cwd=ROOT, env=environment(), ignored=[signal.SIGHUP])
     wait_until(running, lambda: finished(tmp_path / "run") >= 1)
     os.killpg(running.pid, signal.SIGHUP)
     _, err = running.communicate(timeout=300)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from budget import SETTINGS, budget
-from commands import Commands
+from commands import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import words
@@ -83,8 +83,8 @@ overrides = st.sampled_from([of_options] * 6 + [of_groups] * 3 + [of_anything]).
 
 @settings(max_examples=budget(4, 500), **SETTINGS)
 @given(typed=st.lists(overrides, min_size=1, max_size=3))
-def test_any_command_line_ends_with_status_0_or_one_clear_line(commands: Commands, typed: list[str]) -> None:
+def test_any_command_line_ends_with_status_0_or_one_clear_line(typed: list[str]) -> None:
     task = next((text for text in reversed(typed) if text.startswith("task=")), "")
     short = SHORT + tuple(text for text in LENGTHY if not text.startswith("task.") or "profile" in task)
     with tempfile.TemporaryDirectory() as folder:
-        commands.run([*short, *typed], Path(folder)).refuse_anything_but_success_or_a_line()
+        ended([*short, *typed], Path(folder)).refuse_anything_but_success_or_a_line()

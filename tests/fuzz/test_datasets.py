@@ -15,12 +15,13 @@ from typing import Any
 import datasets
 import pytest
 from budget import SETTINGS, budget
-from commands import Commands
+from commands import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DEEP, as_json, values, words
 
 from command_line import SMOKE
+from forked import ForkedTrials
 from selfdraft.app.errors import explain
 from selfdraft.app.schema_dataset import DatasetConfig, HubConfig, JsonlConfig
 from selfdraft.core.errors import UserError
@@ -171,8 +172,9 @@ def test_a_folder_is_read_or_gives_one_clear_line(
     # In a folder of its own each time: `datasets` remembers what a folder held.
     with tempfile.TemporaryDirectory(dir=folder) as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(name, "cache"))
-        # A folder is read in another process before, which takes a second: once for both that read it here.
+        # A folder is read in another process before: once for both that read it here, and in a forked one.
         patch.setattr(tables, "_refuse_what_ends_the_process", cache(tables._refuse_what_ends_the_process))
+        patch.setattr(tables, "subprocess", ForkedTrials(Path(name)))
         data = Path(name, "data")
         data.mkdir()
         (data / ("README.md" if suffix == "md" else f"train.{suffix}")).write_bytes(content)
@@ -185,10 +187,10 @@ def test_a_folder_is_read_or_gives_one_clear_line(
 @settings(max_examples=budget(2, 60), **SETTINGS)
 @given(prompt=words, category=words, name=words, damage=st.sampled_from(["", "", "]"]))
 def test_a_whole_run_ends_with_status_0_or_one_clear_line(
-    folder: Path, commands: Commands, prompt: str, category: str, name: str, damage: str
+    folder: Path, prompt: str, category: str, name: str, damage: str
 ) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as here:
         record = {"id": name, "category": category, "turns": [prompt, "again"]}
         Path(here, "prompts.jsonl").write_text(as_json(record) + damage, encoding="utf-8")
         few = ["dataset=jsonl", "dataset.path=prompts.jsonl", "decoding.max_new_tokens=2"]
-        commands.run([*SMOKE, *few], Path(here)).refuse_anything_but_success_or_a_line()
+        ended([*SMOKE, *few], Path(here)).refuse_anything_but_success_or_a_line()

@@ -88,10 +88,9 @@ def real_in(dtype: str) -> Real:
     chat, bundled = Chat(loaded.tokenizer), load_bundled()
     prompts = {}
     for family in FAMILIES:
-        encoded = [chat.encode([("user", prompt.turns[0])]) for prompt in bundled if prompt.family == family]
-        prompts[family] = (
-            min((ids for ids in encoded if len(ids) > 250), key=len) if family == LONG_FAMILY else encoded[0]
-        )
+        first = next(prompt.turns[0] for prompt in bundled if prompt.family == family)
+        prompts[family] = chat.encode([("user", first)])
+    assert len(prompts[LONG_FAMILY]) > 3 * len(prompts[FAMILIES[1]])
     if not LONG[dtype]:
         prompts = {family: ids[-16:] for family, ids in prompts.items()}
     texts = {}
