@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -23,13 +25,18 @@ def target() -> Target:
     return Target(tiny_model(max_positions=POSITIONS))
 
 
+@cache
+def expected(target: Target) -> list[list[int]]:
+    return [stock_output(target.model, prompt, LENGTH) for prompt in PROMPTS[1:3]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ONE_EACH, ids=ONE_NAMES)
 def test_every_drafter_continues_past_the_positions_like_generate(target: Target, config: DrafterConfig) -> None:
     stopping = Stopping(frozenset(), LENGTH, past_positions=True)
     decoder = Decoder(target, made(target, config), stopping, batch_size=2)
     done = decoder.answer([Request(prompt, seed=i) for i, prompt in enumerate(PROMPTS[1:3])])
-    assert [g.output for g in done] == [stock_output(target.model, prompt, LENGTH) for prompt in PROMPTS[1:3]]
+    assert [g.output for g in done] == expected(target)
     assert {g.ended for g in done} == {"length"}
 
 

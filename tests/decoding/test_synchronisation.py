@@ -48,7 +48,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> Target:
 
 
 def waits_by_step(target: Target, drafter: Drafter, rule: NextToken, batch_size: int = 1) -> Iterator[int]:
-    decoder = Decoder(target, drafter, Stopping(frozenset({95}), 48), rule=rule, batch_size=batch_size)
+    decoder = Decoder(target, drafter, Stopping(frozenset({95}), 24), rule=rule, batch_size=batch_size)
     OnDevice.waits, forwards, before = 0, target.forwards, 0
     for _ in decoder.run(Request(prompt, seed) for seed, prompt in enumerate(PROMPTS[:batch_size], start=1)):
         if target.forwards != forwards:  # once a step, however many requests took part
