@@ -19,7 +19,7 @@ from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
 from selfdraft.models.graph import HOW_TO_INSTALL
 from selfdraft.models.layered import layered
-from selfdraft.models.memory import available
+from selfdraft.models.memory import available, give_back
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
@@ -94,6 +94,12 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
     if reason := obstacle(target):
         raise UserError(reason)
     full = target.full
+    # The check of the eager layers has packed them all. Most runs need no packed copy beside a graph, and one that does
+    # makes it again. Giving that memory back before the graph needs as much keeps the peak low.
+    for linear in target.linears():
+        if isinstance(linear, PackedLinear):
+            linear.release()
+    give_back()
     with _told_in_one_line():
         graph = CompiledLayers(target, target.anatomy.layers, full.types, weights, of=full.layers)
         head = CompiledHead(target.anatomy.head, weights)
@@ -105,9 +111,7 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
         del target.compiled[key]
         target.compiled_head, target.weights = None, SAME
         raise
-    for linear in target.linears():
-        if isinstance(linear, PackedLinear):
-            linear.release()  # most runs need no packed copy any more; it is made again where one does
+    give_back()  # what tracing and converting used
 
 
 def settled(

@@ -49,6 +49,8 @@ def compiled(module: nn.Module, example: Sequence[Tensor], shapes: Sequence[Sequ
 
 def _store(model: Any, weights: str) -> None:
     """Store the matrices of a graph in codes, where that keeps their values."""
+    if weights == SAME:  # a matrix would be copied to find out that nothing is to be done
+        return
     for node in _products(model):
         codes = exactly_encoded(_weight(node), weights)
         if codes is not None:
