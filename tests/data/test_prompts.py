@@ -118,3 +118,12 @@ def test_numbers_below_one_are_refused(options):
 def test_an_empty_choice_is_refused():
     with pytest.raises(UserError, match=r"no prompt to choose from"):
         select([])
+
+
+def test_the_beginning_of_a_conversation_has_the_history_before_the_first_turn() -> None:
+    history = (("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."))
+    assert Prompt("1", "qa", ("Why?", "How?"), history).beginning == [*history, ("user", "Why?")]
+
+
+def test_names_of_mt_bench_s_categories_may_be_families_of_another_dataset() -> None:
+    assert [Prompt("1", "math", ("a",), is_mt_bench=known).family for known in (True, False)] == ["mt_bench", "math"]

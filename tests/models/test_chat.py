@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from selfdraft.core.errors import UserError
 from selfdraft.models.chat import Chat
 from selfdraft.models.tiny import tiny_tokenizer
 
@@ -52,3 +53,28 @@ def test_decoding_drops_special_tokens_and_restores_any_text(tokenizer: PreTrain
     text = "Größe: 5 µm\n\t<b>日本</b> ."
     assert chat.decode([*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) == text
     assert chat.decode([]) == ""
+
+
+def test_a_system_message_comes_first(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = Chat(tokenizer).encode([("system", "Be brief."), ("user", "Why?")])
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "leaves such"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('System role?') }}{% endif %}a", "System role?"),
+    ],
+)
+def test_a_template_without_a_system_role_gives_one_clear_line(
+    tokenizer: PreTrainedTokenizerFast, template: str, reason: str
+) -> None:
+    tokenizer.chat_template = template
+    chat = Chat(tokenizer)
+    chat.encode([("user", "Why?")])
+    with pytest.raises(UserError, match=r"takes no system message: leave the system prompts out .*\(.*") as caught:
+        chat.encode([("system", "Be brief."), ("user", "Why?")])
+    assert reason in str(caught.value) and "\n" not in str(caught.value)

@@ -22,18 +22,18 @@ def trace(run: Run) -> None:
     config, folder, console = run.config, run.folder, run.console
     task = config.task
     assert isinstance(task, TraceConfig)
-    prompt = config.prompt or config.dataset.load()[0].turns[0]
+    asked = [("user", config.prompt)] if config.prompt else config.dataset.load()[0].beginning
     refuse_a_run_that_cannot_fit(config, certify=False)
     run.begin(started=folder / "trace.json", facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
-    generation = bench.drafter.decode(bench.chat.encode([("user", prompt)]), seed=config.seed)
+    generation = bench.drafter.decode(bench.chat.encode(asked), seed=config.seed)
     steps, counts = trace_steps(generation, bench.chat.decode), generation.counts
     result = {
         "task": "trace",
         "model": config.model.label,
         "drafter": config.drafter.label,
-        "prompt": prompt,
+        "prompt": asked[-1][1],
         "prompt_ids": generation.prompt,
         "output_ids": generation.output,
         "text": bench.chat.decode(generation.output),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.scoring import Reference
 
 UNCATEGORIZED = "uncategorized"
 MT_BENCH = "mt_bench"
@@ -19,19 +20,32 @@ MT_BENCH_CATEGORIES = frozenset(
 class Prompt:
     """One conversation to answer.
 
-    `turns` holds the user's messages in order, at least one; the answers go in between. A message is empty only if the
-    model is to invent the prompt.
-    `id` is unique among the prompts of one source.
+    Attributes:
+        id: unique among the prompts of one source.
+        turns: the user's messages in order, at least one; the answers go in between. A message is empty only if the
+            model is to invent the prompt.
+        history: (role, text) pairs that come before the first turn, role `system`, `user` or `assistant`.
+        reference: what the answer to the last turn is compared with; None if there is nothing.
+        is_mt_bench: whether MT-bench's eight categories are counted as one family; false for datasets that use the same
+            names for families of their own.
     """
 
     id: str
     category: str
     turns: tuple[str, ...]
+    history: tuple[tuple[str, str], ...] = ()
+    reference: Reference | None = None
+    is_mt_bench: bool = True
 
     @property
     def family(self) -> str:
         """The task under which this prompt is counted: `mt_bench` for its eight categories, otherwise the category."""
-        return MT_BENCH if self.category in MT_BENCH_CATEGORIES else self.category
+        return MT_BENCH if self.is_mt_bench and self.category in MT_BENCH_CATEGORIES else self.category
+
+    @property
+    def beginning(self) -> list[tuple[str, str]]:
+        """The conversation up to the first turn, as (role, text) pairs."""
+        return [*self.history, ("user", self.turns[0])]
 
 
 def to_invent(count: int, seed: int) -> list[Prompt]:

@@ -11,26 +11,42 @@ from selfdraft.core.json_text import lone_surrogate
 from selfdraft.models.rendering import render
 from selfdraft.models.tiny import TINY_TEMPLATE
 
+MARK = "selfdraft marks the place"  # a message that is looked for in the text that a template makes of it
+NO_SYSTEM = "this model's chat template takes no system message: leave the system prompts out of the dataset"
+
 
 class Chat:
     """A tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._takes_system = False  # not known before a system message comes
 
     def encode(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """Return the ids of a conversation up to where the model's answer begins.
 
         Args:
-            turns: (role, text) pairs, role `user` or `assistant`, the last one the user's.
+            turns: (role, text) pairs, role `system`, `user` or `assistant`, the last one the user's.
 
         Raises:
-            UserError: the chat template fails on them, or is stopped.
+            UserError: the chat template fails on them, takes no system message, or is stopped.
         """
         if self.tokenizer.chat_template is None:  # a base model: the texts, one after the other
             return self._ids("\n\n".join(text for _, text in turns), add_special_tokens=True)
+        if not self._takes_system and any(role == "system" for role, _ in turns):
+            self._refuse_without_system()
         messages = [{"role": role, "content": text} for role, text in turns]
         return self._ids(self._text(messages, answer=True))
+
+    def _refuse_without_system(self) -> None:
+        """Refuse a template that fails on a system message, or leaves it out, which nobody would notice."""
+        try:
+            text = self._text([{"role": "system", "content": MARK}, {"role": "user", "content": "Hi."}], answer=True)
+        except UserError as error:
+            raise UserError(f"{NO_SYSTEM} ({error})") from None
+        if MARK not in text:
+            raise UserError(f"{NO_SYSTEM} (it leaves such a message out)")
+        self._takes_system = True
 
     def opening(self) -> list[int]:
         """Return the ids up to where a user's first message begins: the model then invents a question.
@@ -42,9 +58,8 @@ class Chat:
         """
         if self.tokenizer.chat_template is None:
             raise UserError("distill.invented: this model's tokenizer has no chat template to put a question into")
-        mark = "selfdraft marks the place"
-        whole = self._text([{"role": "user", "content": mark}], answer=False)
-        ids = self._ids(whole.partition(mark)[0])
+        whole = self._text([{"role": "user", "content": MARK}], answer=False)
+        ids = self._ids(whole.partition(MARK)[0])
         if not ids:
             raise UserError("distill.invented: this model's chat template says nothing before a question")
         return ids

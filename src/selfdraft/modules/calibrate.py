@@ -146,7 +146,7 @@ class CalibrateModule(pl.LightningModule):
         """Return the token ids of prompt and answer of each conversation's first turn."""
         texts = []
         for prompt in self.prompts:
-            ids = self.bench.chat.encode([("user", prompt.turns[0])])
+            ids = self.bench.chat.encode(prompt.beginning)
             texts.append([ids, self.bench.baseline.decode(ids, key=prompt.id).output])
         return texts
 

@@ -93,7 +93,7 @@ class Requests:
                 talk.answered(answer)
             if not talk.left():
                 continue
-            asked = [*talk.history, ("user", talk.prompt.turns[talk.turn])]
+            asked = [*talk.prompt.history, *talk.history, ("user", talk.prompt.turns[talk.turn])]
             ids = self.chat.opening() if talk.unasked else self.chat.encode(asked)
             if len(ids) < self.positions:
                 return Request(ids, zlib.crc32(f"{self.seed}/{talk.name}{'?' * talk.unasked}".encode()), talk)

@@ -84,7 +84,7 @@ class EvaluateModule(pl.LightningModule):
         Conversations continue with the baseline's answers, whatever the drafter; their length is not known before.
         A turn for which the model has no positions left is left out, and so are later ones; a line records each.
         """
-        histories: dict[str, History] = {prompt.id: [] for prompt in prompts}
+        histories: dict[str, History] = {prompt.id: list(prompt.history) for prompt in prompts}
         lines = []
         for turn in range(max(len(prompt.turns) for prompt in prompts)):
             speaking = [prompt for prompt in prompts if turn < len(prompt.turns)]
@@ -109,7 +109,7 @@ class EvaluateModule(pl.LightningModule):
     def _refuse_long_prompts(self) -> None:
         positions = self.bench.drafter.target.max_positions
         for prompt in self.prompts:
-            length = len(self.bench.chat.encode([("user", prompt.turns[0])]))
+            length = len(self.bench.chat.encode(prompt.beginning))
             if length >= positions:
                 raise UserError(
                     f"prompt {prompt.id} has {length} tokens, but this model has {positions} positions: "

@@ -74,7 +74,7 @@ def _answers_to(
     answer: Callable[[Mapping[str, Any]], str],
 ) -> list[Mapping[str, Any]]:
     """Return the lines of this prompt's turns, up to the first turn that has no valid line."""
-    history: History = []
+    history: History = list(prompt.history)
     current = []
     for turn, text in enumerate(prompt.turns):
         line = finished.get((prompt.id, turn))
