@@ -1,3 +1,27 @@
-"""SelfDraft: lossless self-speculative decoding, configured, certified and timed."""
+"""SelfDraft: lossless self-speculative decoding, configured, certified and timed.
+
+The names of `__all__` are looked up when they are first asked for: importing this package loads neither torch nor
+transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfdraft.app.drafting import Drafting
 
 __version__ = "0.1.0"
+__all__ = ["Drafting"]
+
+# The modules that the names come from.
+_HOMES = {"Drafting": "selfdraft.app.drafting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

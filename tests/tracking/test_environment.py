@@ -65,6 +65,12 @@ def test_the_command_does_not_show_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     command = environment._command(["/home/someone/code/run.py", "model.path=/home/someone/m", "prompt=two words"])
     assert command == "python run.py model.path=~/m 'prompt=two words'"
+    for script, start in (
+        ("/venv/bin/selfdraft", "selfdraft"),
+        ("/venv/lib/selfdraft/__main__.py", "python -m selfdraft"),
+        ("/home/someone/scripts/paired.py", "python paired.py"),
+    ):
+        assert environment._command([script, "seed=1"]) == f"{start} seed=1"
 
 
 @pytest.mark.parametrize("home", ["/", None])

@@ -33,6 +33,15 @@ class Counts:
             self.offered[depth] += int(present)
             self.accepted[depth] += int(depth < accepted)
 
+    def add(self, other: Counts) -> None:
+        """Add the counts of another decoding."""
+        self.new_tokens += other.new_tokens
+        self.target_forwards += other.target_forwards
+        depths = range(max(len(self.offered), len(other.offered)))
+        for name in ("offered", "accepted"):
+            mine, more = getattr(self, name), getattr(other, name)
+            setattr(self, name, [sum(part[d] for part in (mine, more) if d < len(part)) for d in depths])
+
     def acceptance_by_depth(self) -> list[dict[str, int]]:
         """Return ``[{offered, accepted}, …]``, from depth 1."""
         return [{"offered": o, "accepted": a} for o, a in zip(self.offered, self.accepted, strict=True)]

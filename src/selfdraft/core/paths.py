@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def expanded_name(name: str, option: str) -> str:
         UserError: as `expanded`.
     """
     return str(expanded(name, option)) if name.startswith("~") else name
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is made once and kept: `$SELFDRAFT_CACHE`, or ``~/.cache/selfdraft``.
+
+    Raises:
+        UserError: as `expanded`.
+    """
+    return expanded(os.environ.get("SELFDRAFT_CACHE") or "~/.cache/selfdraft", "SELFDRAFT_CACHE")
 
 
 def file_at(path: str | Path, name: str) -> Path:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
+from selfdraft.decoding.last_call import LastCall
 from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.presets import configured, drafter_for
@@ -44,6 +47,11 @@ class Drafting:
     the weights that have packed copies, in less time than one forward. Threads that share an object take turns.
 
     Processors and criteria see the history of one node or answer at a time, so they must not keep state of their own.
+
+    `selfdraft.Drafting` is this class with what is kept in files: artifacts, and the costs that were measured before.
+
+    Attributes:
+        last: what the last call accepted and how long it took; None before the first one and after one that failed.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Drafting:
                 raise UserError(f"there is no engine {engine!r:.60}; choose one of {', '.join(ENGINES)}")
         except UserError as error:
             raise UserError(f"Drafting: {error}") from None
+        self.last: LastCall | None = None
         self._prepared: _Prepared | None = None
         self._lock, self._running = threading.RLock(), False
 
@@ -97,7 +106,7 @@ class Drafting:
         with self._lock:
             if self._running:  # by this same thread, because others wait for the lock
                 raise UserError("custom_generate: this Drafting is in the middle of a call; use another one inside")
-            self._running = True
+            self._running, self.last = True, None
             try:
                 current = self._current(model)
                 call = GenerateCall.parse(input_ids, logits_processor, stopping_criteria, generation_config, others)
@@ -131,12 +140,13 @@ class Drafting:
             for b, (row, seed) in enumerate(zip(call.rows, seeds, strict=True))
         ]
         answers: list[list[int]] = [[] for _ in requests]
+        records: dict[int, Generation] = {}
         self._prepared = None  # after an exception requests are half done, so prepare anew
         for request, generation in decoder.run(requests):
             if streamer is not None:
                 streamer.put(torch.tensor(generation.output[len(answers[0]) :]))
-            answers[request.key] = generation.output.copy()
-        self._prepared = prepared
+            answers[request.key], records[request.key] = generation.output.copy(), generation
+        self._prepared, self.last = prepared, LastCall.of(list(records.values()))
         if streamer is not None:
             streamer.end()
         longest = max(map(len, answers))
@@ -163,4 +173,8 @@ class Drafting:
         target = Target(model, packed=self.packed)
         use_engine(target, self.engine)
         currency = Currency(target)
-        return _Prepared(target, drafter_for(target, self.config, costs_on(target)), currency)
+        return _Prepared(target, drafter_for(target, self.config, self._costs(target)), currency)
+
+    def _costs(self, target: Target) -> Costs:
+        """Return what forwards of `target` cost; a curve is measured when it is first asked for."""
+        return costs_on(target)

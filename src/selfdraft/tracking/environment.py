@@ -13,6 +13,7 @@ import torch
 
 import selfdraft
 
+RUN = "python run.py"  # how a run is started from a checkout
 PACKAGES = (
     "torch",
     "transformers",
@@ -41,7 +42,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "versions": _versions(),
         "platform": platform.platform(),
         "cpu": {
-            "name": _cpu_name(),
+            "name": processor(),
             "cores": os.cpu_count(),
             "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -64,7 +65,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cpu_name() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -112,10 +114,23 @@ def _run_git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", "replace").strip()
 
 
+def entry_point(script: str) -> str:
+    """Return how a user starts SelfDraft: as the installed command, as a module, or by run.py of a checkout.
+
+    Args:
+        script: the program that runs, as ``sys.argv[0]`` has it.
+    """
+    path = Path(script)
+    if path.name == "selfdraft":
+        return "selfdraft"
+    return "python -m selfdraft" if path.parts[-2:] == ("selfdraft", "__main__.py") else RUN
+
+
 def _command(arguments: list[str]) -> str:
     """Return the command as it was typed, without this machine's paths of the script and of the home folder."""
     script, *rest = arguments
-    command = shlex.join(["python", Path(script).name, *rest])
+    start = entry_point(script)
+    command = shlex.join([*(["python", Path(script).name] if start == RUN else start.split()), *rest])
     try:
         home = Path.home()
     except RuntimeError:  # no HOME, and a user id without a name

@@ -1,0 +1,175 @@
+"""Keep measured costs of forwards in a file, so that a later process need not measure them again.
+
+There is one file for each model on each machine: `costs/<digest>.json` in the cache folder. Its `key` says what was
+measured, and its `curves` are the seconds by number of tokens, of full forwards and of the paths that drafters asked
+for. A file that cannot be read, or that holds anything else, counts as absent; a place that cannot be written keeps
+nothing. Delete the folder to have everything measured anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfdraft.core.costs import CostCurve, Costs, Shaped
+from selfdraft.core.errors import UserError
+from selfdraft.core.json_text import MalformedJSON, parse_json
+from selfdraft.core.paths import cache_folder
+from selfdraft.core.skipset import SkipSet
+from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.fingerprint import shape_fingerprint
+from selfdraft.models.path import Path as ModelPath
+from selfdraft.models.profiling import costs_on
+from selfdraft.models.target import Target
+from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import processor
+
+FOLDER = "costs"
+REVISION = 1  # raise it when forwards become faster or slower: costs that were kept before are then measured anew
+VERSIONS = ("selfdraft", "torch", "transformers", "openvino")  # packages on which the speed of a forward depends
+MAX_BYTES = 1_000_000  # of a file that is read
+MAX_CURVES = 64  # in a file: paths whose skip sets change with the text would add to it for ever
+FULL = "full"  # name of the curve of full forwards
+_WRITING = threading.Lock()  # a temporary file is named by its process, so threads must not write at the same time
+
+
+class CostCache:
+    """The curves that are kept for one model on this machine.
+
+    Attributes:
+        path: the file; None where there is no place for one, and nothing is kept.
+    """
+
+    def __init__(self, key: Mapping[str, Any]) -> None:
+        """Take what the costs depend on, as plain values; the file is named by their digest."""
+        self.key = dict(key)
+        self.path: Path | None = None
+        with suppress(UserError):  # no home folder
+            digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+            self.path = cache_folder() / FOLDER / f"{digest}.json"
+
+    def read(self, name: str) -> CostCurve | None:
+        """Return the curve that is kept under `name`; None if there is none that can be used."""
+        return self._curves().get(name)
+
+    def write(self, name: str, curve: CostCurve) -> bool:
+        """Keep a curve beside those that are there; return whether that was possible."""
+        if self.path is None:
+            return False
+        with _WRITING:
+            curves = {other: kept for other, kept in self._curves().items() if other != name}
+            for oldest in list(curves)[: max(len(curves) + 1 - MAX_CURVES, 0)]:
+                del curves[oldest]
+            plain = {other: asdict(kept) for other, kept in {**curves, name: curve}.items()}
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json_atomic(self.path, {"key": self.key, "curves": plain})
+            except (OSError, ValueError):  # ValueError: a path that no file system accepts
+                return False
+        return True
+
+    def _curves(self) -> dict[str, CostCurve]:
+        """Return all curves of the file; none if it cannot be read or is not this key's."""
+        if self.path is None:
+            return {}
+        try:
+            with self.path.open("rb") as file:
+                found = parse_json(file.read(MAX_BYTES).decode("utf-8"))
+            if found["key"] != self.key:
+                return {}
+            return {str(name): _curve(**plain) for name, plain in found["curves"].items()}
+        except (OSError, MalformedJSON, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            return {}
+
+
+def _curve(sizes: list[Any], seconds: list[Any]) -> CostCurve:
+    """Return the curve of a file.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    for value in (*sizes, *seconds):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            raise ValueError("sizes and seconds are positive numbers")
+    return CostCurve(tuple(sizes), tuple(seconds))
+
+
+def kept_costs(
+    target: Target, drafter: DrafterConfig, measuring: Callable[[Path | None], AbstractContextManager[object]]
+) -> Costs:
+    """Return the costs of forwards of `target`: those that are kept, others measured when they are first asked for.
+
+    Args:
+        drafter: the options of the drafter that asks. Costs of its paths may depend on them.
+        measuring: entered while a curve is measured, with the file that will keep it.
+    """
+    measured, cache = costs_on(target), CostCache(key_of(target))
+
+    def look_up(path: Shaped | None) -> CostCurve:
+        name = FULL if path is None else _name(target, path, drafter)
+        if name is not None and (kept := cache.read(name)) is not None:
+            return kept
+        with measuring(cache.path):
+            curve = measured.full() if path is None else measured.of(path)
+        if name is not None:
+            cache.write(name, curve)
+        return curve
+
+    return Costs(look_up, measured.alike)
+
+
+def key_of(target: Target) -> dict[str, Any]:
+    """Return what the costs of forwards of `target` depend on: model, dtype, engine, threads, machine and versions."""
+    versions = {}
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    on_gpu = target.device.type == "cuda"
+    return {
+        "revision": REVISION,
+        "model": shape_fingerprint(target.model),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "engine": "compiled" if target.compiled else "eager",
+        "weights": target.weights,
+        "packed": target.packed,
+        "attention": target.attention,
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(target.device) if on_gpu else target.device.type,
+        "versions": versions,
+    }
+
+
+def _name(target: Target, path: Shaped, drafter: DrafterConfig) -> str | None:
+    """Return the name of a path's curve: the drafter's options, the path's shape, and which parts of it are graphs.
+
+    Returns:
+        The name; None if the shape holds something whose text may change from process to process.
+    """
+    assert isinstance(path, ModelPath)
+    shape = _plain(path.shape)
+    graphs = [graph is not None for graph in path.graphs(target)]
+    return None if shape is None else json.dumps([asdict(drafter), shape, graphs], sort_keys=True, default=str)
+
+
+def _plain(value: object) -> str | None:
+    """Return a part of a shape as text that is the same in every process; None if it has none."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, SkipSet):
+        return f"skip {sorted(value.attention)} {sorted(value.mlp)}"
+    if isinstance(value, tuple):
+        parts = [_plain(part) for part in value]
+        return None if None in parts else f"({', '.join(map(str, parts))})"
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else None
