@@ -22,7 +22,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 MAX_LINES = 120  # of README: what does not fit belongs in docs/
 
 FOLDERS = ("src", "scripts", "tests", "experiments")
-SOURCES = {"run.py"} | {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+SOURCES = {"run.py", "setup.py"} | {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 EXAMPLES = {"bigram.py", "ladder.py"}  # CONTRIBUTING.md shows them in full: see test_contributing.py
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

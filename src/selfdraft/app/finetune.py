@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,6 +46,7 @@ from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.environment import entry_point
 from selfdraft.tracking.picture import plot_training
 from selfdraft.tracking.run_folder import digest
 
@@ -104,7 +106,7 @@ def finetune(run: Run) -> float | None:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
         objective = _conclude(config, module, folder, run.console, loaded) if run.is_rank_zero else None
         trainer.strategy.barrier("the artifact is written")
-    run.console.print(f"draft with it:  python run.py drafter.from={shown(folder)}")
+    run.console.print(f"draft with it:  {entry_point(sys.argv[0])} drafter.from={shown(folder)}")
     return objective
 
 

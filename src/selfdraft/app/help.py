@@ -7,6 +7,7 @@ gives the same page, but takes seconds more: it also lists every group, and copi
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,7 @@ from selfdraft.app.option_help import WIDTH, head_of, helps_of
 from selfdraft.app.schemas import Config
 from selfdraft.core.messages import one_line
 from selfdraft.core.options import CHOICE_NAME, Options
+from selfdraft.tracking.environment import RUN, entry_point
 
 CONFIG = "config"  # name of the configuration that has the groups
 RESOLVER = "selfdraft.help"  # the interpolation that stands for the page
@@ -33,12 +35,14 @@ MAX_SHOWN = 90  # characters of a value that are shown
 EXAMPLES = """\
 python run.py drafter=jacobi                                     compare with autoregressive decoding
 python run.py drafter=layer_skip model.dtype=float32             another drafter, another dtype
+python run.py task=compare 'task.contenders=[none, jacobi, pool, transformers_greedy]'     many in one run, ranked
 python run.py drafter=jacobi drafter/path=swift                  another path: a part of the model refines the block
 python run.py dataset=jsonl dataset.path=F dataset.per_category=4
 python run.py task=generate prompt="Why is the sky blue?"        stream one answer
 python run.py task=trace drafter=lookahead                       show every step of one
 python run.py task=calibrate drafter=layer_skip                  search what to skip; take it with drafter.from
 python run.py task=distill_data drafter=prompt_lookup decoding.batch_size=8      texts to learn from
+python run.py task=audit audit.file=answers.jsonl                check what another engine answered
 python run.py -m drafter.window=4,8 drafter.refine_steps=1,2     a sweep: one process and folder a job
 """
 
@@ -112,7 +116,7 @@ def page(conf: Path, config: DictConfig) -> str:
         if (file := conf / group / f"{choices.get(group)}.yaml").is_file():
             title += f": {head_of(file)}"
         lines += ["", *textwrap.wrap(title, WIDTH, break_on_hyphens=False), *_options(schema, key, node)]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(RUN, entry_point(sys.argv[0]))
 
 
 def _groups(schema: type[Any], key: str, node: DictConfig) -> Iterator[tuple[type[Any], str, DictConfig]]:
