@@ -22,8 +22,8 @@ from selfdraft.app.main import conf_folder, with_config_path
 SOURCE = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "run.py")
 
 
-def pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+def pip(*arguments: str | Path, python: str | Path = sys.executable) -> None:
+    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -31,6 +31,7 @@ def pip(*arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel, built from a copy of the checkout, because building writes into the folder."""
+    pytest.importorskip("setuptools", minversion="77")  # as pyproject.toml requires; nothing is downloaded here
     source = tmp_path_factory.mktemp("source")
     for name in SOURCE:
         shutil.copy(ROOT / name, source)
@@ -48,7 +49,7 @@ def selfdraft(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # .pth files there are not read
-    pip("--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
+    pip("install", "--no-deps", "--no-index", "--ignore-installed", wheel, python=folder / "bin" / "python")
     return folder / "bin" / "selfdraft"
 
 
@@ -87,7 +88,12 @@ def test_a_wheel_has_the_whole_of_conf_and_the_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packed = {name.removeprefix("selfdraft/conf/") for name in names if name.startswith("selfdraft/conf/")}
     assert packed == {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
-    assert {"selfdraft/data/bundled.jsonl", "hydra_plugins/selfdraft.py", "selfdraft/__main__.py"} <= set(names)
+    assert {
+        "selfdraft/data/bundled.jsonl",
+        "hydra_plugins/selfdraft.py",
+        "selfdraft/__main__.py",
+        "selfdraft/py.typed",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("conf/", "run.py", "setup.py"))]
 
 
