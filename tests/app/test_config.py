@@ -30,6 +30,7 @@ MANDATORY = {  # what a choice leaves to the user
     "model/random": ["model.path=somewhere"],
     "dataset/jsonl": ["dataset.path=prompts.jsonl"],
     "dataset/hub": ["dataset.name=owner/name"],
+    "dataset/spec_bench": ["dataset.path=question.jsonl"],
     "drafter/trained": ["drafter.path.adapter=somewhere"],
     "drafter/path/trained": ["drafter.path.adapter=somewhere"],
 }

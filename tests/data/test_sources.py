@@ -78,7 +78,7 @@ def test_errors_name_their_line(write):
         ([GOOD, '["a"]'], "FILE:2: a JSON array, but a line must be an object"),
         (["", '[{"prompt": "a"},', "{}x]"], "FILE: malformed JSON (Expecting ',' delimiter at line 3, column 3"),
         (['["a"]', '["b"]'], "FILE: malformed JSON (Extra data at line 2, column 1); a file that begins with ["),
-        ([[GOOD, {"id": 1}]], "FILE, item 2: neither `turns` nor `prompt`"),
+        ([[GOOD, {"id": 1}]], "FILE, item 2: none of turns, prompt, messages, conversations, instruction; the object"),
         ([[GOOD | {"id": 1}, GOOD | {"id": 1}]], "FILE, item 2: the id '1' is already that of item 1; every id"),
         ([GOOD, '{"prompt": ' + "[" * 99_999], "FILE:2: malformed JSON (nested too deeply); a line must be one whole"),
         ([GOOD, f'{{"id": {"9" * 5000}}}'], "FILE:2: malformed JSON (a number has too many digits); a line must be"),
@@ -87,14 +87,24 @@ def test_errors_name_their_line(write):
         (['{"prompt": "a", "id": "\\ud83d"}'], "FILE:1: `id` has \\ud83d, one half of a character"),
         (['{"prompt": "a", "category": "\\ud83d"}'], "FILE:1: `category` has \\ud83d, one half of a character"),
         (['"a"'], "FILE:1: a JSON string, but a line must be an object"),
-        ([{}], "FILE:1: neither `turns` nor `prompt`; the object has no key. Give `turns` (a list"),
+        ([{}], "FILE:1: none of turns, prompt, messages, conversations, instruction; the object has no key. Give `tur"),
         (
-            [{"output": "b", "instruction": "a"}],
-            "FILE:1: neither `turns` nor `prompt`; the object has output, instruction. Name the one that holds the "
-            "prompt, e.g. dataset.prompt_field=instruction",
+            [{"output": "b", "question": "a"}],
+            "instruction; the object has output, question. Name the one that holds the prompt, e.g. dataset.prompt_"
+            "field=question",
         ),
         ([{"id": "a", "frage": "b"}], "the object has id, frage. Name the one that holds the prompt, e.g. data"),
-        ([{"messages": [{"content": "a"}]}], "the object has messages. Give `turns` (a list of strings) or `prompt`"),
+        ([{"messages": [{"content": "a"}]}], "FILE:1: message 1 of `messages` has no text as `role`; it must be sys"),
+        ([{"messages": [{"role": "tool", "content": "a"}]}], "FILE:1: message 1 of `messages` has `role` tool; it mu"),
+        ([{"messages": [{"role": "user", "content": 1}]}], "message 1 of `messages`: `content` must be a string that"),
+        ([{"messages": "a"}], "FILE:1: `messages` must be a list of messages, such as"),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "has parts that are no text; only"),
+        (
+            ['{"conversations": [{"from": "human", "value": "\\ud83d"}]}'],
+            "of `conversations`: `value` has \\ud83d, one",
+        ),
+        ([{"conversations": [{"from": "gpt", "value": "a"}]}], "FILE holds no prompt"),
+        ([{"instruction": "a", "input": 1}], "FILE:1: `input` is a JSON number; it must be a string, which may be"),
         ([{"\x1b[31m": "a"}], "the object has '\\x1b[31m'. Give `turns`"),
         ([dict.fromkeys("abcdefghijk", 1)], "the object has a, b, c, d, e, f, g, h and 3 more. Give"),
         ([{"turns": []}], "FILE:1: `turns` must be a list of at least one string"),
@@ -129,7 +139,7 @@ def test_a_file_that_is_not_text_is_named_by_its_kind(tmp_path):
         (bz2.compress(b"a"), "compressed by bzip2; decompress it first"),
         (lzma.compress(b"a"), "compressed by xz; decompress it first"),
         (b"PK\x03\x04...", "a zip archive; unpack it first"),
-        (b"PAR1...", "a Parquet file; read its folder with dataset=hub"),
+        (b"PAR1...", "a Parquet file; let its name end in .parquet"),
         ('{"prompt": "a"}'.encode("utf-16"), "UTF-16 or UTF-32; save it with UTF-8 encoding"),
         (b"\0" * 99, "a binary file; give a text file"),
     ]:
@@ -161,6 +171,61 @@ def test_an_array_of_objects_is_read_like_json_lines(tmp_path):
     assert error_of(path).startswith("FILE holds no prompt")
     path.write_bytes('[{"prompt": "a"},\n{"prompt": "Grüße"}]'.encode("latin-1"))
     assert error_of(path) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
+
+
+def test_conversations_are_a_history_and_the_turns_to_answer(write, capsys):
+    path = write(
+        {"messages": [{"role": "system", "content": "Brief."}, {"role": "user", "content": "One?"}]},
+        {"messages": [{"role": r, "content": t} for r, t in (("user", "a"), ("assistant", "b"), ("user", "c"))]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}]},
+        {"id": "s", "conversations": [{"from": f, "value": v} for f, v in (("human", "x"), ("gpt", "y"))]},
+        {"conversations": [{"from": "gpt", "value": "y"}]},
+        {"messages": []},
+        {"prompt": [{"role": "developer", "content": "Brief."}, {"role": "user", "content": "p"}]},
+        {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "One?"}]},
+    )
+    assert load_jsonl(path) == [
+        Prompt("1", "uncategorized", ("One?",), (("system", "Brief."),)),
+        Prompt("2", "uncategorized", ("c",), (("user", "a"), ("assistant", "b"))),
+        Prompt("3", "uncategorized", ("a", "b")),
+        Prompt("s", "uncategorized", ("x",)),
+        Prompt("7", "uncategorized", ("p",), (("system", "Brief."),)),
+        Prompt("8", "uncategorized", ("One?",)),
+    ]
+    said = f"warning: left out 2 conversations without a user's message to answer, first {path}:5\n"
+    assert capsys.readouterr().err == said
+
+
+def test_alpaca_s_array_of_instructions_is_read(tmp_path):
+    path = tmp_path / "alpaca_data.json"
+    path.write_text(json.dumps([{"instruction": "Add.", "input": "1, 2", "output": "3"}, {"instruction": "b"}]))
+    assert [prompt.turns for prompt in load_jsonl(path)] == [("Add.\n\n1, 2",), ("b",)]
+
+
+def test_a_text_file_has_a_prompt_on_every_line(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("Größe?\r\n\n[not JSON\n".encode())
+    assert [(prompt.id, prompt.turns) for prompt in load_jsonl(path)] == [("1", ("Größe?",)), ("3", ("[not JSON",))]
+    path.write_bytes(b"a\n\xff\n")
+    assert error_of(path) == "FILE:2: not UTF-8; save the file with UTF-8 encoding."
+    path.write_bytes(b"\n \n")
+    assert error_of(path).startswith("FILE holds no prompt")
+
+
+@pytest.mark.slow
+def test_a_parquet_file_is_read_in_a_process_of_its_own(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    rows = [{"messages": [{"role": "user", "content": "a"}], "image": b"\xff"}, {"messages": None, "prompt": "b"}]
+    datasets.Dataset.from_list([{"prompt": None, "image": None, **row} for row in rows]).to_parquet(path)
+    assert [(prompt.id, prompt.turns) for prompt in load_jsonl(path)] == [("1", ("a",)), ("2", ("b",))]
+    path.write_bytes(path.read_bytes()[:-40])
+    assert error_of(path).startswith("FILE cannot be read (")
+
+
+def test_a_file_that_is_only_called_parquet_is_not_read(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    path.write_text('{"prompt": "a"}')
+    assert error_of(path) == "FILE is not a Parquet file; let its name end in .jsonl or .txt if it is text."
 
 
 def test_the_prompt_may_have_another_key(write):
@@ -200,6 +265,7 @@ def test_humaneval_asks_to_complete_each_function():
     assert len(prompts) == 164
     assert {prompt.family for prompt in prompts} == {"humaneval"}
     assert prompts[0].id == "HumanEval/0"
+    assert all(prompt.reference is not None and "check(" in prompt.reference.answer for prompt in prompts)
     (turn,) = prompts[0].turns
     assert re.fullmatch(r"Complete .*\n\n```python\n.*def has_close_elements.*\n```", turn, flags=re.DOTALL)
 
@@ -247,6 +313,16 @@ def test_hub_rows_become_prompts(folder):
 def test_hub_columns_of_lists_are_turns(folder, no_trial):
     name = folder({"chat": ["One?", "Two?"], "kind": 1})
     assert load_hub(name, split="train", prompt_field="chat") == [Prompt("train:0", "uncategorized", ("One?", "Two?"))]
+
+
+def test_hub_columns_are_found_by_their_form(folder, no_trial):
+    talk = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "One?"}]
+    name = folder({"messages": talk, "other": 1})
+    assert load_hub(name, split="train") == [
+        Prompt("train:0", "uncategorized", ("One?",), (("system", "Brief."),)),
+    ]
+    with pytest.raises(UserError, match=r"no column 'turns' or .* or 'instruction'; it has q\. Name the one"):
+        load_hub(folder({"q": "One?"}), split="train")
 
 
 def test_hub_errors_name_column_row_and_split(folder, no_trial):

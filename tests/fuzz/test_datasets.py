@@ -23,7 +23,18 @@ from texts import DEEP, as_json, values, words
 from command_line import SMOKE
 from forked import ForkedTrials
 from selfdraft.app.errors import explain
-from selfdraft.app.schema_dataset import DatasetConfig, HubConfig, JsonlConfig
+from selfdraft.app.schema_dataset import (
+    AlpacaConfig,
+    DatasetConfig,
+    Gsm8kConfig,
+    HubConfig,
+    JsonlConfig,
+    Math500Config,
+    MbppConfig,
+    MtBenchConfig,
+    SpecBenchConfig,
+    SpeedBenchConfig,
+)
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.data import tables
@@ -40,6 +51,10 @@ KEYS = (
     "prompt",
     "instruction",
     "question",
+    "answer",
+    "problem",
+    "task_id",
+    "test_list",
     "messages",
     "conversations",
     "text",
@@ -50,8 +65,20 @@ turns = st.lists(plain, min_size=1, max_size=3)
 sound = st.fixed_dictionaries({}, optional={"category": st.sampled_from(["qa", "math", "", "x"]), "turns": turns}).map(
     lambda record: {"prompt": "a", **record}
 )
+messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["system", "user", "assistant", "tool"]),
+            "content": st.one_of(plain, values),
+        },
+    )
+    | st.builds(lambda who, text: {"from": who, "value": text}, st.sampled_from(["human", "gpt", "system"]), plain),
+    max_size=4,
+)
+talks = st.dictionaries(st.sampled_from(["messages", "conversations", "prompt"]), messages, min_size=1, max_size=2)
 odd = st.dictionaries(st.one_of(st.sampled_from(KEYS), words), st.one_of(values, plain, turns), max_size=5)
-records = st.one_of(sound, sound, odd, values)
+records = st.one_of(sound, sound, talks, odd, values)
 
 
 @st.composite
@@ -129,7 +156,9 @@ def check(prompts: Sequence[Prompt], chat: Chat) -> None:
     """Prompts that were read can be encoded and written to result files, and their ids differ."""
     assert len({prompt.id for prompt in prompts}) == len(prompts)
     for prompt in prompts:
-        json.dumps([prompt.id, prompt.category, prompt.family, prompt.turns], ensure_ascii=False).encode("utf-8")
+        texts = [prompt.id, prompt.category, prompt.family, prompt.turns, prompt.history]
+        json.dumps(texts, ensure_ascii=False).encode("utf-8")
+        assert chat.encode(prompt.beginning)
         for turn in prompt.turns:
             assert turn.strip()
             assert chat.encode([("user", turn)])
@@ -138,6 +167,7 @@ def check(prompts: Sequence[Prompt], chat: Chat) -> None:
 @settings(max_examples=budget(100, 1500), **SETTINGS)
 @given(
     content=files(),
+    suffix=st.sampled_from(["jsonl", "jsonl", "json", "txt", "parquet"]),
     prompt_field=st.one_of(st.none(), st.none(), st.sampled_from(KEYS)),
     options=st.fixed_dictionaries(
         {},
@@ -152,12 +182,27 @@ def check(prompts: Sequence[Prompt], chat: Chat) -> None:
     ),
 )
 def test_a_file_is_read_or_gives_one_clear_line(
-    folder: Path, chat: Chat, content: bytes, prompt_field: str | None, options: dict[str, Any]
+    folder: Path, chat: Chat, content: bytes, suffix: str, prompt_field: str | None, options: dict[str, Any]
 ) -> None:
-    path = folder / "prompts.jsonl"
+    path = folder / f"prompts.{suffix}"
     path.write_bytes(content)
     config: DatasetConfig = JsonlConfig(path=str(path), prompt_field=prompt_field, **options)
     check(prompts_or_a_line(config.load), chat)
+
+
+@settings(max_examples=budget(40, 600), **SETTINGS)
+@given(
+    content=files(),
+    named=st.sampled_from(
+        [Gsm8kConfig, Math500Config, MbppConfig, MtBenchConfig, AlpacaConfig, SpecBenchConfig, SpeedBenchConfig]
+    ),
+)
+def test_a_copy_of_a_named_dataset_is_read_or_gives_one_clear_line(
+    folder: Path, chat: Chat, content: bytes, named: type[DatasetConfig]
+) -> None:
+    path = folder / "copy.jsonl"
+    path.write_bytes(content)
+    check(prompts_or_a_line(named(path=str(path)).load), chat)
 
 
 @settings(max_examples=budget(6, 300), **SETTINGS)

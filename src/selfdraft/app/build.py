@@ -92,10 +92,13 @@ def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None
 
 
 def measured_config(composed: DictConfig) -> dict:
-    """Return the options that affect a measurement, all but the logger's; a run is resumed only with the same ones."""
+    """Return the options that affect a measurement; a run is resumed only with the same ones.
+
+    The logger's do not, nor do those of scores, so that a finished run can still be scored.
+    """
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "logger"}
+    return {str(key): value for key, value in plain.items() if key not in ("logger", "score")}
 
 
 def build_bench(config: Config, device: torch.device, references: list[str]) -> Bench:

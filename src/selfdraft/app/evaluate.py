@@ -10,12 +10,14 @@ from rich.text import Text
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schemas import Config, EvaluateConfig
+from selfdraft.app.score import in_words, score_of
 from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.stopping import POSITIONS
+from selfdraft.modules.bench import Bench
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
 from selfdraft.tracking.atomic import write_json_atomic
@@ -68,10 +70,10 @@ def evaluate(run: Run) -> float | None:
     with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)
         trainer.strategy.barrier("every rank has written its prompts")
-    return _conclude(run, module.bench.engine) if run.is_rank_zero else None
+    return _conclude(run, module.bench, prompts) if run.is_rank_zero else None
 
 
-def _conclude(run: Run, engine: str) -> float | None:
+def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
     config, folder, console = run.config, run.folder, run.console
     lines = merge_rank_files(folder)
     turns = measured(lines)
@@ -84,16 +86,20 @@ def _conclude(run: Run, engine: str) -> float | None:
         dataset=config.dataset.name,
         seed=config.seed,
         dtype=config.model.dtype,
-        engine=engine,
+        engine=bench.engine,
         max_new_tokens=config.decoding.max_new_tokens,
         batch_size=config.decoding.batch_size,
         control=max((line["lossless"].get("control") or 0.0 for line in turns), default=0.0) or None,
     )
     result["objective"] = result["speedup"]["median"]
     result["why"] = reason(result)
+    if score := score_of(turns, prompts, bench.chat.decode, config.score):
+        result["score"] = score
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
-    console.print(f"engine: {engine}")
+    console.print(f"engine: {bench.engine}")
+    if score:
+        console.print(in_words(score))
     # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
     with harmless("result.png was not drawn"):
         plot_result(result, folder / "result.png")

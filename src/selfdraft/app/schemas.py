@@ -13,7 +13,20 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from selfdraft.app.schema_dataset import BundledConfig, DatasetConfig, HubConfig, HumanEvalConfig, JsonlConfig
+from selfdraft.app.schema_dataset import (
+    AlpacaConfig,
+    BundledConfig,
+    DatasetConfig,
+    Gsm8kConfig,
+    HubConfig,
+    HumanEvalConfig,
+    JsonlConfig,
+    Math500Config,
+    MbppConfig,
+    MtBenchConfig,
+    SpecBenchConfig,
+    SpeedBenchConfig,
+)
 from selfdraft.app.schema_model import (
     EmbeddedModelConfig,
     ModelConfig,
@@ -21,6 +34,7 @@ from selfdraft.app.schema_model import (
     RandomModelConfig,
     TinyModelConfig,
 )
+from selfdraft.app.score import ScoreConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
 from selfdraft.drafters import PATHS, PROPOSALS
@@ -288,6 +302,7 @@ class Config(Options):
     calibrate: CalibrateConfig = MISSING
     finetune: RecipeConfig = MISSING
     distill: DistillConfig = MISSING
+    score: ScoreConfig = MISSING
     seed: int = option(
         0,
         at_least=0,
@@ -315,12 +330,25 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "drafter": [drafter.Config for drafter in PROPOSALS.values()],
     "drafter/path": [path.Config for path in PATHS.values()],
     "decoding": [DecodingConfig, SampleConfig],
-    "dataset": [BundledConfig, JsonlConfig, HumanEvalConfig, HubConfig],
+    "dataset": [
+        BundledConfig,
+        JsonlConfig,
+        HumanEvalConfig,
+        HubConfig,
+        Gsm8kConfig,
+        Math500Config,
+        MbppConfig,
+        MtBenchConfig,
+        AlpacaConfig,
+        SpecBenchConfig,
+        SpeedBenchConfig,
+    ],
     "hardware": [HardwareConfig],
     "logger": [LoggerConfig],
     "calibrate": [CalibrateConfig],
     "finetune": [recipe.Config for recipe in RECIPES.values()],
     "distill": [DistillConfig],
+    "score": [ScoreConfig],
 }
 
 

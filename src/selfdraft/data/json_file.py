@@ -18,12 +18,12 @@ NOT_TEXT = {
     b"\xfd7zXZ": "compressed by xz; decompress it first: unxz {}",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first: unzstd {}",
     b"PK\x03\x04": "a zip archive; unpack it first: unzip {}",
-    b"PAR1": "a Parquet file; read its folder with dataset=hub, or save it as JSONL",
+    b"PAR1": "a Parquet file; let its name end in .parquet",
     b"ARROW1": "an Arrow file; read its folder with dataset=hub, or save it as JSONL",
     b"\xff\xfe": "UTF-16 or UTF-32; save it with UTF-8 encoding",
     b"\xfe\xff": "UTF-16; save it with UTF-8 encoding",
 }
-LINE, ITEM = "line", "item"
+LINE, ITEM, ROW = "line", "item", "row"
 BEGINNING = 64 * 1024  # bytes in which a tar archive or a file of zeros can be recognised
 
 
@@ -32,13 +32,16 @@ class Located:
     """An object of a file, with its place in the file.
 
     Attributes:
-        unit: whether `number` counts lines of the file or items of its array, from 1.
+        path: the file, or the name of a dataset.
+        unit: whether `number` counts lines of the file or items of its array, from 1, or rows of its table.
+        part: the split of a dataset.
     """
 
     path: Path
     unit: str
     number: int
     record: Mapping[str, Any]
+    part: str = ""
 
     @property
     def place(self) -> str:
@@ -48,7 +51,9 @@ class Located:
     @property
     def where(self) -> str:
         """File and place, for messages."""
-        return f"{self.path}:{self.number}" if self.unit == LINE else f"{self.path}, {self.place}"
+        if self.unit == LINE:
+            return f"{self.path}:{self.number}"
+        return f"{self.path} ({self.part}, {self.place})" if self.part else f"{self.path}, {self.place}"
 
 
 def read_objects(path: Path) -> Iterator[Located]:
@@ -58,7 +63,7 @@ def read_objects(path: Path) -> Iterator[Located]:
         UserError: the file does not exist, is compressed or not UTF-8, its JSON is malformed, or it holds a value
             that is not an object. The message names the file and, where it applies, the line.
     """
-    content = _content(path)
+    content = content_of(path)
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         yield from _items(path, content)
         return
@@ -66,14 +71,14 @@ def read_objects(path: Path) -> Iterator[Located]:
     # They are decoded one by one, so that a wrong byte is reported with its line.
     for number, raw in enumerate(content.split(b"\n"), start=1):
         where = f"{path}:{number}"
-        line = _decoded(raw, where)
+        line = decoded(raw, where)
         if line.strip():
             yield Located(path, LINE, number, _object(_parsed(line, where), where, LINE))
 
 
 def _items(path: Path, content: bytes) -> Iterator[Located]:
     for number, raw in enumerate(content.split(b"\n"), start=1):
-        _decoded(raw, f"{path}:{number}")  # only to name the line of a wrong byte
+        decoded(raw, f"{path}:{number}")  # only to name the line of a wrong byte
     try:
         items = parse_json(content.decode("utf-8-sig"))
     except MalformedJSON as error:
@@ -85,18 +90,17 @@ def _items(path: Path, content: bytes) -> Iterator[Located]:
         yield Located(path, ITEM, number, _object(item, f"{path}, {ITEM} {number}", ITEM))
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a regular file that may be text.
+
+    Raises:
+        UserError: there is no such file, or it is known to be something else than UTF-8.
+    """
+    refuse_endless(path)
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading /dev/zero or an empty pipe would never end
-            raise UserError(f"{path} is not a regular file; give the path of a JSONL file with one prompt a line.")
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}; give the path of a JSONL file with one prompt a line.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable JSONL file.") from None
-    except ValueError:  # a path with a NUL in it
-        raise UserError(f"{str(path)!r} is not a path; give the path of a JSONL file.") from None
     for magic, what in NOT_TEXT.items():
         if content.startswith(magic):
             raise UserError(f"{path} is {what.format(path.name)}.")
@@ -105,7 +109,30 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _decoded(raw: bytes, where: str) -> str:
+def refuse_endless(path: Path) -> None:
+    """Refuse what is not there, and devices and pipes: reading /dev/zero or an empty pipe would never end.
+
+    Raises:
+        UserError: the path is neither a regular file nor a folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}; give the path of a JSONL file with one prompt a line.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable JSONL file.") from None
+    except ValueError:  # a path with a NUL in it
+        raise UserError(f"{str(path)!r} is not a path; give the path of a JSONL file.") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is not a regular file; give the path of a JSONL file with one prompt a line.")
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """Return the text of a line.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         return raw.decode("utf-8-sig")  # some editors begin a UTF-8 file with a byte order mark
     except UnicodeDecodeError:
