@@ -1,6 +1,6 @@
 # Every target works in a fresh clone: it sets up what it needs first. `make` alone lists them.
 PY := .venv/bin/python
-DEMO_ARGS ?= bundled none jacobi pool --per-family 1 --tokens 56
+DEMO_ARGS ?= dataset.per_category=1 decoding.max_new_tokens=56
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ setup:  ## create .venv and install SelfDraft (PYTHON=…, TORCH_INDEX=…; inst
 	@bash scripts/setup.sh
 
 demo: setup  ## compare Jacobi drafting and the pool with plain decoding, on bundled prompts (DEMO_ARGS=…)
-	$(PY) scripts/paired.py $(DEMO_ARGS)
+	$(PY) run.py task=compare logger=none $(DEMO_ARGS)
 
 test: setup  ## run the whole test suite (ARGS="-k launcher" for a part)
 	$(PY) -m pytest $(ARGS)

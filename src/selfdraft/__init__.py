@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfdraft.app.comparing import compare
     from selfdraft.app.drafting import Drafting
 
 __version__ = "0.1.0"
-__all__ = ["Drafting"]
+__all__ = ["Drafting", "compare"]
 
 # The modules that the names come from.
-_HOMES = {"Drafting": "selfdraft.app.drafting"}
+_HOMES = {"Drafting": "selfdraft.app.drafting", "compare": "selfdraft.app.comparing"}
 
 
 def __getattr__(name: str) -> Any:

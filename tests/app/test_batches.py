@@ -167,7 +167,7 @@ def test_sampling_in_a_batch_gives_the_text_of_a_single_request(runs: Runs, tmp_
         (["decoding.batch_size=0"], "decoding.batch_size=0: must be at least 1"),
         (
             ["decoding.batch_size=4", "task.references=[transformers_greedy]"],
-            "task.references decode prompt by prompt: compare with them at decoding.batch_size=1",
+            "decoders outside SelfDraft answer prompt by prompt: compare with them at decoding.batch_size=1",
         ),
         (
             ["decoding.batch_size=4", "decoding.shape_invariant=true"],

@@ -48,6 +48,7 @@ class ScriptedReference:
     name: str
     output: list[int]
     log: list[str]
+    judged: bool = True
 
     def decode(self, prompt: list[int]) -> StockGeneration:
         self.log.append(self.name)
@@ -70,8 +71,10 @@ def make_bench(
     log: list[str] = []
     bench = Bench(
         chat=None,
-        drafter=Scripted("drafter", drafted, [3.0, 1.0, 2.0, 9.0], log),
-        baseline=Scripted("none", [baseline or [7, 8]], [4.0, 8.0, 6.0, 9.0], log),
+        decoders={
+            "drafter": Scripted("drafter", drafted, [3.0, 1.0, 2.0, 9.0], log),
+            "none": Scripted("none", [baseline or [7, 8]], [4.0, 8.0, 6.0, 9.0], log),
+        },
         certifier=Judge(),
         references={name: ScriptedReference(name, output, log) for name, output in (references or {}).items()},
     )

@@ -10,7 +10,7 @@ import pytest
 from naming import naming
 from script_module import ROOT, script_module
 
-KEPT = {"paired.py", "compare_runs.py", "same_outputs.py", "check_lossless.py", "predict.py", "setup.sh", "families.py"}
+KEPT = {"same_outputs.py", "check_lossless.py", "predict.py", "setup.sh", "families.py"}
 MORE = 3  # at most so many others: what measures costs is task=profile, what belongs to one study lies in its folder
 PYTHON = sorted(
     path.relative_to(ROOT) for folder in ("scripts", "experiments") for path in (ROOT / folder).rglob("*.py")
@@ -20,8 +20,6 @@ SHELL = sorted(
 )
 NO_FILE = {  # arguments with a file or folder that is not there, where a script takes one
     "scripts/check_lossless.py": ["nowhere"],
-    "scripts/compare_runs.py": ["nowhere"],
-    "scripts/paired.py": ["nowhere.jsonl", "none"],
     "scripts/predict.py": ["nowhere", "--hardware", "nowhere.json"],
     "scripts/same_outputs.py": ["nowhere", "nowhere"],
     "experiments/batching/table.py": ["nowhere"],

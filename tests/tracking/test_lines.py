@@ -33,7 +33,7 @@ def test_a_wrong_field_is_named(tmp_path):
         ("new_tokens", True, "`new_tokens` is not a whole number of 0 or more"),
         ("lossless", [], "`lossless` is no JSON object"),
         ("lossless", {}, "`lossless.verdict` is missing"),
-        ("lossless", {"verdict": "fine"}, "`lossless.verdict` is none of exact, sampled, tie, mismatch"),
+        ("lossless", {"verdict": "fine"}, "`lossless.verdict` is none of exact, sampled, tie, mismatch, uncertified"),
         ("lossless", {"verdict": "exact", "ceiling": "x"}, "`lossless.ceiling` is not a number of 0 or more"),
         ("lossless", {"verdict": "tie", "float32": {}}, "`lossless.float32.prefers` is missing"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.console import make_console
+from selfdraft.app.references import reference_for
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
@@ -22,9 +24,9 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
 from selfdraft.drafters.base import PathDrafterConfig
-from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.drafters.presets import drafter_for, is_tree_parallel
+from selfdraft.drafters.presets import is_tree_parallel
+from selfdraft.drafters.specs import Spec
 from selfdraft.models.chat import Chat
 from selfdraft.models.engines import COMPILED, use_engine
 from selfdraft.models.fingerprint import fingerprint
@@ -34,9 +36,8 @@ from selfdraft.models.memory import PeakMemory, needed, refuse_what_cannot_fit
 from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
-from selfdraft.modules.bench import Bench
+from selfdraft.modules.bench import BASELINE, DRAFTER, Bench
 from selfdraft.tracking.artifact import Artifact
 
 
@@ -101,8 +102,14 @@ def measured_config(composed: DictConfig) -> dict:
     return {str(key): value for key, value in plain.items() if key not in ("logger", "score")}
 
 
-def build_bench(config: Config, device: torch.device, references: list[str]) -> Bench:
-    """Load the model, and return the bench with the decoders that an evaluation compares.
+def build_bench(
+    config: Config, device: torch.device, references: list[str], specs: Mapping[str, Spec] | None = None
+) -> Bench:
+    """Load the model, and return the bench with the decoders that an evaluation or a comparison times.
+
+    Args:
+        references: names of decoders outside SelfDraft.
+        specs: our contenders besides plain decoding, by name; by default the configured drafter.
 
     Raises:
         UserError: the model cannot be loaded or is not supported; an option does not fit the model or another option.
@@ -114,7 +121,9 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     )
     batch_size = config.decoding.batch_size
     if references and batch_size > 1:
-        raise UserError("task.references decode prompt by prompt: compare with them at decoding.batch_size=1")
+        raise UserError(
+            "decoders outside SelfDraft answer prompt by prompt: compare with them at decoding.batch_size=1"
+        )
     if config.decoding.shape_invariant and batch_size > 1:
         raise UserError(
             "decoding.shape_invariant=true is shown to hold for prompts decoded one by one only: "
@@ -122,7 +131,8 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
         )
     if references and config.decoding != plain:
         raise UserError(
-            "task.references decode greedily, and end by length or end of sequence only: leave the other options out"
+            "decoders outside SelfDraft decode greedily, and end by length or end of sequence only: leave the other "
+            "options out"
         )
     memory = PeakMemory(device)
     with memory("load"):
@@ -143,16 +153,19 @@ def build_bench(config: Config, device: torch.device, references: list[str]) -> 
     if config.hardware.tree_parallel:
         costs, target = shared_costs(costs), _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    drafter = drafter_for(target, config.drafter, costs)
-    if decoding.guard:
-        drafter = Guard(drafter)
-    baseline = NoDrafter(target, NoDrafter.Config(), costs)
+    drafters = {
+        name: spec.drafter(target, costs)
+        for name, spec in ({DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs).items()
+    }
+    drafters.setdefault(BASELINE, NoDrafter(target, NoDrafter.Config(), costs))
     return Bench(
         chat=chat,
-        drafter=Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size, memory=memory),
-        baseline=Decoder(target, baseline, stopping, rule=rule, batch_size=batch_size, memory=memory),
+        decoders={
+            name: Decoder(target, drafter, stopping, rule=rule, batch_size=batch_size, memory=memory)
+            for name, drafter in drafters.items()
+        },
         certifier=certifier,
-        references={name: StockGenerate(loaded, name, stopping.max_new_tokens) for name in references},
+        references={name: reference_for(name, loaded, config, device) for name in references},
         memory=memory,
         fingerprint=print_of_model,
         engine=engine,

@@ -12,6 +12,7 @@ from pytorch_lightning import seed_everything
 
 from selfdraft.app.build import settled, to_config
 from selfdraft.app.calibrate import calibrate
+from selfdraft.app.compare import compare
 from selfdraft.app.distill_data import distill_data
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
@@ -38,6 +39,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "evaluate": Task(evaluate, "finished prompts are kept"),
+    "compare": Task(compare, "finished prompts are kept"),
     "generate": Task(generate),
     "trace": Task(trace),
     "profile": Task(profile),

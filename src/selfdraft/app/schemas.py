@@ -39,6 +39,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
+from selfdraft.models.others import OTHERS
 from selfdraft.models.stock import REFERENCES
 from selfdraft.modules.calibrate import OBJECTIVES
 from selfdraft.modules.finetune import RecipeConfig
@@ -62,6 +63,28 @@ class EvaluateConfig(TaskConfig):
     repeats: int = option(1, at_least=1, help="how often the drafter and the baseline each decode every prompt")
     references: list[str] = option(
         [], choices=REFERENCES, help=f"decoders outside SelfDraft to time as well: {', '.join(REFERENCES)}"
+    )
+
+
+@dataclass
+class CompareConfig(TaskConfig):
+    """Decode a dataset with any number of contenders, interleaved, and rank them."""
+
+    name: str = choice_name("compare")
+    contenders: list[str] = option(
+        ["none", "jacobi", "pool"],
+        help='drafters with their options, e.g. "pool sources=[suffix]" or "guarded swift", and decoders outside '
+        f"SelfDraft: {', '.join((*REFERENCES, *OTHERS))}; plain decoding, none, always takes part",
+    )
+    repeats: int = option(1, at_least=1, help="how often each contender decodes every prompt")
+    runs: list[str] = option(
+        [], help="folders of finished runs of task=evaluate or task=compare, which are shown beside the contenders"
+    )
+    gguf: str | None = option(
+        None, help="GGUF file for llama_cpp and openvino; null: that of the default model, which has its values"
+    )
+    python: str | None = option(
+        None, help="interpreter of an environment that has llama-cpp-python or openvino-genai; null: this one"
     )
 
 
@@ -318,6 +341,7 @@ class Config(Options):
 SCHEMAS: dict[str, list[type[Options]]] = {
     "task": [
         EvaluateConfig,
+        CompareConfig,
         GenerateConfig,
         TraceConfig,
         ProfileConfig,

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Verdict = Literal["exact", "sampled", "tie", "mismatch"]
+Verdict = Literal["exact", "sampled", "tie", "mismatch", "uncertified"]
 Reason = Literal["forward", "control", "stock", "token", "length"]
 
 REASONS: dict[Reason, str] = {
@@ -48,7 +48,8 @@ class Certificate:
 
     Attributes:
         verdict: `exact` if all token ids of both outputs are the same. `sampled` if they are two draws from one
-            distribution: no comparison of texts can judge that; the chi-square tests of the suite do.
+            distribution: no comparison of texts can judge that; the chi-square tests of the suite do. `uncertified` for
+            a text of another engine that is not compared, as its weights are others.
         first_divergence: index into the output of the first differing token. With the reason `stock`, index of the
             token that the model's own forward would not have chosen.
         margin: the best logit minus that of the worse of the two tokens there, in the M=1 forward. For a prompt decoded

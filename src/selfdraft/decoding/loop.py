@@ -165,6 +165,9 @@ class Decoder:
             for a in active:
                 a.generation.clock.add(clock, share=1 / len(active))
                 a.generation.latency_s += clock.decode_s
+                if not a.generation.step_s:
+                    a.generation.first_token_s = a.generation.latency_s
+                a.generation.step_s.append(clock.decode_s)
                 if a.generation.ended:
                     a.generation.diagnostics = self.drafter.diagnostics(a.context)
             for a in active:

@@ -56,6 +56,8 @@ class Generation:
             elapsed time.
         latency_s: seconds from the request's arrival in the batch to its last token: its own prefill, prefills of
             others meanwhile, and whole steps.
+        first_token_s: seconds from the request's arrival to the tokens of its first step.
+        step_s: seconds of each step; in a batch the whole step, for which all its requests wait.
         ended: why the answer ended: `eos`, `length`, `positions` (the model has no more), `stop string` or `criterion`;
             empty while it goes on.
         steps: per step `[tokens, parents or None for a chain, accepted nodes, bonus, source, probes or None]`, for the
@@ -68,9 +70,16 @@ class Generation:
     counts: Counts = field(default_factory=Counts)
     clock: PhaseClock = field(default_factory=PhaseClock)
     latency_s: float = 0.0
+    first_token_s: float | None = None
+    step_s: list[float] = field(default_factory=list)
     ended: str = ""
     steps: list[list] = field(default_factory=list)
     diagnostics: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def decode_s(self) -> float:
+        """Return the seconds of decoding, without the prefill."""
+        return self.clock.decode_s
 
     def add(self, step: Step) -> None:
         """Count one step."""

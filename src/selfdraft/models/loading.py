@@ -166,6 +166,18 @@ def _into_memory(model: PreTrainedModel) -> None:
         tensor.data = tensor.data.clone()
 
 
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that end the answers of a loaded model.
+
+    Raises:
+        UserError: its generation configuration names something else.
+    """
+    try:
+        return _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
+    except ValueError as error:
+        raise UserError(f"the model's generation_config: {error}") from None
+
+
 def _ids(ids: int | list[int] | None) -> frozenset[int]:
     """Return the ids that end answers.
 

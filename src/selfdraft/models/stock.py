@@ -27,15 +27,25 @@ class StockGeneration:
         output: ids, up to and including the end of sequence.
         decoded: how many of them `decode_s` covers; those of the first forward belong to the prefill.
         decode_s: seconds from the first tokens to the end.
+        latency_s: seconds from the prompt to the end.
+        failed: why there is no answer; empty if there is one.
     """
 
     output: list[int]
     decoded: int
     decode_s: float
+    latency_s: float = 0.0
+    failed: str = ""
 
 
 class StockGenerate:
-    """Greedy `generate`, plain or with its prompt lookup, limited to the model's positions like our own decoding."""
+    """Greedy `generate`, plain or with its prompt lookup, limited to the model's positions like our own decoding.
+
+    Attributes:
+        judged: whether its texts are compared with ours, as it has the same weights.
+    """
+
+    judged = True
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
@@ -57,7 +67,7 @@ class StockGenerate:
         watch = _Stopwatch()
         written = generate(self.model, prompt, config, streamer=watch)
         output = written[0, len(prompt) :].tolist()
-        return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s)
+        return StockGeneration(output, len(output) - watch.first_tokens, watch.decode_s, watch.latency_s)
 
 
 @dataclass
@@ -78,3 +88,7 @@ class _Stopwatch(BaseStreamer):
     @property
     def decode_s(self) -> float:
         return self.times[-1] - self.times[1]
+
+    @property
+    def latency_s(self) -> float:
+        return self.times[-1] - self.times[0]

@@ -38,6 +38,7 @@ class EvaluateModule(pl.LightningModule):
         folder: Path,
         repeats: int,
         seed: int,
+        part: Callable[[Measurement], dict] = Measurement.line,
         shared: bool = False,
         tell: Callable[[Resumed], None] = lambda resumed: None,
     ) -> None:
@@ -49,12 +50,13 @@ class EvaluateModule(pl.LightningModule):
             folder: the run's folder. Turns that its prompts.jsonl holds already are not decoded again.
             repeats: how often each contender decodes each prompt.
             seed: the run's seed.
+            part: what a line holds of a measurement; with `output_ids`, of which the line has the text too.
             shared: all ranks decode every prompt together (tree parallelism), and only rank 0 records them.
             tell: called on rank 0 with the counts of an interrupted run's turns.
         """
         super().__init__()
         self.build, self.prompts, self.folder, self.repeats, self.seed = build, prompts, folder, repeats, seed
-        self.shared, self.tell = shared, tell
+        self.part, self.shared, self.tell = part, shared, tell
 
     def setup(self, stage: str) -> None:
         """Load the model on this rank's device, and read what an interrupted run has finished.
@@ -76,7 +78,7 @@ class EvaluateModule(pl.LightningModule):
     def on_test_start(self) -> None:
         """Warm up: decode a short prompt with every contender, unmeasured."""
         for name in self.bench.order(0):
-            self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.drafter.batch_size)])
+            self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.baseline.batch_size)])
 
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> Any:
         """Decode the first turn of these prompts, then the second of those that have one, and so on; return the lines.
@@ -107,7 +109,7 @@ class EvaluateModule(pl.LightningModule):
         return self.bench.chat.decode(line.get("baseline_output_ids", line["output_ids"]))
 
     def _refuse_long_prompts(self) -> None:
-        positions = self.bench.drafter.target.max_positions
+        positions = self.bench.baseline.target.max_positions
         for prompt in self.prompts:
             length = len(self.bench.chat.encode(prompt.beginning))
             if length >= positions:
@@ -125,7 +127,7 @@ class EvaluateModule(pl.LightningModule):
                 yield self._left_out(prompt, turn, f"turn {turn} was left out")
                 continue
             request = self._request(prompt, turn, histories[prompt.id])
-            length, positions = len(request.prompt), self.bench.drafter.target.max_positions
+            length, positions = len(request.prompt), self.bench.baseline.target.max_positions
             if length >= positions:
                 reason = f"the conversation has {length} tokens up to here, but this model has {positions} positions"
                 yield self._left_out(prompt, turn, reason)
@@ -154,10 +156,11 @@ class EvaluateModule(pl.LightningModule):
         return Request(self.bench.chat.encode(history), zlib.crc32(f"{self.seed}/{name}".encode()), name)
 
     def _line(self, prompt: Prompt, turn: int, done: Measurement) -> dict:
+        part = self.part(done)
         return {
             **self._about(prompt, turn),
-            "text": self.bench.chat.decode(done.drafter.output),
-            **done.line(),
+            "text": self.bench.chat.decode(part["output_ids"]),
+            **part,
             "peak_memory_mb": max(peak_memory_mb(self.device), *self.bench.memory.peaks.values()),
             "peak_memory_by_phase_mb": dict(self.bench.memory.peaks),
             "rank": self.global_rank,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfdraft.models.parts import attribute
-from selfdraft.tracking.lines import measured
+from selfdraft.tracking.lines import CONTENDERS, measured
 
 PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
 
@@ -36,9 +37,7 @@ class EvaluationProgress(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Show an empty bar."""
         self.begin = self.last_line = time.monotonic()
-        self.tokens = self.forwards = 0
-        self.drafter_s = self.baseline_s = 0.0
-        self.verdicts: Counter[str] = Counter()
+        self.begin_counting()
         assert trainer.test_dataloaders is not None
         self.total, self.done = len(trainer.test_dataloaders.dataset), 0
         if trainer.is_global_zero and self.console.is_terminal:
@@ -51,11 +50,7 @@ class EvaluationProgress(pl.Callback):
         """Count the prompts of a step."""
         self.done += len(batch)
         for line in measured(outputs):
-            self.tokens += line["new_tokens"]
-            self.forwards += line["target_forwards"]
-            self.drafter_s += line["decode_s"]
-            self.baseline_s += line["baseline_decode_s"]
-            self.verdicts[line["lossless"]["verdict"]] += 1
+            self.count(line)
         if not trainer.is_global_zero:
             return
         if self.console.is_terminal:
@@ -73,12 +68,49 @@ class EvaluationProgress(pl.Callback):
         """Give the terminal back."""
         self.bar.stop()
 
+    def begin_counting(self) -> None:
+        """Set all counts to zero."""
+        self.tokens = self.forwards = 0
+        self.drafter_s = self.baseline_s = 0.0
+        self.verdicts: Counter[str] = Counter()
+
+    def count(self, line: Mapping[str, Any]) -> None:
+        """Count a line of prompts.jsonl."""
+        self.tokens += line["new_tokens"]
+        self.forwards += line["target_forwards"]
+        self.drafter_s += line["decode_s"]
+        self.baseline_s += line["baseline_decode_s"]
+        self.verdicts[line["lossless"]["verdict"]] += 1
+
     def _so_far(self) -> str:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
         return (
             f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, "
             f"{self.baseline_s / max(self.drafter_s, 1e-9):.2f}x, {verdicts}"
         )
+
+
+class ComparisonProgress(EvaluationProgress):
+    """The same, with the three contenders that are the fastest so far."""
+
+    def begin_counting(self) -> None:
+        """Set all counts to zero."""
+        self.by_name: dict[str, list[float]] = {}
+        self.verdicts = Counter()
+
+    def count(self, line: Mapping[str, Any]) -> None:
+        """Count a line of prompts.jsonl."""
+        for name, part in line[CONTENDERS].items():
+            total = self.by_name.setdefault(name, [0.0, 0.0])
+            total[0] += part["new_tokens"]
+            total[1] += part["decode_s"]
+            self.verdicts[part["lossless"]["verdict"]] += 1
+
+    def _so_far(self) -> str:
+        rates = {name: tokens / seconds for name, (tokens, seconds) in self.by_name.items() if seconds}
+        fastest = sorted(rates, key=lambda name: -rates[name])[:3]
+        parts = [f"{name} {rates[name]:.1f} tokens/s" for name in fastest]
+        return ", ".join(parts + [f"{count} {verdict}" for verdict, count in self.verdicts.items()])
 
 
 class DistillProgress(pl.Callback):

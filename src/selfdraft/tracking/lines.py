@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import PROMPTS, TEXTS, Line, RecordFile, record_path
+from selfdraft.tracking.records import AUDIT, PROMPTS, TEXTS, Line, RecordFile, record_path
 
 LEFT_OUT = "left_out"  # key of the reason why a turn was not decoded; such a line has no measures
 
 NUMBER, COUNT, ANY = "a number", "a whole number", "anything"
-VERDICT = ("exact", "sampled", "tie", "mismatch")
+VERDICT = ("exact", "sampled", "tie", "mismatch", "uncertified")
+CONTENDERS = "contenders"  # key of a comparison's lines: what was measured of each contender
 OPTIONAL, OR_NULL = "?", "??"
 
 # A shape is one of the constants above, a type, a tuple of choices, a list of one shape, or a mapping. In a mapping, a
@@ -38,6 +39,8 @@ _MEASURED = {
     "target_forwards": COUNT,
     "decode_s": NUMBER,
     "latency_s": NUMBER,
+    "first_token_s??": NUMBER,
+    "step_s?": [NUMBER],
     "baseline_new_tokens": COUNT,
     "baseline_decode_s": NUMBER,
     "baseline_latency_s": NUMBER,
@@ -51,6 +54,33 @@ _MEASURED = {
     "stood_down?": COUNT,
     "diagnostics?": {"*": [COUNT]},
 }
+_OF_A_CONTENDER = {
+    "new_tokens": COUNT,
+    "target_forwards": COUNT,
+    "decode_s": NUMBER,
+    "latency_s": NUMBER,
+    "first_token_s??": NUMBER,
+    "step_s?": [NUMBER],
+    "output_ids?": [COUNT],
+    "lossless": _CERTIFICATE,
+    "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
+    "phases_s": {"*": NUMBER},
+    "steps?": [ANY],
+    "stood_down?": COUNT,
+    "diagnostics?": {"*": [COUNT]},
+    "failed?": str,
+}
+_COMPARED = {
+    "category": str,
+    "family": str,
+    "prompt_text?": str,
+    "text": str,
+    "prompt_ids": [COUNT],
+    "output_ids": [COUNT],
+    "peak_memory_mb": NUMBER,
+    "peak_memory_by_phase_mb?": {"*": NUMBER},
+    CONTENDERS: {"*": _OF_A_CONTENDER},
+}
 _WRITTEN = {
     "category": str,
     "prompt_ids": [COUNT],
@@ -63,6 +93,19 @@ _WRITTEN = {
     "invented_s?": NUMBER,
     "trajectories_s?": NUMBER,
     "trajectories?": [[[COUNT]]],
+}
+_AUDITED = {
+    "verdict": ("exact", "tie", "mismatch"),
+    "reason??": str,
+    "tokens": COUNT,
+    "first_divergence??": COUNT,
+    "written_id??": COUNT,
+    "written??": str,
+    "model_id??": COUNT,
+    "model??": str,
+    "margin??": NUMBER,
+    "control??": NUMBER,
+    "warning?": str,
 }
 
 
@@ -89,12 +132,19 @@ def refuse_malformed(lines: Sequence[Line], folder: Path, *, name: str = PROMPTS
         UserError: a field is missing or has another type. The message names the line and the field.
     """
     for line in lines:
-        shape = _WRITTEN if name == TEXTS else _LEFT_OUT if LEFT_OUT in line else _MEASURED
-        if found := _fault(line, shape, ""):
+        if found := _fault(line, _shape_of(line, name), ""):
             raise UserError(
                 f"{Path(folder) / name}.jsonl: the line of id {line['id']!r}, turn {line['turn']}: {found}: remove "
                 "that line, and the same command decodes it again"
             )
+
+
+def _shape_of(line: Line, name: str) -> Mapping[str, Any]:
+    if name == TEXTS:
+        return _WRITTEN
+    if name == AUDIT:
+        return {"tokens": COUNT, LEFT_OUT: str} if LEFT_OUT in line else _AUDITED
+    return _LEFT_OUT if LEFT_OUT in line else _COMPARED if CONTENDERS in line else _MEASURED
 
 
 def refuse_without_steps(lines: Sequence[Line], folder: Path) -> None:

@@ -15,7 +15,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless, one_line, warn
-from selfdraft.tracking.lines import measured
+from selfdraft.tracking.leaderboard import rows_of
+from selfdraft.tracking.lines import CONTENDERS, measured
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import Line
 from selfdraft.tracking.summary import speedup_of
@@ -140,7 +141,7 @@ def log_result(
 
     Args:
         logger: of `make_logger`.
-        result: of `summary.summarize`, or of another task.
+        result: of `summary.summarize`, or of another task; one with contenders is also shown as a table and a chart.
         lines: the lines that `result` was made from, if prompts were measured. A line's `prompt_text` is shown if there
             is one.
         picture: of `picture.plot_result`.
@@ -160,6 +161,10 @@ def log_result(
         if counts["offered"]:
             run.log({_DEPTH: depth, _ACCEPTANCE: counts["accepted"] / counts["offered"]})
     media: dict[str, Any] = {"prompts_table": _prompt_table(lines)} if lines else {}
+    if CONTENDERS in result:
+        columns, rows = rows_of(result)
+        media["leaderboard"] = board = wandb.Table(columns=columns, data=rows)
+        media["speedups"] = wandb.plot.bar(board, "contender", "speedup", title="speedup over plain decoding")
     if picture is not None:
         media["picture"] = wandb.Image(str(picture))
     if media:

@@ -43,6 +43,41 @@ def plot_result(result: Mapping[str, Any], path: Path) -> None:
     draw(path, (11, max(4.2, 1.4 + 0.38 * len(result["by_category"]))), paint)
 
 
+def plot_comparison(result: Mapping[str, Any], path: Path) -> None:
+    """Draw `result` (of `comparison.summarize_comparison`) into the PNG file `path`: speedups and rates."""
+    found = {name: result["contenders"][name] for name in result["ranking"]}
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+        for height, (name, measures) in enumerate(found.items()):
+            total, colour = measures["speedup_total_interval"], _GREY if name == "none" else _BLUE
+            if total["median"] is not None:
+                whiskers = [[max(0.0, total["median"] - total["low"])], [max(0.0, total["high"] - total["median"])]]
+                left.barh(height, total["median"], height=0.62, color=colour, alpha=0.85)
+                left.errorbar(total["median"], height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+            right.barh(height, measures["decode_tokens_per_s"] or 0.0, height=0.62, color=colour, alpha=0.85)
+            right.annotate(
+                f"{measures['decode_tokens_per_s'] or 0.0:.1f}",
+                (measures["decode_tokens_per_s"] or 0.0, height),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        left.axvline(1.0, color=_GREY, linestyle="--", linewidth=1)
+        left.set_yticks(range(len(found)), [printable(name) for name in found])
+        left.invert_yaxis()
+        left.set_xlabel("speedup over plain decoding (all tokens, 95 % CI by prompt)")
+        right.set_xlabel("tokens per second of decoding")
+        right.margins(x=0.15)
+        for axes in (left, right):
+            axes.set_xlim(left=0.0)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(printable(f"comparison · {result['model']} · {result['dataset']}"), fontsize=12)
+
+    draw(path, (11, max(3.2, 1.6 + 0.42 * len(found))), paint)
+
+
 def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path) -> None:
     """Draw the curve of a fine-tuning into a PNG file: the expected acceptance of drafts for held-out prompts.
 

@@ -1,4 +1,4 @@
-"""prompts.jsonl and texts.jsonl: one line per finished (prompt, turn), safe against kill -9, merged over processes."""
+"""prompts.jsonl, texts.jsonl, audit.jsonl: one line per finished (prompt, turn), safe against kill -9, ranks merged."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,8 @@ from typing import Any
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import append_whole, as_json, write_bytes_atomic
 
-PROMPTS, TEXTS = "prompts", "texts"  # names of the files of task=evaluate and of task=distill_data
+# Names of the files of task=evaluate, task=distill_data and task=audit.
+NAMES = PROMPTS, TEXTS, AUDIT = "prompts", "texts", "audit"
 
 Line = Mapping[str, Any]
 """What was measured on one turn of one prompt; the keys are those that `summary.summarize` reads."""

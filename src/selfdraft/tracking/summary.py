@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from selfdraft.core.statistics import median_and_p95, paired_bootstrap
+from selfdraft.tracking.field_terms import field_terms
 from selfdraft.tracking.lines import measured
 from selfdraft.tracking.records import Line, key
 
@@ -117,6 +118,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         "forward_distance": _forward_distance(lines),
         "ties_by_float32": _ties_by_float32(lines),
         "acceptance_by_depth": _acceptance(lines),
+        **field_terms(lines),
         "diagnostics": _histograms([line.get("diagnostics") or {} for line in lines]),
         "phases_s": _summed([line["phases_s"] for line in lines]),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),

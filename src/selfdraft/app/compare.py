@@ -1,0 +1,158 @@
+"""task=compare: any number of contenders decode the same prompts in turn; a leaderboard shows them all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+from rich.text import Text
+
+from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.lifecycle import Run
+from selfdraft.app.schemas import CompareConfig, Config
+from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
+from selfdraft.core.errors import UserError
+from selfdraft.core.messages import harmless
+from selfdraft.core.paths import expanded
+from selfdraft.data.datamodule import PromptDataModule
+from selfdraft.drafters.specs import Spec, spec_of
+from selfdraft.models.others import OTHERS
+from selfdraft.models.stock import REFERENCES
+from selfdraft.modules.bench import BASELINE, Measurement
+from selfdraft.modules.evaluate import EvaluateModule
+from selfdraft.modules.progress import ComparisonProgress
+from selfdraft.tracking.atomic import write_bytes_atomic, write_json_atomic
+from selfdraft.tracking.comparison import ranking, summarize_comparison, wrong_texts
+from selfdraft.tracking.earlier import Earlier, earlier_markdown, print_earlier, read_earlier
+from selfdraft.tracking.leaderboard import as_markdown, print_comparison
+from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.picture import plot_comparison
+from selfdraft.tracking.records import merge_rank_files
+
+BATCHES_A_STEP = 4
+
+
+def compare(run: Run) -> float | None:
+    """Run a comparison, or resume the one that was interrupted in the run's folder.
+
+    Returns:
+        The objective, the highest speedup over all tokens; None on ranks other than 0.
+
+    Raises:
+        UserError: something in configuration, model, data or folder cannot be used.
+        SystemExit: status 1 after a mismatch.
+    """
+    config, folder = run.config, run.folder
+    task = config.task
+    assert isinstance(task, CompareConfig)
+    earlier = read_earlier([expanded(folder, "task.runs") for folder in task.runs])
+    if earlier and not task.contenders:
+        _only_earlier(run, earlier)
+        return None
+    specs, references = contenders_of(task.contenders)
+    if config.hardware.tree_parallel:
+        raise UserError("hardware.tree_parallel shares out the trees of one drafter: use task=evaluate")
+    if config.decoding.guard:
+        raise UserError('decoding.guard=true: write "guarded" before the contenders that it is for')
+    prompts = config.dataset.load()
+    if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
+        refuse_a_run_that_cannot_fit(config, certify=True)
+    names = [*specs, *references]
+    facts = {
+        f"task.contenders, {name}: {option}": digest
+        for name, spec in specs.items()
+        for option, digest in adapter_facts(spec.config).items()
+    }
+    run.begin(
+        [f"{', '.join(names)}: {len(prompts)} prompts of {config.dataset.name}, {_model(config)}"],
+        name="compare",
+        facts=facts,
+    )
+    module = EvaluateModule(
+        lambda device: build_bench(config, device, references, specs),
+        prompts=prompts,
+        folder=folder,
+        repeats=task.repeats,
+        seed=config.seed,
+        part=Measurement.comparison,
+        tell=partial(tell_resumed, run.console, folder, len(prompts)),
+    )
+    batch_size = config.decoding.batch_size
+    data = PromptDataModule(prompts, 1 if batch_size == 1 else BATCHES_A_STEP * batch_size, shared=False)
+    trainer = quiet_trainer(config.hardware, folder, ComparisonProgress(run.console))
+    with processes_of(trainer):
+        trainer.test(module, datamodule=data, verbose=False)
+        trainer.strategy.barrier("every rank has written its prompts")
+    return _conclude(run, module.bench.engine, list(specs), earlier) if run.is_rank_zero else None
+
+
+def _only_earlier(run: Run, earlier: list[Earlier]) -> None:
+    """Show results of earlier runs, and decode nothing."""
+    run.begin(name="compare")
+    if run.is_rank_zero:
+        write_bytes_atomic(run.folder / "leaderboard.md", earlier_markdown(earlier).encode("utf-8"))
+        write_json_atomic(run.folder / "result.json", {"task": "compare"})
+        print_earlier(earlier, run.console)
+
+
+def contenders_of(texts: list[str]) -> tuple[dict[str, Spec], list[str]]:
+    """Return our contenders by name, plain decoding first if it is not among them, and the names of references.
+
+    Raises:
+        UserError: there are fewer than two, one is given twice, or one cannot be read.
+    """
+    names = [" ".join(text.split()) for text in texts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"task.contenders: {twice[0]!r:.80} is given twice")
+    outside = {*REFERENCES, *OTHERS}
+    references = [name for name in names if name in outside]
+    specs = {name: spec_of(name) for name in names if name not in outside}
+    if BASELINE not in specs:
+        specs = {BASELINE: spec_of(BASELINE), **specs}
+    if len(specs) + len(references) < 2:
+        raise UserError(
+            "task.contenders: give at least one besides plain decoding, e.g. task.contenders=[none,jacobi,pool]"
+        )
+    return specs, references
+
+
+def _conclude(run: Run, engine: str, ours: list[str], earlier: list[Earlier]) -> float | None:
+    config, folder, console = run.config, run.folder, run.console
+    lines = merge_rank_files(folder)
+    result = summarize_comparison(
+        lines,
+        task=config.task.name,
+        model=config.model.label,
+        dataset=config.dataset.name,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        engine=engine,
+        max_new_tokens=config.decoding.max_new_tokens,
+        batch_size=config.decoding.batch_size,
+    )
+    speedups: Mapping[str, float | None] = {name: found["speedup_total"] for name, found in result[CONTENDERS].items()}
+    result["objective"] = max((speedup for speedup in speedups.values() if speedup is not None), default=None)
+    result["ranking"] = ranking(result)
+    write_json_atomic(folder / "result.json", result)
+    board = as_markdown(result) + (f"\n{earlier_markdown(earlier)}" if earlier else "")
+    write_bytes_atomic(folder / "leaderboard.md", board.encode("utf-8"))
+    print_comparison(result, console)
+    if earlier:
+        print_earlier(earlier, console)
+    console.print(f"engine: {engine}")
+    # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
+    with harmless("result.png was not drawn"):
+        plot_comparison(result, folder / "result.png")
+    run.log(result, [], folder / "result.png")
+    if wrong := wrong_texts(lines, ours):
+        console.print(
+            Text("NOT LOSSLESS", "bold red"), f": {'; '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl", sep=""
+        )
+        sys.exit(1)
+    return result["objective"]
+
+
+def _model(config: Config) -> str:
+    batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
+    return f"{config.model.label} in {config.model.dtype}{batch}"

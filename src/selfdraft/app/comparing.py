@@ -1,0 +1,100 @@
+"""A comparison from Python, without Hydra: the contenders, measures and table of task=compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from selfdraft.app.compare import contenders_of
+from selfdraft.app.console import make_console
+from selfdraft.core.errors import UserError
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.models.chat import Chat
+from selfdraft.models.engines import AUTO, use_engine
+from selfdraft.models.loading import LoadedModel, StockModel, ends_of
+from selfdraft.models.others import OTHERS
+from selfdraft.models.profiling import costs_on
+from selfdraft.models.stock import StockGenerate
+from selfdraft.models.target import Target
+from selfdraft.modules.bench import Bench
+from selfdraft.modules.evaluate import WARM_UP
+from selfdraft.tracking.comparison import summarize_comparison
+from selfdraft.tracking.leaderboard import print_comparison, rows_of
+
+
+def compare(
+    model: StockModel,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    contenders: Sequence[str] = ("none", "jacobi", "pool"),
+    *,
+    max_new_tokens: int = 128,
+    repeats: int = 1,
+    engine: str = AUTO,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Let several contenders answer the same prompts greedily, in turn, and rank them.
+
+    Args:
+        model: of transformers, in eval mode. It stays as it is.
+        tokenizer: its tokenizer; with a chat template, prompts are a user's messages.
+        prompts: texts. Give several, as intervals are drawn over them.
+        contenders: see `task.contenders`: drafters with their options, and transformers' decoders. Plain decoding,
+            `none`, always takes part.
+        max_new_tokens: tokens of an answer, at most.
+        repeats: how often each contender decodes every prompt; medians count.
+        engine: see `model.engine`.
+        quiet: whether nothing is printed.
+
+    Returns:
+        A row for each contender, the fastest first: tokens per forward, tokens per second of decoding and with prefill,
+        the speedup over all tokens with its 95 % interval, the median by prompt, and counts of the certificates.
+
+    Raises:
+        UserError: a contender cannot be read or does not fit the model; a prompt is longer than the model allows; there
+            is no prompt.
+    """
+    specs, references = contenders_of(list(contenders))
+    if other := [name for name in references if name in OTHERS]:
+        raise UserError(f"{other[0]} is compared by task=compare, which starts its process")
+    if not prompts:
+        raise UserError("compare: give at least one prompt")
+    console, chat, ends = make_console(quiet=quiet), Chat(tokenizer), ends_of(model, tokenizer)
+    target = Target(model)
+    said = use_engine(target, engine, tell=console.print)
+    costs, stopping = costs_on(target), Stopping(ends, max_new_tokens)
+    bench = Bench(
+        chat=chat,
+        decoders={name: Decoder(target, spec.drafter(target, costs), stopping) for name, spec in specs.items()},
+        certifier=Certifier(target),
+        references={
+            name: StockGenerate(LoadedModel(model, tokenizer, ends), name, max_new_tokens) for name in references
+        },
+        engine=said,
+    )
+    requests = [Request(chat.encode([("user", prompt)])) for prompt in prompts]
+    for number, request in enumerate(requests, start=1):
+        if len(request.prompt) >= target.max_positions:
+            raise UserError(
+                f"prompt {number} has {len(request.prompt)} tokens, but this model has {target.max_positions} positions"
+            )
+    with torch.inference_mode():
+        for name in bench.order(0):
+            bench.decode(name, [Request(WARM_UP)])
+        lines = []
+        for number, request in enumerate(requests):
+            (done,) = bench.measure([request], repeats=repeats, position=number)
+            about = {"id": str(number + 1), "turn": 0, "category": "prompts", "family": "prompts"}
+            memory = max(bench.memory.peaks.values(), default=0.0)
+            lines.append({**about, "text": "", **done.comparison(), "peak_memory_mb": memory})
+            console.print(f"{number + 1} of {len(requests)} prompts", end="\r" if console.is_terminal else "\n")
+    label = str(getattr(model.config, "model_type", "model"))
+    result = summarize_comparison(lines, seed=0, task="compare", model=label, dataset="your prompts", engine=said)
+    print_comparison(result, console)
+    columns, rows = rows_of(result)
+    return pd.DataFrame(rows, columns=columns)

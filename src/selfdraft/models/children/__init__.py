@@ -1,0 +1,1 @@
+"""Scripts that run another engine in a process of its own; they import nothing of SelfDraft."""

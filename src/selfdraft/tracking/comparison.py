@@ -1,0 +1,107 @@
+"""Reduce the lines of a comparison: each contender's are turned into those of an evaluation against plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from selfdraft.core.statistics import paired_bootstrap
+from selfdraft.tracking.lines import CONTENDERS, LEFT_OUT, measured
+from selfdraft.tracking.reason import reason
+from selfdraft.tracking.records import Line, key
+from selfdraft.tracking.summary import mismatches, speedup_of, summarize
+
+PLAIN = "none"  # the contender with which every other one is compared
+
+
+def contenders_in(lines: Sequence[Line]) -> list[str]:
+    """Return the names of the contenders, in the order in which they were given."""
+    return list(dict.fromkeys(name for line in measured(lines) for name in line[CONTENDERS]))
+
+
+def as_evaluation(line: Line, name: str) -> Line:
+    """Return a line as task=evaluate writes it, with contender `name` as the drafter."""
+    if LEFT_OUT in line:
+        return line
+    plain, mine = line[CONTENDERS][PLAIN], line[CONTENDERS][name]
+    return {
+        **{field: value for field, value in line.items() if field != CONTENDERS},
+        **mine,
+        "baseline_new_tokens": plain["new_tokens"],
+        "baseline_decode_s": plain["decode_s"],
+        "baseline_latency_s": plain["latency_s"],
+        **({"baseline_output_ids": line["output_ids"]} if "output_ids" in mine else {}),
+    }
+
+
+def summarize_comparison(lines: Sequence[Line], *, seed: int, **labels: Any) -> dict[str, Any]:
+    """Reduce a comparison to the content of result.json.
+
+    Args:
+        lines: all lines of the comparison, in any order. seed: of the bootstrap.
+        labels: task, model, dataset, and further facts that are copied to the result.
+
+    Returns:
+        The labels, the counts of prompts and turns, and under `contenders` for each one what `summarize` returns for an
+        evaluation of it. Beside that: `end_to_end_tokens_per_s`, with the prefill; `speedup_total_interval`, the 95 %
+        interval of the speedup over all tokens, drawn by prompt; `why` it won or lost, or died.
+
+    Raises:
+        ValueError: there are no lines of decoded turns.
+    """
+    lines = sorted(lines, key=key)
+    found: dict[str, dict[str, Any]] = {}
+    for name in contenders_in(lines):
+        own = [as_evaluation(line, name) for line in lines]
+        summary = summarize(own, seed=seed, **{**labels, "drafter": name})
+        for label in (*labels, "drafter", "seed", "references"):
+            summary.pop(label, None)
+        done = measured(own)
+        latency = sum(line["latency_s"] for line in done)
+        summary["end_to_end_tokens_per_s"] = sum(_written(line) for line in done) / latency if latency else None
+        summary["speedup_total_interval"] = _over_all(done, seed)
+        failures = [line["failed"] for line in done if "failed" in line]
+        summary["why"] = f"it died: {failures[0]}" if failures else reason({**summary, "drafter": name})
+        found[name] = summary
+    first = next(iter(found.values()))
+    counts = {name: first[name] for name in ("prompts", "turns", "left_out", "peak_memory_mb")}
+    return {**labels, "seed": seed, **counts, CONTENDERS: found}
+
+
+def ranking(result: Mapping[str, Any]) -> list[str]:
+    """Return the contenders' names, the fastest over all tokens first."""
+    rates = {name: found["decode_tokens_per_s"] or 0.0 for name, found in result[CONTENDERS].items()}
+    return sorted(rates, key=lambda name: -rates[name])
+
+
+def wrong_texts(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
+    """Name every wrong text of these contenders, with its prompt and the reason."""
+    return [f"{name}: {wrong}" for name in names for wrong in mismatches([as_evaluation(x, name) for x in lines])]
+
+
+def _written(line: Line) -> int:
+    """Return how many tokens an answer has; `new_tokens` of a reference leaves those of its first forward out."""
+    return len(line["output_ids"])
+
+
+def _over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:
+    """Return the ratio of summed rates to those of plain decoding, with its interval."""
+    timed = [line for line in lines if speedup_of(line) is not None]
+    if not timed:
+        return {"median": None, "low": None, "high": None}
+
+    counted = np.array(
+        [
+            [line[name] for name in ("new_tokens", "decode_s", "baseline_new_tokens", "baseline_decode_s")]
+            for line in timed
+        ]
+    )
+
+    def ratio(drawn: np.ndarray) -> float:
+        tokens, seconds, plain_tokens, plain_seconds = counted[drawn.astype(int)].sum(0)
+        return float(tokens / seconds / (plain_tokens / plain_seconds))
+
+    numbers = [float(i) for i in range(len(timed))]
+    return paired_bootstrap(numbers, seed=seed, groups=[line["id"] for line in timed], statistic=ratio)._asdict()

@@ -1,0 +1,111 @@
+"""Results of earlier runs, side by side: of task=evaluate and task=compare, read from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfdraft.core.messages import printable
+from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.result_file import markdown, taken_from
+from selfdraft.tracking.table import interval, number
+
+HEADER = (
+    "| run | contender | model | dtype | prompts | tokens per forward | tokens/s (plain decoding) "
+    "| speedup: median [95 % CI] | over all tokens | exact / tie / mismatch |"
+)
+
+
+class Earlier(NamedTuple):
+    """What one contender of an earlier run reached.
+
+    Attributes:
+        run: name of the run's folder.
+        cells: the columns of `HEADER` after the first.
+    """
+
+    run: str
+    cells: list[str]
+
+
+def read_earlier(folders: Sequence[str | Path]) -> list[Earlier]:
+    """Return the rows of all contenders in these runs.
+
+    Raises:
+        UserError: a folder has no result of either task.
+    """
+    rows = []
+    for folder in map(Path, folders):
+        rows += [Earlier(folder.name or str(folder), cells) for cells in taken_from(folder, _rows)]
+    return rows
+
+
+def print_earlier(rows: Sequence[Earlier], console: Console) -> None:
+    """Print the rows, with a warning that their times are not of the same minutes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("run", max_width=22, overflow="fold")
+    table.add_column("contender", max_width=22, overflow="fold")
+    for name in (
+        "tokens/\nforward",
+        "tokens/s\n(plain)",
+        "speedup\n[95 % CI]",
+        "over all\ntokens",
+        "exact/tie/\nmismatch",
+    ):
+        table.add_column(name, justify="right")
+    for run, (name, _, _, _, *cells) in rows:
+        table.add_row(Text(printable(run)), Text(printable(name)), *cells)
+    console.print(table)
+    console.print("earlier runs: each was timed by itself, so compare their speedups, not their tokens per second")
+
+
+def earlier_markdown(rows: Sequence[Earlier]) -> str:
+    """Return the rows as a Markdown table."""
+    return markdown(HEADER, ["| " + " | ".join(map(printable, [run, *cells])) + " |" for run, cells in rows]) + "\n"
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of every contender; of an evaluation, those of its drafter and its references."""
+    if CONTENDERS in result:
+        plain = result[CONTENDERS]["none"]["decode_tokens_per_s"]
+        return [
+            _cells(name, result, found, plain, found["speedup"], found["speedup_total"])
+            for name, found in result[CONTENDERS].items()
+        ]
+    return [
+        _cells(
+            result["drafter"],
+            result,
+            result,
+            result["baseline_tokens_per_s"],
+            result["speedup"],
+            result["speedup_total"],
+        )
+    ]
+
+
+def _cells(
+    name: str,
+    result: Mapping[str, Any],
+    found: Mapping[str, Any],
+    plain: float | None,
+    speedup: Mapping[str, float | None],
+    total: float | None,
+) -> list[str]:
+    return [
+        name,
+        result["model"],
+        result["dtype"],
+        f"{result['prompts']:,} ({result['turns']:,} turns)",
+        number(found["tokens_per_forward"]),
+        f"{number(found['decode_tokens_per_s'], 1)} ({number(plain, 1)})",
+        interval(speedup),
+        number(total, 2, "×"),
+        " / ".join(str(found["lossless"][verdict]) for verdict in ("exact", "tie", "mismatch")),
+    ]
