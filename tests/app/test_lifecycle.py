@@ -24,6 +24,7 @@ from selfdraft.tracking.run_folder import LOCK
 SMALL = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
 OWN: dict[str, tuple[str, ...]] = {
     "evaluate": ("drafter=none",),
+    "compare": ("task.contenders=[none,suffix]",),
     "generate": ("prompt=Hello", "drafter=none"),
     "trace": ("prompt=Hello", "drafter=none"),
     "profile": ("task.rounds=1", "task.grid=false"),
@@ -37,6 +38,7 @@ OWN: dict[str, tuple[str, ...]] = {
         "finetune.batch_size=1",
     ),
     "export": ("drafter=layer_skip",),
+    "audit": ("model.dtype=float32",),
 }
 
 
@@ -54,7 +56,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(task: str, texts: Path, *more: str) -> tuple[str, ...]:
-    data = {"finetune": (f"finetune.data=[{texts}]",), "export": (f"artifact='{texts}'",)}
+    data = {
+        "finetune": (f"finetune.data=[{texts}]",),
+        "export": (f"artifact='{texts}'",),
+        "audit": (f"audit.file='{texts}/texts.jsonl'",),
+    }
     return (*SMALL, f"task={task}", *OWN[task], *data.get(task, ()), *more)
 
 

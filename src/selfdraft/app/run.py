@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
+from selfdraft.app.audit import audit
 from selfdraft.app.build import settled, to_config
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.compare import compare
@@ -47,6 +48,7 @@ TASKS: dict[str, Task] = {
     "distill_data": Task(distill_data, "finished texts are kept"),
     "finetune": Task(finetune, "the last checkpoint is kept"),
     "export": Task(export),
+    "audit": Task(audit, "judged answers are kept"),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from selfdraft.app.schema_audit import AuditConfig
 from selfdraft.app.schema_dataset import (
     AlpacaConfig,
     BundledConfig,
@@ -139,6 +140,13 @@ class ExportConfig(TaskConfig):
     push_to_hub: str | None = option(
         None, help="owner/name of a model repository to upload the folder to, new ones private; null: no upload"
     )
+
+
+@dataclass
+class AuditTask(TaskConfig):
+    """Check the outputs of any engine against the model; its options are those of the group `audit`."""
+
+    name: str = choice_name("audit")
 
 
 @dataclass
@@ -326,6 +334,7 @@ class Config(Options):
     finetune: RecipeConfig = MISSING
     distill: DistillConfig = MISSING
     score: ScoreConfig = MISSING
+    audit: AuditConfig = MISSING
     seed: int = option(
         0,
         at_least=0,
@@ -349,6 +358,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
         DistillTask,
         FinetuneTask,
         ExportConfig,
+        AuditTask,
     ],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
     "drafter": [drafter.Config for drafter in PROPOSALS.values()],
@@ -373,6 +383,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "finetune": [recipe.Config for recipe in RECIPES.values()],
     "distill": [DistillConfig],
     "score": [ScoreConfig],
+    "audit": [AuditConfig],
 }
 
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from selfdraft.core.certificate import Certificate, first_divergence, judge, largest, margin_control, recheck
+from selfdraft.core.rounding import AS_FAR
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
-from selfdraft.decoding.stock_check import StockCheck
+from selfdraft.decoding.stock_check import Gap, StockCheck
 from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced_in
 
@@ -60,6 +62,16 @@ class Certifier:
 
     def by_stock(self, prompt: Sequence[int], output: Sequence[int]) -> Certificate:
         """Return the certificate of one text by itself: `exact`, or a mismatch with the stock model's forward."""
+        found = self.by_stock_with_ties(prompt, output)
+        if found.verdict == "tie":
+            return Certificate("exact", distance=found.distance, ceiling=found.ceiling)
+        return found
+
+    def by_stock_with_ties(self, prompt: Sequence[int], output: Sequence[int]) -> Certificate:
+        """Return the same; but `tie` where the stock model would have written another token, within rounding.
+
+        The margin is the largest one among the tokens that it would not have written.
+        """
         if not output:
             return Certificate("exact")
         checked = self._check(tuple(prompt), tuple(output))
@@ -69,19 +81,43 @@ class Certifier:
         control, ceiling = checked.control
         if checked.control.excess > 1:
             return Certificate("mismatch", control=control, reason="control", **measures)
-        if checked.gaps:
-            index, gap = max(checked.gaps, key=lambda found: found[1])
-            certificate = judge(index, gap, control, ceiling, "stock")
-            for first, last in self._spans(len(prompt), len(output), index):
-                if certificate.verdict == "tie":
-                    break
-                stock = self._by_stock_model(prompt, output, first, last)
-                found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
-                control = largest([control, *found])
-                certificate = judge(index, gap, control, ceiling, "stock")
-            if certificate.verdict == "mismatch":
-                return replace(certificate, **measures)
-        return Certificate("exact", **measures)
+        if not checked.gaps:
+            return Certificate("exact", **measures)
+        worst = max(checked.gaps, key=attrgetter("margin"))
+        certificate = judge(worst.index, worst.margin, control, ceiling, "stock")
+        for first, last in self._spans(len(prompt), len(output), worst.index):
+            if certificate.verdict == "tie":
+                break
+            stock = self._by_stock_model(prompt, output, first, last)
+            found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
+            control = largest([control, *found])
+            certificate = judge(worst.index, worst.margin, control, ceiling, "stock")
+        return replace(certificate, **measures)
+
+    def gaps(self, prompt: Sequence[int], output: Sequence[int], ends: frozenset[int] = frozenset()) -> list[Gap]:
+        """Return the tokens of a text that the stock model would not have written (see `StockCheck.gaps`)."""
+        return self._beside_stock.gaps(prompt, output, ends)
+
+    def allowance(self, prompt: Sequence[int], output: Sequence[int], gap: Gap) -> float:
+        """Return the largest margin of a gap that rounding explains, in logits, measured on its two tokens.
+
+        The control is measured on the two best tokens of every place, of which the token written may be neither. So the
+        change of this very margin is measured: by the stock model in its dtype, and by our forwards of one token and of
+        k. An engine that is audited rounds in its own way, which may be up to `AS_FAR` times as far.
+        """
+        ceiling, at = self._check(tuple(prompt), tuple(output)).control.ceiling, len(prompt) - 1 + gap.index
+        if gap.margin > ceiling:
+            return ceiling
+        first = len(prompt) - 1 if self._beside_stock.stock.depends_on_length else max(at - WINDOW + 1, 0)
+        scores = [each[-1].float() for each in self._by_us(prompt, output[: gap.index], first, at)]
+        margins = [float(each[gap.best] - each[gap.written]) for each in scores]
+        if (narrow := self.margin_in_dtype(prompt, output, gap)) is not None:
+            margins.append(narrow)
+        return min(AS_FAR * largest(abs(margin - gap.margin) for margin in margins), ceiling)
+
+    def margin_in_dtype(self, prompt: Sequence[int], output: Sequence[int], gap: Gap) -> float | None:
+        """Return the margin of a gap by the stock model in its own dtype; None if that is float32, like the gap's."""
+        return self._beside_stock.margin(prompt, output, gap) if self._beside_stock.narrow else None
 
     def compare(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """Return the verdict on the first token at which an output differs from the baseline.

@@ -42,6 +42,23 @@ class Measure(NamedTuple):
         return math.inf if math.isnan(part) else part
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A token of an answer that the stock model would not have written.
+
+    Attributes:
+        index: into the answer.
+        margin: how many logits the token is below the best one, by the stock model in float32; above 0.
+        written: the token.
+        best: the token that the model would have written.
+    """
+
+    index: int
+    margin: float
+    written: int
+    best: int
+
+
 @dataclass
 class Checked:
     """The result of comparing a text, stretch by stretch.
@@ -49,13 +66,12 @@ class Checked:
     Attributes:
         distance: the distance between our forwards and the stock model's in the worst stretch, in sigmas.
         control: the largest change of a margin between the two in the worst stretch, in logits.
-        gaps: for each token of the answer that the stock model would not have chosen, its index, and how many logits it
-            is below the best one.
+        gaps: the tokens of the answer that the stock model would not have written.
     """
 
     distance: Measure
     control: Measure
-    gaps: list[tuple[int, float]]
+    gaps: list[Gap]
 
 
 class StockCheck:
@@ -90,11 +106,42 @@ class StockCheck:
             distances.append(Measure(apart.sigmas, ceiling.sigmas))
             margins += [Measure(control, ceiling.margin) for control in controls]
             if not self.rule.sample:
-                history, chain = text[: first + 1], TokenTree.chain(text[first + 1 : end])
-                scores = self.rule.scores(truth, history, len(prompt), chain)
-                gaps += _gaps(scores, answer, first - begin)
+                gaps += _gaps(self._scores(truth, text[:end], first, len(prompt)), answer, first - begin)
         worst = attrgetter("excess")
         return Checked(max(distances, key=worst), max(margins, key=worst), gaps)
+
+    def gaps(self, prompt: Sequence[int], answer: Sequence[int], ends: frozenset[int] = frozenset()) -> list[Gap]:
+        """Return the tokens of an answer that the stock model would not have written, by its own forward alone.
+
+        Args:
+            ends: if there are any, one of these tokens should follow the answer: the best of them is checked like a
+                further token.
+        """
+        if not (answer or ends):
+            return []
+        answer, choices = list(answer), sorted(ends)
+        text, begin, found = [*prompt, *answer] if ends else [*prompt, *answer[:-1]], len(prompt) - 1, []
+        bounds = self._bounds(begin, len(text))
+        truths = self.truth.stretches(text, len(prompt), bounds)
+        for (first, end), truth in zip(pairwise(bounds), truths, strict=True):
+            scores = self._scores(truth, text[:end], first, len(prompt))
+            if ends and end == len(text):
+                answer.append(choices[int(scores[-1][choices].argmax())])
+            found += _gaps(scores, answer, first - begin)
+        return found
+
+    def margin(self, prompt: Sequence[int], answer: Sequence[int], gap: Gap) -> float:
+        """Return the margin of a gap by the stock model in its own dtype; negative if it prefers the token written."""
+        begin, at = len(prompt) - 1, len(prompt) - 1 + gap.index
+        text = [*prompt, *answer[: gap.index]]
+        bounds = sorted({begin, at, at + 1}) if self.stock.depends_on_length else [at, at + 1]
+        *_, logits = self.stock.stretches(text, len(prompt), bounds)
+        scores = self._scores(logits, text, at, len(prompt))[0].float()
+        return float(scores[gap.best] - scores[gap.written])
+
+    def _scores(self, logits: Tensor, text: Sequence[int], first: int, prompt_length: int) -> Tensor:
+        """Return (n, V) scores by the rule for the logits after the tokens of `text` from `first` on."""
+        return self.rule.scores(logits, text[: first + 1], prompt_length, TokenTree.chain(text[first + 1 :]))
 
     @property
     def truth(self) -> StockForward:
@@ -109,8 +156,8 @@ class StockCheck:
         return [begin + (end - begin) * i // count for i in range(count + 1)]
 
 
-def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[tuple[int, float]]:
-    """Return (index, gap) for each written token that is below the best one; the gap is in logits.
+def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[Gap]:
+    """Return the written tokens that are below the best one.
 
     Args:
         scores: (n, V) scores of the stock model.
@@ -120,6 +167,8 @@ def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[tuple[int,
     scores, offset = scores[max(-offset, 0) :].float(), max(offset, 0)
     if not len(scores):
         return []
-    chosen = torch.tensor(answer[offset : offset + len(scores)], device=scores.device)
-    lost = (scores.amax(-1) - scores.gather(-1, chosen[:, None])[:, 0]).tolist()
-    return [(offset + i, gap) for i, gap in enumerate(lost) if not gap <= 0]
+    written = torch.tensor(answer[offset : offset + len(scores)], device=scores.device)
+    best = scores.max(-1)
+    lost = (best.values - scores.gather(-1, written[:, None])[:, 0]).tolist()
+    each = enumerate(zip(lost, written.tolist(), best.indices.tolist(), strict=True))
+    return [Gap(offset + i, margin, token, better) for i, (margin, token, better) in each if not margin <= 0]

@@ -20,7 +20,7 @@ from selfdraft import __version__
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.atomic import write_json_atomic, write_text_atomic
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
-from selfdraft.tracking.records import PROMPTS, TEXTS, RecordFile, merge_rank_files, rank_files, record_path
+from selfdraft.tracking.records import NAMES, PROMPTS, RecordFile, merge_rank_files, rank_files, record_path
 
 MARK, CONFIG, LOCK = "selfdraft.json", "config.yaml", ".lock"
 RUN_DIR = "hydra.run.dir"
@@ -128,7 +128,7 @@ def claim_run_dir(
     text = _as_yaml(config)
     path = folder / CONFIG
     begun = started is not None and started.exists()
-    files = [f for n in (PROMPTS, TEXTS) for f in (record_path(folder, name=n), *rank_files(folder, name=n))]
+    files = [f for n in NAMES for f in (record_path(folder, name=n), *rank_files(folder, name=n))]
     if Mark.read(folder) is not None and (begun or any(RecordFile(file).read() for file in files)):
         _refuse_other_config(folder, path, yaml.safe_load(text))
         confirm(folder, facts)
