@@ -25,6 +25,7 @@ SMALL = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
 OWN: dict[str, tuple[str, ...]] = {
     "evaluate": ("drafter=none",),
     "compare": ("task.contenders=[none,suffix]",),
+    "advise": ("task.candidates=[suffix]", "task.tried=1", "task.prompts=1"),
     "generate": ("prompt=Hello", "drafter=none"),
     "trace": ("prompt=Hello", "drafter=none"),
     "profile": ("task.rounds=1", "task.grid=false"),

@@ -96,7 +96,7 @@ def _only_earlier(run: Run, earlier: list[Earlier]) -> None:
         print_earlier(earlier, run.console)
 
 
-def contenders_of(texts: list[str]) -> tuple[dict[str, Spec], list[str]]:
+def contenders_of(texts: list[str], option: str = "task.contenders") -> tuple[dict[str, Spec], list[str]]:
     """Return our contenders by name, plain decoding first if it is not among them, and the names of references.
 
     Raises:
@@ -104,16 +104,14 @@ def contenders_of(texts: list[str]) -> tuple[dict[str, Spec], list[str]]:
     """
     names = [" ".join(text.split()) for text in texts]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"task.contenders: {twice[0]!r:.80} is given twice")
+        raise UserError(f"{option}: {twice[0]!r:.80} is given twice")
     outside = {*REFERENCES, *OTHERS}
     references = [name for name in names if name in outside]
     specs = {name: spec_of(name) for name in names if name not in outside}
     if BASELINE not in specs:
         specs = {BASELINE: spec_of(BASELINE), **specs}
     if len(specs) + len(references) < 2:
-        raise UserError(
-            "task.contenders: give at least one besides plain decoding, e.g. task.contenders=[none,jacobi,pool]"
-        )
+        raise UserError(f"{option}: give at least one besides plain decoding, e.g. {option}=[none,jacobi,pool]")
     return specs, references
 
 

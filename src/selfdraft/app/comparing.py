@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from selfdraft.app.compare import contenders_of
 from selfdraft.app.console import make_console
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
-from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.models.chat import Chat
 from selfdraft.models.engines import AUTO, use_engine
@@ -22,7 +21,7 @@ from selfdraft.models.profiling import costs_on
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import Bench
-from selfdraft.modules.evaluate import WARM_UP
+from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.tracking.comparison import summarize_comparison
 from selfdraft.tracking.leaderboard import print_comparison, rows_of
 
@@ -77,22 +76,12 @@ def compare(
         },
         engine=said,
     )
-    requests = [Request(chat.encode([("user", prompt)])) for prompt in prompts]
-    for number, request in enumerate(requests, start=1):
-        if len(request.prompt) >= target.max_positions:
-            raise UserError(
-                f"prompt {number} has {len(request.prompt)} tokens, but this model has {target.max_positions} positions"
-            )
-    with torch.inference_mode():
-        for name in bench.order(0):
-            bench.decode(name, [Request(WARM_UP)])
-        lines = []
-        for number, request in enumerate(requests):
-            (done,) = bench.measure([request], repeats=repeats, position=number)
-            about = {"id": str(number + 1), "turn": 0, "category": "prompts", "family": "prompts"}
-            memory = max(bench.memory.peaks.values(), default=0.0)
-            lines.append({**about, "text": "", **done.comparison(), "peak_memory_mb": memory})
-            console.print(f"{number + 1} of {len(requests)} prompts", end="\r" if console.is_terminal else "\n")
+    asked = [Asked(str(n), "prompts", chat.encode([("user", prompt)])) for n, prompt in enumerate(prompts, start=1)]
+
+    def tell(done: int) -> None:
+        console.print(f"{done} of {len(asked)} prompts", end="\r" if console.is_terminal else "\n")
+
+    lines = compare_first_turns(bench, asked, repeats=repeats, tell=tell)
     label = str(getattr(model.config, "model_type", "model"))
     result = summarize_comparison(lines, seed=0, task="compare", model=label, dataset="your prompts", engine=said)
     print_comparison(result, console)

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
+from selfdraft.app.advise import advise
 from selfdraft.app.audit import audit
 from selfdraft.app.build import settled, to_config
 from selfdraft.app.calibrate import calibrate
@@ -41,6 +42,7 @@ class Task:
 TASKS: dict[str, Task] = {
     "evaluate": Task(evaluate, "finished prompts are kept"),
     "compare": Task(compare, "finished prompts are kept"),
+    "advise": Task(advise),
     "generate": Task(generate),
     "trace": Task(trace),
     "profile": Task(profile),

@@ -90,6 +90,20 @@ class CompareConfig(TaskConfig):
 
 
 @dataclass
+class AdviseConfig(TaskConfig):
+    """Find out whether this model should draft for itself on this machine, and how."""
+
+    name: str = choice_name("advise")
+    candidates: list[str] = option(
+        ["jacobi", "lookahead", "prompt_lookup", "suffix", "recycling", "pool"],
+        help="drafters with their options, as in task.contenders of task=compare",
+    )
+    tried: int = option(6, at_least=1, help="number of prompts that every candidate decodes")
+    prompts: int = option(20, at_least=1, help="number of prompts that the best candidates then decode")
+    confirmed: int = option(3, at_least=1, help="number of best candidates that are confirmed on all prompts")
+
+
+@dataclass
 class GenerateConfig(TaskConfig):
     """Stream one answer."""
 
@@ -351,6 +365,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
     "task": [
         EvaluateConfig,
         CompareConfig,
+        AdviseConfig,
         GenerateConfig,
         TraceConfig,
         ProfileConfig,

@@ -13,7 +13,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
-from selfdraft.drafters.presets import configured, drafter_for
+from selfdraft.drafters.presets import configured, drafter_for, routed
 from selfdraft.models.protocol import TargetProtocol
 
 GUARDED = "guarded"  # before a name: drafts only if that pays
@@ -44,14 +44,9 @@ def spec_of(text: str) -> Spec:
     Raises:
         UserError: there is no such drafter, path or option, or a value cannot be read or is out of its range.
     """
-    words = text.split()
-    guarded = words[:1] == [GUARDED]
-    name, *options = words[guarded:] or [""]
+    guarded, name, written = _parts(text)
     given: dict[str, Any] = {}
-    for word in options:
-        option, equals, value = word.partition("=")
-        if not equals or option in ("", "name"):
-            raise UserError(f"{text!r:.80}: write option=value, not {word!r:.60}")
+    for option, value in written.items():
         try:
             read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             given[option] = read["value"]
@@ -59,3 +54,35 @@ def spec_of(text: str) -> Spec:
             raise UserError(f"{text!r:.80}: the value of {option} cannot be read") from None
     path = given.pop("path", None)
     return Spec(configured(name, None if path is None else str(path), **given), guarded)
+
+
+def as_overrides(text: str) -> list[str]:
+    """Return the overrides of `python run.py` that choose the same drafter.
+
+    Raises:
+        UserError: as `spec_of`.
+    """
+    guarded, name, written = _parts(text)
+    path = written.pop("path", None)
+    owned = routed(name, path, **written)
+    return [
+        f"drafter={name}",
+        *([] if path is None else [f"drafter/path={path}"]),
+        *(f"drafter.{option}={value}" for option, value in owned.values.items()),
+        *(f"drafter.path.{option}={value}" for option, value in owned.path_values.items()),
+        *(["decoding.guard=true"] if guarded else []),
+    ]
+
+
+def _parts(text: str) -> tuple[bool, str, dict[str, str]]:
+    """Return whether a drafter is guarded, its name, and its options as they are written."""
+    words = text.split()
+    guarded = words[:1] == [GUARDED]
+    name, *options = words[guarded:] or [""]
+    written = {}
+    for word in options:
+        option, equals, value = word.partition("=")
+        if not equals or option in ("", "name"):
+            raise UserError(f"{text!r:.80}: write option=value, not {word!r:.60}")
+        written[option] = value
+    return guarded, name, written

@@ -1,0 +1,94 @@
+"""task=advise on the random tiny model: candidates are tried, the best confirmed, and the advice says what to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import SMOKE, ErrorLine, read_result, run_here, said_by, tamper
+from naming import naming
+from selfdraft.app.advise import spread
+from selfdraft.data.prompts import Prompt
+from selfdraft.drafters.jacobi import Jacobi
+from selfdraft.drafters.specs import as_overrides, spec_of
+from selfdraft.tracking.equivalents import equivalents, without
+
+CANDIDATES = ("suffix costs=flat", "prompt_lookup costs=flat", "jacobi costs=flat", "guarded early_exit exit_layer=1")
+QUOTED = ", ".join(f"'{name}'" for name in CANDIDATES)
+ADVISE = (*SMOKE, "task=advise", f"task.candidates=[{QUOTED}]", "task.tried=2", "task.prompts=3", "task.confirmed=2")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("advise") / "run"
+    said = said_by(folder, *ADVISE, "decoding.max_new_tokens=8")
+    return said, read_result(folder)
+
+
+def test_every_candidate_is_tried_and_the_best_are_confirmed(done: tuple[str, dict[str, Any]]) -> None:
+    said, result = done
+    assert set(result["tried"]) == {"none", *CANDIDATES}
+    assert len(result["contenders"]) == 3 and "none" in result["contenders"]
+    assert all(found["turns"] == 3 for found in result["contenders"].values())
+    best = sorted(CANDIDATES, key=lambda name: -result["tried"][name]["speedup_total"])[:2]
+    assert set(result["contenders"]) == {"none", *best}
+    assert "tried on fewer prompts, and not among the best: " in said
+    assert "tried on 2 of 2 prompts" in said and "confirmed on 3 of 3 prompts" in said
+
+
+def test_the_advice_is_the_fastest_confirmed_one_with_its_command(done: tuple[str, dict[str, Any]]) -> None:
+    said, result = done
+    chosen = next(name for name in result["ranking"] if name != "none")
+    assert result["objective"] == result["contenders"][chosen]["speedup_total"]
+    pays = result["contenders"][chosen]["speedup_total_interval"]["low"] > 1
+    assert result["advice"]["drafter"] == (chosen if pays else "none")
+    assert ("advice: yes, draft with" in said) == pays and ("advice: no clear gain" in said) != pays
+    command = result["advice"]["command"]
+    assert command.startswith("python run.py model=tiny drafter=") and command in " ".join(said.split())
+
+
+def test_a_drafter_in_one_line_has_overrides_that_choose_the_same() -> None:
+    for text, overrides in {
+        "pool sources=[suffix] edges=2": ["drafter=pool", "drafter.sources=[suffix]", "drafter.edges=2"],
+        "guarded early_exit exit_layer=3": ["drafter=early_exit", "drafter.path.exit_layer=3", "decoding.guard=true"],
+        "jacobi path=swift enough=0.5": ["drafter=jacobi", "drafter/path=swift", "drafter.path.enough=0.5"],
+    }.items():
+        assert as_overrides(text) == overrides
+
+
+def test_the_same_method_is_named_in_other_engines_where_they_have_it() -> None:
+    lookup = equivalents(spec_of("prompt_lookup draft_length=5 ngram_max=4").config)
+    assert '"num_speculative_tokens": 5, "prompt_lookup_max": 4' in lookup["vLLM"]
+    assert lookup["llama.cpp"].endswith("--draft-max 5") and "prompt_lookup_num_tokens=5" in lookup["transformers"]
+    assert without(spec_of("prompt_lookup").config) == ""
+    assert (
+        equivalents(spec_of("early_exit exit_layer=3").config)["transformers"] == "generate(…, assistant_early_exit=3)"
+    )
+    assert without(spec_of("pool").config) == "vLLM and llama.cpp and transformers: no setting does the same"
+    assert without(spec_of("suffix").config) == "llama.cpp and transformers: no setting does the same"
+
+
+def test_prompts_of_all_families_come_first() -> None:
+    prompts = [Prompt(f"{family}{i}", family, family, ["x"]) for family in "abc" for i in range(3)]
+    assert [prompt.id for prompt in spread(prompts, 5)] == ["a0", "b0", "c0", "a1", "b1"]
+    assert len(spread(prompts, 99)) == 9 and spread([], 3) == []
+
+
+def test_a_wrong_text_fails_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Jacobi, "observe", tamper)
+    few = ("task.candidates=[jacobi]", "task.tried=1", "task.prompts=1")
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, *SMOKE, "task=advise", *few)
+    assert ended.value.code == 1
+
+
+def test_wrong_options_give_one_clear_line(error_line: ErrorLine) -> None:
+    for options, said in [
+        (["task.candidates=[transformers_greedy]"], "task.candidates: transformers_greedy is no drafter of ours"),
+        (["task.candidates=[polo]"], "there is no drafter 'polo'"),
+        (["decoding.batch_size=2"], "task=advise answers prompt by prompt in one process"),
+    ]:
+        with naming(options):
+            assert error_line("task=advise", *options).startswith(said)
