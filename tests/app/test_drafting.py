@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return measure(target, path=path, **options)
 
     monkeypatch.setattr(profiling, "measure_costs", noted)
+    monkeypatch.setattr(cost_cache, "crowded", lambda *_: False)  # as tests do run beside each other
     monkeypatch.setattr(profiling, "fastest_of", lambda target, jobs, rounds, before=None: fastest(target, jobs, 0))
     return lines
 
@@ -241,10 +243,47 @@ def test_the_file_does_not_grow_for_ever(cache: Path, measured: list[str], monke
     assert cost_cache.CostCache({"model": "n"}).read("e") is None
 
 
+def test_costs_of_a_busy_machine_are_used_and_not_kept(
+    cache: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_cache, "crowded", lambda *_: True)
+    for _ in range(2):
+        ours(Drafting("jacobi"), tiny_model())
+    assert measured == ["full", "full"] and not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("wall", "busy", "own", "cores", "expected"),
+    [
+        (1.0, 2.0, 2.0, 2, False),  # nobody else
+        (1.0, 2.0, 1.2, 2, True),
+        (1.0, 1.5, 1.0, 2, False),  # half a core was free
+        (1.0, 30.0, 2.0, 64, False),  # others, on cores of their own
+        (1.0, 63.0, 2.0, 64, True),
+        (1.0, 2.0, 1.92, 2, False),  # hardly anybody
+        (0.05, 0.1, 0.06, 2, False),  # the system counts in hundredths of a second
+    ],
+)
+def test_a_machine_is_crowded_if_others_run_and_no_core_is_free(
+    wall: float, busy: float, own: float, cores: int, expected: bool
+) -> None:
+    assert cost_cache.crowded(wall, busy, own, cores) is expected
+
+
+def test_the_clocks_tell_own_time_from_that_of_others() -> None:
+    before = cost_cache._clocks()
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    wall, busy, own = (now - then for now, then in zip(cost_cache._clocks(), before, strict=True))
+    assert 0.1 <= own < 0.2 and wall >= 0.09 and busy >= own - 0.03
+
+
 @pytest.mark.slow
 def test_a_second_process_does_not_measure(cache: Path) -> None:
     code = (
         "import torch; from selfdraft import Drafting; from selfdraft.models import profiling; "
+        "from selfdraft.tracking import cost_cache; cost_cache.crowded = lambda *_: False; "
         "from selfdraft.models.tiny import tiny_model; measure = profiling.measure_costs; "
         "profiling.measure_costs = lambda *a, **k: (print('measured'), measure(*a, **k))[1]; "
         "tiny_model().generate(torch.tensor([[5, 17, 3]]), custom_generate=Drafting('jacobi'), max_new_tokens=2)"
@@ -266,7 +305,8 @@ def test_long_measuring_is_told_once(
         ours(Drafting("layer_skip", length="gain", skip_mlp=[1]), tiny_model())
     assert len(measured) == 3
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"selfdraft: measuring what forwards cost here; they are kept in {cache}\n")
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"selfdraft: measuring what forwards cost here; kept in {cache} for the next time, unless")
 
 
 def test_short_measuring_is_not_told(cache: Path, measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,8 @@ class Drafting(custom_generate.Drafting):
     Keep the object between calls, because the model is prepared once, and again only when it has changed.
 
     What forwards cost on this machine is measured once for a model, its dtype, the engine and the number of threads,
-    and kept in the cache folder (`SELFDRAFT_CACHE`). Delete its folder `costs` to have it measured anew.
+    and kept in the cache folder (`SELFDRAFT_CACHE`), unless other programs kept the machine busy then. Delete its
+    folder `costs` to have it measured anew.
 
     Attributes:
         last: what the last call accepted and how long it took (see `decoding/last_call.py`); None before the first one
@@ -95,5 +96,7 @@ class _Patience:
     def _tell(self, place: Path | None) -> None:
         if not self._told:
             self._told = True
-            kept = "" if place is None else f"; they are kept in {place.parent}"
-            make_console(stderr=True).print(f"selfdraft: measuring what forwards cost here{kept}", soft_wrap=True)
+            line = "selfdraft: measuring what forwards cost here"
+            if place is not None:
+                line += f"; kept in {place.parent} for the next time, unless other programs keep this machine busy"
+            make_console(stderr=True).print(line, soft_wrap=True)

@@ -3,7 +3,8 @@
 There is one file for each model on each machine: `costs/<digest>.json` in the cache folder. Its `key` says what was
 measured, and its `curves` are the seconds by number of tokens, of full forwards and of the paths that drafters asked
 for. A file that cannot be read, or that holds anything else, counts as absent; a place that cannot be written keeps
-nothing. Delete the folder to have everything measured anew.
+nothing. Costs that were measured while other programs kept the machine busy are too high, so they are not kept either.
+Delete the folder to have everything measured anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
@@ -20,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from selfdraft.core.costs import CostCurve, Costs, Shaped
@@ -41,6 +44,9 @@ VERSIONS = ("selfdraft", "torch", "transformers", "openvino")  # packages on whi
 MAX_BYTES = 1_000_000  # of a file that is read
 MAX_CURVES = 64  # in a file: paths whose skip sets change with the text would add to it for ever
 FULL = "full"  # name of the curve of full forwards
+CROWDED = 0.9  # share of all cores in use above which programs wait for each other
+FEW_S = 0.05  # seconds of the processors: less than that is within the precision of the system's clocks
+OTHERS = 0.1  # share of one core: if other programs use less, they do not count
 _WRITING = threading.Lock()  # a temporary file is named by its process, so threads must not write at the same time
 
 
@@ -120,13 +126,34 @@ def kept_costs(
         name = FULL if path is None else _name(target, path, drafter)
         if name is not None and (kept := cache.read(name)) is not None:
             return kept
+        before = _clocks()
         with measuring(cache.path):
             curve = measured.full() if path is None else measured.of(path)
-        if name is not None:
+        wall, busy, own = (now - then for now, then in zip(_clocks(), before, strict=True))
+        if name is not None and not crowded(wall, busy, own, psutil.cpu_count() or 1):
             cache.write(name, curve)
         return curve
 
     return Costs(look_up, measured.alike)
+
+
+def crowded(wall: float, busy: float, own: float, cores: int) -> bool:
+    """Return whether other programs have slowed a measurement down: they ran, and no core was free for them.
+
+    Args:
+        wall: seconds that it took. busy: seconds of all cores in use meanwhile. own: those of this process.
+        cores: cores of the machine.
+    """
+    others = busy - own
+    return busy > CROWDED * cores * wall and others > max(OTHERS * wall, FEW_S)
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Return the seconds so far: of the clock, of all cores in use, and of those of this process."""
+    times = psutil.cpu_times()._asdict()
+    unused = ("idle", "iowait", "guest", "guest_nice")  # the last two are in `user` and `nice` already
+    busy = sum(seconds for name, seconds in times.items() if name not in unused)
+    return time.perf_counter(), busy, time.process_time()
 
 
 def key_of(target: Target) -> dict[str, Any]:
