@@ -25,7 +25,6 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/batching/table.py": ["nowhere"],
     "experiments/costs/roofline.py": ["nowhere"],
     "experiments/engines/forwards.py": ["--rounds", "0"],
-    "experiments/engines/genai.py": ["nowhere", "--python", "nowhere"],
     "experiments/growth/growth.py": ["--rounds", "0"],
     "experiments/guard_and_cascade/guard_cost.py": ["nowhere", "--hardware", "nowhere.json"],
     "experiments/invariance/invariance_cost.py": ["nowhere.jsonl"],

@@ -12,6 +12,7 @@ from selfdraft.models.embedded_gguf import smollm2_135m_gguf
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.others import OTHERS, OtherEngine
 from selfdraft.models.stock import StockGenerate
+from selfdraft.models.weights import INT4, SAME
 
 
 def reference_for(name: str, loaded: LoadedModel, config: Config, device: torch.device) -> StockGenerate | OtherEngine:
@@ -45,5 +46,5 @@ def reference_for(name: str, loaded: LoadedModel, config: Config, device: torch.
         eos=sorted(loaded.eos),
         threads=torch.get_num_threads(),
         python=task.python,
-        judged=task.gguf is None and config.model.weights == "same" and config.model.dtype == "float32",
+        judged=task.gguf is None and config.model.dtype == "float32" and config.model.weights in (SAME, INT4),
     )
