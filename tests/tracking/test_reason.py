@@ -32,7 +32,9 @@ def test_a_loss_names_the_tokens_that_would_break_even() -> None:
     line = reason(result(phases_s=phases))
     assert line is not None and line.startswith("why it lost: a step writes 2.00 tokens")
     assert "costs 3.00 plain steps (drafting 2.00, verifying 1.00, the rest 0.00)" in line
-    assert line.endswith("it breaks even at 3.00 tokens a step")
+    assert line.endswith("is mostly drafting; it breaks even at 3.00 tokens a step, or if a step costs 2.00")
+    phases |= {"draft": 0.1, "verify": 3.0}
+    assert "what it costs more is mostly verifying a block;" in (reason(result(phases_s=phases)) or "")
 
 
 def test_the_tokens_over_the_cost_are_the_speedup_over_all_tokens() -> None:

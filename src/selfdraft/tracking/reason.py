@@ -43,4 +43,10 @@ def reason(result: Mapping[str, Any]) -> str | None:
     )
     if verdict != "lost":
         return line
-    return f"{line}; it breaks even at {cost:.2f} tokens a step"
+    dearest = max(
+        {"drafting": draft, "verifying a block": verify - 1, "the rest": rest}.items(), key=lambda each: each[1]
+    )
+    return (
+        f"{line}; what it costs more is mostly {dearest[0]}; it breaks even at {cost:.2f} tokens a step, or if a step "
+        f"costs {written:.2f}"
+    )
