@@ -74,7 +74,7 @@ class JsonlConfig(DatasetConfig):
     """A file of prompts or conversations: JSON, JSONL, Parquet or plain text."""
 
     name: str = choice_name("jsonl")
-    path: str = option(MISSING, help="the file; one whose name ends in .txt has a prompt on each line")
+    path: str = option(MISSING, help="the file (a name that ends in .txt: a prompt on each line)")
     prompt_field: str | None = option(
         None,
         help="key that holds the prompt; null: the first of turns, prompt, messages, conversations and instruction",
