@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -32,20 +33,17 @@ def batched(model: PreTrainedModel, prompts: Sequence[Sequence[int]], eos: int |
 
 
 def ending_model(family: str, dtype: torch.dtype, seed: int = 0) -> tuple[PreTrainedModel, int]:
-    """A model, and a token that ends some of its answers: one that it writes now and then."""
+    """A model, and a token that ends some of its answers: one that many of them have, but late."""
     model = tiny_model(family, seed=seed, dtype=dtype)
-    answers = batched(model, prompts_of(99, 8))
-    later = [token for answer in answers for token in answer[8:] if token != PAD]
-    first = {token for answer in answers for token in answer[:8]}
-    return model, next((token for token in later if token not in first), later[0])
+    answers = batched(model, prompts_of(0, 8))
+    late = Counter(token for answer in answers for token in set(answer[8:]) - set(answer[:8]) - {PAD})
+    return model, late.most_common(1)[0][0]
 
 
 @torch.inference_mode()
-def margins(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> list[tuple[float, int]]:
-    """For each token of an answer, how far the second best token is below the best one, and which it is."""
-    logits = model(torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    best = logits.topk(2)
-    return [(float(a - b), second) for (a, b), (_, second) in zip(best.values, best.indices.tolist(), strict=True)]
+def logits_of(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """The (n, V) logits that chose the tokens of an answer."""
+    return model(torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
 
 
 @torch.inference_mode()
