@@ -39,7 +39,7 @@ OWN: dict[str, tuple[str, ...]] = {
         "finetune.batch_size=1",
     ),
     "export": ("drafter=layer_skip",),
-    "audit": ("model.dtype=float32",),
+    "audit": (),
 }
 
 
