@@ -90,11 +90,11 @@ def test_a_mismatch_ends_with_1_and_is_shown_first(
     assert "4 of 12" in said and "5 of 5" in said and "the end" in said
     # What an engine says about the end decides whether it is checked.
     ends: list[dict[str, Any]] = [{"finish_reason": "length"}, {"max_new_tokens": 5}, {"finish_reason": "word"}]
-    every = [short | end | {"id": number} for number, end in enumerate(ends)]
+    every = [short | end | {"id": f"end {number}"} for number, end in enumerate(ends)]
     run_here(tmp_path / "right", *TASK, f"audit.file={write(tmp_path / 'b.jsonl', clean[0], *every)}")
     run_here(tmp_path / "longest", *TASK, f"audit.file={write(tmp_path / 'b.jsonl', short)}")
     ends = [{"finish_reason": "stop"}, {"max_new_tokens": 6}]
-    every = [short | end | {"id": number} for number, end in enumerate(ends)]
+    every = [short | end | {"id": f"end {number}"} for number, end in enumerate(ends)]
     with pytest.raises(SystemExit):
         run_here(tmp_path / "early", *TASK, f"audit.file={write(tmp_path / 'b.jsonl', *every)}")
     assert [line["reason"] for line in read(tmp_path / "early")] == ["length"] * 2
