@@ -29,6 +29,9 @@ from selfdraft.models.teacher_forced import teacher_forced_in
 CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": usual sizes of a verified block
 WINDOW = 16  # the control is first measured on so many tokens up to the divergence
 WIDEST = 256  # and at last on the whole answer, with the end of the prompt if the answer is shorter than this
+SPANS = (
+    3  # number of stretches whose scores are kept: several contenders that differ from a text are judged by the same
+)
 KEPT = 512  # number of texts whose check is cached, because repeats, drafters and references share baselines
 
 
@@ -47,6 +50,7 @@ class Certifier:
         self.blocks = sorted({*CONTROL_BLOCKS, *(batch_size * k for k in (1, *CONTROL_BLOCKS))} - {1})
         self._beside_stock = StockCheck(target, self.rule)
         self._check = lru_cache(maxsize=KEPT)(self._beside_stock)
+        self._again = lru_cache(maxsize=SPANS)(self._forced)
 
     def certify(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """Return the certificate of a drafter's output."""
@@ -170,6 +174,10 @@ class Certifier:
 
     def _by_us(self, prompt: Sequence[int], answer: Sequence[int], first: int, last: int) -> list[Tensor]:
         """Return (n, V) scores after the tokens `first` to `last`: first by single tokens, then by each block size."""
+        return self._again(tuple(prompt), tuple(answer), first, last)
+
+    def _forced(self, prompt: Sequence[int], answer: Sequence[int], first: int, last: int) -> list[Tensor]:
+        """See `_by_us`, which keeps what this returns."""
         text = [*prompt, *answer][: last + 1]
         # All block sizes longer than the text give one and the same block, so only one of them is used.
         sizes = sorted({min(k, max(last - first + 1, 2)) for k in self.blocks})

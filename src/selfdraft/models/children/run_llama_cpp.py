@@ -11,6 +11,7 @@ import time
 from llama_cpp import Llama
 
 LOOKUP_TOKENS = 10  # the value in its documentation
+LONGEST_LOOKUP = 2048  # tokens of a prompt and its answer
 
 
 def main() -> None:
@@ -21,10 +22,11 @@ def main() -> None:
     if settings["lookup"]:
         from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-        more = {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP_TOKENS)}
+        # It needs the logits of all tokens, for which room is made at once: so fewer positions.
+        more = {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP_TOKENS), "logits_all": True}
     llama = Llama(
         settings["file"],
-        n_ctx=settings["positions"],
+        n_ctx=min(settings["positions"], LONGEST_LOOKUP) if settings["lookup"] else settings["positions"],
         n_threads=settings["threads"],
         n_threads_batch=settings["threads"],
         verbose=False,
