@@ -15,6 +15,7 @@ gc.disable()  # while tests are imported: little of that is garbage
 # Matrices of tiny models only lose by being shared out, and manifold so when the machine is busy. This holds for torch,
 # which is not imported here: the process that shares out the tests does without it; and for processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["SELFDRAFT_GRAPHS"] = ""  # tests that keep graphs name a folder: none may lie in the user's cache
 os.environ.setdefault("SELFDRAFT_TEST_RUN", str(os.getpid()))  # names the server that all of them share: see forked.py
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

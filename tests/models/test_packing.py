@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from naming import naming
+from selfdraft.models import packing
 from selfdraft.models.packing import PackedLinear, can_pack, packable, product_by
 from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced
@@ -61,6 +62,29 @@ def test_the_plain_kernel_is_used_up_to_plain_rows_and_the_packed_one_above(dtyp
     packed._packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros_like(packed.weights[0]), None)
     for height in HEIGHTS:
         assert torch.equal(packed(rows(height).to(dtype)), expected[height]) == (height <= turn)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("early", [True, False], ids=["packed early", "packed at first use"])
+def test_a_trial_packs_nothing_and_the_next_product_of_many_rows_does(
+    pays: bool, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(packing, "plain_pays", lambda: asked.append(pays) or pays)
+    plain = linear(torch.float32, bias=True)
+    packed = PackedLinear(plain)
+    with packing.unpacked():
+        for height in HEIGHTS:
+            assert torch.equal(packed(rows(height)), plain(rows(height)))
+    assert packed._packed is None and not asked  # no kernels were tried either
+    if early:
+        packed.pack()
+    packed(rows(1))
+    assert (packed._packed is None) == (pays and not early)
+    packed(rows(17))
+    assert packed._packed is not None
+    packed._packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros_like(plain.weight), None)
+    torch.testing.assert_close(packed(rows(3)), plain(rows(3)) if pays else plain.bias.expand(3, -1))
 
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)

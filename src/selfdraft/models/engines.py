@@ -49,10 +49,11 @@ def use_engine(
         weights: one of `weights.WEIGHTS`: how a graph stores matrices; the model's are rounded already.
 
     Raises:
-        UserError: `compiled` is asked for and not possible here.
+        UserError: `compiled` is asked for and not possible here, or packed layers differ from the model's own forward.
     """
     stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
+        _pack(target)
         return f"eager{stored}"
     begun = time.perf_counter()
     try:
@@ -69,6 +70,7 @@ def use_engine(
     except UserError as reason:
         if engine == COMPILED:
             raise UserError(f"model.engine=compiled: {reason}") from None
+        _pack(target)
         return f"eager{stored}: {reason}"
     return f"compiled by OpenVINO{stored}, in {time.perf_counter() - begun:.1f} s"
 
@@ -94,7 +96,7 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
     if reason := obstacle(target):
         raise UserError(reason)
     full = target.full
-    # The check of the eager layers has packed them all. Most runs need no packed copy beside a graph, and one that does
+    # Layers that have run one by one before are packed. Most runs need no packed copy beside a graph, and one that does
     # makes it again. Giving that memory back before the graph needs as much keeps the peak low.
     for linear in target.linears():
         if isinstance(linear, PackedLinear):
@@ -169,6 +171,15 @@ def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = N
             driver.tell(f"they run one by one: {reason}")
         else:
             driver.compiled[key] = graph
+
+
+def _pack(target: Target) -> None:
+    """Pack the matrices before anything is timed, as the layers will be run one by one, and check what they compute."""
+    packed = [linear for linear in target.linears() if isinstance(linear, PackedLinear)]
+    for linear in packed:
+        linear.pack()
+    if packed:
+        target.compare_with_stock_forward()
 
 
 def runs_as_graphs(driver: Driver, path: Path) -> bool:

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from selfdraft.models.attention import NAME
 from selfdraft.models.hooks import called_otherwise
-from selfdraft.models.packing import PackedLinear, can_pack
+from selfdraft.models.packing import PackedLinear, can_pack, unpacked
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -220,7 +220,8 @@ class _NoCache:
 @torch.inference_mode()
 def _agree(fused: nn.Module, stock: nn.Module, run: Callable[[nn.Module], Tensor]) -> bool:
     """Whether both modules return the same, up to rounding."""
-    theirs, ours = run(stock).float(), run(fused).float()
+    with unpacked():
+        theirs, ours = run(stock).float(), run(fused).float()
     tolerance = 1e-4 if next(stock.parameters()).dtype == torch.float32 else 3e-2
     return bool((theirs - ours).abs().max() <= tolerance * theirs.abs().max())
 

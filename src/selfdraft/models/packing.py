@@ -7,13 +7,17 @@ of the cost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+UNDECIDED = -1  # for `plain_rows`
+_trying = False  # see `unpacked`
 
 
 def packable(dtype: torch.dtype) -> bool:
@@ -26,7 +30,7 @@ def packable(dtype: torch.dtype) -> bool:
 class PackedLinear(nn.Module):
     """Replaces one ``nn.Linear`` in inference, or several with the same input, whose outputs are then joined.
 
-    Holds a packed copy beside the shared original weights, from its first use on.
+    Holds a packed copy beside the shared original weights, from its first use on (see `unpacked`).
 
     Attributes:
         plain_rows: products of at most this many rows use the originals. In float32, some processors' plain kernel is
@@ -41,8 +45,7 @@ class PackedLinear(nn.Module):
         self.biases = nn.ParameterList(linear.bias for linear in linears if linear.bias is not None)
         self._plain = [(linear.weight, linear.bias) for linear in linears]  # the same, quicker to reach
         self._widths = [linear.out_features for linear in linears]
-        narrowing, dtype = sum(self._widths) < linears[0].in_features, linears[0].weight.dtype
-        self.plain_rows = 0 if dtype != torch.float32 or not plain_pays() else 11 if narrowing else 3
+        self._plain_rows = UNDECIDED
         self._packed: Tensor | None = None
         self._bias = joined([linear.bias for linear in linears]).detach() if len(self.biases) else None
 
@@ -56,15 +59,25 @@ class PackedLinear(nn.Module):
         """(out,) or None."""
         return self._bias
 
+    @property
+    def plain_rows(self) -> int:
+        """See the class."""
+        self._decide()
+        return self._plain_rows
+
+    @plain_rows.setter
+    def plain_rows(self, rows: int) -> None:
+        self._plain_rows = rows
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, out), or (…, sum of outs) for several linears, from (…, in)."""
-        if x.shape[:-1].numel() <= self.plain_rows:
+        if x.shape[:-1].numel() <= self._plain_rows:
             return joined(self._plain_parts(x), dim=-1)
         return self._joined_product(x)
 
     def parts(self, x: Tensor) -> Sequence[Tensor]:
         """Return one (…, out) for each linear, from (…, in); outputs that are computed separately are not joined."""
-        if x.shape[:-1].numel() <= self.plain_rows:
+        if x.shape[:-1].numel() <= self._plain_rows:
             return self._plain_parts(x)
         return self._joined_product(x).split(self._widths, dim=-1)
 
@@ -73,12 +86,39 @@ class PackedLinear(nn.Module):
 
     def _joined_product(self, x: Tensor) -> Tensor:
         if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+            if _trying or x.shape[:-1].numel() <= self.plain_rows:
+                return joined(self._plain_parts(x), dim=-1)
+            self.pack()
+        assert self._packed is not None
         return packed_product(x, self._packed, self._bias)
+
+    def _decide(self) -> None:
+        """Set `plain_rows` at first use: a target that is compiled needs no trial of kernels."""
+        if self._plain_rows == UNDECIDED:
+            weight, _ = self._plain[0]
+            narrowing = sum(self._widths) < weight.shape[1]
+            self._plain_rows = 0 if weight.dtype != torch.float32 or not plain_pays() else 11 if narrowing else 3
+
+    def pack(self) -> None:
+        """Make the packed copy now, if there is none: otherwise the first product of many rows waits for it."""
+        self._decide()
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
 
     def release(self) -> None:
         """Give the memory of the packed copy back; the next use makes it anew."""
         self._packed = None
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Let matrices without a packed copy multiply by their originals meanwhile: a single trial does not pay for one."""
+    global _trying
+    before, _trying = _trying, True
+    try:
+        yield
+    finally:
+        _trying = before
 
 
 def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:

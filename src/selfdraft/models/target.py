@@ -17,6 +17,7 @@ from selfdraft.models.anatomy import refuse, refusing
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.driver import Driver
+from selfdraft.models.packing import PackedLinear, unpacked
 from selfdraft.models.path import Path, Reuse, ready_tokens
 from selfdraft.models.rotary import UNLIMITED
 
@@ -58,7 +59,10 @@ class Target(Driver):
         Raises:
             UserError: the logits differ.
         """
-        with refusing(self.model):
+        if torch.is_autocast_enabled(self.device.type) and any(isinstance(m, PackedLinear) for m in self.linears()):
+            raise refuse(self.model, "packed matrices do not follow it")
+        # A target may be compiled next, which needs no packed matrices: the first forward for a text packs them.
+        with refusing(self.model), unpacked():
             # Past its limits a rope uses other tables, so forwards there are compared as well.
             starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
             errors = [self._distance_from_stock_forward(max(start, 0)) for start in starts]
