@@ -67,6 +67,25 @@ def test_the_weights_are_not_memory_mapped(tmp_path: Path, tied: bool) -> None:
     assert mapped_from(loaded.model, tmp_path) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mappings")
+def test_weights_that_are_left_in_their_file_can_be_changed_without_it(tmp_path: Path) -> None:
+    """By training as by hand: a change makes a private copy."""
+    save(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    loaded, copied = (load_pretrained(str(tmp_path), "float32", CPU, mapped=mapped).model for mapped in (True, False))
+    assert len(mapped_from(loaded, tmp_path)) == len(list(loaded.parameters()))
+    assert torch.equal(logits(loaded), logits(copied))
+    for model in (loaded, copied):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.tensor([[5, 17, 3, 60]]), use_cache=False).logits.square().mean().backward()
+        optimizer.step()
+        model.lm_head.weight.data.mul_(2)
+    assert torch.equal(logits(loaded), logits(copied))
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
+    again = load_pretrained(str(tmp_path), "float32", CPU, mapped=True).model
+    assert not torch.equal(logits(again), logits(loaded))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_weights_have_the_requested_dtype(tmp_path: Path, dtype: str) -> None:
     save(tmp_path)

@@ -53,7 +53,7 @@ def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def load_embedded(dtype: str, device: torch.device) -> LoadedModel:
     """Load SmolLM2-135M-Instruct, which is downloaded and converted on first use."""
-    return load_pretrained(str(smollm2_135m()), dtype, device)
+    return load_pretrained(str(smollm2_135m()), dtype, device, mapped=True)
 
 
 def load_tiny(family: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
@@ -82,8 +82,14 @@ def load_random(path: str, seed: int, dtype: str, device: torch.device) -> Loade
     return LoadedModel(model.eval(), tokenizer, frozenset())
 
 
-def load_pretrained(path: str, dtype: str, device: torch.device, revision: str | None = None) -> LoadedModel:
+def load_pretrained(
+    path: str, dtype: str, device: torch.device, revision: str | None = None, *, mapped: bool = False
+) -> LoadedModel:
     """Load any causal LM from a folder or a hub id.
+
+    Args:
+        mapped: leave weights in the pages of their file, where the dtype is the file's. The system may drop such pages
+            when memory is short; a change makes a private copy of its page. The file must never be written to again.
 
     Raises:
         UserError: a part could not be loaded; the message names it and the reason.
@@ -109,7 +115,7 @@ def load_pretrained(path: str, dtype: str, device: torch.device, revision: str |
         with told_in_one_line(path, "config.json"):  # transformers takes it from there
             ends = _ids(model.generation_config.eos_token_id)
     model.eval()
-    if device.type == "cpu":
+    if device.type == "cpu" and not mapped:
         _into_memory(model)
     return LoadedModel(model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
 
