@@ -7,9 +7,8 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from selfdraft.modules.progress import PLAIN_EVERY_S
+from selfdraft.modules.progress import PLAIN_EVERY_S, bar_of
 
 
 class AuditProgress:
@@ -19,17 +18,7 @@ class AuditProgress:
         """Prepare to show `total` answers, of which `finished` were judged before."""
         self.console, self.total, self.finished = console, total, finished
         self.judged, self.verdicts = 0, Counter[str]()
-        self.bar = Progress(
-            TextColumn("[bold]auditing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("answers"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[so_far]}"),
-            console=console,
-        )
+        self.bar = bar_of("answers", console)
 
     def __enter__(self) -> AuditProgress:
         self.begin = self.last_line = time.monotonic()

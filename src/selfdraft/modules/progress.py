@@ -17,22 +17,27 @@ from selfdraft.tracking.lines import CONTENDERS, measured
 PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
 
 
+def bar_of(unit: str, console: Console, field: str = "so_far") -> Progress:
+    """Return a bar that counts something, with the time left and a field of each task at its end."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn(f"{{task.fields[{field}]}}"),
+        console=console,
+    )
+
+
 class EvaluationProgress(pl.Callback):
     """Shows rank 0's prompts: as a bar on a terminal, as a line every few seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("prompts"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[so_far]}"),
-            console=console,
-        )
+        self.bar = bar_of("prompts", console)
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Show an empty bar."""
@@ -118,17 +123,7 @@ class DistillProgress(pl.Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = Progress(
-            TextColumn("[bold]writing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("texts"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[so_far]}"),
-            console=console,
-        )
+        self.bar = bar_of("texts", console)
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Show an empty bar for the turns that are left to do."""
@@ -173,17 +168,7 @@ class SearchProgress(pl.Callback):
 
     def __init__(self, console: Console) -> None:
         self.console, self.best = console, float("-inf")
-        self.bar = Progress(
-            TextColumn("[bold]scoring"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("candidates"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[best]}"),
-            console=console,
-        )
+        self.bar = bar_of("candidates", console, "best")
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Show an empty bar."""

@@ -27,60 +27,41 @@ _CERTIFICATE = {
     "float32??": {"prefers": ("baseline", "drafter")},
 }
 _LEFT_OUT = {"category": str, "family": str, LEFT_OUT: str}
-_MEASURED = {
-    "category": str,
-    "family": str,
-    "prompt_text?": str,
-    "text": str,
-    "prompt_ids": [COUNT],
-    "output_ids": [COUNT],
-    "baseline_output_ids?": [COUNT],
+# What was measured of one decoder, and what belongs to the turn.
+_OF_A_DECODER = {
     "new_tokens": COUNT,
     "target_forwards": COUNT,
     "decode_s": NUMBER,
     "latency_s": NUMBER,
     "first_token_s??": NUMBER,
     "step_s?": [NUMBER],
+    "lossless": _CERTIFICATE,
+    "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
+    "phases_s": {"*": NUMBER},
+    "steps?": [ANY],
+    "stood_down?": COUNT,
+    "diagnostics?": {"*": [COUNT]},
+}
+_OF_A_TURN = {
+    "category": str,
+    "family": str,
+    "prompt_text?": str,
+    "text": str,
+    "prompt_ids": [COUNT],
+    "output_ids": [COUNT],
+    "peak_memory_mb": NUMBER,
+    "peak_memory_by_phase_mb?": {"*": NUMBER},
+}
+_MEASURED = {
+    **_OF_A_TURN,
+    **_OF_A_DECODER,
+    "baseline_output_ids?": [COUNT],
     "baseline_new_tokens": COUNT,
     "baseline_decode_s": NUMBER,
     "baseline_latency_s": NUMBER,
-    "lossless": _CERTIFICATE,
-    "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
-    "phases_s": {"*": NUMBER},
-    "peak_memory_mb": NUMBER,
-    "peak_memory_by_phase_mb?": {"*": NUMBER},
     "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER, "lossless??": _CERTIFICATE}},
-    "steps?": [ANY],
-    "stood_down?": COUNT,
-    "diagnostics?": {"*": [COUNT]},
 }
-_OF_A_CONTENDER = {
-    "new_tokens": COUNT,
-    "target_forwards": COUNT,
-    "decode_s": NUMBER,
-    "latency_s": NUMBER,
-    "first_token_s??": NUMBER,
-    "step_s?": [NUMBER],
-    "output_ids?": [COUNT],
-    "lossless": _CERTIFICATE,
-    "acceptance_by_depth": [{"offered": COUNT, "accepted": COUNT}],
-    "phases_s": {"*": NUMBER},
-    "steps?": [ANY],
-    "stood_down?": COUNT,
-    "diagnostics?": {"*": [COUNT]},
-    "failed?": str,
-}
-_COMPARED = {
-    "category": str,
-    "family": str,
-    "prompt_text?": str,
-    "text": str,
-    "prompt_ids": [COUNT],
-    "output_ids": [COUNT],
-    "peak_memory_mb": NUMBER,
-    "peak_memory_by_phase_mb?": {"*": NUMBER},
-    CONTENDERS: {"*": _OF_A_CONTENDER},
-}
+_COMPARED = {**_OF_A_TURN, CONTENDERS: {"*": {**_OF_A_DECODER, "output_ids?": [COUNT], "failed?": str}}}
 _WRITTEN = {
     "category": str,
     "prompt_ids": [COUNT],
