@@ -15,7 +15,8 @@ from rich.text import Text
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.compare import contenders_of
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.schemas import AdviseConfig, Config
+from selfdraft.app.schema_tasks import AdviseConfig
+from selfdraft.app.schemas import Config
 from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.specs import Spec, as_overrides

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.schemas import Config, EvaluateConfig
+from selfdraft.app.schema_tasks import EvaluateConfig
+from selfdraft.app.schemas import Config
 from selfdraft.app.score import in_words, score_of
 from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError

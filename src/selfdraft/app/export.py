@@ -12,7 +12,7 @@ from huggingface_hub import create_repo, upload_folder
 from selfdraft.app.build import refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schema_model import ModelConfig, PretrainedModelConfig, TinyModelConfig
-from selfdraft.app.schemas import ExportConfig
+from selfdraft.app.schema_tasks import ExportConfig
 from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded

@@ -6,7 +6,7 @@ import torch
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.schemas import GenerateConfig
+from selfdraft.app.schema_tasks import GenerateConfig
 from selfdraft.app.session import adapter_facts
 from selfdraft.core.certificate import REASONS
 from selfdraft.core.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from selfdraft.app.build import measured_config, refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.profile_steps import compiled_target, measure_engines
-from selfdraft.app.schemas import ProfileConfig
+from selfdraft.app.schema_tasks import ProfileConfig
 from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.messages import harmless
 from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig

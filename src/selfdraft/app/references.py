@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from selfdraft.app.schema_model import EmbeddedModelConfig
-from selfdraft.app.schemas import CompareConfig, Config
+from selfdraft.app.schema_tasks import CompareConfig
+from selfdraft.app.schemas import Config
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded
 from selfdraft.models.embedded_gguf import smollm2_135m_gguf

@@ -35,132 +35,29 @@ from selfdraft.app.schema_model import (
     RandomModelConfig,
     TinyModelConfig,
 )
+from selfdraft.app.schema_tasks import (
+    AdviseConfig,
+    AuditTask,
+    CalibrateTask,
+    CompareConfig,
+    DistillTask,
+    EvaluateConfig,
+    ExportConfig,
+    FinetuneTask,
+    GenerateConfig,
+    ProfileConfig,
+    TaskConfig,
+    TraceConfig,
+)
 from selfdraft.app.score import ScoreConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.others import OTHERS
-from selfdraft.models.stock import REFERENCES
 from selfdraft.modules.calibrate import OBJECTIVES
 from selfdraft.modules.finetune import RecipeConfig
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.search import METHODS
-
-
-@dataclass
-class TaskConfig(Options):
-    """The task to run."""
-
-    group: ClassVar[str] = "task"
-    name: str = choice_name(MISSING)
-
-
-@dataclass
-class EvaluateConfig(TaskConfig):
-    """Decode a dataset with the drafter and with the baseline, interleaved, and compare."""
-
-    name: str = choice_name("evaluate")
-    repeats: int = option(1, at_least=1, help="how often the drafter and the baseline each decode every prompt")
-    references: list[str] = option(
-        [], choices=REFERENCES, help=f"decoders outside SelfDraft to time as well: {', '.join(REFERENCES)}"
-    )
-
-
-@dataclass
-class CompareConfig(TaskConfig):
-    """Decode a dataset with any number of contenders, interleaved, and rank them."""
-
-    name: str = choice_name("compare")
-    contenders: list[str] = option(
-        ["none", "jacobi", "pool"],
-        help='drafters with their options, e.g. "pool sources=[suffix]" or "guarded swift", and decoders outside '
-        f"SelfDraft: {', '.join((*REFERENCES, *OTHERS))}; plain decoding, none, always takes part",
-    )
-    repeats: int = option(1, at_least=1, help="how often each contender decodes every prompt")
-    runs: list[str] = option(
-        [], help="folders of finished runs of task=evaluate or task=compare, which are shown beside the contenders"
-    )
-    gguf: str | None = option(
-        None, help="GGUF file for llama_cpp and openvino; null: that of the default model, which has its values"
-    )
-    python: str | None = option(
-        None, help="interpreter of an environment that has llama-cpp-python or openvino-genai; null: this one"
-    )
-
-
-@dataclass
-class AdviseConfig(TaskConfig):
-    """Find out whether this model should draft for itself on this machine, and how."""
-
-    name: str = choice_name("advise")
-    candidates: list[str] = option(
-        ["jacobi", "lookahead", "prompt_lookup", "suffix", "recycling", "pool"],
-        help="drafters with their options, as in task.contenders of task=compare",
-    )
-    tried: int = option(6, at_least=1, help="number of prompts that every candidate decodes")
-    prompts: int = option(20, at_least=1, help="number of prompts that the best candidates then decode")
-    confirmed: int = option(3, at_least=1, help="number of best candidates that are confirmed on all prompts")
-
-
-@dataclass
-class GenerateConfig(TaskConfig):
-    """Stream one answer."""
-
-    name: str = choice_name("generate")
-    certify: bool = option(True, help="true: also decode the answer autoregressively, and compare")
-
-
-@dataclass
-class TraceConfig(TaskConfig):
-    """Show every step of one answer."""
-
-    name: str = choice_name("trace")
-    branches: int = option(
-        4, at_least=0, help="maximum number of rejected branches shown below a step; trace.json holds all of them"
-    )
-
-
-@dataclass
-class ProfileConfig(TaskConfig):
-    """Measure the cost of forwards and their parts on this machine."""
-
-    name: str = choice_name("profile")
-    rounds: int = option(5, at_least=1, help="how often each forward is timed, interleaved; the fastest time counts")
-    context: int = option(256, at_least=1, help="tokens of context before each forward")
-    grid: bool = option(True, help="true: also measure other contexts and batches")
-
-
-@dataclass
-class CalibrateTask(TaskConfig):
-    """Search for the best skip set of drafter=layer_skip; its options are those of the group `calibrate`."""
-
-    name: str = choice_name("calibrate")
-
-
-@dataclass
-class FinetuneTask(TaskConfig):
-    """Train draft-only weights; the recipe is a choice of the group `finetune`."""
-
-    name: str = choice_name("finetune")
-
-
-@dataclass
-class ExportConfig(TaskConfig):
-    """Write the weights of the task=finetune run given as drafter.from as a peft adapter."""
-
-    name: str = choice_name("export")
-    to: str | None = option(None, help="folder to write; null: the folder peft in the run's folder")
-    push_to_hub: str | None = option(
-        None, help="owner/name of a model repository to upload the folder to, new ones private; null: no upload"
-    )
-
-
-@dataclass
-class AuditTask(TaskConfig):
-    """Check the outputs of any engine against the model; its options are those of the group `audit`."""
-
-    name: str = choice_name("audit")
 
 
 @dataclass
@@ -189,13 +86,6 @@ class CalibrateConfig(Options):
     check: int = option(
         5, at_least=0, help="number of best candidates that then really decode, to check the predicted speedup"
     )
-
-
-@dataclass
-class DistillTask(TaskConfig):
-    """Write the target's own answers as a dataset to train on; its options are those of the group `distill`."""
-
-    name: str = choice_name("distill_data")
 
 
 @dataclass

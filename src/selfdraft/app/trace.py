@@ -6,7 +6,7 @@ import torch
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.schemas import TraceConfig
+from selfdraft.app.schema_tasks import TraceConfig
 from selfdraft.app.session import adapter_facts
 from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.tracking.atomic import write_json_atomic
