@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from batched_answers import continued
 from command_line import SMOKE, ErrorLine, read_result, run_here, said_by
 from selfdraft.core.errors import UserError
+from selfdraft.data.answers import load_answers
 from selfdraft.models.chat import Chat
 from selfdraft.models.loading import load_tiny
 
 TASK = (*SMOKE, "task=audit", "model.dtype=float32", "logger=none")
-LENGTH = 12
+LENGTH, END = 12, 258  # tokens of an answer, and the one that ends it
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
 
@@ -34,9 +35,10 @@ def chat() -> Chat:
 
 @pytest.fixture(scope="module")
 def clean(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Three answers, as an engine gives them."""
-    prompts = [[72, 101, 108], [5, 17, 3, 60, 42, 9], [200, 7]]
-    return [{"prompt_ids": prompt, "output_ids": continued(model, prompt, LENGTH)} for prompt in prompts]
+    """Three answers, as an engine gives them, none of which ends by itself."""
+    prompts = [[72, 101, 108 + number, 7] for number in range(20)]
+    answers = [{"prompt_ids": prompt, "output_ids": continued(model, prompt, LENGTH)} for prompt in prompts]
+    return [answer for answer in answers if END not in answer["output_ids"]][:3]
 
 
 def write(path: Path, *lines: Mapping[str, Any] | str) -> Path:
@@ -213,9 +215,7 @@ GOOD = {"prompt_ids": [1], "output_ids": [2]}
         ([GOOD | {"prompt_ids": []}], r"a\.jsonl:1: `prompt_ids` is empty"),
         ([GOOD | {"output_ids": [2.0]}], r"a\.jsonl:1: `output_ids` must be a list of token ids"),
         ([GOOD | {"output_ids": [True]}], r"a\.jsonl:1: `output_ids` must be a list of token ids"),
-        ([GOOD, GOOD | {"output_ids": [99999]}], r"a\.jsonl:2: `output_ids` holds 99999, but the model has \d+"),
         ([{"prompt": 3, "output": "a"}], r"a\.jsonl:1: `prompt` is a JSON number; it must be a string"),
-        ([{"prompt": "", "output": "a"}], r"a\.jsonl:1: `prompt` gives no token"),
         ([{"messages": [], "output": "a"}], r"a\.jsonl:1: `messages` must be a list of at least one"),
         ([{"messages": [{"role": "user"}], "output": "a"}], r"a\.jsonl:1: `messages` must be"),
         (['{"prompt": "\\ud83d", "output": "a"}'], r"a\.jsonl:1: `prompt` has \\ud83d, one half of a character"),
@@ -226,6 +226,19 @@ GOOD = {"prompt_ids": [1], "output_ids": [2]}
     ],
 )
 def test_malformed_files_are_named_with_their_line(lines: list[Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=reason):
+        load_answers(write(tmp_path / "a.jsonl", *lines))
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([GOOD, GOOD | {"output_ids": [99999]}], r"a\.jsonl:2: `output_ids` holds 99999, but the model has \d+"),
+        ([{"prompt": "", "output": "a"}], r"a\.jsonl:1: `prompt` gives no token"),
+        ([GOOD, "{"], r"a\.jsonl:2: malformed JSON"),
+    ],
+)
+def test_lines_that_do_not_fit_the_model_are_named(lines: list[Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
         run_here(tmp_path / "run", *TASK, f"audit.file={write(tmp_path / 'a.jsonl', *lines)}")
 
