@@ -221,7 +221,7 @@ def test_rounding_of_the_two_tokens_themselves_explains_what_the_control_does_no
     certifier = Certifier(Target(model), NextToken())
     auditor = Auditor(certifier, [eos], [PAD])
     beyond = 0
-    for seed in range(2):
+    for seed in range(3):
         prompts = prompts_of(seed, 8)
         for prompt, answer in zip(prompts, batched(model, prompts, eos), strict=True):
             finding = auditor.audit(prompt, answer, limit=LENGTH)
