@@ -116,7 +116,7 @@ def test_every_method_and_every_objective_works(method: str, objective: str, tmp
 
 
 def test_a_killed_calibration_resumes_with_the_scored_candidates(tmp_path: Path) -> None:
-    folder, long = tmp_path / "run", (*FAST, "calibrate.trials=15", "calibrate.check=0", "calibrate.method=random")
+    folder, long = tmp_path / "run", (*FAST, "calibrate.trials=8", "calibrate.check=0", "calibrate.method=random")
 
     def scored() -> int:
         journal = folder / "study.journal"
@@ -128,14 +128,14 @@ def test_a_killed_calibration_resumes_with_the_scored_candidates(tmp_path: Path)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    before = Search(folder, "random", 4, (1, 2), 15, seed=0).history()
+    before = Search(folder, "random", 4, (1, 2), 8, seed=0).history()
     texts, costs = ((folder / name).read_bytes() for name in ("texts.json", "costs.json"))
-    assert 2 <= len(before) < 15  # of the third, perhaps only a part
-    with pytest.raises(UserError, match=r"calibrate\.trials 15 there but 7 now"):
+    assert 2 <= len(before) < 8  # of the third, perhaps only a part
+    with pytest.raises(UserError, match=r"calibrate\.trials 8 there but 7 now"):
         run_here(folder, *long, "calibrate.trials=7")
     run_here(folder, *long)
     lines = artifact(folder)["history"]
-    assert [line["index"] for line in lines] == list(range(15))
+    assert [line["index"] for line in lines] == list(range(8))
     assert [line for line in lines if line["index"] in {b["index"] for b in before}] == before
     assert texts == (folder / "texts.json").read_bytes()
     assert costs == (folder / "costs.json").read_bytes()

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 import selfdraft
 from command_line import environment
+from forked import run_forked
 from selfdraft import Drafting
 from selfdraft.app import drafting as face
 from selfdraft.core.errors import UserError
@@ -280,8 +281,9 @@ def test_the_clocks_tell_own_time_from_that_of_others() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_process_does_not_measure(cache: Path) -> None:
-    code = (
+def test_a_second_process_does_not_measure(cache: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
         "import torch; from selfdraft import Drafting; from selfdraft.models import profiling; "
         "from selfdraft.tracking import cost_cache; cost_cache.crowded = lambda *_: False; "
         "from selfdraft.models.tiny import tiny_model; measure = profiling.measure_costs; "
@@ -290,7 +292,7 @@ def test_a_second_process_does_not_measure(cache: Path) -> None:
     )
     said = []
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+        done = run_forked(script, [], cwd=tmp_path, env=environment(), timeout=120)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout.split())
     assert said == [["measured"], []]
