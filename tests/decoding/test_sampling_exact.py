@@ -52,7 +52,7 @@ PROMPT = [1, 5, 2, 6, 1, 5]  # its last tokens stood before: lookups find someth
 ROWS = 100
 # Answers that are counted: of random trees, which show what a verification can do wrong; of a drafter; and of one that
 # runs the model for each request by itself, not for all rows at once.
-TRIALS, DRAFTER_TRIALS, FEWER_TRIALS = 1200, 600, 400
+TRIALS, DRAFTER_TRIALS, FEWER_TRIALS = 1200, 500, 320
 LEAST_EXPECTED = 5.0  # cells with less are put together: the test's approximation needs that
 # Some fifty tests are made. At 1e-6 each, one false alarm in twenty thousand choices of seeds; the planted faults must
 # fall below it.

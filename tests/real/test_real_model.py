@@ -84,7 +84,7 @@ def real(request: pytest.FixtureRequest) -> Real:
 
 @cache  # not the fixture's scope: pytest would build it anew at every change of dtype
 def real_in(dtype: str) -> Real:
-    loaded, length, written = load_embedded(dtype, torch.device("cpu")), *((12, 28) if LONG[dtype] else (4, 4))
+    loaded, length, written = load_embedded(dtype, torch.device("cpu")), *((10, 26) if LONG[dtype] else (4, 4))
     chat, bundled = Chat(loaded.tokenizer), load_bundled()
     prompts = {}
     for family in FAMILIES:
