@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,22 @@ def said_by(folder: Path, *overrides: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         run_here(folder, *overrides)
     return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run of an evaluation or a comparison."""
+
+    folder: Path
+    said: str
+    lines: list[dict[str, Any]]
+    result: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, *overrides: str) -> Done:
+        """Run it in this process."""
+        said = said_by(folder, *overrides)
+        return cls(folder, said, read_lines(folder), read_result(folder))
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from command_line import SMOKE, ErrorLine, read_lines, read_result, run_here, said_by, tamper
+from command_line import SMOKE, Done, ErrorLine, read_lines, read_result, run_here, said_by, tamper
 from naming import naming
 from selfdraft.app.compare import contenders_of
 from selfdraft.core.errors import UserError
@@ -21,21 +19,10 @@ QUOTED = ", ".join(f"'{name}'" for name in NAMES)
 COMPARE = (*SMOKE, "task=compare", f"task.contenders=[{QUOTED}]", "dataset.limit=3", "decoding.max_new_tokens=12")
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished comparison."""
-
-    folder: Path
-    said: str
-    lines: list[dict[str, Any]]
-    result: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("compare") / "run"
-    said = said_by(folder, *COMPARE, "logger=csv")
-    return Done(folder, said, read_lines(folder), read_result(folder))
+    return Done.of(folder, *COMPARE, "logger=csv")
 
 
 def test_every_line_has_every_contender(done: Done) -> None:
@@ -134,6 +121,10 @@ def test_options_for_one_drafter_are_refused(error_line: ErrorLine) -> None:
     for options, said in [
         (["decoding.guard=true"], 'decoding.guard=true: write "guarded" before the contenders that it is for'),
         (["task.contenders=['pool edges=0']"], "drafter.edges=0: must be at least 1"),
+        (
+            ["task.contenders=['pool warm=true']", "task.repeats=2"],
+            "task.repeats=2 with drafter.warm=true: repeats would draft from the answers of the first",
+        ),
         (
             ["hardware.tree_parallel=true", "hardware=cpu_ddp"],
             "hardware.tree_parallel shares out the trees of one drafter: use task=evaluate",

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from command_line import SMOKE, read_lines, read_result, run_here, said_by, tamper, write_prompts
+from command_line import SMOKE, Done, read_lines, read_result, run_here, said_by, tamper, write_prompts
 from selfdraft.core.certificate import Certificate
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
@@ -38,23 +38,12 @@ REPEATS = 3
 DRAFTER = ("drafter=layer_skip", "drafter.path.sparsity=0.3")  # of four layers, one sublayer: accepted now and then
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished run."""
-
-    folder: Path
-    said: str
-    lines: list[dict[str, Any]]
-    result: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One run with everything on, shared by the tests below. It writes its files and starts no other process."""
     folder = tmp_path_factory.mktemp("evaluate") / "run"
     references = f"task.references=[{','.join(REFERENCES)}]"
-    said = said_by(folder, *SMOKE, "logger=wandb", f"task.repeats={REPEATS}", references, *DRAFTER)
-    return Done(folder, said, read_lines(folder), read_result(folder))
+    return Done.of(folder, *SMOKE, "logger=wandb", f"task.repeats={REPEATS}", references, *DRAFTER)
 
 
 def inspect_wandb(folder: Path) -> dict[str, Any]:

@@ -9,18 +9,18 @@ from functools import partial
 from rich.text import Text
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.evaluate import decode_all, refuse_warm_repeats
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schema_tasks import CompareConfig
 from selfdraft.app.schemas import Config
-from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
+from selfdraft.app.session import adapter_facts, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded
-from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.drafters.specs import Spec, spec_of
-from selfdraft.models.others import OTHERS
+from selfdraft.models.others import OTHERS, OtherEngine
 from selfdraft.models.stock import REFERENCES
-from selfdraft.modules.bench import BASELINE, Measurement
+from selfdraft.modules.bench import BASELINE, Bench, Measurement
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import ComparisonProgress
 from selfdraft.tracking.atomic import write_bytes_atomic, write_json_atomic
@@ -30,8 +30,6 @@ from selfdraft.tracking.leaderboard import as_markdown, print_comparison
 from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.picture import plot_comparison
 from selfdraft.tracking.records import merge_rank_files
-
-BATCHES_A_STEP = 4
 
 
 def compare(run: Run) -> float | None:
@@ -56,6 +54,8 @@ def compare(run: Run) -> float | None:
         raise UserError("hardware.tree_parallel shares out the trees of one drafter: use task=evaluate")
     if config.decoding.guard:
         raise UserError('decoding.guard=true: write "guarded" before the contenders that it is for')
+    for spec in specs.values():
+        refuse_warm_repeats(spec.config, task.repeats)
     prompts = config.dataset.load()
     if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=True)
@@ -79,13 +79,8 @@ def compare(run: Run) -> float | None:
         part=Measurement.comparison,
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
-    batch_size = config.decoding.batch_size
-    data = PromptDataModule(prompts, 1 if batch_size == 1 else BATCHES_A_STEP * batch_size, shared=False)
-    trainer = quiet_trainer(config.hardware, folder, ComparisonProgress(run.console))
-    with processes_of(trainer):
-        trainer.test(module, datamodule=data, verbose=False)
-        trainer.strategy.barrier("every rank has written its prompts")
-    return _conclude(run, module.bench.engine, list(specs), earlier) if run.is_rank_zero else None
+    decode_all(run, module, prompts, ComparisonProgress(run.console))
+    return _conclude(run, module.bench, list(specs), earlier) if run.is_rank_zero else None
 
 
 def _only_earlier(run: Run, earlier: list[Earlier]) -> None:
@@ -116,7 +111,7 @@ def contenders_of(texts: list[str], option: str = "task.contenders") -> tuple[di
     return specs, references
 
 
-def _conclude(run: Run, engine: str, ours: list[str], earlier: list[Earlier]) -> float | None:
+def _conclude(run: Run, bench: Bench, ours: list[str], earlier: list[Earlier]) -> float | None:
     config, folder, console = run.config, run.folder, run.console
     lines = merge_rank_files(folder)
     result = summarize_comparison(
@@ -126,20 +121,24 @@ def _conclude(run: Run, engine: str, ours: list[str], earlier: list[Earlier]) ->
         dataset=config.dataset.name,
         seed=config.seed,
         dtype=config.model.dtype,
-        engine=engine,
+        engine=bench.engine,
         max_new_tokens=config.decoding.max_new_tokens,
         batch_size=config.decoding.batch_size,
     )
     speedups: Mapping[str, float | None] = {name: found["speedup_total"] for name, found in result[CONTENDERS].items()}
     result["objective"] = max((speedup for speedup in speedups.values() if speedup is not None), default=None)
     result["ranking"] = ranking(result)
+    others = {name: other for name, other in bench.references.items() if isinstance(other, OtherEngine)}
+    result["load_s"] = {name: other.load_s for name, other in others.items()}
+    for other in others.values():
+        other.close()
     write_json_atomic(folder / "result.json", result)
     board = as_markdown(result) + (f"\n{earlier_markdown(earlier)}" if earlier else "")
     write_bytes_atomic(folder / "leaderboard.md", board.encode("utf-8"))
     print_comparison(result, console)
     if earlier:
         print_earlier(earlier, console)
-    console.print(f"engine: {engine}")
+    console.print(f"engine: {bench.engine}")
     # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
     with harmless("result.png was not drawn"):
         plot_comparison(result, folder / "result.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from rich.text import Text
@@ -18,6 +19,7 @@ from selfdraft.core.messages import harmless
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.stopping import POSITIONS
+from selfdraft.drafters.base import DrafterConfig
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
@@ -45,11 +47,7 @@ def evaluate(run: Run) -> float | None:
     config, folder = run.config, run.folder
     task = config.task
     assert isinstance(task, EvaluateConfig)
-    if config.drafter.state == "warm" and task.repeats > 1:
-        raise UserError(
-            f"task.repeats={task.repeats} with drafter.warm=true: repeats would draft from the answers of the first; "
-            "leave one of them out"
-        )
+    refuse_warm_repeats(config.drafter, task.repeats)
     prompts = config.dataset.load()
     if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=True)
@@ -63,15 +61,37 @@ def evaluate(run: Run) -> float | None:
         shared=config.hardware.tree_parallel,
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
-    batch_size = config.decoding.batch_size
+    decode_all(run, module, prompts, EvaluationProgress(run.console))
+    return _conclude(run, module.bench, prompts) if run.is_rank_zero else None
+
+
+def refuse_warm_repeats(drafter: DrafterConfig, repeats: int) -> None:
+    """Refuse repeats of a drafter that keeps what it has learned from the text.
+
+    Raises:
+        UserError: it does, and there are several repeats.
+    """
+    if drafter.state == "warm" and repeats > 1:
+        raise UserError(
+            f"task.repeats={repeats} with drafter.warm=true: repeats would draft from the answers of the first; leave "
+            "one of them out"
+        )
+
+
+def decode_all(run: Run, module: EvaluateModule, prompts: Sequence[Prompt], progress: EvaluationProgress) -> None:
+    """Let all processes of a run decode the prompts, and return when every rank has written its own.
+
+    Raises:
+        UserError, SystemExit, KeyboardInterrupt: of the module, or of another process (see `processes_of`).
+    """
+    hardware, batch_size = run.config.hardware, run.config.decoding.batch_size
     # Several batches per step, so that finished rows are refilled as in serving; without batches, one prompt.
     together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
-    data = PromptDataModule(prompts, together, shared=config.hardware.tree_parallel)
-    trainer = quiet_trainer(config.hardware, folder, EvaluationProgress(run.console))
+    data = PromptDataModule(prompts, together, shared=hardware.tree_parallel)
+    trainer = quiet_trainer(hardware, run.folder, progress)
     with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)
         trainer.strategy.barrier("every rank has written its prompts")
-    return _conclude(run, module.bench, prompts) if run.is_rank_zero else None
 
 
 def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:

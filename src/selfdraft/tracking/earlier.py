@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
 from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.result_file import markdown, taken_from
-from selfdraft.tracking.table import interval, number
+from selfdraft.tracking.table import board, interval, number
 
 HEADER = (
     "| run | contender | model | dtype | prompts | tokens per forward | tokens/s (plain decoding) "
@@ -48,17 +46,14 @@ def read_earlier(folders: Sequence[str | Path]) -> list[Earlier]:
 
 def print_earlier(rows: Sequence[Earlier], console: Console) -> None:
     """Print the rows, with a warning that their times are not of the same minutes."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("run", max_width=22, overflow="fold")
-    table.add_column("contender", max_width=22, overflow="fold")
-    for name in (
+    columns = (
         "tokens/\nforward",
         "tokens/s\n(plain)",
         "speedup\n[95 % CI]",
         "over all\ntokens",
         "exact/tie/\nmismatch",
-    ):
-        table.add_column(name, justify="right")
+    )
+    table = board("run", "contender", columns=columns)
     for run, (name, _, _, _, *cells) in rows:
         table.add_row(Text(printable(run)), Text(printable(name)), *cells)
     console.print(table)

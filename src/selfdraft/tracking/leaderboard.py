@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from selfdraft.core.messages import printable
 from selfdraft.tracking.comparison import PLAIN, ranking
 from selfdraft.tracking.lines import CONTENDERS
-from selfdraft.tracking.table import certificate, interval, number
+from selfdraft.tracking.table import board, certificate, interval, number
 
 Result = Mapping[str, Any]
 """What `comparison.summarize_comparison` returns."""
@@ -88,17 +87,8 @@ def rows_of(result: Result) -> tuple[list[str], list[list[Any]]]:
 
 
 def _leaderboard(result: Result) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("contender", max_width=30, vertical="bottom")
-    for name in (
-        "tokens/\nforward",
-        "tokens/s",
-        "with\nprefill",
-        "speedup\n[95 % CI]",
-        "median by\nprompt",
-        "exact/tie/\nmismatch",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("tokens/\nforward", "tokens/s", "with\nprefill", "speedup\n[95 % CI]", "median by\nprompt")
+    table = board("contender", columns=(*columns, "exact/tie/\nmismatch"))
     for place, name in enumerate(ranking(result)):
         found = result[CONTENDERS][name]
         cells = [found["tokens_per_forward"], found["decode_tokens_per_s"], found["end_to_end_tokens_per_s"]]
@@ -113,8 +103,7 @@ def _leaderboard(result: Result) -> Table:
 
 
 def _by_family(result: Result) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("median speedup", max_width=30, vertical="bottom")
+    table = board("median speedup", columns=())
     for family in _families(result):
         table.add_column(Text(printable(family)), justify="right", max_width=11, overflow="fold")
     for name, cells in _medians(result):

@@ -52,9 +52,7 @@ def plot_comparison(result: Mapping[str, Any], path: Path) -> None:
         for height, (name, measures) in enumerate(found.items()):
             total, colour = measures["speedup_total_interval"], _GREY if name == "none" else _BLUE
             if total["median"] is not None:
-                whiskers = [[max(0.0, total["median"] - total["low"])], [max(0.0, total["high"] - total["median"])]]
-                left.barh(height, total["median"], height=0.62, color=colour, alpha=0.85)
-                left.errorbar(total["median"], height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+                _bar_with_interval(left, height, total, colour)
             right.barh(height, measures["decode_tokens_per_s"] or 0.0, height=0.62, color=colour, alpha=0.85)
             right.annotate(
                 f"{measures['decode_tokens_per_s'] or 0.0:.1f}",
@@ -103,16 +101,21 @@ def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path
     draw(path, (9, 4.2), paint)
 
 
+def _bar_with_interval(axes: Axes, height: int, speedup: Mapping[str, float], colour: str) -> None:
+    """Draw a median as a bar, and its interval as a line with ends."""
+    # By rounding, the median of all data may be outside the percentiles of its own draws.
+    whiskers = [
+        [max(0.0, length)] for length in (speedup["median"] - speedup["low"], speedup["high"] - speedup["median"])
+    ]
+    axes.barh(height, speedup["median"], height=0.62, color=colour, alpha=0.85)
+    axes.errorbar(speedup["median"], height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+
+
 def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
     rows = {**result["by_category"], "all": result} if len(result["by_category"]) != 1 else result["by_category"]
     rows = {name: row["speedup"] for name, row in rows.items() if row["speedup"]["median"] is not None}
     for height, (name, speedup) in enumerate(rows.items()):
-        whiskers = [[speedup["median"] - speedup["low"]], [speedup["high"] - speedup["median"]]]
-        # By rounding, the median of all data may be outside the percentiles of its own draws.
-        whiskers = [[max(0.0, length) for length in side] for side in whiskers]
-        colour = _ORANGE if name == "all" else _BLUE
-        axes.barh(height, speedup["median"], height=0.62, color=colour, alpha=0.85)
-        axes.errorbar(speedup["median"], height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+        _bar_with_interval(axes, height, speedup, _ORANGE if name == "all" else _BLUE)
         axes.annotate(
             f"{speedup['median']:.2f}×",
             (max(speedup["high"], speedup["median"]), height),

@@ -16,7 +16,7 @@ def taken_from(folder: Path, take: Callable[[dict[str, Any]], T]) -> T:
     """Return what `take` makes of the result of the run in `folder`.
 
     Raises:
-        UserError: the folder has no result of task=evaluate: there is no file, or `take` misses something in it.
+        UserError: the folder has no result of these tasks: there is no file, or `take` misses something in it.
     """
     path = folder / "result.json"
     if not path.is_file():
@@ -24,7 +24,9 @@ def taken_from(folder: Path, take: Callable[[dict[str, Any]], T]) -> T:
     try:
         return take(json.loads(path.read_text(encoding="utf-8")))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is no result of task=evaluate: give the folders of finished runs of it") from None
+        raise UserError(
+            f"{path} is no result of task=evaluate or task=compare: give the folders of finished runs"
+        ) from None
 
 
 def markdown(header: str, rows: Iterable[str]) -> str:

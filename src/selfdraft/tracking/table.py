@@ -1,6 +1,6 @@
 """Print a result in a terminal, within 100 columns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -41,6 +41,16 @@ def print_result(result: Result, console: Console) -> None:
         console.print(f"the guard paused drafting in {guard['stood_down']:,} of {guard['steps']:,} steps")
     if result["references"]:
         console.print(_references(result))
+
+
+def board(*names: str, columns: Sequence[str]) -> Table:
+    """Return an empty table with columns of names, which may be folded, and columns of numbers on the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:
+        table.add_column(name, max_width=30 if len(names) == 1 else 22, overflow="fold", vertical="bottom")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def certificate(lossless: Mapping[str, int]) -> Text:
