@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from batched_answers import LENGTH, PAD, VOCABULARY, batched, continued, ending_model, logits_of, prompts_of
+from selfdraft.core.certificate import margin_control, spread_of_changes
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.audit import Auditor, Finding
 from selfdraft.decoding.certify import Certifier
@@ -215,17 +217,30 @@ def test_an_evaluation_still_calls_a_tie_with_the_stock_model_exact() -> None:
     assert by_stock.count("exact") >= 1 and "tie" not in by_stock
 
 
-def test_rounding_of_the_two_tokens_themselves_explains_what_the_control_does_not() -> None:
+def test_rounding_of_the_two_tokens_themselves_explains_what_the_control_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The control is about the two best tokens; a third one may be written, whose margin rounding moves further."""
     model, eos = ending_model("llama", torch.bfloat16)
     certifier = Certifier(Target(model), NextToken())
+    asked: list[int] = []
+    allowance = certifier.allowance
+    monkeypatch.setattr(certifier, "allowance", lambda *given: asked.append(given[2].index) or allowance(*given))
     auditor = Auditor(certifier, [eos], [PAD])
-    beyond = 0
     for seed in range(3):
         prompts = prompts_of(seed, 8)
         for prompt, answer in zip(prompts, batched(model, prompts, eos), strict=True):
             finding = auditor.audit(prompt, answer, limit=LENGTH)
             assert finding.verdict != "mismatch"
-            if certifier.by_stock(prompt, finding.output).verdict == "mismatch":
-                beyond += 1
-    assert beyond > 0  # else this test shows nothing
+            assert certifier.by_stock(prompt, finding.output).verdict == "exact"
+    assert asked  # else this test shows nothing
+
+
+def test_a_third_token_that_a_block_prefers_is_a_tie() -> None:
+    """Three tokens are level: a block may write the third one, whose margin the two best ones do not show."""
+    single, block = torch.tensor([[2.0, 1.9, 1.8]]), torch.tensor([[2.0, 1.9, 2.1]])
+    assert margin_control(single, block) == pytest.approx(0.0, abs=1e-6)
+    assert spread_of_changes(single[0], block[0]) == pytest.approx(0.3)
+    banned = torch.tensor([-math.inf])
+    assert spread_of_changes(torch.cat([single[0], banned]), torch.cat([block[0], banned])) == pytest.approx(0.3)
+    assert math.isinf(spread_of_changes(torch.cat([single[0], banned]), torch.tensor([2.0, 1.9, 1.8, 0.0])))

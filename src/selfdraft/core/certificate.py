@@ -130,3 +130,17 @@ def margin_control(single: Tensor, block: Tensor) -> float:
     # That is no change. A NaN in the logits themselves is kept, so that it is reported.
     banned = one.isinf().any(-1) & many.isinf().any(-1)
     return float(change.masked_fill(banned, 0.0).abs().max())
+
+
+def spread_of_changes(one: Tensor, other: Tensor) -> float:
+    """Return how far rounding moves the margins between given tokens at one place, in logits.
+
+    Args:
+        one, other: (n,) logits of the same tokens by two forwards.
+
+    Returns:
+        The largest change of a margin between two of them. Tokens that a processor bans in both forwards are left out.
+    """
+    banned = one.isinf() & other.isinf()
+    change = (one.float() - other.float())[~banned]
+    return float(change.max() - change.min()) if change.numel() else 0.0

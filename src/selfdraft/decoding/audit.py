@@ -114,18 +114,10 @@ class Auditor:
             return Finding("exact", answer)
         whole = [*answer, gaps[-1].written] if gaps[-1].index == len(answer) else answer
         certificate = self.certifier.by_stock_with_ties(prompt, whole)
-        control, wrong, reason = certificate.control, None, certificate.reason
-        if reason == "stock":
-            assert control is not None
-            for gap in gaps:
-                if not gap.margin <= control:
-                    allowed = self.certifier.allowance(prompt, whole, gap)
-                    control = max(control, allowed)
-                    if not gap.margin <= allowed:
-                        wrong = gap
-                        break
-        elif certificate.verdict == "mismatch":
-            wrong = gaps[0]
+        wrong, reason = None, certificate.reason
+        if certificate.verdict == "mismatch":
+            at = certificate.first_divergence
+            wrong = next((gap for gap in gaps if gap.index == at), gaps[0])
         gap = wrong or gaps[0]
         is_end = gap.index == len(answer)
         return Finding(
@@ -137,7 +129,7 @@ class Auditor:
             model=gap.best,
             margin=gap.margin,
             margin_in_dtype=self.certifier.margin_in_dtype(prompt, whole, gap),
-            control=control,
+            control=certificate.control,
             ties=sum(wrong is None or each.index < wrong.index for each in gaps),
         )
 

@@ -18,7 +18,15 @@ from typing import Any
 
 from torch import Tensor
 
-from selfdraft.core.certificate import Certificate, first_divergence, judge, largest, margin_control, recheck
+from selfdraft.core.certificate import (
+    Certificate,
+    first_divergence,
+    judge,
+    largest,
+    margin_control,
+    recheck,
+    spread_of_changes,
+)
 from selfdraft.core.rounding import AS_FAR
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
@@ -74,7 +82,8 @@ class Certifier:
     def by_stock_with_ties(self, prompt: Sequence[int], output: Sequence[int]) -> Certificate:
         """Return the same; but `tie` where the stock model would have written another token, within rounding.
 
-        The margin is the largest one among the tokens that it would not have written.
+        A tie has the largest margin among the tokens that it would not have written, a mismatch that of the first one
+        which rounding does not explain.
         """
         if not output:
             return Certificate("exact")
@@ -96,7 +105,27 @@ class Certifier:
             found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
             control = largest([control, *found])
             certificate = judge(worst.index, worst.margin, control, ceiling, "stock")
+        if certificate.reason == "stock":
+            certificate = self._gap_by_gap(prompt, output, checked.gaps, control)
         return replace(certificate, **measures)
+
+    def _gap_by_gap(
+        self, prompt: Sequence[int], output: Sequence[int], gaps: Sequence[Gap], control: float
+    ) -> Certificate:
+        """Judge each gap by the rounding of its own two tokens, where the control does not explain it.
+
+        Returns:
+            A mismatch with the first gap that rounding does not explain; else a tie with the gap of the largest margin.
+        """
+        ceiling = self._check(tuple(prompt), tuple(output)).control.ceiling
+        for gap in gaps:
+            if not gap.margin <= control:
+                allowed = self.allowance(prompt, output, gap)
+                if not gap.margin <= allowed:
+                    return judge(gap.index, gap.margin, largest([control, allowed]), ceiling, "stock")
+                control = allowed
+        worst = max(gaps, key=attrgetter("margin"))
+        return judge(worst.index, worst.margin, control, ceiling, "stock")
 
     def gaps(self, prompt: Sequence[int], output: Sequence[int], ends: frozenset[int] = frozenset()) -> list[Gap]:
         """Return the tokens of a text that the stock model would not have written (see `StockCheck.gaps`)."""
@@ -153,14 +182,15 @@ class Certifier:
         """Judge the divergence at `index` by the logits after the tokens `first` to `last` of the baseline's text."""
         ceiling = self._check(tuple(prompt), tuple(baseline)).control.ceiling
         single, *blocks = self._by_us(prompt, baseline, first, last)
-        control = largest(margin_control(single, block) for block in blocks)
         at, ours, theirs = len(prompt) - 1 + index - first, output[index], baseline[index]
         scores = single[at].float()
+        tokens = [int(scores.argmax()), theirs, ours]
+        control = _control(single, blocks, at, tokens)
         certificate = judge(index, float(scores.max() - scores[[theirs, ours]].min()), control, ceiling)
         if certificate.verdict == "mismatch" or not self._beside_stock.narrow:
             return certificate
         wide = self._by_stock_model(prompt, baseline, first, last)
-        control = largest(margin_control(wide, narrow) for narrow in (single, *blocks))
+        control = _control(wide, [single, *blocks], at, tokens)
         return recheck(certificate, float(wide[at, theirs] - wide[at, ours]), control, ceiling)
 
     def _spans(self, prompt_length: int, length: int, index: int) -> list[tuple[int, int]]:
@@ -192,3 +222,12 @@ class Certifier:
 
     def _scores(self, logits: Tensor, text: Sequence[int], first: int, prompt_length: int) -> Tensor:
         return self.rule.scores(logits, text[: first + 1], prompt_length, TokenTree.chain(text[first + 1 :]))
+
+
+def _control(one: Tensor, others: Sequence[Tensor], at: int, tokens: Sequence[int]) -> float:
+    """Return how far rounding moves a margin: of the two best tokens anywhere, and of any two of `tokens` at `at`.
+
+    Where rounding decides, a block may prefer a token that is not among the two best ones.
+    """
+    found = [margin_control(one, other) for other in others]
+    return largest([*found, *(spread_of_changes(one[at][tokens], other[at][tokens]) for other in others)])
