@@ -18,6 +18,11 @@ from selfdraft.models.stock_forward import generate
 REFERENCES = ("transformers_greedy", "transformers_prompt_lookup")
 PROMPT_LOOKUP_TOKENS = 10  # the value in transformers' documentation
 
+# The weight classes of decoders outside SelfDraft, compared with our target. Only texts of the first are judged.
+SAME_VALUES = "same values"  # every weight has our weight's very value, however it is stored
+OTHER_VALUES = "other values"  # weights that were rounded otherwise, or a file of the user's, which nobody has compared
+UNKNOWN_VALUES = "unknown"  # a server does not say what it has loaded
+
 
 @dataclass(frozen=True)
 class StockGeneration:
@@ -42,10 +47,15 @@ class StockGenerate:
     """Greedy `generate`, plain or with its prompt lookup, limited to the model's positions like our own decoding.
 
     Attributes:
-        judged: whether its texts are compared with ours, as it has the same weights.
+        weights: its weight class, `SAME_VALUES`, because it is the target's own model.
+        judged: whether its texts are compared with ours, as those of the same values are.
+        load_s, peak_memory_mb: None, because it shares this process and its weights with our own decoders.
     """
 
+    weights = SAME_VALUES
     judged = True
+    load_s: float | None = None
+    peak_memory_mb: float | None = None
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
