@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
 from selfdraft.core.certificate import Certificate, first_divergence
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.record import Generation
+from selfdraft.models.energy import EnergyMeter, Reading
 from selfdraft.models.stock import StockGeneration
 from selfdraft.modules.bench import Bench, Measurement
+from selfdraft.tracking.lines import refuse_malformed
 
 PROMPT = [1, 2, 3]
 
@@ -186,3 +191,54 @@ def test_a_line_counts_tokens_of_drafter_and_baseline_separately() -> None:
     assert (line["new_tokens"], line["baseline_new_tokens"], line["target_forwards"]) == (3, 4, 3)
     assert line["prompt_ids"] == PROMPT
     assert Counter(line["repeats"][0]["order"]) == {"drafter": 1, "none": 1}
+
+
+class Counted(EnergyMeter):
+    """Counts 6 J for every block of code."""
+
+    @property
+    def sources(self) -> list[str]:
+        return ["dram"]
+
+    @contextmanager
+    def __call__(self) -> Iterator[Reading]:
+        reading = Reading()
+        yield reading
+        reading.joules = 6.0
+
+
+def test_joules_of_a_batch_are_shared_by_time_and_every_contender_has_its_own() -> None:
+    bench, _ = make_bench([[7, 8]], {"other": [7, 8]})
+    requests = [Request([1]), Request([2])]
+    measured = replace(bench, energy=Counted()).measure(requests, repeats=1, position=0)
+    first, second = (one.line() for one in measured)
+    # Of one batch, 33 s and 34 s of the drafter, 44 s and 45 s of plain decoding.
+    assert (first["joules"], second["joules"]) == (pytest.approx(6 * 33 / 67), pytest.approx(6 * 34 / 67))
+    assert first["baseline_joules"] == pytest.approx(6 * 44 / 89)
+    assert first["energy"] == {"sources": ["dram"], "not_readable": ""}
+    assert [one.comparison()["contenders"]["other"]["joules"] for one in measured] == [6.0, 6.0]
+    assert measured[0].comparison()["contenders"]["none"]["joules"] == first["baseline_joules"]
+    refuse_malformed(
+        [{"id": "p", "turn": 0, "category": "c", "family": "c", "text": "", "peak_memory_mb": 1, **first}], Path()
+    )
+
+
+def test_lines_have_no_joules_where_they_cannot_be_read(tmp_path: Path) -> None:
+    bench, _ = make_bench([[7, 8]])
+    line = measure(replace(bench, energy=EnergyMeter(tmp_path)), repeats=2).line()
+    assert not {"joules", "baseline_joules"} & set(line)
+    assert line["energy"]["sources"] == []
+    assert line["energy"]["not_readable"].startswith("RAPL: no counters")
+
+
+def test_times_are_medians_over_the_repeats_if_all_have_them() -> None:
+    one = Measurement()
+    for first_token_s in (0.3, 0.1, 0.2):
+        run = Generation([1], output=[7], first_token_s=first_token_s)
+        one.add(["none"], {"none": (run, first_token_s * 10)})
+    part = one.comparison()["contenders"]["none"]
+    assert (part["first_token_s"], part["joules"]) == (0.2, 2.0)
+    one.add(["none"], {"none": (Generation([1], output=[7]), None)})
+    part = one.comparison()["contenders"]["none"]
+    assert part["first_token_s"] is None
+    assert "joules" not in part

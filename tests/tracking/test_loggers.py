@@ -19,7 +19,9 @@ from selfdraft.tracking.summary import summarize
 
 pytestmark = pytest.mark.slow
 
-RESULT = summarize(evaluation(), task="evaluate", model="tiny", drafter="jacobi", dataset="bundled", seed=0)
+LINES = evaluation()
+LINES[0] |= {"joules": 15.0, "steps": [[[1, 2], None, [0], 9, "pool", None]] * 5}  # 10 tokens; the drafts had 15
+RESULT = summarize(LINES, task="evaluate", model="tiny", drafter="jacobi", dataset="bundled", seed=0)
 WANDB = Path(sys.executable).with_name("wandb")
 
 
@@ -66,6 +68,10 @@ def test_an_offline_run_is_written_quietly_and_reads_back(tmp_path, capfd):
     assert summary["tokens_per_forward"] == 1.5
     assert summary["lossless/mismatch"] == 0
     assert summary["by_category/rag/speedup/median"] == pytest.approx(4.0)
+    assert summary["by_context/0-255/speedup/median"] == pytest.approx(1.8)
+    assert summary["e2e_output_token_throughput/p50"] == pytest.approx(10 / 1.5)
+    assert summary["energy/joules_per_token/drafter"] == pytest.approx(1.5)
+    assert summary["oracle/reached"] == pytest.approx(2 / 3)
     assert summary["prompts_table"]["nrows"] == 4
 
     assert acceptance_of(run) == {1: pytest.approx(28 / 90), 2: pytest.approx(11 / 18), 3: pytest.approx(8 / 9)}

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from example_lines import evaluation, line
-from selfdraft.tracking.summary import mismatches, speedup_of, summarize
+from selfdraft.tracking.summary import context_bucket, mismatches, speedup_of, summarize
 
 LABELS = {"task": "evaluate", "model": "m", "drafter": "jacobi", "dataset": "d", "seed": 0}
 
@@ -60,7 +60,7 @@ def test_families_have_the_same_measures(result):
     assert families["qa"]["tokens_per_forward"] == pytest.approx(90 / 80)
     assert families["qa"]["speedup"]["median"] == pytest.approx(1.1)
     assert families["rag"]["lossless"] == {"exact": 1, "tie": 0, "mismatch": 0}
-    assert set(families["qa"]) == set(result) - {*LABELS, "dtype", "by_category", "references"}
+    assert set(families["qa"]) == set(result) - {*LABELS, "dtype", "by_category", "by_context", "references"}
 
 
 def test_references_are_compared_on_the_turns_they_decoded(result):
@@ -136,3 +136,25 @@ def test_the_distance_from_the_stock_forward_is_that_of_the_worst_line():
     ]
     assert summarize(lines, **LABELS)["forward_distance"] == {"sigmas": 0.02, "ceiling": 0.04}
     assert summarize([line()], **LABELS)["forward_distance"] is None
+
+
+def test_every_prompt_length_has_one_bucket():
+    for tokens, name in [
+        (1, "0-255"), (255, "0-255"), (256, "256-1023"), (1023, "256-1023"), (1024, "1024-4095"), (4095, "1024-4095"),
+        (4096, "4096-16383"), (16383, "4096-16383"), (16384, "16384+"), (10**6, "16384+"),
+    ]:  # fmt: skip
+        assert context_bucket(tokens) == name
+
+
+def test_measures_by_prompt_length_are_those_of_the_bucket_s_turns():
+    long = [line(id, prompt_ids=[7] * 4096, new_tokens=30, decode_s=2.0, target_forwards=6) for id in "bc"]
+    result = summarize([*long, line("a", prompt_ids=[7] * 255)], **LABELS, batch_size=4)
+    assert list(result["by_context"]) == ["0-255", "4096-16383"]
+    found = result["by_context"]["4096-16383"]
+    assert (found["batch_size"], found["turns"], found["new_tokens"]) == (4, 2, 60)
+    assert (found["tokens_per_forward"], found["decode_tokens_per_s"]) == (5.0, 15.0)
+    assert found["baseline_tokens_per_s"] == 5.0
+    assert found["speedup"]["median"] == found["speedup_total"] == 3.0
+    assert result["by_context"]["0-255"]["speedup"]["median"] == 2.0
+    left_out = {"id": "d", "turn": 0, "category": "c", "family": "c", "left_out": "too long"}
+    assert summarize([line(), left_out], **LABELS)["by_context"]["0-255"]["turns"] == 1

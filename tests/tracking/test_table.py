@@ -92,3 +92,22 @@ def test_ties_decided_by_float32_are_shown():
 def test_a_references_verdicts_are_shown():
     reference = {"new_tokens": 9, "decode_s": 3.0, "same_as_baseline": False, "lossless": {"verdict": "mismatch"}}
     assert row(shown([line(references={"stock": reference})]), "stock")[-1] == "0/0/1"
+
+
+def test_measures_in_the_field_s_terms_are_two_lines():
+    steps = [[[1, 2, 3], None, [0, 1], 9, "pool", None], *[[[], None, [], 9, "", None]] * 7]  # 10 tokens of 11
+    note = {"sources": ["package-0"], "not_readable": ""}
+    text = shown([line(steps=steps, joules=15.0, baseline_joules=20.0, energy=note)])
+    assert "end to end: 6.7 tokens/s, per request 6.7 (p10 6.7, p90 6.7); 1.50 J/token (plain 2.00)" in text
+    assert "oracle (every drafted depth accepted): 2.20×, 1.38 tokens a step; reached: 91%" in text
+    without = shown([line()])
+    assert "energy not readable" in without
+    assert "oracle" not in without
+
+
+def test_prompt_lengths_are_shown_if_there_are_several():
+    assert "prompt tokens" not in shown(evaluation())
+    text = shown([*evaluation(), line("d", prompt_ids=[1] * 300, decode_s=0.5)])
+    assert "prompt tokens" in text
+    assert row(text, "256-1023") == ["256-1023", "1", "10", "2.00", "20.0", "5.0", "4.00×"]
+    assert row(text, "0-255")[:3] == ["0-255", "4", "150"]

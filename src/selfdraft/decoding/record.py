@@ -81,6 +81,11 @@ class Generation:
         """Return the seconds of decoding, without the prefill."""
         return self.clock.decode_s
 
+    @property
+    def elapsed_s(self) -> float:
+        """Return the seconds of all phases: in a batch, this request's share of the time that passed."""
+        return sum(self.clock.seconds.values())
+
     def add(self, step: Step) -> None:
         """Count one step."""
         tree = step.draft.tree

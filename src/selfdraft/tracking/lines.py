@@ -33,6 +33,7 @@ _OF_A_DECODER = {
     "target_forwards": COUNT,
     "decode_s": NUMBER,
     "latency_s": NUMBER,
+    "joules?": NUMBER,
     "first_token_s??": NUMBER,
     "step_s?": [NUMBER],
     "lossless": _CERTIFICATE,
@@ -49,6 +50,7 @@ _OF_A_TURN = {
     "text": str,
     "prompt_ids": [COUNT],
     "output_ids": [COUNT],
+    "energy?": {"sources?": [str], "not_readable?": str},
     "peak_memory_mb": NUMBER,
     "peak_memory_by_phase_mb?": {"*": NUMBER},
 }
@@ -59,6 +61,7 @@ _MEASURED = {
     "baseline_new_tokens": COUNT,
     "baseline_decode_s": NUMBER,
     "baseline_latency_s": NUMBER,
+    "baseline_joules?": NUMBER,
     "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER, "lossless??": _CERTIFICATE}},
 }
 _COMPARED = {**_OF_A_TURN, CONTENDERS: {"*": {**_OF_A_DECODER, "output_ids?": [COUNT], "failed?": str}}}

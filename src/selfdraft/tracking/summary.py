@@ -1,46 +1,30 @@
 """Reduce the lines of prompts.jsonl to result.json: counts and seconds are summed first, and divided once."""
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 from selfdraft.core.statistics import median_and_p95, paired_bootstrap
 from selfdraft.tracking.field_terms import field_terms
 from selfdraft.tracking.lines import measured
+from selfdraft.tracking.pace import Contender, Pace, baseline_pace, drafter_pace, ratio, speedup_of, total
 from selfdraft.tracking.records import Line, key
 
+__all__ = ["mismatches", "speedup_of", "summarize"]
+
 VERDICTS = ("exact", "tie", "mismatch")
-
-
-class Pace(NamedTuple):
-    """Tokens that one contender decoded, and the seconds that it took, without prefill."""
-
-    tokens: int
-    seconds: float
-
-    @property
-    def rate(self) -> float | None:
-        """Tokens per second; None if nothing was decoded, or too little to be timed."""
-        return self.tokens / self.seconds if self.tokens > 0 and self.seconds > 0 else None
-
-
-Contender = Callable[[Line], Pace]
-
-
-def drafter_pace(line: Line) -> Pace:
-    """Return the drafter's pace on one turn."""
-    return Pace(line["new_tokens"], line["decode_s"])
-
-
-def baseline_pace(line: Line) -> Pace:
-    """Return the pace of plain decoding on the same turn, with the same kernels."""
-    return Pace(line["baseline_new_tokens"], line["baseline_decode_s"])
-
-
-def speedup_of(line: Line) -> float | None:
-    """Return the paired ratio of token rates, drafter over baseline, on one turn; None if either has no rate."""
-    return _ratio(drafter_pace(line), baseline_pace(line))
+CONTEXTS = (0, 256, 1024, 4096, 16384)  # the least prompt tokens of each bucket of `by_context`
+BY_CONTEXT = (
+    "turns",
+    "new_tokens",
+    "tokens_per_forward",
+    "decode_tokens_per_s",
+    "baseline_tokens_per_s",
+    "speedup",
+    "speedup_total",
+)
 
 
 def summarize(
@@ -55,8 +39,9 @@ def summarize(
         labels: further facts that are copied to the result, e.g. dtype="bfloat16".
 
     Returns:
-        The labels; the reduced measures of all lines; the same measures under `by_category` for each family; and
-        under `references` every other contender against the drafter and against the baseline, on the turns it decoded,
+        The labels; the reduced measures of all lines; the same measures under `by_category` for each family; some of
+        them under `by_context` for each bucket of prompt lengths that has turns, with the run's batch size; and under
+        `references` every other contender against the drafter and against the baseline, on the turns it decoded,
         with the verdicts of comparing our baseline's text with its own.
         `left_out` counts the turns that were not decoded, which no measure includes.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
@@ -83,6 +68,7 @@ def summarize(
         "by_category": {
             family: _measures([line for line in lines if line["family"] == family], seed) for family in families
         },
+        "by_context": _by_context(lines, seed, labels.get("batch_size", 1)),
         "references": {name: _reference(lines, name, seed) for name in names},
     }
 
@@ -91,7 +77,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
     lines = measured(every)
     new_tokens = sum(line["new_tokens"] for line in lines)
     target_forwards = sum(line["target_forwards"] for line in lines)
-    drafter, baseline = _total(lines, drafter_pace), _total(lines, baseline_pace)
+    drafter, baseline = total(lines, drafter_pace), total(lines, baseline_pace)
     verdicts = Counter(line["lossless"]["verdict"] for line in lines)
     return {
         "prompts": len({line["id"] for line in lines}),
@@ -104,7 +90,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         "decode_tokens_per_s": drafter.rate,
         "baseline_tokens_per_s": baseline.rate,
         "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
-        "speedup_total": _ratio(drafter, baseline),
+        "speedup_total": ratio(drafter, baseline),
         "throughput": {"drafter": drafter.rate, "baseline": baseline.rate},
         "latency_s": {
             "drafter": median_and_p95([line["latency_s"] for line in lines]),
@@ -128,6 +114,25 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         },
         "peak_memory_by_phase_mb": _peaks([line.get("peak_memory_by_phase_mb", {}) for line in lines]),
     }
+
+
+def _by_context(lines: Sequence[Line], seed: int, batch_size: int) -> dict[str, dict[str, Any]]:
+    """Return the measures `BY_CONTEXT` of each bucket that has turns, from short prompts to long ones."""
+    buckets: dict[str, list[Line]] = {}
+    for line in sorted(measured(lines), key=lambda line: len(line["prompt_ids"])):
+        buckets.setdefault(context_bucket(len(line["prompt_ids"])), []).append(line)
+    reduced = {name: _measures(turns, seed) for name, turns in buckets.items()}
+    return {
+        bucket: {"batch_size": batch_size, **{name: measures[name] for name in BY_CONTEXT}}
+        for bucket, measures in reduced.items()
+    }
+
+
+def context_bucket(tokens: int) -> str:
+    """Return the bucket of a prompt of so many tokens, the history of a conversation included: `256-1023`, `16384+`."""
+    at = bisect_right(CONTEXTS, tokens)
+    low = CONTEXTS[at - 1]
+    return f"{low}+" if at == len(CONTEXTS) else f"{low}-{CONTEXTS[at] - 1}"
 
 
 def _peaks(peaks: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -182,24 +187,15 @@ def _reference(lines: Sequence[Line], name: str, seed: int) -> dict[str, Any]:
         "turns": len(lines),
         "same_as_baseline": sum(bool(line["references"][name].get("same_as_baseline")) for line in lines),
         "lossless": {verdict: verdicts[verdict] for verdict in VERDICTS},
-        "tokens_per_s": _total(lines, pace).rate,
+        "tokens_per_s": total(lines, pace).rate,
         "speedup_of_drafter": _paired(lines, drafter_pace, pace, seed),
         "baseline_vs_reference": _paired(lines, baseline_pace, pace, seed),
     }
 
 
-def _total(lines: Sequence[Line], pace: Contender) -> Pace:
-    paces = [pace(line) for line in lines]
-    return Pace(sum(each.tokens for each in paces), sum(each.seconds for each in paces))
-
-
-def _ratio(ours: Pace, theirs: Pace) -> float | None:
-    return ours.rate / theirs.rate if ours.rate and theirs.rate else None
-
-
 def _paired(lines: Sequence[Line], ours: Contender, theirs: Contender, seed: int) -> dict[str, float | None]:
-    pairs = [(line["id"], _ratio(ours(line), theirs(line))) for line in lines]
-    pairs = [(prompt, ratio) for prompt, ratio in pairs if ratio is not None]
+    pairs = [(line["id"], ratio(ours(line), theirs(line))) for line in lines]
+    pairs = [(prompt, paired) for prompt, paired in pairs if paired is not None]
     if not pairs:
         return {"median": None, "low": None, "high": None}
     prompts, ratios = zip(*pairs, strict=True)

@@ -26,6 +26,8 @@ def print_result(result: Result, console: Console) -> None:
     if why := reason(result):
         console.print(Text(why))
     console.print(_families(result))
+    if len(result["by_context"]) > 1:
+        console.print(_contexts(result))
     if any(result["ties_by_float32"].values()):
         sides = result["ties_by_float32"]
         console.print(
@@ -89,7 +91,7 @@ def _headline(result: Result) -> RenderableType:
         "   lossless: ",
         certificate(result["lossless"]),
     )
-    return Group(title, numbers, _serving(result))
+    return Group(title, numbers, _serving(result), _field_terms(result))
 
 
 def _serving(result: Result) -> Text:
@@ -100,6 +102,23 @@ def _serving(result: Result) -> Text:
         median, p95 = (number(latencies[name][key], 2, " s") for key in ("median", "p95"))
         parts.append(f"{rate}{number(rates[name], 1)} tokens/s, {latency}{median} (p95 {p95})")
     return Text(f"batch {result.get('batch_size', 1)}: " + "; ".join(parts), "dim")
+
+
+def _field_terms(result: Result) -> Text:
+    """Return output tokens per second, joules per token, and what perfect drafts would have reached."""
+    per_request, energy = result["e2e_output_token_throughput"] or {}, result["energy"]["joules_per_token"]
+    p10, p50, p90 = (number(per_request.get(name), 1) for name in ("p10", "p50", "p90"))
+    joules = f"{number(energy['drafter'])} J/token (plain {number(energy['baseline'])})"
+    lines = [
+        f"end to end: {number(result['output_token_throughput'], 1)} tokens/s, per request {p50} "
+        f"(p10 {p10}, p90 {p90}); {'energy not readable' if energy['drafter'] is None else joules}"
+    ]
+    if oracle := result["oracle"]:
+        lines.append(
+            f"oracle (every drafted depth accepted): {number(oracle['speedup'], 2, '×')}, "
+            f"{number(oracle['tokens_per_step'])} tokens a step; reached: {oracle['reached']:.0%}"
+        )
+    return Text("\n".join(lines), "dim")
 
 
 def _families(result: Result) -> Table:
@@ -123,15 +142,26 @@ def _families(result: Result) -> Table:
     return table
 
 
+def _contexts(result: Result) -> Table:
+    """Return the table by prompt length."""
+    columns = ("turns", "new\ntokens", "tokens/\nforward", "tokens/s", "plain\ndecoding", "speedup\n[95 % CI]")
+    table = board("prompt tokens", columns=columns)
+    for name, measures in result["by_context"].items():
+        table.add_row(name, f"{measures['turns']:,}", *_rate_cells(measures))
+    return table
+
+
 def _family_cells(measures: Result) -> list[RenderableType]:
+    return [f"{measures['prompts']:,}", *_rate_cells(measures), _verdicts(measures["lossless"])]
+
+
+def _rate_cells(measures: Result) -> list[str]:
     return [
-        f"{measures['prompts']:,}",
         f"{measures['new_tokens']:,}",
         number(measures["tokens_per_forward"]),
         number(measures["decode_tokens_per_s"], 1),
         number(measures["baseline_tokens_per_s"], 1),
         interval(measures["speedup"]),
-        _verdicts(measures["lossless"]),
     ]
 
 
