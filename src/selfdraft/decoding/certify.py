@@ -99,7 +99,7 @@ class Certifier:
         worst = max(checked.gaps, key=attrgetter("margin"))
         certificate = judge(worst.index, worst.margin, control, ceiling, "stock")
         for first, last in self._spans(len(prompt), len(output), worst.index):
-            if certificate.verdict == "tie":
+            if certificate.verdict == "tie" or self._no_rounding(prompt, output, worst.margin):
                 break
             stock = self._by_stock_model(prompt, output, first, last)
             found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
@@ -159,7 +159,8 @@ class Certifier:
         one token; the control is the largest change of a margin in the blocks. The last `WINDOW` tokens usually suffice
         for a tie. But a dozen tokens do not show the largest effect of rounding. So before a mismatch is declared, the
         whole answer is measured, at about ten times the cost, and for a short answer the end of its prompt too. In a
-        dtype narrower than float32, the float32 copy of the model then decides each tie again. In a batch the baseline
+        dtype narrower than float32, the float32 copy of the model then decides each tie again. A margin that is above
+        the ceiling needs no more measurements. In a batch the baseline
         rounds as well, so its token too may lose to the best one by up to the control.
         """
         index = first_divergence(output, baseline)
@@ -172,9 +173,13 @@ class Certifier:
         certificate = Certificate("mismatch", index)
         for first, last in self._spans(len(prompt), len(baseline), index):
             certificate = self._judge(prompt, output, baseline, index, first, last)
-            if certificate.verdict == "tie":
+            if certificate.verdict == "tie" or self._no_rounding(prompt, baseline, certificate.margin):
                 break
         return certificate
+
+    def _no_rounding(self, prompt: Sequence[int], text: Sequence[int], margin: float | None) -> bool:
+        """Return whether a margin in a text is larger than rounding can ever explain, so that it need not be measured."""
+        return margin is not None and margin > self._check(tuple(prompt), tuple(text)).control.ceiling
 
     def _judge(
         self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int], index: int, first: int, last: int
