@@ -36,7 +36,7 @@ class Counter:
     def since(self, before: float) -> float:
         """Return the joules since the counter read `before`; it may have begun again once (minutes at full power)."""
         used = self.read() - before
-        return used if used >= 0 else used + self.range
+        return used if used >= 0 else max(used + self.range, 0.0)
 
 
 @dataclass
@@ -57,19 +57,19 @@ class EnergyMeter:
     only that one cannot be read, nothing is measured, because the processor's share alone would mislead.
 
     Attributes:
-        sources: names of the counters that are read; empty if there are none.
+        powercap: the folder with the kernel's counters.
         not_readable: why processors, the GPU or both are not counted; empty if all are.
     """
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        """Take the folder with the kernel's counters."""
+        """Take the folder with the kernel's counters; nothing is read yet."""
         self.powercap = powercap
         self.not_readable = ""
         self._counters: list[Counter] | None = None
 
     @property
     def sources(self) -> list[str]:
-        """Names of the counters that are read."""
+        """Names of the counters that are read; empty if there are none, or none was looked for yet."""
         return [counter.name for counter in self._counters or ()]
 
     @contextmanager
@@ -149,7 +149,7 @@ def nvml() -> Counter:
         library.nvmlInit()
         # By its id, because NVML numbers all GPUs, and torch only those in CUDA_VISIBLE_DEVICES.
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        gpu = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        gpu = library.nvmlDeviceGetHandleByUUID(f"GPU-{str(uuid).removeprefix('GPU-')}")
     except library.NVMLError as error:
         raise OSError(f"NVML: {error}") from error
 
