@@ -26,6 +26,16 @@ def test_it_returns_a_row_for_each_contender_and_prints_the_table(capsys: pytest
     assert capsys.readouterr().out == ""
 
 
+def test_answers_are_scored() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_positions=512)
+    options = {"max_new_tokens": 4, "engine": "eager", "quiet": True}
+    frame = selfdraft.compare(model, tokenizer, ["a", "b"], ["suffix costs=flat"], answers=["7", r"\pi"], **options)
+    assert frame["score"].tolist() == [0.0, 0.0]
+    with pytest.raises(UserError, match="give one answer for each prompt; there are 1 for 2"):
+        selfdraft.compare(model, tokenizer, ["a", "b"], ["suffix"], answers=["7"], **options)
+
+
 def test_wrong_arguments_are_refused() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer), max_positions=40)

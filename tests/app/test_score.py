@@ -9,7 +9,7 @@ import pytest
 
 from command_line import SMOKE, read_result, said_by, write_prompts
 from selfdraft.app import score
-from selfdraft.app.score import NOT_RUN, ScoreConfig, in_words, passes_tests, score_of
+from selfdraft.app.score import NOT_RUN, ScoreConfig, all_in_words, in_words, passes_tests, score_of, scores_of
 from selfdraft.core.scoring import NUMBER, TESTS, Reference
 from selfdraft.data.prompts import Prompt
 
@@ -24,6 +24,11 @@ def decode(ids: object) -> str:
     return f"It is {ids}."
 
 
+def compared(name: str, text: str, **others: dict) -> dict:
+    """A line of a comparison; `others` have the contenders whose texts differ from plain decoding's, or that died."""
+    return {"id": name, "turn": 0, "text": text, "contenders": {"none": {}, "pool": {}, "swift": {}, **others}}
+
+
 def line(name: str, text: str, *, turn: int = 0, baseline: int | None = None) -> dict:
     return {"id": name, "turn": turn, "text": text} | ({} if baseline is None else {"baseline_output_ids": baseline})
 
@@ -36,6 +41,37 @@ def test_both_texts_are_scored() -> None:
     assert score_of(lines[:2], PROMPTS, decode, ScoreConfig())["drafter"] == 0.5
     assert score_of(lines, PROMPTS, decode, ScoreConfig(enabled=False)) is None
     assert score_of(lines, [Prompt("a", "qa", ("One?",))], decode, ScoreConfig()) is None
+
+
+def test_every_contender_of_a_comparison_is_scored() -> None:
+    differs = {"output_ids": 7}  # `decode` makes an answer of it
+    lines = [compared("a", "So 7."), compared("b", "8", swift=differs), compared("d", "of no prompt")]
+    facts, shares = scores_of(lines, PROMPTS, decode, ScoreConfig())
+    assert facts == {"metric": "exact match", "n": 2}
+    assert shares == {"none": 0.5, "pool": 0.5, "swift": 1.0}
+    said = "score: exact match 50.0% with none, 50.0% with pool, 100.0% with swift, of 2 answers"
+    assert all_in_words(facts, shares) == said
+    facts, shares = scores_of(lines[:1], PROMPTS, decode, ScoreConfig())
+    assert all_in_words(facts, shares) == "score: exact match 100.0% with every contender, of 1 answers"
+    lines.append(compared("c", "7", swift={"output_ids": 0, "failed": "out of memory"}))
+    facts, shares = scores_of(lines, PROMPTS, decode, ScoreConfig())
+    assert shares == {"none": 2 / 3, "pool": 2 / 3, "swift": None}
+    assert "no score with swift" in all_in_words(facts, shares)
+    assert scores_of(lines, PROMPTS, decode, ScoreConfig(enabled=False)) is None
+    assert scores_of(lines, [Prompt("a", "qa", ("One?",))], decode, ScoreConfig()) is None
+
+
+def test_equal_code_of_contenders_runs_once_and_only_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(score, "passes_tests", lambda reference, text, seconds: calls.append(text) or text == RIGHT)
+    prompts = [Prompt("a", "mbpp", ("One?",), reference=ADD)]
+    lines = [compared("a", RIGHT, swift={"output_ids": 0})]
+    facts, shares = scores_of(lines, prompts, decode, ScoreConfig())
+    assert facts == {"metric": "pass@1", "n": 0, "left_out": NOT_RUN}
+    assert shares == {"none": None, "pool": None, "swift": None} and calls == []
+    assert all_in_words(facts, shares) == "score: pass@1 not computed (score.run_code=true runs the code of answers)"
+    _, shares = scores_of(lines, prompts, decode, ScoreConfig(run_code=True))
+    assert shares == {"none": 1.0, "pool": 1.0, "swift": 0.0} and calls == [RIGHT, decode(0)]
 
 
 def test_the_last_turn_of_a_conversation_is_scored() -> None:
@@ -122,3 +158,14 @@ def test_a_run_reports_the_score_and_a_finished_one_can_be_scored_again(tmp_path
     assert in_words(found) in said
     said = said_by(tmp_path / "run", *few, "score.enabled=false")
     assert "score" not in read_result(tmp_path / "run") and "score:" not in said
+
+
+def test_a_comparison_reports_the_score_of_each_contender(tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "test.jsonl", {"question": "How many?", "answer": "#### 7"})
+    few = ["dataset=gsm8k", "dataset.per_category=null", f"dataset.path={file}", "decoding.max_new_tokens=4"]
+    said = said_by(tmp_path / "run", *SMOKE, *few, "task=compare", "task.contenders=['suffix costs=flat']")
+    result = read_result(tmp_path / "run")
+    shares = {name: found["score"] for name, found in result["contenders"].items()}
+    assert result["score"] == {"metric": "exact match", "n": 1}
+    assert set(shares) == {"none", "suffix costs=flat"} and len(set(shares.values())) == 1
+    assert all_in_words(result["score"], shares) in said

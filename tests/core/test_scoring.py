@@ -15,6 +15,7 @@ from selfdraft.core.scoring import (
     last_boxed,
     normalised,
     program,
+    reference_of,
     same,
 )
 
@@ -90,6 +91,14 @@ def test_forms_that_differ(one: str, other: str) -> None:
 def test_endless_numbers_are_compared_as_texts() -> None:
     assert same("9" * 100_000, "9" * 100_000)
     assert not same("9" * 100_000, "9" * 100_000 + ".0")
+
+
+def test_the_kind_of_a_reference_is_that_of_the_answer() -> None:
+    for answer in ("7", "-1,234.5", "3/4", "$1,000"):
+        assert reference_of(answer) == Reference(NUMBER, answer)
+    for answer in (r"x^2", "(1, 2)", ""):
+        assert reference_of(answer) == Reference(EXPRESSION, answer)
+    assert is_right(reference_of("7"), "So it is 7.") and not is_right(reference_of(r"\pi"), "So it is pi.")
 
 
 def test_an_answer_is_right_by_its_kind_of_reference() -> None:

@@ -13,10 +13,12 @@ from selfdraft.app.evaluate import decode_all, refuse_warm_repeats
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schema_tasks import CompareConfig
 from selfdraft.app.schemas import Config
+from selfdraft.app.score import all_in_words, scores_of
 from selfdraft.app.session import adapter_facts, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded
+from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.specs import Spec, spec_of
 from selfdraft.models.others import OTHERS, OtherEngine
 from selfdraft.models.stock import REFERENCES
@@ -27,7 +29,7 @@ from selfdraft.tracking.atomic import write_bytes_atomic, write_json_atomic
 from selfdraft.tracking.comparison import ranking, summarize_comparison, wrong_texts
 from selfdraft.tracking.earlier import Earlier, earlier_markdown, print_earlier, read_earlier
 from selfdraft.tracking.leaderboard import as_markdown, print_comparison
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.lines import CONTENDERS, measured
 from selfdraft.tracking.picture import plot_comparison
 from selfdraft.tracking.records import merge_rank_files
 
@@ -80,7 +82,7 @@ def compare(run: Run) -> float | None:
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
     decode_all(run, module, prompts, ComparisonProgress(run.console))
-    return _conclude(run, module.bench, list(specs), earlier) if run.is_rank_zero else None
+    return _conclude(run, module.bench, prompts, list(specs), earlier) if run.is_rank_zero else None
 
 
 def _only_earlier(run: Run, earlier: list[Earlier]) -> None:
@@ -111,7 +113,7 @@ def contenders_of(texts: list[str], option: str = "task.contenders") -> tuple[di
     return specs, references
 
 
-def _conclude(run: Run, bench: Bench, ours: list[str], earlier: list[Earlier]) -> float | None:
+def _conclude(run: Run, bench: Bench, prompts: list[Prompt], ours: list[str], earlier: list[Earlier]) -> float | None:
     config, folder, console = run.config, run.folder, run.console
     lines = merge_rank_files(folder)
     result = summarize_comparison(
@@ -132,6 +134,10 @@ def _conclude(run: Run, bench: Bench, ours: list[str], earlier: list[Earlier]) -
     result["load_s"] = {name: other.load_s for name, other in others.items()}
     for other in others.values():
         other.close()
+    if scores := scores_of(measured(lines), prompts, bench.chat.decode, config.score):
+        result["score"], shares = scores
+        for name, share in shares.items():
+            result[CONTENDERS][name]["score"] = share
     write_json_atomic(folder / "result.json", result)
     board = as_markdown(result) + (f"\n{earlier_markdown(earlier)}" if earlier else "")
     write_bytes_atomic(folder / "leaderboard.md", board.encode("utf-8"))
@@ -139,6 +145,8 @@ def _conclude(run: Run, bench: Bench, ours: list[str], earlier: list[Earlier]) -
     if earlier:
         print_earlier(earlier, console)
     console.print(f"engine: {bench.engine}")
+    if scores:
+        console.print(all_in_words(*scores))
     # From here on a failure costs no result, so it prints a warning and the run's exit status stays.
     with harmless("result.png was not drawn"):
         plot_comparison(result, folder / "result.png")

@@ -9,7 +9,10 @@ import pandas as pd
 
 from selfdraft.app.compare import contenders_of
 from selfdraft.app.console import make_console
+from selfdraft.app.score import ScoreConfig, all_in_words, scores_of
 from selfdraft.core.errors import UserError
+from selfdraft.core.scoring import reference_of
+from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -24,6 +27,7 @@ from selfdraft.modules.bench import Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.tracking.comparison import summarize_comparison
 from selfdraft.tracking.leaderboard import print_comparison, rows_of
+from selfdraft.tracking.lines import CONTENDERS
 
 
 def compare(
@@ -32,6 +36,7 @@ def compare(
     prompts: Sequence[str],
     contenders: Sequence[str] = ("none", "jacobi", "pool"),
     *,
+    answers: Sequence[str] = (),
     max_new_tokens: int = 128,
     repeats: int = 1,
     engine: str = AUTO,
@@ -45,6 +50,8 @@ def compare(
         prompts: texts. Give several, as intervals are drawn over them.
         contenders: see `task.contenders`: drafters with their options, and transformers' decoders. Plain decoding,
             `none`, always takes part.
+        answers: the right answer to each prompt, if the answers are to be scored. A number is compared with the final
+            number of a text, another expression with the last one that the text boxes.
         max_new_tokens: tokens of an answer, at most.
         repeats: how often each contender decodes every prompt; medians count.
         engine: see `model.engine`.
@@ -53,16 +60,19 @@ def compare(
     Returns:
         A row for each contender, the fastest first: tokens per forward, tokens per second of decoding and with prefill,
         the speedup over all tokens with its 95 % interval, the median by prompt, and counts of the certificates.
+        With `answers`, `score` is the share of right ones.
 
     Raises:
         UserError: a contender cannot be read or does not fit the model; a prompt is longer than the model allows; there
-            is no prompt.
+            is no prompt; there are not as many answers as prompts.
     """
     specs, references = contenders_of(list(contenders))
     if other := [name for name in references if name in OTHERS]:
         raise UserError(f"{other[0]} is compared by task=compare, which starts its process")
     if not prompts:
         raise UserError("compare: give at least one prompt")
+    if answers and len(answers) != len(prompts):
+        raise UserError(f"compare: give one answer for each prompt; there are {len(answers)} for {len(prompts)}")
     console, chat, ends = make_console(quiet=quiet), Chat(tokenizer), ends_of(model, tokenizer)
     target = Target(model)
     said = use_engine(target, engine, tell=console.print)
@@ -84,6 +94,20 @@ def compare(
     lines = compare_first_turns(bench, asked, repeats=repeats, tell=tell)
     label = str(getattr(model.config, "model_type", "model"))
     result = summarize_comparison(lines, seed=0, task="compare", model=label, dataset="your prompts", engine=said)
+    scores = None
+    if answers:
+        known = [
+            Prompt(one.id, one.family, (prompt,), reference=reference_of(answer))
+            for one, prompt, answer in zip(asked, prompts, answers, strict=True)
+        ]
+        written = [{**line, "text": chat.decode(line["output_ids"])} for line in lines]
+        scores = scores_of(written, known, chat.decode, ScoreConfig())
+    for name, share in scores[1].items() if scores else ():
+        result[CONTENDERS][name]["score"] = share
     print_comparison(result, console)
     columns, rows = rows_of(result)
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    if scores:
+        console.print(all_in_words(*scores))
+        frame["score"] = frame["contender"].map(scores[1])
+    return frame

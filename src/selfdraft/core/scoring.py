@@ -50,6 +50,12 @@ class Reference:
         return METRICS[self.kind]
 
 
+def reference_of(answer: str) -> Reference:
+    """Return the reference for a right answer: a number if it is one, otherwise an expression that answers box."""
+    is_number = _value(normalised(answer)) is not None
+    return Reference(NUMBER if is_number else EXPRESSION, answer)
+
+
 def is_right(reference: Reference, text: str) -> bool:
     """Return whether an answer's final number or boxed expression is that of the reference.
 
