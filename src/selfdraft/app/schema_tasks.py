@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
-from selfdraft.models.others import OTHERS
+from selfdraft.models.others import ENGINES, ONNX_FOLDER, OTHERS
+from selfdraft.models.served import SERVED, server_address
 from selfdraft.models.stock import REFERENCES
 
 
@@ -48,9 +50,28 @@ class CompareConfig(TaskConfig):
     gguf: str | None = option(
         None, help="GGUF file for llama_cpp and openvino; null: that of the default model, which has its values"
     )
-    python: str | None = option(
-        None, help="interpreter of an environment that has llama-cpp-python or openvino-genai; null: this one"
+    onnx: str | None = option(
+        None, help="folder for onnx_genai, made of your model by the model builder of ONNX Runtime GenAI"
     )
+    server: str | None = option(
+        None, help="address of the running server that vllm sends prompts to, e.g. http://localhost:8000/v1"
+    )
+    python: str | None = option(
+        None, help="interpreter of an environment that has the packages of other engines; null: this one"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.server is not None:
+            server_address(self.server)
+        for name in (" ".join(text.split()) for text in self.contenders):
+            if name == SERVED and self.server is None:
+                raise UserError(f"{name}: give the address of its server, e.g. task.server=http://localhost:8000/v1")
+            if name in ENGINES and ENGINES[name].reads == ONNX_FOLDER and self.onnx is None:
+                raise UserError(
+                    f"{name} reads a folder of its own format: make one of your model with python -m "
+                    "onnxruntime_genai.models.builder, and give it as task.onnx"
+                )
 
 
 @dataclass

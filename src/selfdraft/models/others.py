@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,14 @@ from typing import Any
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
-from selfdraft.models.stock import StockGeneration
+from selfdraft.models.served import SERVED
+from selfdraft.models.stock import OTHER_VALUES, SAME_VALUES, StockGeneration
 
 CHILDREN = Path(__file__).parent / "children"
+CHILD = CHILDREN / "child.py"
+GGUF, MODEL_FOLDER, ONNX_FOLDER = "GGUF file", "model folder", "ONNX folder"
+ENDING_S = 5.0  # a process that has closed its pipe is given so long to end by itself
+SAID = 10_000  # bytes of a process's last messages that are read
 
 
 @dataclass(frozen=True)
@@ -28,78 +34,95 @@ class Engine:
 
     Attributes:
         script: in `CHILDREN`. package: what its script imports, and `pip install` calls so.
+        reads: `GGUF`, `MODEL_FOLDER` (of transformers) or `ONNX_FOLDER`.
         lookup: whether it drafts by its own prompt lookup.
     """
 
     script: str
     package: str
+    reads: str = GGUF
     lookup: bool = False
 
 
-OTHERS = {
+ENGINES = {
     "llama_cpp": Engine("run_llama_cpp.py", "llama-cpp-python"),
     "llama_cpp_prompt_lookup": Engine("run_llama_cpp.py", "llama-cpp-python", lookup=True),
     "openvino": Engine("run_openvino.py", "openvino-genai"),
     "openvino_prompt_lookup": Engine("run_openvino.py", "openvino-genai", lookup=True),
+    "onnx_genai": Engine("run_onnx_genai.py", "onnxruntime-genai", ONNX_FOLDER),
+    "onnx_genai_prompt_lookup": Engine("run_onnx_genai.py", "onnxruntime-genai", ONNX_FOLDER, lookup=True),
+    "economize_lookup": Engine("run_economize.py", "economize", MODEL_FOLDER, lookup=True),
 }
+OTHERS = (*ENGINES, SERVED)
 
 
 class OtherEngine:
     """One engine's process.
 
     Attributes:
-        judged: whether its texts are compared with ours, as its file has the values of our weights.
+        weights: its weight class: `SAME_VALUES` or `OTHER_VALUES`.
+        judged: whether its texts are compared with ours: only where its weights have our values.
         failed: why it answers no more; empty while it does.
         load_s: seconds in which it loaded its file.
+        peak_memory_mb: the most memory that its process has held so far; None if it does not say.
     """
 
     def __init__(
         self,
         name: str,
-        file: Path,
+        source: Path | str,
         *,
         max_new_tokens: int,
         positions: int,
         eos: Sequence[int],
         threads: int,
         python: str | None = None,
-        judged: bool = False,
+        weights: str = OTHER_VALUES,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start the process, and wait until it has loaded the file.
+        """Start the process, and wait until it has loaded its file.
 
         Args:
-            name: in `OTHERS`. file: a GGUF file. positions: tokens of a prompt and its answer, at most.
+            name: in `ENGINES`. source: what it reads (see `Engine`). positions: tokens of a prompt and its answer, at
+                most.
             python: an interpreter that has the engine's package; by default this one.
-            judged: see the attributes.
+            weights: see the attributes. settings: what its script needs besides.
 
         Raises:
-            UserError: the package is not installed, or the engine cannot load the file.
+            UserError: the package is not installed, or the engine cannot load its file.
         """
-        engine = OTHERS[name]
-        self.name, self.judged, self.failed = name, judged, ""
-        settings = {
-            "file": str(file),
+        engine = ENGINES[name]
+        self.name, self.failed = name, ""
+        self.weights, self.judged = weights, weights == SAME_VALUES
+        self.peak_memory_mb: float | None = None
+        given = {
+            "source": str(source),
             "tokens": max_new_tokens,
             "positions": positions,
             "eos": sorted(eos),
             "threads": threads,
             "lookup": engine.lookup,
+            **(settings or {}),
         }
         # -I: neither this folder nor the working directory is searched for modules.
-        command = [python or sys.executable, "-I", str(CHILDREN / engine.script), json.dumps(settings)]
+        command = [python or sys.executable, "-I", str(CHILD), str(CHILDREN / engine.script), json.dumps(given)]
+        # Not a pipe, which would stop a process that fills it.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, text=True
             )
         except OSError as error:
             raise UserError(f"task.python={python}: {error.strerror}") from None
         started = self._told()
         if started is None:
-            last = self.failed
-            if "No module named" in last:
-                raise UserError(f"{name} needs a package that is not installed: pip install {engine.package}")
-            raise UserError(f"{name} does not start with {file} ({last})")
-        self.load_s = float(started["load_s"])
+            if "No module named" in self.failed:
+                raise UserError(
+                    f"{name} needs a package that is not installed: pip install {engine.package} (or "
+                    "'selfdraft[engines]' for all of them)"
+                )
+            raise UserError(f"{name} does not start with {source} ({self.failed})")
+        self.load_s: float | None = float(started["load_s"])
 
     def decode(self, prompt: Sequence[int]) -> StockGeneration:
         """Answer one prompt; with nothing if the engine has died, for the reason in `failed`."""
@@ -120,17 +143,30 @@ class OtherEngine:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        self._messages.close()
 
     def _told(self) -> dict[str, Any] | None:
         """Return the process's next line; None if it has ended, and `failed` then says how."""
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         with suppress(ValueError):
             told = json.loads(self._process.stdout.readline())
             if isinstance(told, dict):
+                if (memory := told.get("memory_mb")) is not None:
+                    self.peak_memory_mb = max(float(memory), self.peak_memory_mb or 0.0)
                 return told
-        self._process.kill()
-        said = self._process.stderr.read().strip().splitlines()
-        status = self._process.wait()
-        how = f"ended by signal {-status}" if status < 0 and not said else "ended"
-        self.failed = one_line(said[-1])[:200] if said else how
+        self.failed = self._how_it_ended()
         return None
+
+    def _how_it_ended(self) -> str:
+        """Return the signal or the last message of a process that no longer answers, which has then ended."""
+        try:
+            status = self._process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return "what it wrote is no answer"
+        end = self._messages.seek(0, 2)
+        self._messages.seek(max(0, end - SAID))
+        said = self._messages.read().decode("utf-8", "replace").strip().splitlines()
+        if status < 0:
+            return f"ended by signal {-status}"
+        return one_line(said[-1])[:200] if said else "ended"
