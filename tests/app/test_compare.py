@@ -57,7 +57,15 @@ def test_the_result_ranks_contenders_by_their_tokens_per_second(done: Done) -> N
     rates = [found[name]["decode_tokens_per_s"] for name in done.result["ranking"]]
     assert rates == sorted(rates, reverse=True)
     assert found["none"]["speedup"]["median"] == 1.0
-    assert done.result["objective"] == max(measures["speedup_total"] for measures in found.values())
+    assert done.result["objective"] == max(found[name]["speedup_total"] for name in OURS)
+
+
+def test_what_each_contender_needed_is_in_the_result(done: Done) -> None:
+    startup = {name: measures["startup"] for name, measures in done.result["contenders"].items()}
+    for needs in startup.values():
+        assert needs["weights"] == "same values" and needs["peak_memory_mb"] > 50 and needs["load_s"] > 0
+    assert all(startup[name]["prepare_s"] > 0 and startup[name]["compile_s"] > 0 for name in OURS)
+    assert startup["transformers_greedy"]["compile_s"] == 0.0
 
 
 def test_the_leaderboard_is_printed_and_written_with_a_picture(done: Done) -> None:

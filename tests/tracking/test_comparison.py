@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.comparison import ranking, summarize_comparison, wrong_texts
-from selfdraft.tracking.leaderboard import as_markdown, rows_of
+from selfdraft.tracking.comparison import by_weights, ranking, summarize_comparison, wrong_texts
+from selfdraft.tracking.leaderboard import as_markdown, print_comparison, rows_of
 from selfdraft.tracking.lines import refuse_malformed
 
 LABELS = {"task": "compare", "model": "m", "dataset": "d"}
@@ -54,7 +56,7 @@ def test_ratios_are_those_of_sums_and_the_median_is_that_of_prompts() -> None:
     pool, plain = result["contenders"]["pool"], result["contenders"]["none"]
     assert pool["decode_tokens_per_s"] == pytest.approx(60 / 7.0)
     assert plain["decode_tokens_per_s"] == pytest.approx(60 / 11.0)
-    assert pool["end_to_end_tokens_per_s"] == pytest.approx(60 / 14.0)
+    assert pool["output_token_throughput"] == pytest.approx(60 / 14.0)
     assert pool["tokens_per_forward"] == 60 / 25
     assert pool["speedup"]["median"] == 2.0  # of 2, 0.5 and 2
     total = pool["speedup_total_interval"]
@@ -78,6 +80,31 @@ def test_the_fastest_over_all_tokens_comes_first() -> None:
     first = as_markdown(result).splitlines()[2]
     assert first.startswith("| pool | 2.40 | 8.6 | 4.3 | 1.57× [") and first.endswith("| 2 / 1 / 0 |")
     assert "| pool | 1.25× | 2.00× |" in as_markdown(result)
+
+
+def test_other_weights_are_a_group_of_their_own_however_fast() -> None:
+    result = summarize_comparison(LINES, seed=0, **LABELS)
+    needs = {"load_s": 1.25, "compile_s": 8.0, "prepare_s": 0.5, "peak_memory_mb": 1234.0}
+    for name, weights in (("none", "same values"), ("pool", "other values")):
+        result["contenders"][name]["startup"] = {"weights": weights, **needs}
+    assert by_weights(result) == {"same values": ["none"], "other values": ["pool"]}
+    text = as_markdown(result)
+    places = [text.index(part) for part in ("**same values**", "| none |", "**other values**", "| pool |")]
+    assert places == sorted(places)
+    assert "| pool | 1,234 MB | 1.2 s | 8.0 s | 0.5 s |" in text
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_comparison(result, console)
+    shown = console.export_text()
+    assert shown.index("same values") < shown.index("other values") and "1,234 MB" in shown
+
+
+def test_scores_are_a_column_where_answers_were_scored() -> None:
+    result = summarize_comparison(LINES, seed=0, **LABELS)
+    assert "score" not in as_markdown(result)
+    result["contenders"]["pool"]["score"] = 0.5
+    lines = as_markdown(result).splitlines()
+    assert lines[0].endswith("| exact / tie / mismatch | score |") and lines[1].count("|") == lines[0].count("|")
+    assert lines[2].endswith("| 2 / 1 / 0 | 50 % |") and lines[3].endswith("| – |")
 
 
 def test_a_wrong_text_is_named_with_its_contender() -> None:

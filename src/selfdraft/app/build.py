@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
@@ -39,6 +41,8 @@ from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import BASELINE, DRAFTER, Bench
 from selfdraft.tracking.artifact import Artifact
+
+Made = TypeVar("Made")
 
 
 def settled(composed: DictConfig) -> DictConfig:
@@ -136,11 +140,11 @@ def build_bench(
         )
     memory = PeakMemory(device)
     with memory("load"):
-        loaded = config.model.load(device)
+        loaded, load_s = timed(lambda: config.model.load(device))
         one_by_one = (
             "decoding.shape_invariant=true pads keys, and a graph does not" if config.decoding.shape_invariant else ""
         )
-        whole, engine = build_target(config.model, loaded.model, one_by_one=one_by_one)
+        (whole, engine), compile_s = timed(lambda: build_target(config.model, loaded.model, one_by_one=one_by_one))
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
@@ -153,10 +157,9 @@ def build_bench(
     if config.hardware.tree_parallel:
         costs, target = shared_costs(costs), _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    drafters = {
-        name: spec.drafter(target, costs)
-        for name, spec in ({DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs).items()
-    }
+    specs = {DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs
+    made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
+    drafters = {name: drafter for name, (drafter, _) in made.items()}
     drafters.setdefault(BASELINE, NoDrafter(target, NoDrafter.Config(), costs))
     return Bench(
         chat=chat,
@@ -169,7 +172,16 @@ def build_bench(
         memory=memory,
         fingerprint=print_of_model,
         engine=engine,
+        load_s=load_s,
+        compile_s=compile_s,
+        prepare_s={name: seconds for name, (_, seconds) in made.items()},
     )
+
+
+def timed(work: Callable[[], Made]) -> tuple[Made, float]:
+    """Do some work; return its result and the seconds that it took."""
+    begun = time.perf_counter()
+    return work(), time.perf_counter() - begun
 
 
 def build_target(config: ModelConfig, model: StockModel, *, one_by_one: str = "") -> tuple[Target, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import partial
 
 from rich.text import Text
@@ -127,13 +126,14 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt], ours: list[str], ea
         max_new_tokens=config.decoding.max_new_tokens,
         batch_size=config.decoding.batch_size,
     )
-    speedups: Mapping[str, float | None] = {name: found["speedup_total"] for name, found in result[CONTENDERS].items()}
-    result["objective"] = max((speedup for speedup in speedups.values() if speedup is not None), default=None)
+    speedups = [result[CONTENDERS][name]["speedup_total"] for name in ours if name in result[CONTENDERS]]
+    result["objective"] = max((speedup for speedup in speedups if speedup is not None), default=None)
     result["ranking"] = ranking(result)
-    others = {name: other for name, other in bench.references.items() if isinstance(other, OtherEngine)}
-    result["load_s"] = {name: other.load_s for name, other in others.items()}
-    for other in others.values():
-        other.close()
+    for name, startup in bench.startup().items():
+        result[CONTENDERS][name]["startup"] = startup
+    for other in bench.references.values():
+        if isinstance(other, OtherEngine):
+            other.close()
     if scores := scores_of(measured(lines), prompts, bench.chat.decode, config.score):
         result["score"], shares = scores
         for name, share in shares.items():

@@ -178,7 +178,7 @@ class Certifier:
         return certificate
 
     def _no_rounding(self, prompt: Sequence[int], text: Sequence[int], margin: float | None) -> bool:
-        """Return whether a margin in a text is larger than rounding can ever explain, so that it need not be measured."""
+        """Return whether a margin in a text is larger than rounding can ever explain."""
         return margin is not None and margin > self._check(tuple(prompt), tuple(text)).control.ceiling
 
     def _judge(

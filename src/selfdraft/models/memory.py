@@ -131,12 +131,17 @@ class PeakMemory:
 
     On a GPU this is the memory that torch had allocated there. On Linux it is the process's resident set, whose peak is
     reset at every change of phase; elsewhere the resident set at the end of each phase, which may miss a peak within.
+
+    Attributes:
+        peaks: by phase. by_contender: by contender, while it decoded; contenders of one process share its weights.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peaks: dict[str, float] = {}
+        self.by_contender: dict[str, float] = {}
         self._phases: list[str] = []
+        self._contender: str | None = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -149,8 +154,21 @@ class PeakMemory:
             self._note()
             self._phases.pop()
 
+    @contextmanager
+    def of(self, contender: str) -> Iterator[None]:
+        """Count the memory held in this `with` block for a contender too, whatever the phases within."""
+        self._note()
+        self._contender = contender
+        try:
+            yield
+        finally:
+            self._note()
+            self._contender = None
+
     def _note(self) -> None:
         peak = self._peak_since_reset()
+        if self._contender is not None:
+            self.by_contender[self._contender] = max(peak, self.by_contender.get(self._contender, 0.0))
         if self._phases:
             phase = self._phases[-1]
             self.peaks[phase] = max(peak, self.peaks.get(phase, 0.0))

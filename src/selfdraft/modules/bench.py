@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,9 +16,10 @@ from selfdraft.decoding.record import Generation
 from selfdraft.models.chat import Chat
 from selfdraft.models.energy import EnergyMeter, shared
 from selfdraft.models.memory import PeakMemory
-from selfdraft.models.stock import StockGeneration
+from selfdraft.models.stock import SAME_VALUES, StockGeneration
 from selfdraft.modules.measurement import BASELINE, DRAFTER, Measurement
 
+WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any token ids
 SEVERITY = ("exact", "sampled", "tie", "mismatch")
 
 
@@ -26,9 +28,15 @@ class Reference(Protocol):
 
     Attributes:
         judged: whether its texts are compared with ours, which takes the same weights.
+        weights: the class of its weights; see `stock.SAME_VALUES`.
+        load_s: seconds in which it loaded them; None if it shares those of the target.
+        peak_memory_mb: of its own process; None if it has none, or does not know.
     """
 
     judged: bool
+    weights: str
+    load_s: float | None
+    peak_memory_mb: float | None
 
     def decode(self, prompt: Sequence[int], /) -> StockGeneration:
         """Answer one prompt."""
@@ -46,6 +54,8 @@ class Bench:
         memory: records the peak memory of loading, prefilling, decoding and certifying.
         energy: measures the joules of every decode, where this machine lets them be read.
         fingerprint: the model's fingerprint. engine: a line that says how the target's layers are run.
+        load_s, compile_s: seconds in which the model was loaded, and in which its layers were compiled or packed.
+        prepare_s: by contender of ours, seconds in which its drafter was made and first used, with graphs of its own.
     """
 
     chat: Chat
@@ -56,6 +66,9 @@ class Bench:
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     fingerprint: str = ""
     engine: str = "eager"
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    prepare_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def drafter(self) -> Decoder:
@@ -75,9 +88,35 @@ class Bench:
 
     def decode(self, name: str, requests: Sequence[Request]) -> list[Generation] | list[StockGeneration]:
         """Decode all requests with one contender: references one request at a time, ours in batches."""
-        if name in self.references:
-            return [self.references[name].decode(request.prompt) for request in requests]
-        return self.decoders[name].answer(requests)
+        with self.memory.of(name):
+            if name in self.references:
+                return [self.references[name].decode(request.prompt) for request in requests]
+            return self.decoders[name].answer(requests)
+
+    def startup(self) -> dict[str, dict[str, Any]]:
+        """Return, by contender, the class of its weights, its peak memory, and the seconds before its first answer."""
+        ours = {"weights": SAME_VALUES, "load_s": self.load_s, "compile_s": self.compile_s}
+        found: dict[str, dict[str, Any]] = {
+            name: {**ours, "prepare_s": self.prepare_s.get(name, 0.0)} for name in self.decoders
+        }
+        for name, other in self.references.items():
+            loaded = self.load_s if other.load_s is None else other.load_s
+            found[name] = {"weights": other.weights, "load_s": loaded, "compile_s": 0.0, "prepare_s": 0.0}
+        return {name: {**each, "peak_memory_mb": self._peak_memory_mb(name)} for name, each in found.items()}
+
+    def _peak_memory_mb(self, name: str) -> float | None:
+        other = self.references.get(name)
+        if other is not None and other.load_s is not None:  # it has a process of its own
+            return other.peak_memory_mb
+        return self.memory.by_contender.get(name)
+
+    def warm_up(self) -> None:
+        """Decode a short prompt with every contender, unmeasured: a process allocates memory in its first forwards."""
+        for name in self.order(0):
+            begun = time.perf_counter()
+            self.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.baseline.batch_size)])
+            if name in self.decoders:
+                self.prepare_s[name] = self.prepare_s.get(name, 0.0) + time.perf_counter() - begun
 
     def measure(self, requests: Sequence[Request], *, repeats: int, position: int) -> list[Measurement]:
         """Decode the requests `repeats` times with every contender, interleaved, in rotating order.

@@ -21,8 +21,6 @@ from selfdraft.tracking.lines import LEFT_OUT
 from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
 from selfdraft.tracking.run_folder import confirm
 
-WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any token ids: a process allocates memory in its first forwards
-
 
 class EvaluateModule(pl.LightningModule):
     """Decodes prompts and appends a line of prompts.jsonl for each turn as soon as the turn is done.
@@ -76,9 +74,8 @@ class EvaluateModule(pl.LightningModule):
         self.record = RecordFile(record_path(self.folder, self.global_rank))
 
     def on_test_start(self) -> None:
-        """Warm up: decode a short prompt with every contender, unmeasured."""
-        for name in self.bench.order(0):
-            self.bench.decode(name, [Request(WARM_UP, key="warm-up") for _ in range(self.bench.baseline.batch_size)])
+        """Let every contender answer once, unmeasured."""
+        self.bench.warm_up()
 
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> Any:
         """Decode the first turn of these prompts, then the second of those that have one, and so on; return the lines.

@@ -10,7 +10,6 @@ import torch
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
 from selfdraft.modules.bench import Bench
-from selfdraft.modules.evaluate import WARM_UP
 
 
 class Asked(NamedTuple):
@@ -40,8 +39,7 @@ def compare_first_turns(
             )
     lines = []
     with torch.inference_mode():
-        for name in bench.order(0):  # unmeasured
-            bench.decode(name, [Request(WARM_UP)])
+        bench.warm_up()
         for number, prompt in enumerate(prompts):
             (done,) = bench.measure([Request(prompt.ids, key=prompt.id)], repeats=repeats, position=number)
             about = {"id": prompt.id, "turn": 0, "category": prompt.family, "family": prompt.family, "text": ""}

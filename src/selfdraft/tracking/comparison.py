@@ -32,6 +32,7 @@ def as_evaluation(line: Line, name: str) -> Line:
         "baseline_new_tokens": plain["new_tokens"],
         "baseline_decode_s": plain["decode_s"],
         "baseline_latency_s": plain["latency_s"],
+        **({"baseline_joules": plain["joules"]} if "joules" in plain else {}),
         **({"baseline_output_ids": line["output_ids"]} if "output_ids" in mine else {}),
     }
 
@@ -45,8 +46,8 @@ def summarize_comparison(lines: Sequence[Line], *, seed: int, **labels: Any) -> 
 
     Returns:
         The labels, the counts of prompts and turns, and under `contenders` for each one what `summarize` returns for an
-        evaluation of it. Beside that: `end_to_end_tokens_per_s`, with the prefill; `speedup_total_interval`, the 95 %
-        interval of the speedup over all tokens, drawn by prompt; `why` it won or lost, or died.
+        evaluation of it. Beside that: `speedup_total_interval`, the 95 % interval of the speedup over all tokens, drawn
+        by prompt; `why` it won or lost, or died.
 
     Raises:
         ValueError: there are no lines of decoded turns.
@@ -59,8 +60,6 @@ def summarize_comparison(lines: Sequence[Line], *, seed: int, **labels: Any) -> 
         for label in (*labels, "drafter", "seed", "references"):
             summary.pop(label, None)
         done = measured(own)
-        latency = sum(line["latency_s"] for line in done)
-        summary["end_to_end_tokens_per_s"] = sum(_written(line) for line in done) / latency if latency else None
         summary["speedup_total_interval"] = _over_all(done, seed)
         failures = [line["failed"] for line in done if "failed" in line]
         summary["why"] = f"it died: {failures[0]}" if failures else reason({**summary, "drafter": name})
@@ -76,14 +75,22 @@ def ranking(result: Mapping[str, Any]) -> list[str]:
     return sorted(rates, key=lambda name: -rates[name])
 
 
+def by_weights(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names in each class of weights, the fastest first; plain decoding's class comes first.
+
+    Speeds with other weights are shown and not compared: fewer bits are read faster, and write another text.
+    """
+    found = result[CONTENDERS]
+    own = found[PLAIN].get("startup", {}).get("weights", "")
+    groups: dict[str, list[str]] = {own: []}
+    for name in ranking(result):
+        groups.setdefault(found[name].get("startup", {}).get("weights", own), []).append(name)
+    return groups
+
+
 def wrong_texts(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
     """Name every wrong text of these contenders, with its prompt and the reason."""
     return [f"{name}: {wrong}" for name in names for wrong in mismatches([as_evaluation(x, name) for x in lines])]
-
-
-def _written(line: Line) -> int:
-    """Return how many tokens an answer has; `new_tokens` of a reference leaves those of its first forward out."""
-    return len(line["output_ids"])
 
 
 def _over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:

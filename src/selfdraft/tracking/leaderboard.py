@@ -10,13 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
-from selfdraft.tracking.comparison import PLAIN, ranking
+from selfdraft.tracking.comparison import PLAIN, by_weights, ranking
 from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.table import board, certificate, interval, number
 
 Result = Mapping[str, Any]
 """What `comparison.summarize_comparison` returns."""
 
+# What `startup` holds of a contender: see `bench.Bench.startup`.
+STARTUP = {
+    "peak memory": "peak_memory_mb",
+    "to load weights": "load_s",
+    "to compile or pack layers": "compile_s",
+    "to prepare its drafter": "prepare_s",
+}
 HEADER = (
     "| contender | tokens per forward | tokens/s | with prefill | speedup over all tokens [95 % CI] "
     "| median by prompt [95 % CI] | exact / tie / mismatch |"
@@ -34,15 +41,25 @@ def print_comparison(result: Result, console: Console) -> None:
     console.print(_leaderboard(result))
     if len(_families(result)) > 1:
         console.print(_by_family(result))
+    if any(found.get("startup") for found in result[CONTENDERS].values()):
+        console.print(_startup(result))
     for name in ranking(result):
         if why := result[CONTENDERS][name]["why"]:
             console.print(Text.assemble((printable(name), "bold"), f": {why}"))
 
 
 def as_markdown(result: Result) -> str:
-    """Return the leaderboard as a Markdown table, and below it the medians by family."""
-    rows = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
-    rows += ["| " + " | ".join(_cells(name, result[CONTENDERS][name])) + " |" for name in ranking(result)]
+    """Return the leaderboard as Markdown tables, one for each class of weights; below, medians and what each needed."""
+    rows, scored = [], _is_scored(result)
+    groups = by_weights(result)
+    for weights, names in groups.items():
+        rows += [f"**{printable(weights)}**", ""] if len(groups) > 1 else []
+        header = HEADER + (" score |" if scored else "")
+        rows += [header, "|" + "---|" * (header.count("|") - 1)]
+        for name in names:
+            found = result[CONTENDERS][name]
+            rows.append("| " + " | ".join([*_cells(name, found), *([_score(found)] if scored else [])]) + " |")
+        rows += [""] if weights != list(groups)[-1] else []
     families = _families(result)
     rows += [
         "",
@@ -50,56 +67,85 @@ def as_markdown(result: Result) -> str:
         "|---" * (len(families) + 1) + "|",
     ]
     rows += ["| " + " | ".join([printable(name), *cells]) + " |" for name, cells in _medians(result)]
+    if any(found.get("startup") for found in result[CONTENDERS].values()):
+        rows += ["", "| contender | " + " | ".join(STARTUP) + " |", "|---" * (len(STARTUP) + 1) + "|"]
+        rows += [
+            "| " + " | ".join([printable(name), *_startup_cells(result[CONTENDERS][name])]) + " |"
+            for name in ranking(result)
+        ]
     return "\n".join(rows) + "\n"
 
 
 def rows_of(result: Result) -> tuple[list[str], list[list[Any]]]:
     """Return column names, and a row of plain values for each contender, the fastest first."""
-    columns = [
-        "contender",
-        "tokens per forward",
-        "tokens/s",
-        "tokens/s with prefill",
-        "speedup",
-        "low",
-        "high",
-        "median",
-    ]
-    columns += ["exact", "tie", "mismatch"]
     rows = []
     for name in ranking(result):
         found = result[CONTENDERS][name]
         total = found["speedup_total_interval"]
-        rows.append(
-            [
-                name,
-                found["tokens_per_forward"],
-                found["decode_tokens_per_s"],
-                found["end_to_end_tokens_per_s"],
-                total["median"],
-                total["low"],
-                total["high"],
-                found["speedup"]["median"],
-                *(found["lossless"][verdict] for verdict in ("exact", "tie", "mismatch")),
-            ]
-        )
-    return columns, rows
+        row = {
+            "contender": name,
+            "tokens per forward": found["tokens_per_forward"],
+            "tokens/s": found["decode_tokens_per_s"],
+            "tokens/s with prefill": found["output_token_throughput"],
+            "speedup": total["median"],
+            "low": total["low"],
+            "high": total["high"],
+            "median": found["speedup"]["median"],
+            **{verdict: found["lossless"][verdict] for verdict in ("exact", "tie", "mismatch")},
+            **{key: found.get("startup", {}).get(key) for key in ("weights", *STARTUP.values())},
+            "oracle speedup": (found.get("oracle") or {}).get("speedup"),
+            "joules per token": found["energy"]["joules_per_token"]["drafter"],
+            **({"score": found["score"]} if "score" in found else {}),
+        }
+        rows.append(row)
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def _leaderboard(result: Result) -> Table:
-    columns = ("tokens/\nforward", "tokens/s", "with\nprefill", "speedup\n[95 % CI]", "median by\nprompt")
-    table = board("contender", columns=(*columns, "exact/tie/\nmismatch"))
-    for place, name in enumerate(ranking(result)):
-        found = result[CONTENDERS][name]
-        cells = [found["tokens_per_forward"], found["decode_tokens_per_s"], found["end_to_end_tokens_per_s"]]
-        table.add_row(
-            Text(printable(name), "bold" if place == 0 else ""),
-            *(number(value, digits) for value, digits in zip(cells, (2, 1, 1), strict=True)),
-            interval(found["speedup_total_interval"]),
-            number(found["speedup"]["median"], 2, "×"),
-            Text(_verdicts(found), certificate(found["lossless"]).style),
-        )
+    scored = _is_scored(result)
+    columns = ["tokens/\nforward", "tokens/s", "with\nprefill", "speedup\n[95 % CI]", "median by\nprompt"]
+    table = board("contender", columns=[*columns, "exact/tie/\nmismatch", *(["score"] if scored else [])])
+    groups = by_weights(result)
+    for weights, names in groups.items():
+        if len(groups) > 1:
+            table.add_section()
+            table.add_row(Text(printable(weights), "dim italic"))
+        for place, name in enumerate(names):
+            found = result[CONTENDERS][name]
+            cells = [found["tokens_per_forward"], found["decode_tokens_per_s"], found["output_token_throughput"]]
+            table.add_row(
+                Text(printable(name), "bold" if place == 0 else ""),
+                *(number(value, digits) for value, digits in zip(cells, (2, 1, 1), strict=True)),
+                interval(found["speedup_total_interval"]),
+                number(found["speedup"]["median"], 2, "×"),
+                Text(_verdicts(found), certificate(found["lossless"]).style),
+                *([_score(found)] if scored else []),
+            )
     return table
+
+
+def _is_scored(result: Result) -> bool:
+    return any("score" in found for found in result[CONTENDERS].values())
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    """Return the share of right answers in percent."""
+    share = found.get("score")
+    return number(None if share is None else 100 * share, 0, " %")
+
+
+def _startup(result: Result) -> Table:
+    """Return a table of what each contender needed: memory while it decoded, and seconds before its first answer."""
+    table = board("contender", columns=["\n".join(heading.rsplit(" ", 1)) for heading in STARTUP])
+    for name in ranking(result):
+        table.add_row(Text(printable(name)), *_startup_cells(result[CONTENDERS][name]))
+    return table
+
+
+def _startup_cells(found: Mapping[str, Any]) -> list[str]:
+    startup = found.get("startup", {})
+    units = {"peak_memory_mb": (0, " MB")}
+    return [number(startup.get(key), *units.get(key, (1, " s"))) for key in STARTUP.values()]
 
 
 def _by_family(result: Result) -> Table:
@@ -136,7 +182,7 @@ def _cells(name: str, found: Mapping[str, Any]) -> list[str]:
         printable(name),
         number(found["tokens_per_forward"]),
         number(found["decode_tokens_per_s"], 1),
-        number(found["end_to_end_tokens_per_s"], 1),
+        number(found["output_token_throughput"], 1),
         interval(found["speedup_total_interval"]),
         interval(found["speedup"]),
         _verdicts(found, " / "),
