@@ -1,7 +1,8 @@
-"""task=advise on the random tiny model: candidates are tried, the best confirmed, and the advice says what to use."""
+"""task=advise on the random tiny model: candidates are predicted or tried, and the best are confirmed and advised."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,61 @@ import pytest
 
 from command_line import SMOKE, ErrorLine, read_result, run_here, said_by, tamper
 from naming import naming
-from selfdraft.app.advise import spread
 from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.specs import as_overrides, spec_of
+from selfdraft.modules.advisor import spread
 from selfdraft.tracking.equivalents import equivalents, without
 
-CANDIDATES = ("suffix costs=flat", "prompt_lookup costs=flat", "jacobi costs=flat", "guarded early_exit exit_layer=1")
-QUOTED = ", ".join(f"'{name}'" for name in CANDIDATES)
+PREDICTED = ("suffix costs=flat", "prompt_lookup costs=flat", "jacobi costs=flat")
+TRIED = ("guarded early_exit exit_layer=1", "swift")
+WRONG = "early_exit exit_layer=99"
+QUOTED = ", ".join(f"'{name}'" for name in (*PREDICTED, *TRIED, "layer_skip", WRONG))
 ADVISE = (*SMOKE, "task=advise", f"task.candidates=[{QUOTED}]", "task.tried=2", "task.prompts=3", "task.confirmed=2")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SELFDRAFT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("advise") / "run"
     said = said_by(folder, *ADVISE, "decoding.max_new_tokens=8")
     return said, read_result(folder)
 
 
-def test_every_candidate_is_tried_and_the_best_are_confirmed(done: tuple[str, dict[str, Any]]) -> None:
+def test_candidates_are_predicted_or_tried_and_the_best_confirmed(done: tuple[str, dict[str, Any]]) -> None:
     said, result = done
-    assert set(result["tried"]) == {"none", *CANDIDATES}
+    assert set(result["tried"]) == set(TRIED)
+    (skipping,) = set(result["predicted"]) - set(PREDICTED)
+    assert skipping.startswith("layer_skip sparsity=") and set(PREDICTED) < set(result["predicted"])
+    assert result["left_out"] == {
+        WRONG: "drafter.path.exit_layer=99: this model has 4 layers; leave before the last, at 1 to 3"
+    }
     assert len(result["contenders"]) == 3 and "none" in result["contenders"]
     assert all(found["turns"] == 3 for found in result["contenders"].values())
-    best = sorted(CANDIDATES, key=lambda name: -result["tried"][name]["speedup_total"])[:2]
+    speeds = {name: found["speedup"] for name, found in result["predicted"].items()}
+    speeds |= {name: found["speedup_total"] for name, found in result["tried"].items()}
+    best = sorted(speeds, key=lambda name: -speeds[name])[:2]
     assert set(result["contenders"]) == {"none", *best}
-    assert "tried on fewer prompts, and not among the best: " in said
-    assert "tried on 2 of 2 prompts" in said and "confirmed on 3 of 3 prompts" in said
+    for line in ("recorded on 3 of 3 prompts", "predicted 8 of 8 candidates", "tried on 2 of 2 prompts"):
+        assert line in said
+    assert "confirmed on 3 of 3 prompts" in said
+
+
+def test_predictions_are_compared_with_what_was_confirmed(done: tuple[str, dict[str, Any]]) -> None:
+    said, result = done
+    known = set(result["contenders"]) & set(result["predicted"])
+    assert set(result["prediction_errors"]) == known
+    for name, error in result["prediction_errors"].items():
+        confirmed = result["contenders"][name]["speedup_total"]
+        assert error == pytest.approx(result["predicted"][name]["speedup"] / confirmed - 1)
+    assert ("predictions were off by" in said) == bool(known)
 
 
 def test_the_advice_is_the_fastest_confirmed_one_with_its_command(done: tuple[str, dict[str, Any]]) -> None:
@@ -47,6 +76,22 @@ def test_the_advice_is_the_fastest_confirmed_one_with_its_command(done: tuple[st
     assert ("advice: yes, draft with" in said) == pays and ("advice: no clear gain" in said) != pays
     command = result["advice"]["command"]
     assert command.startswith("python run.py model=tiny drafter=") and command in " ".join(said.split())
+
+
+def test_what_is_found_is_kept_for_auto(done: tuple[str, dict[str, Any]], cache: Path) -> None:
+    said, result = done
+    (file,) = (cache / "advice").iterdir()
+    kept = json.loads(file.read_text())["advice"]
+    assert kept["drafter"] == result["advice"]["drafter"] and kept["by"] == "task=advise" and kept["prompts"] == 3
+    assert "kept for drafter=auto: " in said
+
+
+def test_sampled_answers_are_not_replayed(tmp_path: Path) -> None:
+    few = ("task.candidates=[suffix]", "task.tried=1", "task.prompts=1", "decoding=sample", "decoding.max_new_tokens=4")
+    said = said_by(tmp_path / "run", *SMOKE, "task=advise", *few)
+    result = read_result(tmp_path / "run")
+    assert result["predicted"] == {} and set(result["tried"]) == {"suffix"}
+    assert "recorded" not in said and "kept for drafter=auto" not in said
 
 
 def test_a_drafter_in_one_line_has_overrides_that_choose_the_same() -> None:
@@ -76,18 +121,21 @@ def test_prompts_of_all_families_come_first() -> None:
     assert len(spread(prompts, 99)) == 9 and spread([], 3) == []
 
 
-def test_a_wrong_text_fails_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_text_fails_the_task_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFDRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Jacobi, "observe", tamper)
     few = ("task.candidates=[jacobi]", "task.tried=1", "task.prompts=1")
     with pytest.raises(SystemExit) as ended:
-        run_here(tmp_path, *SMOKE, "task=advise", *few)
+        run_here(tmp_path / "run", *SMOKE, "task=advise", *few)
     assert ended.value.code == 1
+    assert not (tmp_path / "cache" / "advice").exists()
 
 
 def test_wrong_options_give_one_clear_line(error_line: ErrorLine) -> None:
     for options, said in [
         (["task.candidates=[transformers_greedy]"], "task.candidates: transformers_greedy is no drafter of ours"),
         (["task.candidates=[polo]"], "there is no drafter 'polo'"),
+        (["task.candidates=[low_bit]", "task.prompts=1"], "no candidate can be used here: low_bit: drafts with fewer"),
         (["decoding.batch_size=2"], "task=advise answers prompt by prompt in one process"),
     ]:
         with naming(options):

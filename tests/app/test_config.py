@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from command_line import CONF, composed, composed_with_hydra
 from selfdraft.app.build import measured_config, settled, to_config
+from selfdraft.app.schema_drafter import AutoConfig
 from selfdraft.app.schemas import SCHEMAS
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
@@ -34,6 +35,7 @@ MANDATORY = {  # what a choice leaves to the user
     "drafter/trained": ["drafter.path.adapter=somewhere"],
     "drafter/path/trained": ["drafter.path.adapter=somewhere"],
 }
+AUTO = "auto"  # stands for a drafter until a run begins
 WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not None]
 
 
@@ -94,8 +96,8 @@ def test_every_yaml_composes_and_builds_its_objects(choices: tuple[str, ...], ma
         part = attrgetter(group.replace("/", "."))(config)
         assert type(part) in SCHEMAS[group]
         if group == "drafter":
-            assert part.name == PRESETS[name].proposal
-            assert part == described(name)
+            assert part.name == (name if name == AUTO else PRESETS[name].proposal)
+            assert part == (AutoConfig() if name == AUTO else described(name))
         elif choice != "dataset/hub":  # whose name is the user's to give
             assert part.name == name
         for option, value in options_of(choice).items():
@@ -143,6 +145,10 @@ def test_the_yaml_of_a_drafter_lists_every_option_with_its_default(name: str) ->
     assert (PRESETS[name].proposal, PRESETS[name].options) == (name, {})
 
 
+def test_the_yaml_of_auto_lists_every_option_with_its_default() -> None:
+    assert options_of("drafter/auto") | {"name": AUTO} == asdict(AutoConfig())
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_the_yaml_of_a_path_lists_every_option_with_its_default(name: str) -> None:
     defaults = asdict(PATHS[name].Config())
@@ -171,7 +177,7 @@ def test_a_drafter_that_takes_a_path_composes_with_other_paths(name: str) -> Non
 
 
 def test_there_is_a_yaml_for_each_drafter_and_path_and_no_other() -> None:
-    for group, names in (("drafter", PRESETS), ("drafter/path", PATHS)):
+    for group, names in (("drafter", {*PRESETS, AUTO}), ("drafter/path", PATHS)):
         assert {split(choice)[1] for choice in CHOICES if split(choice)[0] == group} == set(names)
 
 

@@ -12,6 +12,7 @@ from pytorch_lightning import seed_everything
 
 from selfdraft.app.advise import advise
 from selfdraft.app.audit import audit
+from selfdraft.app.auto import settle_drafter
 from selfdraft.app.build import settled, to_config
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.compare import compare
@@ -63,6 +64,7 @@ def run_task(composed: DictConfig) -> float | None:
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         task = TASKS[config.task.name]
         with lifecycle(config, composed, folder, kept=task.kept) as run:
+            settle_drafter(run)
             return task.work(run)
     except Exception as error:
         # Caught here, before Hydra prints the job's overrides.

@@ -13,6 +13,20 @@ from selfdraft.models.others import ENGINES, ONNX_FOLDER, OTHERS
 from selfdraft.models.served import SERVED, server_address
 from selfdraft.models.stock import REFERENCES
 
+CANDIDATES = (  # of task=advise
+    "jacobi",
+    "lookahead",
+    "prompt_lookup",
+    "suffix",
+    "recycling",
+    "recycling nodes=16",
+    "pool",
+    "layer_skip",
+    "early_exit",
+    "width_skip",
+    "low_bit",
+)
+
 
 @dataclass
 class TaskConfig(Options):
@@ -79,12 +93,15 @@ class AdviseConfig(TaskConfig):
     """Find out whether this model should draft for itself on this machine, and how."""
 
     name: str = choice_name("advise")
-    candidates: list[str] = option(
-        ["jacobi", "lookahead", "prompt_lookup", "suffix", "recycling", "pool"],
-        help="drafters with their options, as in task.contenders of task=compare",
+    candidates: list[str] | None = option(
+        None,
+        help="drafters with their options, as in task.contenders of task=compare; a path's size and draft lengths that "
+        f"are not given are chosen; null: {', '.join(CANDIDATES)}",
     )
-    tried: int = option(6, at_least=1, help="number of prompts that every candidate decodes")
-    prompts: int = option(20, at_least=1, help="number of prompts that the best candidates then decode")
+    prompts: int = option(
+        20, at_least=1, help="number of prompts that are decoded once to predict all candidates, and by the best ones"
+    )
+    tried: int = option(6, at_least=1, help="number of prompts that candidates decode which cannot be predicted")
     confirmed: int = option(3, at_least=1, help="number of best candidates that are confirmed on all prompts")
 
 

@@ -28,6 +28,7 @@ from selfdraft.app.schema_dataset import (
     SpecBenchConfig,
     SpeedBenchConfig,
 )
+from selfdraft.app.schema_drafter import AutoConfig
 from selfdraft.app.schema_model import (
     EmbeddedModelConfig,
     ModelConfig,
@@ -266,7 +267,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
         AuditTask,
     ],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
-    "drafter": [drafter.Config for drafter in PROPOSALS.values()],
+    "drafter": [AutoConfig, *(drafter.Config for drafter in PROPOSALS.values())],
     "drafter/path": [path.Config for path in PATHS.values()],
     "decoding": [DecodingConfig, SampleConfig],
     "dataset": [

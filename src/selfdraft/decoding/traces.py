@@ -13,6 +13,7 @@ from selfdraft.core.sampling import NextToken
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.dynamic import most_similar_skips
+from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path
 
@@ -36,11 +37,16 @@ class Tracer:
         for row, (prompt, output) in enumerate(texts):
             target.prefill(row, [*prompt, *output[:-1]])
 
-    @torch.inference_mode()
     def traces(self, skip: SkipSet) -> list[Trace]:
         """Return, for every text, where the path that bypasses `skip` would draft its tokens, and how confidently."""
-        path, traces = sparse_path(self.target, skip), []
-        for row, (prompt, output) in enumerate(self.texts):
+        path = sparse_path(self.target, skip)
+        return self.traces_of([path] * len(self.texts))
+
+    @torch.inference_mode()
+    def traces_of(self, paths: Sequence[Path]) -> list[Trace]:
+        """Return the same of other paths, one for each text."""
+        traces = []
+        for row, (path, (prompt, output)) in enumerate(zip(paths, self.texts, strict=True)):
             tokens = [prompt[-1], *output[:-1]]
             logits = self.target.replay(path, row, len(prompt) - 1, tokens, block=BLOCK)
             scores = self.rule.scores(logits, prompt, len(prompt), TokenTree.chain(output[:-1])).float()

@@ -158,11 +158,6 @@ def _clocks() -> tuple[float, float, float]:
 
 def key_of(target: Target) -> dict[str, Any]:
     """Return what the costs of forwards of `target` depend on: model, dtype, engine, threads, machine and versions."""
-    versions = {}
-    for package in VERSIONS:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    on_gpu = target.device.type == "cuda"
     return {
         "revision": REVISION,
         "model": shape_fingerprint(target.model),
@@ -171,11 +166,22 @@ def key_of(target: Target) -> dict[str, Any]:
         "weights": target.weights,
         "packed": target.packed,
         "attention": target.attention,
+        **machine_key(target.device),
+    }
+
+
+def machine_key(device: torch.device) -> dict[str, Any]:
+    """Return what the speed of a forward depends on besides the model: threads, processor or GPU, and versions."""
+    versions = {}
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(target.device) if on_gpu else target.device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions,
     }
 
