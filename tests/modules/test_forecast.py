@@ -107,8 +107,8 @@ def test_sizes_that_are_not_given_are_chosen() -> None:
     def sizes(name: str, layers: int = 30) -> list[str]:
         return [size.removeprefix(f"{name} ") for size in sizes_of(name, spec_of(name), layers)]
 
-    assert sizes("layer_skip") == ["sparsity=0.1", "sparsity=0.2", "sparsity=0.35", "sparsity=0.5"]
-    assert sizes("early_exit") == ["exit_layer=15", "exit_layer=20", "exit_layer=25"]
+    assert sizes("layer_skip") == ["sparsity=0.1", "sparsity=0.25", "sparsity=0.5"]
+    assert sizes("early_exit") == ["exit_layer=15", "exit_layer=24"]
     assert sizes("early_exit", 2) == ["exit_layer=1"]
     assert sizes("width_skip draft_length=3") == ["ratio=0.75", "ratio=0.5"]
     for name in ("layer_skip sparsity=0.3", "layer_skip skip_mlp=[1]", "early_exit exit_layer=7", "low_bit bits=8"):

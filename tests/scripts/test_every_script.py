@@ -23,6 +23,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "scripts/predict.py": ["nowhere", "--hardware", "nowhere.json"],
     "scripts/same_outputs.py": ["nowhere", "nowhere"],
     "experiments/audit/answers.py": ["nowhere", "--count", "0"],
+    "experiments/advise/exhaustive.py": ["--prompts", "0"],
     "experiments/audit/tiny.py": ["--models", "0"],
     "experiments/batching/table.py": ["nowhere"],
     "experiments/comparisons/many.py": ["--tokens", "0"],

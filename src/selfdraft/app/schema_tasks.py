@@ -23,7 +23,6 @@ CANDIDATES = (  # of task=advise
     "pool",
     "layer_skip",
     "early_exit",
-    "width_skip",
     "low_bit",
 )
 

@@ -9,11 +9,12 @@ layers' weights that it reads.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
@@ -31,14 +32,15 @@ from selfdraft.drafters.paths.width_skip import WidthSkipConfig
 from selfdraft.drafters.presets import policy_for
 from selfdraft.drafters.specs import Spec, spec_of
 from selfdraft.models.layered import layered
+from selfdraft.models.packing import unpacked
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sparse_path, without
 
-TRACED = 6  # texts along which paths are run
+TRACED = 3  # texts along which paths are run
 FEW = 2  # the same, of paths with weights of their own, which are made anew for each text or are slow
-SPARSITIES = (0.1, 0.2, 0.35, 0.5)
-EXITS = (0.5, 0.67, 0.83)  # shares of the layers after which an early exit leaves
+SPARSITIES = (0.1, 0.25, 0.5)
+EXITS = (0.5, 0.8)  # shares of the layers after which an early exit leaves
 RATIOS = (0.75, 0.5)
 PathConfigs = LayerSkipConfig | EarlyExitConfig | WidthSkipConfig | LowBitConfig
 
@@ -135,7 +137,6 @@ class PathForecaster:
         self.target, self.costs, self.rule = target, costs, rule
         self.recordings = [recording for recording in recordings if len(recording.output) > 1][:TRACED]
         self.confidence_s = _confidence_s(target.vocab_size)
-        self._nothing: CostCurve | None = None
 
     def best(self, name: str, spec: Spec) -> PathForecast:
         """Return the fastest of a drafter's sizes, draft lengths and thresholds; those that `name` gives are kept.
@@ -154,8 +155,9 @@ class PathForecaster:
         traces: dict[str, list[Trace]] = {size: [] for size in sizes}
         for recording in self.recordings[: FEW if any(path.policy for path in sizes.values()) else TRACED]:
             tracer = Tracer(self.target, [(recording.prompt, recording.output)], self.rule)
-            for size, path in sizes.items():
-                traces[size] += tracer.traces_of([path.along(recording)])
+            with unpacked():  # beside graphs there are no packed copies, and these few forwards do not pay for them
+                for size, path in sizes.items():
+                    traces[size] += tracer.traces_of([path.along(recording)])
         found = (self._forecast(size, sizes[size], traces[size]) for size in sizes)
         return max(found, key=lambda forecast: forecast.speedup)
 
@@ -189,21 +191,20 @@ class PathForecaster:
         return CostCurve.measured(sizes, [one + self._part(1 - leading, size) for size in sizes])
 
     def _part(self, share: float, size: float) -> float:
-        """Return the seconds of a forward that reads a share of the layers' weights: the rest is measured."""
-        if self._nothing is None:
-            everything = frozenset(range(len(self.target.full.layers)))
-            self._nothing = self.costs.of(sparse_path(self.target, SkipSet(everything, everything)))
-        nothing, full = self._nothing(size), self.costs.full()(size)
-        return min(nothing, full) + share * max(full - nothing, 0.0)
+        """Return the seconds of a forward through a share of the layers, by the weights that it and the head have."""
+        rest = _weights([layered(self.target).anatomy.head])
+        layers = _weights(layered(self.target).anatomy.layers)
+        return self.costs.full()(size) * (rest + share * layers) / (rest + layers)
 
     def _share(self, skip: SkipSet) -> float:
         """Return the share of the layers' weights outside a skip set."""
         anatomy = layered(self.target).anatomy
-        kept, every = (
-            sum(p.numel() for layer in of for p in layer.parameters())
-            for of in (without(anatomy.layers, anatomy, skip), anatomy.layers)
-        )
-        return kept / every
+        return _weights(without(anatomy.layers, anatomy, skip)) / _weights(anatomy.layers)
+
+
+def _weights(modules: Iterable[nn.Module]) -> int:
+    """Return the number of weights of several modules."""
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _chain(name: str) -> ChainConfig:
