@@ -110,7 +110,8 @@ def _candidates(config: Config) -> dict[str, Spec]:
         UserError: one is no drafter of ours, or prompts are decoded in batches or by several processes.
     """
     assert isinstance(config.task, AdviseConfig)
-    specs, references = contenders_of(list(config.task.candidates or CANDIDATES), "task.candidates")
+    given = config.task.candidates
+    specs, references = contenders_of(list(CANDIDATES if given is None else given), "task.candidates")
     if references:
         raise UserError(f"task.candidates: {references[0]} is no drafter of ours; compare it by task=compare")
     if config.hardware.devices > 1 or config.decoding.batch_size > 1:
