@@ -39,6 +39,7 @@ from selfdraft.models.sparse import sparse_path, without
 
 TRACED = 3  # texts along which paths are run
 FEW = 2  # the same, of paths with weights of their own, which are made anew for each text or are slow
+HOPELESS = 0.9  # speedup on the texts so far below which a size is not run along further ones
 SPARSITIES = (0.1, 0.25, 0.5)
 EXITS = (0.5, 0.8)  # shares of the layers after which an early exit leaves
 RATIOS = (0.75, 0.5)
@@ -150,16 +151,28 @@ class PathForecaster:
             raise UserError("no text is long enough to run a path along it")
         if isinstance(spec.config.path, LowBitConfig) and not self.target.compiled:  # type: ignore[attr-defined]
             raise UserError("drafts with fewer bits pay only where layers are compiled (model.engine=compiled)")
+        graphs = set(self.target.compiled)
+        try:
+            return self._best(name, spec)
+        finally:  # a drafter that is confirmed makes its own
+            for made in set(self.target.compiled) - graphs:
+                del self.target.compiled[made]
+
+    def _best(self, name: str, spec: Spec) -> PathForecast:
         layers = len(layered(self.target).anatomy.layers)
         sizes = {size: _Path(self.target, _chain(size), self.costs) for size in sizes_of(name, spec, layers)}
         traces: dict[str, list[Trace]] = {size: [] for size in sizes}
+        found: dict[str, PathForecast] = {}
         for recording in self.recordings[: FEW if any(path.policy for path in sizes.values()) else TRACED]:
             tracer = Tracer(self.target, [(recording.prompt, recording.output)], self.rule)
             with unpacked():  # beside graphs there are no packed copies, and these few forwards do not pay for them
                 for size, path in sizes.items():
                     traces[size] += tracer.traces_of([path.along(recording)])
-        found = (self._forecast(size, sizes[size], traces[size]) for size in sizes)
-        return max(found, key=lambda forecast: forecast.speedup)
+            found |= {size: self._forecast(size, path, traces[size]) for size, path in sizes.items()}
+            sizes = {size: path for size, path in sizes.items() if found[size].speedup >= HOPELESS}
+            if not sizes:
+                break
+        return max(found.values(), key=lambda forecast: forecast.speedup)
 
     def _forecast(self, name: str, path: _Path, traces: list[Trace]) -> PathForecast:
         """Return the best draft length and threshold for a path; the target's cache may be overwritten."""
