@@ -112,10 +112,10 @@ def test_it_is_refused_where_it_has_no_meaning(error_line: ErrorLine) -> None:
 
 
 def test_a_quick_measurement_has_as_many_prompts_and_tokens_as_there_is_time_for() -> None:
-    assert affordable(0.001) == (6, 48)
-    assert affordable(0.03) == (4, 48)
-    assert affordable(0.1) == (3, 20)
-    assert affordable(5.0) == (3, 16)
+    assert affordable(0.001) == (8, 32)
+    assert affordable(0.04) == (5, 32)
+    assert affordable(0.1) == (4, 18)
+    assert affordable(5.0) == (4, 16)
 
 
 def test_the_composed_configuration_gets_the_drafter() -> None:
