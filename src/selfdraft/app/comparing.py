@@ -105,9 +105,7 @@ def compare(
     for name, share in scores[1].items() if scores else ():
         result[CONTENDERS][name]["score"] = share
     print_comparison(result, console)
-    columns, rows = rows_of(result)
-    frame = pd.DataFrame(rows, columns=columns)
     if scores:
         console.print(all_in_words(*scores))
-        frame["score"] = frame["contender"].map(scores[1])
-    return frame
+    columns, rows = rows_of(result)
+    return pd.DataFrame(rows, columns=columns)
