@@ -38,7 +38,7 @@ from selfdraft.tracking.lines import CONTENDERS
 TASKS = ("evaluate", "generate", "trace")  # those that use the configured drafter as it is
 QUICK = ("jacobi", "lookahead", "prompt_lookup", "suffix", "recycling nodes=16", "pool")  # all of them are predicted
 CONFIRMED = 1  # predictions are good enough for this; the time is better spent on more prompts
-SECONDS = 22.0  # of decoding: loading, compiling, prefills and certificates take about as long
+SECONDS = 28.0  # of decoding: loading, compiling, prefills and certificates take some twenty more
 TOKENS, SHORTEST = 32, 16  # of an answer
 FEWEST, MOST = 4, 8  # prompts
 
