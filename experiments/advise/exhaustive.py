@@ -132,11 +132,18 @@ def main(arguments: list[str]) -> None:
     print(f"predictions of {len(errors)} drafters were off by {sum(errors) / max(len(errors), 1):.1%} on average")
     for name, reason in {**advisor.left_out, **check.left_out}.items():
         print(f"left out: {name}: {reason}")
+    if advisor.crowded or check.crowded:
+        print("warning: other programs kept this machine busy meanwhile: repeat this on a quiet one")
     for line in (wrong := [*advisor.wrong(), *check.wrong()]):
         print(f"NOT LOSSLESS: {line}")
     if given.file is not None:
         numbers = {"advice": advice.__dict__, "waited": waited, "predicted": predicted, "measured": speeds}
-        given.file.write_text(json.dumps({**numbers, "behind": share, "wrong": wrong}, indent=1), encoding="utf-8")
+        given.file.write_text(
+            json.dumps(
+                {**numbers, "behind": share, "wrong": wrong, "crowded": advisor.crowded or check.crowded}, indent=1
+            ),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

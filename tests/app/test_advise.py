@@ -14,6 +14,7 @@ from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.specs import as_overrides, spec_of
 from selfdraft.modules.advisor import spread
+from selfdraft.tracking import cost_cache
 from selfdraft.tracking.equivalents import equivalents, without
 
 PREDICTED = ("suffix costs=flat", "prompt_lookup costs=flat", "jacobi costs=flat")
@@ -28,6 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SELFDRAFT_CACHE", str(folder))
+        patch.setattr(cost_cache, "crowded", lambda *_: False)  # tests run beside others
         yield folder
 
 
@@ -84,6 +86,15 @@ def test_what_is_found_is_kept_for_auto(done: tuple[str, dict[str, Any]], cache:
     kept = json.loads(file.read_text())["advice"]
     assert kept["drafter"] == result["advice"]["drafter"] and kept["by"] == "task=advise" and kept["prompts"] == 3
     assert "kept for drafter=auto: " in said
+
+
+def test_what_was_found_on_a_busy_machine_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cost_cache, "crowded", lambda *_: True)
+    few = ("task.candidates=[suffix]", "task.prompts=1", "decoding.max_new_tokens=4")
+    said = said_by(tmp_path / "run", *SMOKE, "task=advise", *few)
+    assert "warning: other programs kept this machine busy" in said and "kept for drafter=auto: " not in said
+    assert read_result(tmp_path / "run")["crowded"] and not (tmp_path / "cache" / "advice").exists()
 
 
 def test_sampled_answers_are_not_replayed(tmp_path: Path) -> None:

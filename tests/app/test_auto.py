@@ -17,6 +17,7 @@ from selfdraft.app.auto import affordable, cache_for, with_drafter
 from selfdraft.app.build import settled, to_config, use_threads
 from selfdraft.drafters.specs import spec_of
 from selfdraft.models.tiny import tiny_model
+from selfdraft.tracking import cost_cache
 from selfdraft.tracking.advice_cache import Advice
 
 FEW = (*SMOKE, "drafter=auto", "dataset.limit=1", "decoding.max_new_tokens=4", "decoding.min_new_tokens=4")
@@ -26,6 +27,7 @@ ADVICE = Advice("suffix branches=2", "suffix branches=2", 1.39, 1.2, 1.5, "2026-
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SELFDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cost_cache, "crowded", lambda *_: False)  # tests run beside others
     return tmp_path / "cache"
 
 
@@ -93,6 +95,18 @@ def test_where_nothing_is_kept_it_measures_once(tmp_path: Path, cache: Path, mon
     assert f"drafter=auto: {kept['drafter']}" in said_by(tmp_path / "second", *FEW)
     with pytest.raises(AssertionError, match="it is known already"):
         said_by(tmp_path / "third", *FEW, "drafter.again=true")
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_busy_machine_is_taken_but_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_cache, "crowded", lambda *_: True)
+    monkeypatch.setattr(auto, "TOKENS", 4)
+    monkeypatch.setattr(auto, "QUICK", ("suffix",))
+    said = said_by(tmp_path / "run", *FEW)
+    assert "warning: other programs kept this machine busy" in said and "drafter=auto: " in said
+    assert not (cache / "advice").exists()
 
 
 def test_other_weights_have_an_advice_of_their_own() -> None:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from selfdraft.app.auto import advice_of, cache_for
+from selfdraft.app.auto import BUSY, advice_of, cache_for
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.compare import contenders_of
 from selfdraft.app.lifecycle import Run
@@ -32,7 +32,7 @@ from selfdraft.tracking.lines import CONTENDERS
 def advise(run: Run) -> float | None:
     """Predict all candidates on recorded answers, try those without a prediction, confirm the best; print the advice.
 
-    What is found is kept for drafter=auto, unless answers are sampled.
+    What is found is kept for drafter=auto, unless answers are sampled or other programs kept the machine busy.
 
     Returns:
         The objective, the confirmed speedup over all tokens of the best candidate.
@@ -77,7 +77,9 @@ def advise(run: Run) -> float | None:
         console.print(Text("NOT LOSSLESS", "bold red"), f": {'; '.join(wrong[:5])}", sep="")
         sys.exit(1)
     model = layered(bench.baseline.target).model
-    if not isinstance(config.decoding, SampleConfig) and cache_for(config, model).write(advice):
+    if advisor.crowded:
+        console.print(BUSY)
+    elif not isinstance(config.decoding, SampleConfig) and cache_for(config, model).write(advice):
         console.print(f"kept for drafter=auto: {advice}")
     return result["objective"]
 
@@ -99,6 +101,7 @@ def result_of(advisor: Advisor) -> dict[str, Any]:
     result["tried"] = {name: {key: found[key] for key in kept} for name, found in advisor.tried.items()}
     result["left_out"] = advisor.left_out
     result["prediction_errors"] = advisor.errors()
+    result["crowded"] = advisor.crowded
     result["ranking"] = ranking(result)
     return result
 

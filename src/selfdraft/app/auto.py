@@ -41,6 +41,10 @@ CONFIRMED = 1  # predictions are good enough for this; the time is better spent 
 SECONDS = 28.0  # of decoding: loading, compiling, prefills and certificates take some twenty more
 TOKENS, SHORTEST = 32, 16  # of an answer
 FEWEST, MOST = 4, 8  # prompts
+BUSY = (
+    "warning: other programs kept this machine busy meanwhile: these speedups may be far off, and are not kept for "
+    "drafter=auto"
+)
 
 
 def settle_drafter(run: Run) -> None:
@@ -63,8 +67,11 @@ def settle_drafter(run: Run) -> None:
         give_back()
     advice = None if config.drafter.again else cache.read()
     if advice is None:
-        advice = _measured(config, device, run.console)
-        cache.write(advice)
+        advice, lasting = _measured(config, device, run.console)
+        if lasting:
+            cache.write(advice)
+        else:
+            run.console.print(BUSY)
     run.console.print(f"drafter=auto: {advice}")
     spec = spec_of(advice.drafter)
     guard = config.decoding.guard or spec.guarded
@@ -125,8 +132,12 @@ def _refuse(config: Config) -> None:
         )
 
 
-def _measured(config: Config, device: torch.device, console: Console) -> Advice:
-    """Predict all candidates on a few bundled prompts, confirm the best one, and return what that found."""
+def _measured(config: Config, device: torch.device, console: Console) -> tuple[Advice, bool]:
+    """Predict all candidates on a few bundled prompts, and confirm the best one.
+
+    Returns:
+        What that found, and whether it can be kept: other programs did not keep the machine busy meanwhile.
+    """
     console.print(
         "drafter=auto: nothing is known of this model on this machine yet: measuring, for up to a minute (task=advise "
         "takes longer and knows more)"
@@ -146,4 +157,4 @@ def _measured(config: Config, device: torch.device, console: Console) -> Advice:
         console.print(Text("NOT LOSSLESS", "bold red"), f": {'; '.join(wrong[:5])}", sep="")
         sys.exit(1)
     give_back()
-    return advice_of(result, "drafter=auto")
+    return advice_of(result, "drafter=auto"), not advisor.crowded

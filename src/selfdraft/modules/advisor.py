@@ -23,6 +23,7 @@ from selfdraft.modules.bench import BASELINE, Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.modules.forecast import Forecast, Forecaster
 from selfdraft.tracking.comparison import summarize_comparison, wrong_texts
+from selfdraft.tracking.cost_cache import Watch
 from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.records import Line
 
@@ -41,6 +42,7 @@ class Advisor:
         forecasts: by candidate. A path's forecast has another name, with the options that are best.
         tried: by candidate, its summary on a few prompts. left_out: by candidate, why it cannot be used here.
         lines: of all comparisons, in the form of task=compare.
+        crowded: whether other programs kept the machine busy during one of them, so that speedups may be far off.
         result: the summary of the confirmation.
     """
 
@@ -54,6 +56,7 @@ class Advisor:
     tried: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    crowded: bool = False
     result: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> Forecaster:
@@ -144,7 +147,9 @@ class Advisor:
 
     def _compare(self, decoders: Mapping[str, Decoder], asked: Sequence[Asked], what: str) -> dict[str, Any]:
         bench = replace(self.bench, decoders={BASELINE: self.bench.baseline, **decoders})
+        watch = Watch()
         lines = compare_first_turns(bench, asked, tell=lambda done: self.tell(what, done, len(asked)))
+        self.crowded |= watch.crowded
         self.lines += lines
         result = summarize_comparison(lines, **self.labels)
         for name, startup in bench.startup().items():

@@ -126,11 +126,10 @@ def kept_costs(
         name = FULL if path is None else _name(target, path, drafter)
         if name is not None and (kept := cache.read(name)) is not None:
             return kept
-        before = _clocks()
+        watch = Watch()
         with measuring(cache.path):
             curve = measured.full() if path is None else measured.of(path)
-        wall, busy, own = (now - then for now, then in zip(_clocks(), before, strict=True))
-        if name is not None and not crowded(wall, busy, own, psutil.cpu_count() or 1):
+        if name is not None and not watch.crowded:
             cache.write(name, curve)
         return curve
 
@@ -146,6 +145,19 @@ def crowded(wall: float, busy: float, own: float, cores: int) -> bool:
     """
     others = busy - own
     return busy > CROWDED * cores * wall and others > max(OTHERS * wall, FEW_S)
+
+
+class Watch:
+    """Notices whether other programs have slowed down what was done since it was made."""
+
+    def __init__(self) -> None:
+        self._begun = _clocks()
+
+    @property
+    def crowded(self) -> bool:
+        """Return whether they have; see the function of that name."""
+        wall, busy, own = (now - then for now, then in zip(_clocks(), self._begun, strict=True))
+        return crowded(wall, busy, own, psutil.cpu_count() or 1)
 
 
 def _clocks() -> tuple[float, float, float]:
