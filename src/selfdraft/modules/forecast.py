@@ -23,6 +23,7 @@ from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.specs import Spec
 from selfdraft.drafters.suffix import SuffixConfig
+from selfdraft.models.protocol import TargetProtocol
 from selfdraft.modules.first_turns import Asked
 from selfdraft.modules.path_forecast import PathForecaster, is_traceable
 
@@ -113,20 +114,20 @@ class Forecaster:
         drafter = spec.drafter(self.plain.target, self.costs)
         replayer = Replayer(self.plain.target, self.recordings)
         done = replayer.replay(drafter)
-        rates = Rates(self.with_rest, best=_best_s(self.plain.target.vocab_size, drafter.best))
+        rates = Rates(self.with_rest, best=_best_s(self.plain.target, drafter.best))
         return Forecast(name, rates.speedup(done), done.tokens_per_forward, is_exact(spec))
 
 
-def _best_s(vocabulary: int, count: int) -> CostCurve | None:
+def _best_s(target: TargetProtocol, count: int) -> CostCurve | None:
     """Return the seconds of finding the `count` best tokens at so many positions; None if none are wanted."""
     if not count:
         return None
     seconds = []
     for size in SIZES:
-        logits, fastest = torch.randn(size, vocabulary), float("inf")
+        logits, fastest = torch.randn(size, target.vocab_size, device=target.device), float("inf")
         for _ in range(4):
             begun = time.perf_counter()
-            best_tokens(logits, count)
+            best_tokens(logits, count).cpu()  # waits for the device
             fastest = min(fastest, time.perf_counter() - begun)
         seconds.append(fastest)
     return CostCurve.measured(SIZES, seconds)

@@ -137,7 +137,7 @@ class PathForecaster:
         """
         self.target, self.costs, self.rule = target, costs, rule
         self.recordings = [recording for recording in recordings if len(recording.output) > 1][:TRACED]
-        self.confidence_s = _confidence_s(target.vocab_size)
+        self.confidence_s = _confidence_s(target)
 
     def best(self, name: str, spec: Spec) -> PathForecast:
         """Return the fastest of a drafter's sizes, draft lengths and thresholds; those that `name` gives are kept.
@@ -232,9 +232,9 @@ def _named(name: str) -> set[str]:
     return {word.partition("=")[0] for word in name.split()}
 
 
-def _confidence_s(vocabulary: int) -> float:
+def _confidence_s(target: TargetProtocol) -> float:
     """Return the seconds of computing a drafted token's probability, besides finding the token."""
-    logits, fastest = torch.randn(1, vocabulary), float("inf")
+    logits, fastest = torch.randn(1, target.vocab_size, device=target.device), float("inf")
     for _ in range(5):
         begun = time.perf_counter()
         float(logits.softmax(-1).max())
