@@ -39,8 +39,7 @@ def error_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     def line(*overrides: str) -> str:
         for name in (FULL_ERROR, TERSE):
-            monkeypatch.setenv(name, "to be restored")
-            monkeypatch.delenv(name)
+            monkeypatch.delenv(name, raising=False)
         capsys.readouterr()  # what making the inputs said
         with pytest.raises(SystemExit) as ended, one_line_errors():
             run_here(tmp_path / "run", *SMOKE, *overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.text import Text
 from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
 from forked import run_forked
 from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
-from selfdraft.app.errors import fail, one_line_script
+from selfdraft.app.errors import FULL_ERROR, TERSE, fail, one_line_errors, one_line_script
 from selfdraft.app.sweep_table import SweepTable
 from selfdraft.core.errors import UserError
 
@@ -193,3 +194,16 @@ def test_an_error_line_in_an_ascii_terminal(tmp_path: Path) -> None:
     assert raw_controls(done.stdout + done.stderr) == set()
     (line,) = done.stderr.splitlines()
     assert "\\x1b[2J\\u65e5.jsonl" in line
+
+
+def test_the_environment_is_as_before_after_a_mistake_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (FULL_ERROR, TERSE):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit), one_line_errors():
+        assert os.environ[FULL_ERROR] == os.environ[TERSE] == "1"
+        raise UserError("told")
+    assert FULL_ERROR not in os.environ and TERSE not in os.environ
+    monkeypatch.setenv(FULL_ERROR, "0")
+    with one_line_errors():
+        assert TERSE not in os.environ
+    assert os.environ[FULL_ERROR] == "0"

@@ -57,19 +57,23 @@ TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us: tells the processes we start that
 def one_line_errors() -> Iterator[None]:
     """Turn the user's mistakes into one line and exit status 2. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
-    Unless that variable is set, Hydra itself prints the error and exits, so it is set here to get the exception.
+    Unless that variable is set, Hydra itself prints the error and exits, so it is set inside to get the exception.
     """
-    if FULL_ERROR not in os.environ:
-        os.environ[FULL_ERROR] = os.environ[TERSE] = "1"
-    with shielded_output():
-        try:
-            yield
-            sys.stdout.flush()
-        except Exception as error:
-            line = explain(error)
-            if line is None or not is_terse():
-                raise
-            fail(line)
+    ours = {} if FULL_ERROR in os.environ else {FULL_ERROR: "1", TERSE: "1"}
+    os.environ.update(ours)
+    try:
+        with shielded_output():
+            try:
+                yield
+                sys.stdout.flush()
+            except Exception as error:
+                line = explain(error)
+                if line is None or not is_terse():
+                    raise
+                fail(line)
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def one_line_script(name: str) -> Callable[[Callable[[list[str]], None]], Callable[[list[str]], int]]:

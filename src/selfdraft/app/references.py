@@ -21,7 +21,7 @@ from selfdraft.models.embedded_gguf import smollm2_135m_gguf
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.others import ENGINES, GGUF, ONNX_FOLDER, OtherEngine
 from selfdraft.models.served import SERVED, ServedEngine
-from selfdraft.models.stock import OTHER_VALUES, REFERENCES, SAME_VALUES, StockGenerate
+from selfdraft.models.stock import IN_4_BITS, OTHER_VALUES, REFERENCES, SAME_VALUES, StockGenerate
 from selfdraft.models.weights import INT4, SAME
 
 ONNX_CONFIG = "genai_config.json"
@@ -84,8 +84,8 @@ def _gguf(name: str, task: CompareConfig, model: ModelConfig) -> tuple[Path, str
     if not isinstance(model, EmbeddedModelConfig):
         raise UserError(f"{name} reads a GGUF file: give that of your model as task.gguf")
     # Rounding to bfloat16 or to 8 bits changes the values of that file, and float32 in 4 bits does not.
-    same = model.dtype == "float32" and model.weights in (SAME, INT4)
-    return smollm2_135m_gguf(), SAME_VALUES if same else OTHER_VALUES
+    classes = {SAME: IN_4_BITS, INT4: SAME_VALUES} if model.dtype == "float32" else {}
+    return smollm2_135m_gguf(), classes.get(model.weights, OTHER_VALUES)
 
 
 def _onnx(task: CompareConfig) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.models.served import SERVED
-from selfdraft.models.stock import OTHER_VALUES, SAME_VALUES, StockGeneration
+from selfdraft.models.stock import JUDGED, OTHER_VALUES, StockGeneration
 
 CHILDREN = Path(__file__).parent / "children"
 CHILD = CHILDREN / "child.py"
@@ -60,7 +60,7 @@ class OtherEngine:
     """One engine's process.
 
     Attributes:
-        weights: its weight class: `SAME_VALUES` or `OTHER_VALUES`.
+        weights: its weight class, one of those in `models.stock`.
         judged: whether its texts are compared with ours: only where its weights have our values.
         failed: why it answers no more; empty while it does.
         load_s: seconds in which it loaded its file.
@@ -93,7 +93,7 @@ class OtherEngine:
         """
         engine = ENGINES[name]
         self.name, self.failed = name, ""
-        self.weights, self.judged = weights, weights == SAME_VALUES
+        self.weights, self.judged = weights, weights in JUDGED
         self.peak_memory_mb: float | None = None
         given = {
             "source": str(source),

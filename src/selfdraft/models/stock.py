@@ -18,10 +18,12 @@ from selfdraft.models.stock_forward import generate
 REFERENCES = ("transformers_greedy", "transformers_prompt_lookup")
 PROMPT_LOOKUP_TOKENS = 10  # the value in transformers' documentation
 
-# The weight classes of decoders outside SelfDraft, compared with our target. Only texts of the first are judged.
-SAME_VALUES = "same values"  # every weight has our weight's very value, however it is stored
+# The weight classes of decoders outside SelfDraft, compared with our target. Only texts of the first two are judged.
+SAME_VALUES = "same values"  # every weight has our weight's very value, in as many bits
+IN_4_BITS = "same values, in 4 bits"  # likewise, but fewer bytes are read for each token than by ours
 OTHER_VALUES = "other values"  # weights that were rounded otherwise, or a file of the user's, which nobody has compared
 UNKNOWN_VALUES = "unknown"  # a server does not say what it has loaded
+JUDGED = (SAME_VALUES, IN_4_BITS)
 
 
 @dataclass(frozen=True)
