@@ -17,9 +17,11 @@ from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, Pretrai
 from selfdraft.app.schema_tasks import CompareConfig
 from selfdraft.app.schemas import Config, DecodingConfig
 from selfdraft.core.errors import UserError
+from selfdraft.decoding.certify import Certifier
 from selfdraft.models.loading import load_tiny
 from selfdraft.models.others import ENGINES, OTHERS
 from selfdraft.models.stock import IN_4_BITS, OTHER_VALUES, SAME_VALUES, StockGenerate, StockGeneration
+from selfdraft.models.tiny import tiny_model
 
 CPU = torch.device("cpu")
 LOADED = load_tiny("llama", 0, "float32", CPU)
@@ -75,6 +77,23 @@ def test_a_gguf_file_has_our_values_only_where_ours_are_not_rounded_again(
     (tmp_path / "a.gguf").touch()
     made("openvino", embedded(), gguf=f"{tmp_path}/a.gguf")
     assert (given["source"], given["weights"]) == (f"{tmp_path}/a.gguf", OTHER_VALUES)
+
+
+def test_the_values_of_a_gguf_file_of_the_user_judge_its_engines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.gguf").touch()
+    names = ["transformers_greedy", "llama_cpp", "openvino_prompt_lookup", "onnx_genai"]
+
+    def arbiters(gguf: str | None) -> dict[str, Any]:
+        return references.arbiters_for(names, Config(task=CompareConfig(gguf=gguf), model=embedded()))
+
+    assert arbiters(None) == {}  # its texts are compared with ours
+    assert set(found := arbiters(f"{tmp_path}/a.gguf")) == {"llama_cpp", "openvino_prompt_lookup"}
+    assert found["llama_cpp"].endswith("a.gguf is no GGUF file")
+    monkeypatch.setattr(references, "read_gguf", lambda file: tiny_model())
+    found = arbiters(f"{tmp_path}/a.gguf")
+    assert isinstance(found["llama_cpp"], Certifier) and found["llama_cpp"] is found["openvino_prompt_lookup"]
 
 
 def test_economize_reads_our_own_folder_in_our_dtype(given: dict[str, Any], folder: Path) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import logging as hf_logging
 from selfdraft.core.errors import UserError
 from selfdraft.models import embedded
 from selfdraft.models.embedded import smollm2_135m
+from selfdraft.models.gguf import quiet_transformers
 
 GGUF = b"GGUF, or so it says"
 WEIGHTS = b"weights " * 1000
@@ -225,7 +226,7 @@ def test_a_wheel_without_a_model_is_refused(tmp_path: Path) -> None:
 
 def test_output_is_restored_afterwards() -> None:
     before = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    with pytest.raises(RuntimeError), embedded._quiet_transformers():
+    with pytest.raises(RuntimeError), quiet_transformers():
         assert not hf_logging.is_progress_bar_enabled()
         raise RuntimeError
     assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before

@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from made import made
 from selfdraft.core.certificate import Certificate, first_divergence
-from selfdraft.decoding.loop import Request
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.none import NoDrafter
 from selfdraft.models.energy import EnergyMeter, Reading
 from selfdraft.models.stock import StockGeneration
+from selfdraft.models.target import Target
+from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.bench import Bench, Measurement
 from selfdraft.tracking.lines import refuse_malformed
 
@@ -54,6 +60,9 @@ class ScriptedReference:
     output: list[int]
     log: list[str]
     judged: bool = True
+    weights: str = "other values"
+    load_s: float | None = None
+    peak_memory_mb: float | None = None
 
     def decode(self, prompt: list[int]) -> StockGeneration:
         self.log.append(self.name)
@@ -242,3 +251,25 @@ def test_times_are_medians_over_the_repeats_if_all_have_them() -> None:
     part = one.comparison()["contenders"]["none"]
     assert part["first_token_s"] is None
     assert "joules" not in part
+
+
+def test_other_weights_are_judged_by_the_model_that_has_them() -> None:
+    target = Target(tiny_model(max_positions=64))
+    right = Decoder(target, made(target, NoDrafter.Config()), Stopping(frozenset(), 6)).decode(PROMPT).output
+    wrong = [*right[:3], (right[3] + 1) % 96, *right[4:]]
+    bench, log = make_bench([[7, 8]])
+    references = {
+        name: ScriptedReference(name, text, log, judged=False)
+        for name, text in (("right", right), ("wrong", wrong), ("unread", right), ("served", right))
+    }
+    references["served"].weights = "unknown"
+    arbiter = Certifier(target)
+    bench = replace(
+        bench, references=references, arbiters={"right": arbiter, "wrong": arbiter, "unread": "no such type"}
+    )
+    (one,) = bench.measure([Request(PROMPT)], repeats=1, position=0)
+    verdicts = {name: one.certificates[name].verdict for name in references}
+    assert verdicts == {"right": "exact", "wrong": "mismatch", "unread": "uncertified", "served": "uncertified"}
+    reasons = {name: bench.not_certified(name) for name in (*references, "none")}
+    assert reasons["right"] == reasons["wrong"] == reasons["none"] == "" and reasons["unread"] == "no such type"
+    assert reasons["served"] == "a server does not say which weights it has"

@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.console import make_console
-from selfdraft.app.references import reference_for
+from selfdraft.app.references import arbiters_for, reference_for
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
@@ -169,6 +169,7 @@ def build_bench(
         },
         certifier=certifier,
         references={name: reference_for(name, loaded, config, device) for name in references},
+        arbiters=arbiters_for(references, config),
         memory=memory,
         fingerprint=print_of_model,
         engine=engine,

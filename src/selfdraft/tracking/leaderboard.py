@@ -43,6 +43,8 @@ def print_comparison(result: Result, console: Console) -> None:
         console.print(_by_family(result))
     if any(found.get("startup") for found in result[CONTENDERS].values()):
         console.print(_startup(result))
+    for line in _not_certified(result):
+        console.print(line)
     for name in ranking(result):
         if why := result[CONTENDERS][name]["why"]:
             console.print(Text.assemble((printable(name), "bold"), f": {why}"))
@@ -60,6 +62,7 @@ def as_markdown(result: Result) -> str:
             found = result[CONTENDERS][name]
             rows.append("| " + " | ".join([*_cells(name, found), *([_score(found)] if scored else [])]) + " |")
         rows += [""] if weights != list(groups)[-1] else []
+    rows += [line for reason in _not_certified(result) for line in ("", reason)]
     families = _families(result)
     rows += [
         "",
@@ -132,6 +135,12 @@ def _score(found: Mapping[str, Any]) -> str:
     """Return the share of right answers in percent."""
     share = found.get("score")
     return number(None if share is None else 100 * share, 0, " %")
+
+
+def _not_certified(result: Result) -> list[str]:
+    """Return a line for each contender whose texts nobody judged, with the reason."""
+    reasons = {name: found.get("startup", {}).get("not_certified") for name, found in result[CONTENDERS].items()}
+    return [f"{printable(name)} is not certified: {printable(reason)}" for name, reason in reasons.items() if reason]
 
 
 def _startup(result: Result) -> Table:

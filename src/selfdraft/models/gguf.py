@@ -1,0 +1,60 @@
+"""Read a GGUF file into a stock model of transformers, with the file's very values in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.messages import one_line
+
+MAGIC = b"GGUF"
+
+
+def read_gguf(file: Path) -> PreTrainedModel:
+    """Return the model of a GGUF file, in eval mode.
+
+    Raises:
+        UserError: the file cannot be read, or transformers does not know its architecture.
+    """
+    try:
+        with file.open("rb") as opened:
+            if opened.read(len(MAGIC)) != MAGIC:
+                raise UserError(f"{file} is no GGUF file")
+        with quiet_transformers():
+            return weights_of(file).eval()
+    except UserError:
+        raise
+    except Exception as error:  # of many types: the file is anybody's
+        raise UserError(f"{file} cannot be read by transformers ({one_line(str(error))[:200]})") from error
+
+
+def weights_of(file: Path) -> PreTrainedModel:
+    """Return the same; transformers raises what it likes."""
+    return AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),  # never look for packed-weight kernels on a hub
+        dtype=torch.float32,
+    )
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' log lines and progress bars, and restore both afterwards."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # no setting disables the GGUF reader's bar
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
