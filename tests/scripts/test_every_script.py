@@ -29,6 +29,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/comparisons/many.py": ["--tokens", "0"],
     "experiments/costs/roofline.py": ["nowhere"],
     "experiments/engines/forwards.py": ["--rounds", "0"],
+    "experiments/engines/widened.py": ["nowhere/f16.gguf"],
     "experiments/growth/growth.py": ["--rounds", "0"],
     "experiments/guard_and_cascade/guard_cost.py": ["nowhere", "--hardware", "nowhere.json"],
     "experiments/invariance/invariance_cost.py": ["nowhere.jsonl"],
