@@ -7,13 +7,9 @@ Delete the folder to have everything measured anew.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +17,11 @@ import torch
 from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import MalformedJSON, parse_json
 from selfdraft.core.messages import printable
-from selfdraft.core.paths import cache_folder
 from selfdraft.drafters.specs import spec_of
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import StockModel
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.cost_cache import MAX_BYTES, machine_key
+from selfdraft.tracking.cost_cache import MAX_BYTES, machine_key, place_of
 
 FOLDER = "advice"
 REVISION = 1  # raise it when drafters become faster or slower: what was found before is then measured anew
@@ -82,10 +77,7 @@ class AdviceCache:
     def __init__(self, key: Mapping[str, Any]) -> None:
         """Take what the advice depends on, as plain values; the file is named by their digest."""
         self.key = dict(key)
-        self.path: Path | None = None
-        with suppress(UserError):  # no home folder
-            digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-            self.path = cache_folder() / FOLDER / f"{digest}.json"
+        self.path = place_of(self.key, FOLDER)
 
     def read(self) -> Advice | None:
         """Return what is kept; None if there is nothing that can be used."""

@@ -50,6 +50,14 @@ OTHERS = 0.1  # share of one core: if other programs use less, they do not count
 _WRITING = threading.Lock()  # a temporary file is named by its process, so threads must not write at the same time
 
 
+def place_of(key: Mapping[str, Any], folder: str) -> Path | None:
+    """Return the file, named by the digest of `key`, in a folder of the cache; None if there is no home folder."""
+    with suppress(UserError):
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / folder / f"{digest}.json"
+    return None
+
+
 class CostCache:
     """The curves that are kept for one model on this machine.
 
@@ -60,10 +68,7 @@ class CostCache:
     def __init__(self, key: Mapping[str, Any]) -> None:
         """Take what the costs depend on, as plain values; the file is named by their digest."""
         self.key = dict(key)
-        self.path: Path | None = None
-        with suppress(UserError):  # no home folder
-            digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-            self.path = cache_folder() / FOLDER / f"{digest}.json"
+        self.path = place_of(self.key, FOLDER)
 
     def read(self, name: str) -> CostCurve | None:
         """Return the curve that is kept under `name`; None if there is none that can be used."""
