@@ -305,7 +305,7 @@ def test_a_tie_is_checked_on_a_window_and_a_mismatch_on_the_whole_answer(monkeyp
     widths.clear()
     assert certifier.compare(PROMPT, output, baseline).verdict == "mismatch"
     assert not widths  # this margin is above all that rounding can do, and the window was measured before
-    monkeypatch.setattr(certifier, "_no_rounding", lambda *_: False)
+    monkeypatch.setattr(certifier, "_beyond_rounding", lambda *_: False)
     assert certifier.compare(PROMPT, output, baseline).verdict == "mismatch"
     assert widths.count(1) >= len(baseline)
 
@@ -323,7 +323,7 @@ def test_before_a_mismatch_the_prompt_of_a_short_answer_is_measured(
         return 0.0
 
     monkeypatch.setattr("selfdraft.decoding.certify.margin_control", control)
-    monkeypatch.setattr(Certifier, "_no_rounding", lambda *_: False)  # a smaller margin than this one
+    monkeypatch.setattr(Certifier, "_beyond_rounding", lambda *_: False)  # a smaller margin than this one
     assert Certifier(target).compare(prompt, other, short).verdict == "mismatch"
     assert sorted(set(looked)) == [4, len(prompt) - 1 + len(short)]
     looked.clear()

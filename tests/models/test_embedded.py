@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from selfdraft.core.errors import UserError
 from selfdraft.models import embedded
 from selfdraft.models.embedded import smollm2_135m
-from selfdraft.models.gguf import quiet_transformers
+from selfdraft.models.quiet import quiet_transformers
 
 GGUF = b"GGUF, or so it says"
 WEIGHTS = b"weights " * 1000

@@ -99,7 +99,7 @@ class Certifier:
         worst = max(checked.gaps, key=attrgetter("margin"))
         certificate = judge(worst.index, worst.margin, control, ceiling, "stock")
         for first, last in self._spans(len(prompt), len(output), worst.index):
-            if certificate.verdict == "tie" or self._no_rounding(prompt, output, worst.margin):
+            if certificate.verdict == "tie" or self._beyond_rounding(prompt, output, worst.margin):
                 break
             stock = self._by_stock_model(prompt, output, first, last)
             found = (margin_control(stock, ours) for ours in self._by_us(prompt, output, first, last))
@@ -118,14 +118,15 @@ class Certifier:
             A mismatch with the first gap that rounding does not explain; else a tie with the gap of the largest margin.
         """
         ceiling = self._check(tuple(prompt), tuple(output)).control.ceiling
-        for gap in gaps:
+        explained = [control]
+        for gap in gaps:  # each by its own tokens: what is measured for one gap excuses no other
             if not gap.margin <= control:
                 allowed = self.allowance(prompt, output, gap)
                 if not gap.margin <= allowed:
                     return judge(gap.index, gap.margin, largest([control, allowed]), ceiling, "stock")
-                control = allowed
+                explained.append(allowed)
         worst = max(gaps, key=attrgetter("margin"))
-        return judge(worst.index, worst.margin, control, ceiling, "stock")
+        return judge(worst.index, worst.margin, largest(explained), ceiling, "stock")
 
     def gaps(self, prompt: Sequence[int], output: Sequence[int], ends: frozenset[int] = frozenset()) -> list[Gap]:
         """Return the tokens of a text that the stock model would not have written (see `StockCheck.gaps`)."""
@@ -155,13 +156,13 @@ class Certifier:
     def compare(self, prompt: Sequence[int], output: Sequence[int], baseline: Sequence[int]) -> Certificate:
         """Return the verdict on the first token at which an output differs from the baseline.
 
-        The baseline's text is forwarded again, token by token and in blocks of k. The margin comes from the forwards of
-        one token; the control is the largest change of a margin in the blocks. The last `WINDOW` tokens usually suffice
-        for a tie. But a dozen tokens do not show the largest effect of rounding. So before a mismatch is declared, the
-        whole answer is measured, at about ten times the cost, and for a short answer the end of its prompt too. In a
-        dtype narrower than float32, the float32 copy of the model then decides each tie again. A margin that is above
-        the ceiling needs no more measurements. In a batch the baseline
-        rounds as well, so its token too may lose to the best one by up to the control.
+        The baseline's text is forwarded again, token by token and in blocks of k. The margin comes from the
+        forwards of one token; the control is the largest change of a margin in the blocks. The last `WINDOW`
+        tokens usually suffice for a tie. But a dozen tokens do not show the largest effect of rounding. So
+        before a mismatch is declared, the whole answer is measured, at about ten times the cost, and for a
+        short answer the end of its prompt too. In a dtype narrower than float32, the float32 copy of the model
+        then decides each tie again. A margin that is above the ceiling needs no more measurements. In a batch
+        the baseline rounds as well, so its token too may lose to the best one by up to the control.
         """
         index = first_divergence(output, baseline)
         if index is None:
@@ -173,11 +174,11 @@ class Certifier:
         certificate = Certificate("mismatch", index)
         for first, last in self._spans(len(prompt), len(baseline), index):
             certificate = self._judge(prompt, output, baseline, index, first, last)
-            if certificate.verdict == "tie" or self._no_rounding(prompt, baseline, certificate.margin):
+            if certificate.verdict == "tie" or self._beyond_rounding(prompt, baseline, certificate.margin):
                 break
         return certificate
 
-    def _no_rounding(self, prompt: Sequence[int], text: Sequence[int], margin: float | None) -> bool:
+    def _beyond_rounding(self, prompt: Sequence[int], text: Sequence[int], margin: float | None) -> bool:
         """Return whether a margin in a text is larger than rounding can ever explain."""
         return margin is not None and margin > self._check(tuple(prompt), tuple(text)).control.ceiling
 

@@ -1,4 +1,4 @@
-"""Replay a drafter against recorded texts, without the model: what it would have drafted, and what of it were right.
+"""Replay a drafter against recorded texts, without the model: what would it draft, and how much of that is right?
 
 1. `Recorder` decodes plainly, and keeps the model's best tokens at every position: `recorded` makes a `Recording`.
 2. `Replayer` runs a drafter over each text as `decoding/loop.py` does. The recorded text says which nodes are accepted.
@@ -152,7 +152,7 @@ class Replayer:
         recordings: Sequence[Recording],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Take the texts. Of `target`, only its limits are asked."""
+        """Take the texts; only the limits of `target` are read."""
         self.target, self.recordings, self.clock = target, recordings, clock
 
     @torch.inference_mode()

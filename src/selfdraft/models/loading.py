@@ -16,13 +16,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
 from selfdraft.models.chat import Chat
 from selfdraft.models.checkpoint import has_file, located, read_config, refuse_pickles, told_in_one_line
 from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.packing import packable
+from selfdraft.models.quiet import quiet_transformers
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 
 GENERATION = "generation_config.json"
@@ -72,7 +72,7 @@ def load_random(path: str, seed: int, dtype: str, device: torch.device) -> Loade
         UserError: there is no such configuration, or its vocabulary is too small for the byte tokenizer.
     """
     tokenizer = tiny_tokenizer()
-    with _quiet_transformers(), told_in_one_line(path, "config.json"):
+    with quiet_transformers(), told_in_one_line(path, "config.json"):
         config = read_config(path, located(path))
         if config.vocab_size < len(tokenizer):
             raise UserError(f"model.path={path}: vocab_size={config.vocab_size}, but bytes need {len(tokenizer)}")
@@ -95,7 +95,7 @@ def load_pretrained(
         UserError: a part could not be loaded; the message names it and the reason.
     """
     source, options = located(path), {"revision": revision, "trust_remote_code": False}
-    with _quiet_transformers():
+    with quiet_transformers():
         read_config(path, source, revision)
         with told_in_one_line(path, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -126,7 +126,7 @@ def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedMode
     Raises:
         UserError: as `load_pretrained` does, for reasons that the configuration shows.
     """
-    with _quiet_transformers(), told_in_one_line(path, "config.json"), torch.device("meta"):
+    with quiet_transformers(), told_in_one_line(path, "config.json"), torch.device("meta"):
         config = read_config(path, located(path), revision)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -197,17 +197,3 @@ def _ids(ids: int | list[int] | None) -> frozenset[int]:
     if not all(type(i) is int and abs(i) < 2**31 for i in several):
         raise ValueError(f"eos_token_id={ids!r} is no token id")
     return frozenset(several)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers' per-tensor bars and load reports, and restore them afterwards."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

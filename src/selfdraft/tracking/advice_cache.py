@@ -21,7 +21,7 @@ from selfdraft.drafters.specs import spec_of
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import StockModel
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.cost_cache import MAX_BYTES, machine_key, place_of
+from selfdraft.tracking.cost_cache import MAX_BYTES, KeyedFile, machine_key
 
 FOLDER = "advice"
 REVISION = 1  # raise it when drafters become faster or slower: what was found before is then measured anew
@@ -67,17 +67,10 @@ def key_of_model(model: StockModel, options: Mapping[str, Any], device: torch.de
     return {"revision": REVISION, "fingerprint": fingerprint(model), **options, **machine_key(device)}
 
 
-class AdviceCache:
-    """What is kept for one model on this machine.
+class AdviceCache(KeyedFile):
+    """The advice that is kept for one model on this machine."""
 
-    Attributes:
-        path: the file; None where there is no place for one, and nothing is kept.
-    """
-
-    def __init__(self, key: Mapping[str, Any]) -> None:
-        """Take what the advice depends on, as plain values; the file is named by their digest."""
-        self.key = dict(key)
-        self.path = place_of(self.key, FOLDER)
+    folder = FOLDER
 
     def read(self) -> Advice | None:
         """Return what is kept; None if there is nothing that can be used."""

@@ -78,7 +78,7 @@ def ranking(result: Mapping[str, Any]) -> list[str]:
 def by_weights(result: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the names in each class of weights, the fastest first; plain decoding's class comes first.
 
-    Speeds with other weights are shown and not compared: fewer bits are read faster, and write another text.
+    Speeds with other weights are shown in groups of their own: fewer bits are read faster, and the text may differ.
     """
     found = result[CONTENDERS]
     own = found[PLAIN].get("startup", {}).get("weights", "")

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -50,25 +50,28 @@ OTHERS = 0.1  # share of one core: if other programs use less, they do not count
 _WRITING = threading.Lock()  # a temporary file is named by its process, so threads must not write at the same time
 
 
-def place_of(key: Mapping[str, Any], folder: str) -> Path | None:
-    """Return the file, named by the digest of `key`, in a folder of the cache; None if there is no home folder."""
-    with suppress(UserError):
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return cache_folder() / folder / f"{digest}.json"
-    return None
-
-
-class CostCache:
-    """The curves that are kept for one model on this machine.
+class KeyedFile:
+    """A file of the cache folder for one model on this machine.
 
     Attributes:
-        path: the file; None where there is no place for one, and nothing is kept.
+        key: what its content depends on, as plain values.
+        path: the file, named by the digest of the key; None where there is no home folder, and nothing is kept.
     """
 
+    folder: ClassVar[str]
+
     def __init__(self, key: Mapping[str, Any]) -> None:
-        """Take what the costs depend on, as plain values; the file is named by their digest."""
         self.key = dict(key)
-        self.path = place_of(self.key, FOLDER)
+        self.path: Path | None = None
+        with suppress(UserError):
+            digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+            self.path = cache_folder() / self.folder / f"{digest}.json"
+
+
+class CostCache(KeyedFile):
+    """The curves that are kept for one model on this machine."""
+
+    folder = FOLDER
 
     def read(self, name: str) -> CostCurve | None:
         """Return the curve that is kept under `name`; None if there is none that can be used."""
