@@ -39,7 +39,8 @@ def main(cfg):
         sys.exit(3)
     speedup = cfg.a + cfg.b / 10
     result = {
-        "objective": speedup, "speedup": {"median": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
+        "objective": speedup,
+        "speedup_total_interval": {"median": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
         "tokens_per_forward": 1.5, "decode_tokens_per_s": 30.0, "baseline_tokens_per_s": 20.0,
         "lossless": {"exact": 3, "tie": 1, "mismatch": 0},
     }

@@ -27,6 +27,6 @@ def test_a_sweep_gives_a_result_each_and_one_sorted_table(tmp_path: Path) -> Non
     assert sorted(table["drafter.window"]) == [4, 8]
     assert table["status"].tolist() == ["completed"] * 2
     assert table["speedup"].tolist() == sorted(table["speedup"], reverse=True)
-    of_folder = {str(folder): result["speedup"]["median"] for folder, result in zip(folders, results, strict=True)}
+    of_folder = {str(folder): result["speedup_total"] for folder, result in zip(folders, results, strict=True)}
     assert dict(zip(table["job_dir"], table["speedup"], strict=True)) == pytest.approx(of_folder)
     assert "Sweep of 2 jobs, best first" in done.stdout

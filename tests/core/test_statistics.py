@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from selfdraft.core.statistics import Interval, paired_bootstrap
+from selfdraft.core.statistics import Interval, bootstrap_of_totals, paired_bootstrap
 
 
 def test_the_estimate_is_the_median_and_lies_within_its_bounds():
@@ -65,3 +65,23 @@ def test_the_interval_has_about_its_nominal_coverage():
 def test_empty_or_invalid_samples_are_refused(ratios, groups):
     with pytest.raises(ValueError):
         paired_bootstrap(ratios, seed=0, groups=groups)
+
+
+def test_totals_are_drawn_by_group_as_single_measurements_are():
+    """The ratio of sums, drawn at once, is the one that a statistic over the drawn measurements gives."""
+    counts = np.random.default_rng(2).uniform(1, 5, size=(9, 2))
+    groups = ["a", "a", "b", "c", "d", "d", "e", "f", "g"]
+
+    def ratio(sums):
+        return sums[..., 0] / sums[..., 1]
+
+    found = bootstrap_of_totals(counts, ratio, seed=5, groups=groups)
+    drawn = paired_bootstrap(
+        [float(i) for i in range(9)],
+        seed=5,
+        groups=groups,
+        statistic=lambda rows: ratio(counts[rows.astype(int)].sum(0)),
+    )
+    assert found == pytest.approx(drawn) and found.low < found.median < found.high
+    one = bootstrap_of_totals(counts, ratio, seed=5, groups=["a"] * 9)
+    assert one.low == one.median == one.high == pytest.approx(ratio(counts.sum(0)))

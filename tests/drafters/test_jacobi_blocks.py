@@ -84,6 +84,15 @@ def test_diagnostics_show_how_blocks_converged() -> None:
     assert decode(JacobiConfig(), cycle(3), [1], 1).diagnostics["passes_per_block"] == []
 
 
+def test_iterates_are_the_inputs_of_every_pass() -> None:
+    config = JacobiConfig(window=4, refine_steps=2, mode="literal", init="repeat_last", candidates=1)
+    generation = decode(config, script(list(range(1, 30))), [1], 21)
+    (number, at, first), (again, there, second), (_, _, last) = generation.iterates[:3]
+    assert (number, again) == (1, 1) and at == there == 1
+    assert first == [1, 1, 1, 1] and len(second) == 4
+    assert generation.steps[0][0] == last  # the block that was verified
+
+
 def test_a_right_guess_after_a_wrong_one_is_counted_as_early() -> None:
     # The filler 9 is wrong for the first two positions and right for the third.
     config = JacobiConfig(window=3, refine_steps=1, init="pad", candidates=1, costs="flat")

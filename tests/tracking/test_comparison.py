@@ -79,7 +79,7 @@ def test_the_fastest_over_all_tokens_comes_first() -> None:
     assert [row[0] for row in rows] == ["pool", "none"] and all(len(row) == len(columns) for row in rows)
     first = as_markdown(result).splitlines()[2]
     assert first.startswith("| pool | 2.40 | 8.6 | 4.3 | 1.57× [") and first.endswith("| 2 / 1 / 0 |")
-    assert "| pool | 1.25× | 2.00× |" in as_markdown(result)
+    assert "| pool | 1.00× | 2.00× |" in as_markdown(result)
 
 
 def test_other_weights_are_a_group_of_their_own_however_fast() -> None:

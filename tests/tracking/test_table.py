@@ -37,10 +37,10 @@ def test_all_numbers_fit_into_100_columns():
 def test_headline_and_rows_show_the_measures():
     text = shown(evaluation())
     assert "jacobi · tiny · bundled (3 prompts, 4 turns)" in text
-    assert "speedup 1.80×" in text
+    assert "speedup 1.65× over all tokens (95 % CI 1.10 to 4.00)   lossless: 3 exact, 1 tie" in text
+    assert "median speedup by prompt 1.80×" in text
     assert "1.50 tokens per forward" in text
-    assert "lossless: 3 exact, 1 tie" in text
-    assert row(text, "qa") == ["qa", "1", "90", "1.12", "10.0", "9.1", "1.10×", "0/1/0"]
+    assert row(text, "qa") == ["qa", "1", "90", "1.12", "10.0", "9.1", "1.10×", "[1", "prompt]", "0/1/0"]
     assert row(text, "all")[:6] == ["all", "3", "150", "1.50", "11.3", "6.8"]
     assert "28/90" in text  # accepted of offered at depth 1
     assert "3.00×" in text  # against transformers_greedy
@@ -52,6 +52,22 @@ def test_a_batch_shows_its_throughput_and_latency():
     print_result(summarize([line(latency_s=1.25, baseline_latency_s=2.5)], **LABELS, batch_size=8), console)
     shown = " ".join(console.file.getvalue().split())
     assert "batch 8: 10.0 tokens/s, latency 1.25 s (p95 1.25 s); plain 5.0 tokens/s, 2.50 s (p95 2.50 s)" in shown
+
+
+def test_the_speedup_of_one_prompt_has_no_interval():
+    assert "speedup 2.00× over all tokens (1 prompt, so no interval)" in shown([line()])
+    assert row(shown([line()]), "mt_bench")[-4:-1] == ["2.00×", "[1", "prompt]"]
+
+
+def test_all_speedups_on_the_screen_are_the_same_ratio_of_rates():
+    """The headline, the last column and the quotient of the two columns before it."""
+    text = shown(evaluation())
+    *_, ours, plain, speedup, _, _, _ = row(text, "all")
+    assert speedup == "1.65×" and round(float(ours) / float(plain), 1) == 1.7
+    assert f"speedup {speedup} over all tokens" in text
+    result = summarize(evaluation(), **LABELS)
+    assert result["speedup_total_interval"]["median"] == pytest.approx(result["speedup_total"])
+    assert result["by_category"]["qa"]["speedup_total_interval"]["median"] == pytest.approx(90 / 9 / (90 / 9.9))
 
 
 def test_a_mismatch_is_named():

@@ -38,7 +38,7 @@ def evaluate(run: Run) -> float | None:
     """Run an evaluation, or resume the one that was interrupted in the run's folder.
 
     Returns:
-        The objective, the median speedup; None on ranks other than 0.
+        The objective, the speedup over all tokens; None on ranks other than 0.
 
     Raises:
         UserError: something in configuration, model, data or folder cannot be used.
@@ -112,7 +112,7 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
         batch_size=config.decoding.batch_size,
         control=max((line["lossless"].get("control") or 0.0 for line in turns), default=0.0) or None,
     )
-    result["objective"] = result["speedup"]["median"]
+    result["objective"] = result["speedup_total"]
     result["why"] = reason(result)
     if score := score_of(turns, prompts, bench.chat.decode, config.score):
         result["score"] = score

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 # Column -> keys that lead to its number in result.json.
 METRICS: dict[str, tuple[str, ...]] = {
     "objective": ("objective",),
-    "speedup": ("speedup", "median"),
-    "speedup_low": ("speedup", "low"),
-    "speedup_high": ("speedup", "high"),
+    "speedup": ("speedup_total_interval", "median"),
+    "speedup_low": ("speedup_total_interval", "low"),
+    "speedup_high": ("speedup_total_interval", "high"),
     "tokens_per_forward": ("tokens_per_forward",),
     "decode_tokens_per_s": ("decode_tokens_per_s",),
     "baseline_tokens_per_s": ("baseline_tokens_per_s",),
@@ -115,6 +115,6 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def speedup_cell(row: Mapping[str, Any]) -> str:
-    """Return the median speedup as text, with its interval if there is one."""
+    """Return the speedup over all tokens as text, with its interval if there is one."""
     median, low, high = (number(row[key]) for key in ("speedup", "speedup_low", "speedup_high"))
     return median if low == "–" else f"{median} [{low}, {high}]"

@@ -72,6 +72,43 @@ def paired_bootstrap(
     return Interval(estimate, float(bounds.low), float(bounds.high))
 
 
+def bootstrap_of_totals(
+    counts: np.ndarray,
+    combine: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """Return a statistic of summed counts, such as a ratio of token rates, with a percentile bootstrap interval.
+
+    Args:
+        counts: (n, k) what was counted in each measurement; n is at least 1.
+        combine: maps (…, k) sums to (…) estimates.
+        seed, groups, confidence, resamples: see `paired_bootstrap`.
+
+    Returns:
+        The estimate and its bounds; with a single group all three are equal.
+    """
+    rows = {group: row for row, group in enumerate(dict.fromkeys(groups))}
+    totals = np.zeros((len(rows), counts.shape[1]))
+    np.add.at(totals, [rows[group] for group in groups], counts)
+    estimate = float(combine(totals.sum(0)))
+    if len(rows) == 1:
+        return Interval(estimate, estimate, estimate)
+    bounds = stats.bootstrap(
+        (np.arange(len(rows)),),
+        lambda drawn, axis=-1: combine(totals[drawn.astype(np.intp)].sum(-2)),
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(bounds.low), float(bounds.high))
+
+
 def median_and_p95(values: Sequence[float]) -> dict[str, float]:
     """Return `{median, p95}` of at least one value, in its unit; one value in twenty exceeds p95."""
     median, p95 = np.quantile(np.asarray(values, dtype=np.float64), (0.5, 0.95)).tolist()

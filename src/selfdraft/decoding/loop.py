@@ -170,6 +170,7 @@ class Decoder:
                 a.generation.step_s.append(clock.decode_s)
                 if a.generation.ended:
                     a.generation.diagnostics = self.drafter.diagnostics(a.context)
+                    a.generation.iterates = self.drafter.iterates(a.context)
             for a in active:
                 yield a.request, a.generation
 

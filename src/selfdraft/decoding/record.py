@@ -62,7 +62,9 @@ class Generation:
             empty while it goes on.
         steps: per step `[tokens, parents or None for a chain, accepted nodes, bonus, source, probes or None]`, for the
             viewer. The bonus is None if the answer ended within the accepted tokens; nodes and probes are indices.
+            If the nodes have several sources, the source of each node follows.
         diagnostics: the drafter's own histograms, once the answer has ended.
+        iterates: see `Drafter.iterates`; once the answer has ended.
     """
 
     prompt: list[int]
@@ -75,6 +77,7 @@ class Generation:
     ended: str = ""
     steps: list[list] = field(default_factory=list)
     diagnostics: dict[str, list[int]] = field(default_factory=dict)
+    iterates: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
     @property
     def decode_s(self) -> float:
@@ -98,4 +101,6 @@ class Generation:
         bonus = step.emitted[-1] if len(step.emitted) > len(step.nodes) else None
         probes = [node for node, may in enumerate(tree.is_candidate.tolist()) if not may] or None
         nodes = list(step.nodes[:accepted])
-        self.steps.append([tree.tokens.tolist(), parents, nodes, bonus, step.draft.source, probes])
+        record = [tree.tokens.tolist(), parents, nodes, bonus, step.draft.source, probes]
+        several = len(set(step.draft.sources)) > 1
+        self.steps.append([*record, list(step.draft.sources)] if several else record)

@@ -119,6 +119,15 @@ class Drafter(ABC):
         """
         return {}
 
+    def iterates(self, context: Context) -> list[tuple[int, int, list[int]]]:
+        """Return how the blocks of an ended request were refined, for the viewer; empty if none are refined.
+
+        Returns:
+            For each pass over a block: the block's number, the place in the text (prompt included) of its first token,
+            and the tokens that the pass was given.
+        """
+        return []
+
 
 class PathDrafter(Drafter):
     """Base class of drafters that run a part of the model. A subclass that overrides a method also calls this class's.

@@ -89,6 +89,10 @@ class Guard(Drafter):
         """Return the inner drafter's diagnostics."""
         return self.inner.diagnostics(context)
 
+    def iterates(self, context: Context) -> list[tuple[int, int, list[int]]]:
+        """Return the inner drafter's iterates."""
+        return self.inner.iterates(context)
+
     def observe(self, context: Context, step: Step) -> None:
         """Let the inner drafter observe the step, drafted or plain, and book the seconds gained or lost."""
         watch = self.watched[context]

@@ -195,6 +195,10 @@ class Jacobi(PathDrafter):
         """Return histograms of how the blocks converged."""
         return self.blocks[context].record.histograms(context.tokens)
 
+    def iterates(self, context: Context) -> list[tuple[int, int, list[int]]]:
+        """Return the input of every pass, see `Drafter`."""
+        return self.blocks[context].record.passes
+
     def _fused(self, context: Context, block: Block, width: int) -> Draft:
         """Return blocks that the verification also refines: whole ones, or the first tokens of each that pay."""
         make = block.init.blocks if self.curve is None else block.init.beginnings

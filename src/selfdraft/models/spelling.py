@@ -71,6 +71,14 @@ class Speller:
         assert isinstance(text, str)
         return text
 
+    def alone(self, token: int) -> str:
+        """Return the text of one token as it stands within a text, so with a space before it where it has one.
+
+        A token that holds a part of a character only is written as the vocabulary writes it.
+        """
+        text = self.text([token, token])[len(self.text([token])) :]  # the first token of a text may lose its space
+        return str(self.tokenizer.convert_ids_to_tokens(token)) if HALF in text or not text else text
+
     def _said(self, prompt: Sequence[int], ids: Sequence[int]) -> str | None:
         """Return what ids add to the text of a prompt; None if they change it."""
         before, whole = self.text(prompt), self.text([*prompt, *ids])

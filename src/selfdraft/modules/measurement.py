@@ -119,6 +119,7 @@ class Measurement:
             "phases_s": {phase: median(clock[phase] for clock in clocks) for phase in clocks[0]},
             "steps": first.steps,
             "diagnostics": first.diagnostics,
+            **({"iterates": first.iterates} if first.iterates else {}),
             "stood_down": sum(step[4] == PAUSED for step in first.steps),
         }
 

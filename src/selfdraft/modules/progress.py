@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from selfdraft.models.parts import attribute
 from selfdraft.tracking.lines import CONTENDERS, measured
+from selfdraft.tracking.pace import Pace, ratio
+from selfdraft.tracking.table import number
 
 PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
 
@@ -75,7 +77,7 @@ class EvaluationProgress(pl.Callback):
 
     def begin_counting(self) -> None:
         """Set all counts to zero."""
-        self.tokens = self.forwards = 0
+        self.tokens = self.plain_tokens = self.forwards = 0
         self.drafter_s = self.baseline_s = 0.0
         self.verdicts: Counter[str] = Counter()
 
@@ -83,15 +85,16 @@ class EvaluationProgress(pl.Callback):
         """Count a line of prompts.jsonl."""
         self.tokens += line["new_tokens"]
         self.forwards += line["target_forwards"]
+        self.plain_tokens += line["baseline_new_tokens"]
         self.drafter_s += line["decode_s"]
         self.baseline_s += line["baseline_decode_s"]
         self.verdicts[line["lossless"]["verdict"]] += 1
 
     def _so_far(self) -> str:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        speedup = ratio(Pace(self.tokens, self.drafter_s), Pace(self.plain_tokens, self.baseline_s))
         return (
-            f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, "
-            f"{self.baseline_s / max(self.drafter_s, 1e-9):.2f}x, {verdicts}"
+            f"{self.tokens / max(self.forwards, 1):.2f} tokens/forward, speedup {number(speedup, 2, '×')}, {verdicts}"
         )
 
 

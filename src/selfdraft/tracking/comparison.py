@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.tracking.lines import CONTENDERS, LEFT_OUT, measured
 from selfdraft.tracking.reason import reason
 from selfdraft.tracking.records import Line, key
-from selfdraft.tracking.summary import mismatches, speedup_of, summarize
+from selfdraft.tracking.summary import mismatches, summarize
 
 PLAIN = "none"  # the contender with which every other one is compared
 
@@ -46,8 +43,7 @@ def summarize_comparison(lines: Sequence[Line], *, seed: int, **labels: Any) -> 
 
     Returns:
         The labels, the counts of prompts and turns, and under `contenders` for each one what `summarize` returns for an
-        evaluation of it. Beside that: `speedup_total_interval`, the 95 % interval of the speedup over all tokens, drawn
-        by prompt; `why` it won or lost, or died.
+        evaluation of it. Beside that: `why` it won or lost, or died.
 
     Raises:
         ValueError: there are no lines of decoded turns.
@@ -60,7 +56,6 @@ def summarize_comparison(lines: Sequence[Line], *, seed: int, **labels: Any) -> 
         for label in (*labels, "drafter", "seed", "references"):
             summary.pop(label, None)
         done = measured(own)
-        summary["speedup_total_interval"] = _over_all(done, seed)
         failures = [line["failed"] for line in done if "failed" in line]
         summary["why"] = f"it died: {failures[0]}" if failures else reason({**summary, "drafter": name})
         found[name] = summary
@@ -91,24 +86,3 @@ def by_weights(result: Mapping[str, Any]) -> dict[str, list[str]]:
 def wrong_texts(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
     """Name every wrong text of these contenders, with its prompt and the reason."""
     return [f"{name}: {wrong}" for name in names for wrong in mismatches([as_evaluation(x, name) for x in lines])]
-
-
-def _over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:
-    """Return the ratio of summed rates to those of plain decoding, with its interval."""
-    timed = [line for line in lines if speedup_of(line) is not None]
-    if not timed:
-        return {"median": None, "low": None, "high": None}
-
-    counted = np.array(
-        [
-            [line[name] for name in ("new_tokens", "decode_s", "baseline_new_tokens", "baseline_decode_s")]
-            for line in timed
-        ]
-    )
-
-    def ratio(drawn: np.ndarray) -> float:
-        tokens, seconds, plain_tokens, plain_seconds = counted[drawn.astype(int)].sum(0)
-        return float(tokens / seconds / (plain_tokens / plain_seconds))
-
-    numbers = [float(i) for i in range(len(timed))]
-    return paired_bootstrap(numbers, seed=seed, groups=[line["id"] for line in timed], statistic=ratio)._asdict()

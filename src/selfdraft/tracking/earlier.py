@@ -16,7 +16,7 @@ from selfdraft.tracking.table import board, interval, number
 
 HEADER = (
     "| run | contender | model | dtype | prompts | tokens per forward | tokens/s (plain decoding) "
-    "| speedup: median [95 % CI] | over all tokens | exact / tie / mismatch |"
+    "| speedup over all tokens [95 % CI] | median by prompt | exact / tie / mismatch |"
 )
 
 
@@ -50,7 +50,7 @@ def print_earlier(rows: Sequence[Earlier], console: Console) -> None:
         "tokens/\nforward",
         "tokens/s\n(plain)",
         "speedup\n[95 % CI]",
-        "over all\ntokens",
+        "median by\nprompt",
         "exact/tie/\nmismatch",
     )
     table = board("run", "contender", columns=columns)
@@ -69,18 +69,13 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the cells of every contender; of an evaluation, those of its drafter and its references."""
     if CONTENDERS in result:
         plain = result[CONTENDERS]["none"]["decode_tokens_per_s"]
-        return [
-            _cells(name, result, found, plain, found["speedup"], found["speedup_total"])
-            for name, found in result[CONTENDERS].items()
-        ]
+        return [_cells(name, result, found, plain) for name, found in result[CONTENDERS].items()]
     return [
         _cells(
             result["drafter"],
             result,
             result,
             result["baseline_tokens_per_s"],
-            result["speedup"],
-            result["speedup_total"],
         )
     ]
 
@@ -90,9 +85,10 @@ def _cells(
     result: Mapping[str, Any],
     found: Mapping[str, Any],
     plain: float | None,
-    speedup: Mapping[str, float | None],
-    total: float | None,
 ) -> list[str]:
+    # Evaluations of earlier versions have no interval of it.
+    alone = {"median": found["speedup_total"], "low": None, "high": None}
+    over_all = found.get("speedup_total_interval", alone)
     return [
         name,
         result["model"],
@@ -100,7 +96,7 @@ def _cells(
         f"{result['prompts']:,} ({result['turns']:,} turns)",
         number(found["tokens_per_forward"]),
         f"{number(found['decode_tokens_per_s'], 1)} ({number(plain, 1)})",
-        interval(speedup),
-        number(total, 2, "×"),
+        interval(over_all, None if name == "none" else result["prompts"]),
+        number(found["speedup"]["median"], 2, "×"),
         " / ".join(str(found["lossless"][verdict]) for verdict in ("exact", "tie", "mismatch")),
     ]

@@ -31,11 +31,12 @@ HEADER = (
 
 
 def print_comparison(result: Result, console: Console) -> None:
-    """Print the leaderboard, the medians by family, and why each contender won or lost."""
+    """Print the leaderboard, the speedups by family, and why each contender won or lost."""
     console.print()
     title = Text.assemble(("comparison", "bold cyan"), printable(f" · {result['model']} · {result['dataset']}"))
     title.append(
-        f" ({result['prompts']:,} prompts, {result['turns']:,} turns; speedups are over plain decoding)", "dim"
+        f" ({result['prompts']:,} prompts, {result['turns']:,} turns; speedups over plain decoding, of all tokens)",
+        "dim",
     )
     console.print(title)
     console.print(_leaderboard(result))
@@ -51,7 +52,7 @@ def print_comparison(result: Result, console: Console) -> None:
 
 
 def as_markdown(result: Result) -> str:
-    """Return the leaderboard as Markdown tables, one for each class of weights; below, medians and what each needed."""
+    """Return the leaderboard as Markdown tables, one for each class of weights; below, families and what each needed."""
     rows, scored = [], _is_scored(result)
     groups = by_weights(result)
     for weights, names in groups.items():
@@ -66,10 +67,10 @@ def as_markdown(result: Result) -> str:
     families = _families(result)
     rows += [
         "",
-        "| median speedup | " + " | ".join(map(printable, families)) + " |",
+        "| speedup by family | " + " | ".join(map(printable, families)) + " |",
         "|---" * (len(families) + 1) + "|",
     ]
-    rows += ["| " + " | ".join([printable(name), *cells]) + " |" for name, cells in _medians(result)]
+    rows += ["| " + " | ".join([printable(name), *cells]) + " |" for name, cells in _speedups_by_family(result)]
     if any(found.get("startup") for found in result[CONTENDERS].values()):
         rows += ["", "| contender | " + " | ".join(STARTUP) + " |", "|---" * (len(STARTUP) + 1) + "|"]
         rows += [
@@ -119,7 +120,7 @@ def _leaderboard(result: Result) -> Table:
             table.add_row(
                 Text(printable(name), "bold" if place == 0 else ""),
                 *(number(value, digits) for value, digits in zip(cells, (2, 1, 1), strict=True)),
-                interval(found["speedup_total_interval"]),
+                interval(found["speedup_total_interval"], None if name == PLAIN else result["prompts"]),
                 number(found["speedup"]["median"], 2, "×"),
                 Text(_verdicts(found), certificate(found["lossless"]).style),
                 *([_score(found)] if scored else []),
@@ -158,24 +159,21 @@ def _startup_cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def _by_family(result: Result) -> Table:
-    table = board("median speedup", columns=())
+    table = board("speedup by family", columns=())
     for family in _families(result):
         table.add_column(Text(printable(family)), justify="right", max_width=11, overflow="fold")
-    for name, cells in _medians(result):
+    for name, cells in _speedups_by_family(result):
         table.add_row(Text(printable(name)), *cells)
     return table
 
 
-def _medians(result: Result) -> list[tuple[str, list[str]]]:
-    """Return each contender's median speedups by family; plain decoding's are all 1."""
+def _speedups_by_family(result: Result) -> list[tuple[str, list[str]]]:
+    """Return each contender's speedups by family, over all of its tokens; plain decoding's are all 1."""
     families = _families(result)
     return [
         (
             name,
-            [
-                number(result[CONTENDERS][name]["by_category"][family]["speedup"]["median"], 2, "×")
-                for family in families
-            ],
+            [number(result[CONTENDERS][name]["by_category"][family]["speedup_total"], 2, "×") for family in families],
         )
         for name in ranking(result)
         if name != PLAIN
@@ -192,7 +190,7 @@ def _cells(name: str, found: Mapping[str, Any]) -> list[str]:
         number(found["tokens_per_forward"]),
         number(found["decode_tokens_per_s"], 1),
         number(found["output_token_throughput"], 1),
-        interval(found["speedup_total_interval"]),
+        interval(found["speedup_total_interval"], None if name == PLAIN else found["prompts"]),
         interval(found["speedup"]),
         _verdicts(found, " / "),
     ]

@@ -42,6 +42,7 @@ _OF_A_DECODER = {
     "steps?": [ANY],
     "stood_down?": COUNT,
     "diagnostics?": {"*": [COUNT]},
+    "iterates?": [ANY],
 }
 _OF_A_TURN = {
     "category": str,

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from selfdraft.core.messages import printable
 from selfdraft.tracking.atomic import write_bytes_atomic
+from selfdraft.tracking.summary import FEW_OFFERS
 
-_BLUE, _ORANGE, _GREY = "#3b6fb6", "#e08a2e", "#8a8a8a"
+_BLUE, _ORANGE, _GREY, _PALE = "#3b6fb6", "#e08a2e", "#8a8a8a", "#cfcfcf"
 
 
 def draw(path: Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> None:
@@ -52,7 +53,7 @@ def plot_comparison(result: Mapping[str, Any], path: Path) -> None:
         for height, (name, measures) in enumerate(found.items()):
             total, colour = measures["speedup_total_interval"], _GREY if name == "none" else _BLUE
             if total["median"] is not None:
-                _bar_with_interval(left, height, total, colour)
+                _bar_with_interval(left, height, total, colour, result["prompts"])
             right.barh(height, measures["decode_tokens_per_s"] or 0.0, height=0.62, color=colour, alpha=0.85)
             right.annotate(
                 f"{measures['decode_tokens_per_s'] or 0.0:.1f}",
@@ -63,7 +64,7 @@ def plot_comparison(result: Mapping[str, Any], path: Path) -> None:
                 fontsize=9,
             )
         left.axvline(1.0, color=_GREY, linestyle="--", linewidth=1)
-        left.set_yticks(range(len(found)), [printable(name) for name in found])
+        left.set_yticks(range(len(found)), [printable(f"{name} (n={found[name]['prompts']})") for name in found])
         left.invert_yaxis()
         left.set_xlabel("speedup over plain decoding (all tokens, 95 % CI by prompt)")
         right.set_xlabel("tokens per second of decoding")
@@ -101,8 +102,11 @@ def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path
     draw(path, (9, 4.2), paint)
 
 
-def _bar_with_interval(axes: Axes, height: int, speedup: Mapping[str, float], colour: str) -> None:
-    """Draw a median as a bar, and its interval as a line with ends."""
+def _bar_with_interval(axes: Axes, height: int, speedup: Mapping[str, float], colour: str, prompts: int) -> None:
+    """Draw a speedup as a bar, and its interval as a line with ends; that of one prompt is hatched, and has none."""
+    if prompts == 1:
+        axes.barh(height, speedup["median"], height=0.62, color="white", edgecolor=colour, hatch="///")
+        return
     # By rounding, the median of all data may be outside the percentiles of its own draws.
     whiskers = [
         [max(0.0, length)] for length in (speedup["median"] - speedup["low"], speedup["high"] - speedup["median"])
@@ -113,11 +117,12 @@ def _bar_with_interval(axes: Axes, height: int, speedup: Mapping[str, float], co
 
 def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
     rows = {**result["by_category"], "all": result} if len(result["by_category"]) != 1 else result["by_category"]
-    rows = {name: row["speedup"] for name, row in rows.items() if row["speedup"]["median"] is not None}
-    for height, (name, speedup) in enumerate(rows.items()):
-        _bar_with_interval(axes, height, speedup, _ORANGE if name == "all" else _BLUE)
+    rows = {name: row for name, row in rows.items() if row["speedup_total_interval"]["median"] is not None}
+    for height, (name, row) in enumerate(rows.items()):
+        speedup = row["speedup_total_interval"]
+        _bar_with_interval(axes, height, speedup, _ORANGE if name == "all" else _BLUE, row["prompts"])
         axes.annotate(
-            f"{speedup['median']:.2f}×",
+            f"{speedup['median']:.2f}×  n={row['prompts']}",
             (max(speedup["high"], speedup["median"]), height),
             (5, 0),
             textcoords="offset points",
@@ -127,19 +132,20 @@ def _draw_speedups(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.axvline(1.0, color=_GREY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(rows)), [printable(name) for name in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.set_xlim(left=0.0)
-    axes.set_xlabel("speedup over plain decoding (median, 95 % CI by prompt)")
+    axes.set_xlabel("speedup over all tokens, over plain decoding\n(95 % CI by prompt; one prompt has none: hatched)")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_acceptance(axes: Axes, result: Mapping[str, Any]) -> None:
+    depths = result["acceptance_by_depth"]
     shares = {
         depth: counts["accepted"] / counts["offered"]
-        for depth, counts in enumerate(result["acceptance_by_depth"], start=1)
+        for depth, counts in enumerate(depths, start=1)
         if counts["offered"]
     }
-    axes.set_xlabel("depth of the draft (tokens)")
+    axes.set_xlabel(f"depth of the draft (tokens; grey: offered fewer than {FEW_OFFERS} times)")
     axes.set_ylabel("accepted / offered")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(0.0, 1.0)
@@ -147,7 +153,8 @@ def _draw_acceptance(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if shares:
         axes.set_xlim(0.4, max(shares) + 0.6)
-        axes.bar(list(shares), list(shares.values()), width=0.7, color=_BLUE, alpha=0.85)
+        colours = [_BLUE if depths[depth - 1]["offered"] >= FEW_OFFERS else _PALE for depth in shares]
+        axes.bar(list(shares), list(shares.values()), width=0.7, color=colours, alpha=0.85)
     else:
         axes.set_xticks([])
         axes.text(0.5, 0.5, "no drafts were offered", transform=axes.transAxes, ha="center", color=_GREY)

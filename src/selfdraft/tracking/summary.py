@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from selfdraft.core.statistics import median_and_p95, paired_bootstrap
+import numpy as np
+
+from selfdraft.core.statistics import bootstrap_of_totals, median_and_p95, paired_bootstrap
 from selfdraft.tracking.field_terms import field_terms
 from selfdraft.tracking.lines import measured
 from selfdraft.tracking.pace import Contender, Pace, baseline_pace, drafter_pace, ratio, speedup_of, total
@@ -15,6 +17,7 @@ from selfdraft.tracking.records import Line, key
 __all__ = ["mismatches", "speedup_of", "summarize"]
 
 VERDICTS = ("exact", "tie", "mismatch")
+FEW_OFFERS = 20  # a share of fewer offers than this says little, and is shown in grey
 CONTEXTS = (0, 256, 1024, 4096, 16384)  # the least prompt tokens of each bucket of `by_context`
 BY_CONTEXT = (
     "turns",
@@ -24,6 +27,7 @@ BY_CONTEXT = (
     "baseline_tokens_per_s",
     "speedup",
     "speedup_total",
+    "speedup_total_interval",
 )
 
 
@@ -46,7 +50,8 @@ def summarize(
         `left_out` counts the turns that were not decoded, which no measure includes.
         Rates are tokens per second of decoding time summed over processes, so they are those of one process.
         In a batch the lines have shares of its seconds, so these rates are the batch's throughput.
-        A speedup is the median paired ratio over turns, its interval drawn by prompt; None if nothing can be paired.
+        `speedup_total_interval` is the speedup that is shown everywhere: the ratio of the rates over all tokens, with
+        its interval, drawn by prompt. `speedup` is the median paired ratio over turns. None if nothing can be paired.
 
     Raises:
         ValueError: there are no lines of decoded turns.
@@ -91,6 +96,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         "baseline_tokens_per_s": baseline.rate,
         "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
         "speedup_total": ratio(drafter, baseline),
+        "speedup_total_interval": _over_all(lines, seed),
         "throughput": {"drafter": drafter.rate, "baseline": baseline.rate},
         "latency_s": {
             "drafter": median_and_p95([line["latency_s"] for line in lines]),
@@ -200,6 +206,21 @@ def _paired(lines: Sequence[Line], ours: Contender, theirs: Contender, seed: int
         return {"median": None, "low": None, "high": None}
     prompts, ratios = zip(*pairs, strict=True)
     return paired_bootstrap(ratios, seed=seed, groups=prompts)._asdict()
+
+
+def _over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:
+    """Return the ratio of summed rates to those of plain decoding, with its interval."""
+    timed = [line for line in lines if speedup_of(line) is not None]
+    if not timed:
+        return {"median": None, "low": None, "high": None}
+    names = ("new_tokens", "decode_s", "baseline_new_tokens", "baseline_decode_s")
+
+    def of_sums(sums: np.ndarray) -> np.ndarray:
+        tokens, seconds, plain_tokens, plain_seconds = np.moveaxis(sums, -1, 0)
+        return tokens / seconds / (plain_tokens / plain_seconds)
+
+    counted = np.array([[float(line[name]) for name in names] for line in timed])
+    return bootstrap_of_totals(counted, of_sums, seed=seed, groups=[line["id"] for line in timed])._asdict()
 
 
 def _acceptance(lines: Sequence[Line]) -> list[dict[str, int]]:

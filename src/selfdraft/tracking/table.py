@@ -10,6 +10,7 @@ from rich.text import Text
 
 from selfdraft.core.messages import printable
 from selfdraft.tracking.reason import reason
+from selfdraft.tracking.summary import FEW_OFFERS
 
 Result = Mapping[str, Any]
 """What `summary.summarize` returns."""
@@ -67,10 +68,10 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return _NOTHING if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def interval(bounds: Mapping[str, float | None]) -> str:
-    """Return a speedup as `1.52× [1.31, 1.78]`, without bounds if there is only one prompt."""
+def interval(bounds: Mapping[str, float | None], prompts: int | None = None) -> str:
+    """Return a speedup as `1.52× [1.31, 1.78]`, or as `1.52× [1 prompt]` if it is that of one of the `prompts`."""
     if bounds["median"] is None or bounds["low"] == bounds["high"]:
-        return number(bounds["median"], 2, "×")
+        return number(bounds["median"], 2, "×") + " [1 prompt]" * (prompts == 1 and bounds["median"] is not None)
     return f"{bounds['median']:.2f}× [{bounds['low']:.2f}, {bounds['high']:.2f}]"
 
 
@@ -78,20 +79,26 @@ def _headline(result: Result) -> RenderableType:
     title = Text.assemble((result["drafter"], "bold cyan"), printable(f" · {result['model']} · {result['dataset']}"))
     turns = f", {result['turns']:,} turns" if result["turns"] != result["prompts"] else ""
     title.append(f" ({result['prompts']:,} prompts{turns})", "dim")
-    bounds = result["speedup"]
+    bounds = result["speedup_total_interval"]
     faster = bounds["low"] is not None and bounds["low"] > 1
     slower = bounds["high"] is not None and bounds["high"] < 1
     numbers = Text.assemble(
         "speedup ",
         (number(bounds["median"], 2, "×"), "bold green" if faster else "bold red" if slower else "bold"),
-        (f" (95 % CI {number(bounds['low'])} to {number(bounds['high'])})", "dim"),
-        "   ",
-        (number(result["tokens_per_forward"]), "bold"),
-        " tokens per forward",
+        (_certainty(bounds, result["prompts"]), "dim"),
         "   lossless: ",
         certificate(result["lossless"]),
     )
-    return Group(title, numbers, _serving(result), _field_terms(result))
+    median = f"   (median speedup by prompt {number(result['speedup']['median'], 2, '×')})"
+    drafted = Text.assemble((number(result["tokens_per_forward"]), "bold"), " tokens per forward", (median, "dim"))
+    return Group(title, numbers, drafted, _serving(result), _field_terms(result))
+
+
+def _certainty(bounds: Mapping[str, float | None], prompts: int) -> str:
+    """Return the interval of the speedup in brackets, or that it is of one prompt."""
+    if prompts == 1:
+        return " over all tokens (1 prompt, so no interval)"
+    return f" over all tokens (95 % CI {number(bounds['low'])} to {number(bounds['high'])})"
 
 
 def _serving(result: Result) -> Text:
@@ -161,7 +168,7 @@ def _rate_cells(measures: Result) -> list[str]:
         number(measures["tokens_per_forward"]),
         number(measures["decode_tokens_per_s"], 1),
         number(measures["baseline_tokens_per_s"], 1),
-        interval(measures["speedup"]),
+        interval(measures["speedup_total_interval"], measures.get("prompts")),
     ]
 
 
@@ -191,7 +198,9 @@ def _acceptance(result: Result) -> Table | None:
     for depth, counts in enumerate(depths[:_DEPTHS_SHOWN], start=1):
         share = counts["accepted"] / counts["offered"] if counts["offered"] else 0.0
         of_offered = Text(f"{counts['accepted']:,}/{counts['offered']:,}", "dim")
-        table.add_row(str(depth), _bar(share, "green"), f"{share:.0%}", of_offered)
+        is_known = counts["offered"] >= FEW_OFFERS
+        style = "" if is_known else "dim"
+        table.add_row(str(depth), _bar(share, "green" if is_known else "dim"), Text(f"{share:.0%}", style), of_offered)
     if len(depths) > _DEPTHS_SHOWN:
         table.add_row("…", Text(f"{len(depths) - _DEPTHS_SHOWN} deeper", "dim"), "", "")
     return table
@@ -215,7 +224,7 @@ def _phases(result: Result) -> Table | None:
 def _references(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("against")
-    for name in ("turns", "its tok/s", "drafter is", "plain is", "exact/tie/\nmismatch"):
+    for name in ("turns", "its tok/s", "drafter is\n(median)", "plain is\n(median)", "exact/tie/\nmismatch"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, reference in result["references"].items():
         table.add_row(

@@ -23,18 +23,19 @@ def trace_steps(generation: Generation, spell: Spell) -> list[dict[str, Any]]:
 
     Returns:
         For each step: `root`, the last committed token, and `position`, its position in the text; `source`; `nodes`,
-        each with id, text, parent (-1: the root), depth and state; `accepted`, the accepted nodes; `bonus`, None if the
-        answer ended before it; `emitted`, how many tokens the step added.
+        each with id, text, parent (-1: the root), depth, state, and source if there are several; `accepted`, the
+        accepted nodes; `bonus`, None if the answer ended before it; `emitted`, how many tokens the step added.
     """
     text, end, steps = [*generation.prompt, *generation.output], len(generation.prompt), []
-    for number, (tokens, parents, path, bonus, source, probes) in enumerate(generation.steps, start=1):
+    for number, (tokens, parents, path, bonus, source, probes, *several) in enumerate(generation.steps, start=1):
         depths: list[int] = []
         nodes = []
         for i, token in enumerate(tokens):
             parent = i - 1 if parents is None else parents[i]
             depths.append(1 if parent < 0 else depths[parent] + 1)
             state = ACCEPTED if i in path else PROBE if i in (probes or ()) else REJECTED
-            nodes.append({**_token(token, spell), "parent": parent, "depth": depths[i], "state": state})
+            own = {"source": several[0][i]} if several else {}
+            nodes.append({**_token(token, spell), "parent": parent, "depth": depths[i], "state": state, **own})
         emitted = len(path) + (bonus is not None)
         steps.append(
             {
