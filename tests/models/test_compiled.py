@@ -6,6 +6,7 @@ import gc
 import itertools
 import sys
 import weakref
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def compiled_target(family: str) -> Target:
     target = Target(subject(family, seed=2, mild=True).model)
     compile_layers(target)
     return target
+
+
+def refusing(reason: str) -> Callable[..., object]:
+    """An engine that cannot run here."""
+
+    def refuse(*_: object) -> object:
+        raise UserError(reason)
+
+    return refuse
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,9 +124,10 @@ def test_the_engine_says_why_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
     assert use_engine(target, "auto", "layers are taken apart") == "eager: layers are taken apart"
     with pytest.raises(UserError, match=r"^model\.engine=compiled: layers are taken apart$"):
         use_engine(target, "compiled", "layers are taken apart")
+    monkeypatch.setattr(engines, "run_natively", refusing("no compiler"))
     with monkeypatch.context() as patch:
         patch.setattr(engines, "available", lambda device: 1000)
-        assert use_engine(target, "auto").startswith("eager: making a graph needs ")
+        assert use_engine(target, "auto").startswith("eager: no compiler; making a graph needs ")
     assert target.compiled == {}
     told: list[str] = []
     assert use_engine(target, "auto", tell=told.append).startswith("compiled by OpenVINO, in ")

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.console import make_console
 from selfdraft.app.references import arbiters_for, reference_for
+from selfdraft.app.schema_model import EMBEDDED
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
@@ -30,7 +31,7 @@ from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.presets import is_tree_parallel
 from selfdraft.drafters.specs import Spec
 from selfdraft.models.chat import Chat
-from selfdraft.models.engines import COMPILED, use_engine
+from selfdraft.models.engines import COMPILED, NATIVE, use_engine
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import AUTO, DTYPES, StockModel, fitting_dtype
@@ -55,7 +56,9 @@ def settled(composed: DictConfig) -> DictConfig:
     decided = copy.deepcopy(composed)
     with flag_override(decided, ["readonly", "struct"], False):
         on_gpu = OmegaConf.select(decided, "hardware.accelerator", default="cpu") == "gpu"
-        decided.model.dtype = fitting_dtype(torch.device("cuda" if on_gpu else "cpu"))
+        # The default model's values are those of a file with 4 and 8 bits a weight.
+        few_bits = decided.model.name == EMBEDDED and decided.model.get("engine", AUTO) in (AUTO, NATIVE)
+        decided.model.dtype = fitting_dtype(torch.device("cuda" if on_gpu else "cpu"), few_bits)
     return decided
 
 
@@ -141,10 +144,9 @@ def build_bench(
     memory = PeakMemory(device)
     with memory("load"):
         loaded, load_s = timed(lambda: config.model.load(device))
-        one_by_one = (
-            "decoding.shape_invariant=true pads keys, and a graph does not" if config.decoding.shape_invariant else ""
+        (whole, engine), compile_s = timed(
+            lambda: build_target(config.model, loaded.model, invariant=config.decoding.shape_invariant)
         )
-        (whole, engine), compile_s = timed(lambda: build_target(config.model, loaded.model, one_by_one=one_by_one))
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
@@ -185,17 +187,18 @@ def timed(work: Callable[[], Made]) -> tuple[Made, float]:
     return work(), time.perf_counter() - begun
 
 
-def build_target(config: ModelConfig, model: StockModel, *, one_by_one: str = "") -> tuple[Target, str]:
+def build_target(config: ModelConfig, model: StockModel, *, invariant: bool = False) -> tuple[Target, str]:
     """Return the target of a loaded model, and a line that says which engine runs it and why.
 
     Args:
-        one_by_one: why the layers have to be run one by one in this run; empty if they need not.
+        invariant: whether a token's bits must not depend on the block that computes it.
 
     Raises:
         UserError: the model is not supported, or not by the engine that is asked for.
     """
     target = Target(model, packed=config.packed, attention=config.attention)
-    return target, use_engine(target, config.engine, one_by_one, rank_zero_only(make_console().print), config.weights)
+    tell = rank_zero_only(make_console().print)
+    return target, use_engine(target, config.engine, tell=tell, weights=config.weights, invariant=invariant)
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:

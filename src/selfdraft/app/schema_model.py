@@ -27,6 +27,8 @@ from selfdraft.models.loading import (
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from selfdraft.models.weights import SAME, WEIGHTS, round_weights
 
+EMBEDDED = "smollm2_135m"  # the name of the default model
+
 
 @dataclass
 class ModelConfig(Options):
@@ -38,19 +40,21 @@ class ModelConfig(Options):
         AUTO,
         choices=(AUTO, *DTYPES),
         help="type of the weights and the cache: bfloat16, float16, float32 or auto (bfloat16 on a GPU, and on a "
-        "processor with bfloat16 products; otherwise float32)",
+        "processor with bfloat16 products; otherwise float32, as for the default model on any processor, whose values "
+        "engine=native reads in 4 bits)",
     )
     engine: str = option(
         AUTO,
         choices=ENGINES,
-        help="how layers are run: eager, compiled (one graph, by OpenVINO; float32 on a CPU) or auto (compiled where "
-        "that is possible)",
+        help="how layers are run: native (all at once, by our C++; families of the Llama kind in float32 on a CPU), "
+        "compiled (one graph, by OpenVINO; float32 on a CPU), eager (one by one, in Python), or auto (the first of "
+        "them that is possible)",
     )
     weights: str = option(
         SAME,
         choices=WEIGHTS,
         help="same (as loaded), int8 or int4: round the matrices to so many bits; the target is then that quantised "
-        "model, and engine=compiled reads fewer bytes for the same values",
+        "model, and engine=native and compiled read fewer bytes for the same values",
     )
     packed: bool = option(
         True,
@@ -83,7 +87,7 @@ class ModelConfig(Options):
 class EmbeddedModelConfig(ModelConfig):
     """SmolLM2-135M-Instruct from its PyPI wheel."""
 
-    name: str = choice_name("smollm2_135m")
+    name: str = choice_name(EMBEDDED)
 
     def _load(self, device: torch.device) -> LoadedModel:
         return load_embedded(self.dtype, device)

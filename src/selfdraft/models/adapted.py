@@ -59,11 +59,12 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
         norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
         feature=None if feature is None else matrix(driver.fastest(_square(driver, feature))),
     )
-    if driver.compiled:
+    if driver.compiled and driver.native is None:
         path = path_of(trained={index: nn.Identity() for index in trained})  # a graph has their place
         if runs_as_graphs(driver, settled(target, path, trained=trained, reuse=reuse)):
             return path
-    return path_of(trained={index: driver.driven(layer) for index, layer in trained.items()})
+    path = path_of(trained={index: driver.driven(layer) for index, layer in trained.items()})
+    return path if driver.native is None else settled(target, path, trained=trained, reuse=reuse)
 
 
 def _square(target: Driver, weight: Tensor) -> nn.Linear:

@@ -188,6 +188,19 @@ class CacheWindow:
         """Slots of the whole cache, S."""
         return self._cache.slots
 
+    @property
+    def rows(self) -> Sequence[int]:
+        """The row of the cache of each row of the forward."""
+        return self._rows
+
+    def memory(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values of several layers, in all rows and slots of the cache, each (R, H, S, D).
+
+        Args:
+            like: see `held`.
+        """
+        return [self._cache._layer(index, *shapes) for index, shapes in like.items()]
+
     def held(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Return the keys, then the values of several layers in all slots of these rows, each (B, H, S, D).
 

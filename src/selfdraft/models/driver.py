@@ -20,6 +20,7 @@ from selfdraft.models.attention import FLEX
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.native.engine import NativeEngine
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
@@ -37,7 +38,9 @@ class Driver:
         rotary: the rotary positions (see `rotary`).
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
         share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
-        compiled: graphs that run layers of `full` in a row, by the identities of those layers (see `compiled`).
+        native: runs layers of the Llama kind in C++, whichever a path has; None: not in use.
+        compiled: graphs that run layers in a row, by the identities of those layers (see `compiled`); also those of
+            `native` that were asked for by name.
         compiled_head: a graph of the head; None: `head` is called.
         weights: how graphs store matrices (see `weights`).
         tell: called with a line before something that takes seconds.
@@ -55,6 +58,7 @@ class Driver:
         self.packed, self.attention = packed, attention
         self.vocab_size = int(model.config.vocab_size)
         self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
+        self.native: NativeEngine | None = None
         self.compiled: dict[tuple[int, ...], Graph] = {}
         self.compiled_head: Callable[[Tensor], Tensor] | None = None
         self.weights = SAME
@@ -75,6 +79,17 @@ class Driver:
     def fastest(self, module: nn.Module) -> nn.Module:
         """Return a light copy of a module, fused and packed where possible."""
         return light_copy(module, partial(fast_module, rotated=self.rotated) if self.packed else _stock)
+
+    def graph(self, layers: Sequence[nn.Module], types: Sequence[str]) -> Graph | None:
+        """Return what runs these layers at once; None if they have to be called one by one.
+
+        Args:
+            types: `full_attention` or `sliding_attention` for each of them.
+        """
+        if not layers or not self.compiled:
+            return None
+        found = self.compiled.get(tuple(map(id, layers)))
+        return self.native.graph(layers, types) if found is None and self.native is not None else found
 
     def linears(self) -> list[nn.Module]:
         """Return every matrix of the full path and the head, packed or not."""

@@ -1,6 +1,8 @@
-"""Engines: how a target's layers are run, one by one in Python (eager) or compiled into one graph.
+"""Engines: how a target's layers are run.
 
-Parts of a model that draft for long are compiled as well (`settled`).
+- `eager`: one by one, in Python.
+- `native`: all at once by our C++, for families of the Llama kind, as is any path whose layers are known.
+- `compiled`: as one graph, by OpenVINO. Parts of a model that draft for long are compiled as well (`settled`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
@@ -20,15 +22,16 @@ from selfdraft.models.feature import FeaturePath
 from selfdraft.models.graph import HOW_TO_INSTALL
 from selfdraft.models.layered import layered
 from selfdraft.models.memory import available, give_back
+from selfdraft.models.native.engine import NativeEngine
 from selfdraft.models.packing import PackedLinear
-from selfdraft.models.path import Path
+from selfdraft.models.path import Graph, Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import without
 from selfdraft.models.target import Target
 from selfdraft.models.weights import SAME
 
-AUTO, EAGER, COMPILED = "auto", "eager", "compiled"
-ENGINES = (AUTO, EAGER, COMPILED)
+AUTO, EAGER, COMPILED, NATIVE = "auto", "eager", "compiled", "native"
+ENGINES = (AUTO, EAGER, NATIVE, COMPILED)
 # The layers that paths have, the stock layers that they were made of, and their types.
 Part = tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[str]]
 
@@ -39,49 +42,87 @@ def use_engine(
     one_by_one: str = "",
     tell: Callable[[str], object] = lambda line: None,
     weights: str = SAME,
+    invariant: bool = False,
 ) -> str:
     """Make `target` run its layers by an engine; return, in a line, by which one and why.
 
     Args:
-        engine: one of `ENGINES`; `auto` compiles where that is possible.
+        engine: one of `ENGINES`; `auto` takes the native one, else the compiled one, else the eager one.
         one_by_one: why this target's layers have to be run one by one; empty if they need not.
-        tell: called with a line before the layers are compiled, which takes seconds.
+        tell: called with a line before something that takes seconds.
         weights: one of `weights.WEIGHTS`: how a graph stores matrices; the model's are rounded already.
+        invariant: whether a token's bits must not depend on the block that computes it (see `invariance`).
 
     Raises:
-        UserError: `compiled` is asked for and not possible here, or packed layers differ from the model's own forward.
+        UserError: the engine that is asked for is not possible here, or packed layers differ from the model's own
+            forward.
     """
     stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
         _pack(target)
         return f"eager{stored}"
-    begun = time.perf_counter()
-    try:
-        if one_by_one:
-            raise UserError(one_by_one)
-        # A graph has a copy of the weights, and OpenVINO holds another one while it makes it.
-        copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
-        if engine == AUTO and copies > available(target.device):
-            raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
-        if not obstacle(target):
-            tell("compiling the layers into one graph (model.engine=eager does without)")
-            target.tell = tell
-        compile_layers(target, weights)
-    except UserError as reason:
-        if engine == COMPILED:
-            raise UserError(f"model.engine=compiled: {reason}") from None
-        _pack(target)
-        return f"eager{stored}: {reason}"
-    return f"compiled by OpenVINO{stored}, in {time.perf_counter() - begun:.1f} s"
+    begun, reasons = time.perf_counter(), []
+    for name, use in ((NATIVE, run_natively), (COMPILED, _compile_if_it_fits)):
+        if engine not in (name, AUTO):
+            continue
+        try:
+            if one_by_one:
+                raise UserError(one_by_one)
+            if invariant and name == COMPILED:
+                raise UserError("decoding.shape_invariant=true pads keys, and a graph does not")
+            said = use(target, weights, tell)
+        except UserError as reason:
+            if engine == name:
+                raise UserError(f"model.engine={name}: {reason}") from None
+            reasons.append(str(reason))
+        else:
+            return f"{said}{stored}, in {time.perf_counter() - begun:.1f} s"
+    _pack(target)
+    return f"eager{stored}: {'; '.join(dict.fromkeys(reasons))}"
 
 
 def obstacle(target: Target) -> str:
-    """Return why the layers of a target cannot be compiled; empty if nothing is known to be in the way."""
+    """Return why the layers of a target cannot run at once; empty if nothing is known to be in the way."""
     if target.device.type != "cpu" or target.dtype != torch.float32:
         return "layers are compiled in float32 on a CPU only"
     if target.attention != "sdpa":
         return f"model.attention={target.attention} is for layers that run one by one"
     return ""
+
+
+def run_natively(target: Target, weights: str = SAME, tell: Callable[[str], object] = lambda line: None) -> str:
+    """Let `target` run its layers and head by our C++; return what to call that.
+
+    Args:
+        weights: see `use_engine`; matrices are stored in the fewest bits that keep their values, whatever it says.
+
+    Raises:
+        UserError: that is not possible here, with the reason.
+    """
+    if reason := obstacle(target):
+        raise UserError(reason)
+    full, stock = target.full, target.anatomy.layers
+    if len(target.rotated) > 1:
+        raise UserError("our C++ has one way to rotate heads, and these layers have several")
+    tell("storing the matrices for our C++ (model.engine=eager does without)")
+    native = NativeEngine(target.anatomy, tell)
+    graph = native.add(full.layers, stock, full.types, next(iter(target.rotated)))
+    head = native.product(target.anatomy.head)
+    _use(target, graph, head, weights, native)
+    target.tell = tell
+    return f"native: our C++ on {native.nbytes / 1e6:,.0f} MB of matrices in {native.formats}"
+
+
+def _compile_if_it_fits(target: Target, weights: str, tell: Callable[[str], object]) -> str:
+    # A graph has a copy of the weights, and OpenVINO holds another one while it makes it.
+    copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
+    if copies > available(target.device):
+        raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
+    if not obstacle(target):
+        tell("compiling the layers into one graph (model.engine=eager does without)")
+        target.tell = tell
+    compile_layers(target, weights)
+    return "compiled by OpenVINO"
 
 
 def compile_layers(target: Target, weights: str = SAME) -> None:
@@ -105,15 +146,30 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
     with _told_in_one_line():
         graph = CompiledLayers(target, target.anatomy.layers, full.types, weights, of=full.layers)
         head = CompiledHead(target.anatomy.head, weights)
-    key = tuple(map(id, full.layers))
-    target.compiled[key], target.compiled_head, target.weights = graph, head, weights
+    _use(target, graph, head, weights)
+    give_back()  # what tracing and converting used
+
+
+def _use(
+    target: Target,
+    graph: Graph,
+    head: Callable[[Tensor], Tensor],
+    weights: str,
+    native: NativeEngine | None = None,
+) -> None:
+    """Let `target` run by these, if its logits are then those of the model's own forward.
+
+    Raises:
+        UserError: they are not.
+    """
+    target.compiled[tuple(map(id, target.full.layers))] = graph
+    target.compiled_head, target.weights, target.native = head, weights, native
     try:
         target.compare_with_stock_forward()
     except UserError:
-        del target.compiled[key]
-        target.compiled_head, target.weights = None, SAME
+        target.compiled.clear()
+        target.compiled_head, target.weights, target.native = None, SAME, None
         raise
-    give_back()  # what tracing and converting used
 
 
 def settled(
@@ -138,6 +194,8 @@ def settled(
     if not target.compiled or type(path) not in (Path, FeaturePath):
         return path
     driver = layered(target)
+    if driver.native is not None and not trained:
+        return path  # runs as it is
     full, stock, types = driver.full, driver.anatomy.layers, path.types
     own = [(trained or {}).get(index, layer) for index, layer in enumerate(stock)]
     sparse = without(own, driver.anatomy, path.skip)
@@ -161,12 +219,16 @@ def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = N
     """
     by_key = {tuple(map(id, part[0])): part for part in parts}
     new = {key: part for key, part in by_key.items() if key and key not in driver.compiled}
-    if new:
+    if new and driver.native is None:
         driver.tell(f"{why}compiling {' + '.join(str(len(key)) for key in new)} layers that draft")
     for key, (layers, stock, types) in new.items():
         try:
-            with _told_in_one_line():
-                graph = CompiledLayers(driver, stock, types, weights or driver.weights, of=layers)
+            graph: Graph
+            if driver.native is not None:
+                graph = driver.native.add(layers, stock, types, next(iter(driver.rotated)))
+            else:
+                with _told_in_one_line():
+                    graph = CompiledLayers(driver, stock, types, weights or driver.weights, of=layers)
         except UserError as reason:
             driver.tell(f"they run one by one: {reason}")
         else:

@@ -40,6 +40,9 @@ def traffic(target: Target, context: int) -> Traffic:
     """
     anatomy = target.anatomy
     head = matrix(anatomy.head).weight
+    if target.native is not None:
+        norms = sum(p.nbytes for layer in anatomy.layers for p in layer.parameters() if p.dim() == 1)
+        return Traffic(target.native.nbytes + norms, _of_cache(target, context))
     bits = BITS[target.weights] if target.compiled and target.weights != SAME else None
     modules = (*anatomy.layers, anatomy.norm, anatomy.head)
     parameters = {id(p): p for module in modules for p in module.parameters()}  # a shared one is read once
@@ -49,8 +52,12 @@ def traffic(target: Target, context: int) -> Traffic:
             weights += parameter.nbytes
         else:  # the head takes the most bits of the choice
             weights += coded_bytes(parameter, bits[-1] if parameter is head else bits[0])
+    return Traffic(weights, _of_cache(target, context))
+
+
+def _of_cache(target: Target, context: int) -> int:
     slots = target.cache.rows * target.cache.slots
-    return Traffic(weights, round(1e6 * target.cache.megabytes() * context / slots))
+    return round(1e6 * target.cache.megabytes() * context / slots)
 
 
 def coded_bytes(parameter: torch.Tensor, bits: int) -> int:

@@ -1,5 +1,9 @@
 """Shape-invariant forwards: a token's logits have the same bits in every block that computes them (grade 3, *bits*).
 
+The native engine's forwards are: it sums in the same order for any number of tokens, and takes the keys that a token
+sees in the order of the text, wherever in the cache a tree has put them. So it verifies trees of any form without
+padding. The rest is about layers that run one by one.
+
 Measured on oneDNN's packed CPU kernels, in float32 and bfloat16:
 
 * A row of a packed product has the same bits for any number of rows except one: rows are padded to an even number.
@@ -9,8 +13,8 @@ Measured on oneDNN's packed CPU kernels, in float32 and bfloat16:
   position: keys are padded to whole blocks, and no draft reaches from one block into the next. With smaller blocks
   fewer masked keys are computed and more drafts are cut short: 128 costs least (invariance_cost.py).
 
-A tree puts keys into other slots than a chain and so sums them in another order: only chains are verified in this mode.
-No library guarantees any of this, so it is tried on the loaded model first, width by width, and drafts stay within the
+A tree puts keys into other slots than a chain and so sums them in another order: only chains are verified there. No
+library guarantees any of this, so it is tried on the loaded model first, width by width, and drafts stay within the
 widths that passed.
 """
 
@@ -27,6 +31,8 @@ from selfdraft.models.teacher_forced import teacher_forced
 KEY_BLOCK, ROW_BLOCK = 128, 2
 WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # rows of a padded forward, tried against single tokens
 TRIED_BLOCKS = (1, 4, 5)  # numbers of key blocks: few, the most that are summed at once, and more than that
+TEXTS = (3, 61, 515)  # lengths of texts after which a tree is tried
+PARENTS = (-1, 0, 0, 1, -1, 4, 3, 6, 7, 4)  # of that tree's nodes
 LEAST = 8  # rows; with fewer, drafting is not worthwhile
 
 
@@ -36,18 +42,58 @@ def make_shape_invariant(target: Target) -> None:
     Raises:
         UserError: blocks and single tokens still round differently on this machine or model.
     """
+    if target.native is not None:
+        if not alike_in_trees(target):
+            raise _differs("tokens of a tree do not", "model.engine=eager")
+        return
     target.key_block, target.row_block = KEY_BLOCK, ROW_BLOCK
     for linear in target.linears():
         if isinstance(linear, PackedLinear):
             linear.plain_rows = 0  # one kernel for any number of rows
     width = widest_alike(target)
     if width < LEAST:
-        raise UserError(
-            f"decoding.shape_invariant=true: on this machine and model, tokens in blocks of {width + ROW_BLOCK} do not "
-            "have the bits of tokens computed one by one; use decoding.shape_invariant=false "
-            "(and model.packed=true on a CPU)"
-        )
+        raise _differs(f"tokens in blocks of {width + ROW_BLOCK} do not", "model.packed=true on a CPU")
     target.widest_draft, target.chains_only = width - 1, True
+
+
+def _differs(what: str, instead: str) -> UserError:
+    return UserError(
+        f"decoding.shape_invariant=true: on this machine and model, {what} have the bits of tokens computed one by one; "
+        f"use decoding.shape_invariant=false (or {instead})"
+    )
+
+
+def _tree(nodes: list[int]) -> TokenTree:
+    return TokenTree(torch.tensor(nodes), torch.tensor(PARENTS), torch.ones(len(nodes), dtype=torch.bool))
+
+
+def alike_in_trees(target: Target) -> bool:
+    """Return whether the nodes of a random tree have the bits that they have one by one, after texts of some lengths.
+
+    Every branch of the tree is decoded by itself as well, token by token.
+    """
+    forwards, generator = target.forwards, torch.Generator().manual_seed(0)
+    alike = True
+    for length in sorted({min(length, target.max_positions - 8) for length in TEXTS}):
+        text = torch.randint(target.vocab_size, (length,), generator=generator).tolist()
+        nodes = torch.randint(target.vocab_size, (len(PARENTS),), generator=generator).tolist()
+        target.allocate(1, length + len(PARENTS) + 1)
+        target.prefill(0, text[:-1])
+        (together,) = target.forward([0], text[-1:], [_tree(nodes)])
+        for leaf in set(range(len(PARENTS))) - set(PARENTS):
+            branch = [leaf]
+            while PARENTS[branch[0]] >= 0:
+                branch.insert(0, PARENTS[branch[0]])
+            target.cache.rewind(0, length - 1)
+            for row, token in zip(
+                [0, *(node + 1 for node in branch)], [text[-1], *(nodes[n] for n in branch)], strict=True
+            ):
+                (single,) = target.forward([0], [token], [TokenTree.empty()])
+                alike &= torch.equal(single[0], together[row])
+                target.commit(0, [])
+        target.cache.clear(0)
+    target.forwards = forwards
+    return alike
 
 
 def widest_alike(target: Target) -> int:

@@ -21,6 +21,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.models.chat import Chat
 from selfdraft.models.checkpoint import has_file, located, read_config, refuse_pickles, told_in_one_line
 from selfdraft.models.embedded import smollm2_135m
+from selfdraft.models.native.build import has_compiler
 from selfdraft.models.packing import packable
 from selfdraft.models.quiet import quiet_transformers
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
@@ -31,8 +32,14 @@ AUTO = "auto"
 StockModel = PreTrainedModel  # the name by which folders that do not know transformers call it
 
 
-def fitting_dtype(device: torch.device) -> str:
-    """Return the dtype that serves best on a device: bfloat16 where there are products of it, otherwise float32."""
+def fitting_dtype(device: torch.device, few_bits: bool = False) -> str:
+    """Return the dtype that serves best on a device: bfloat16 where there are products of it, otherwise float32.
+
+    Args:
+        few_bits: whether the native engine stores the model's values in less than 16 bits, which pays only in float32.
+    """
+    if few_bits and device.type == "cpu" and has_compiler():
+        return "float32"
     return "bfloat16" if device.type == "cuda" or packable(torch.bfloat16) else "float32"
 
 

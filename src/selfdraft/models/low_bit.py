@@ -19,12 +19,16 @@ from selfdraft.models.weights import INT4, INT8, rounded
 def low_bit_path(target: TargetProtocol, bits: int) -> Path:
     """Return the path of all layers in `bits` (4 or 8) bits, with a head in 8; see `weights.encoded`.
 
-    Where the target's layers are compiled, so are these, and their graph holds only the codes. Elsewhere they are
+    Where the target's layers run at once, so do these, and what runs them holds only the codes. Elsewhere they are
     matrices of rounded values in the model's dtype, which take its memory once more and are not faster.
     """
     driver = layered(target)
     anatomy, full, weights = driver.anatomy, driver.full, {4: INT4, 8: INT8}[bits]
     stock, head = [rounded(layer, bits) for layer in anatomy.layers], rounded(anatomy.head, 8)
+    if driver.native is not None:
+        path = replace(full, layers=tuple(map(driver.driven, stock)), leading=0, head=driver.native.product(head))
+        compile_parts(driver, [(path.layers, stock, full.types)])
+        return path
     if driver.compiled:
         layers: list[nn.Module] = [nn.Identity() for _ in stock]  # the graph has their place
         compile_parts(driver, [(layers, stock, full.types)], weights)

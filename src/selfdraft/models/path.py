@@ -26,7 +26,12 @@ States = list[Tensor] | None
 
 
 class Graph(Protocol):
-    """Layers that were compiled into one graph, see `compiled.CompiledLayers`."""
+    """Layers that run at once: `compiled.CompiledLayers` and `native.layers.NativeLayers`."""
+
+    @property
+    def alike(self) -> Hashable:
+        """Equal for layers that cost the same."""
+        ...
 
     def __call__(
         self,
@@ -44,7 +49,7 @@ class Runner(Protocol):
     """What a path needs around its layers; `Driver` has it.
 
     Attributes:
-        norm: the model's final norm. rotary: its rotary positions. share, compiled: see `Driver`.
+        norm: the model's final norm. rotary: its rotary positions. share: see `Driver`.
     """
 
     anatomy: Anatomy
@@ -53,7 +58,10 @@ class Runner(Protocol):
     device: torch.device
     dtype: torch.dtype
     share: int
-    compiled: dict[tuple[int, ...], Graph]
+
+    def graph(self, layers: Sequence[nn.Module], types: Sequence[str], /) -> Graph | None:
+        """See `Driver.graph`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,8 @@ class Path:
 
     def graphs(self, runner: Runner) -> tuple[Graph | None, Graph | None, Graph | None]:
         """Return the graphs of all its layers, of the leading ones, and of those after them, where there are any."""
-        if not runner.compiled:
-            return None, None, None
-        parts = self.layers, self.layers[: self.leading], self.layers[self.leading :]
-        whole, leading, later = (runner.compiled.get(tuple(map(id, part))) for part in parts)
+        parts = slice(None), slice(self.leading), slice(self.leading, None)
+        whole, leading, later = (runner.graph(self.layers[part], self.types[part]) for part in parts)
         return whole, leading, later
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
@@ -113,8 +119,10 @@ class Path:
 
     def runs_in_two(self, runner: Runner) -> bool:
         """Return whether the leading layers, those after them, or both have graphs, but not all of them one."""
-        whole, leading, later = self.graphs(runner)
-        return whole is None and not (leading is None and later is None)
+        if runner.graph(self.layers, self.types) is not None:
+            return False
+        _, leading, later = self.graphs(runner)
+        return not (leading is None and later is None)
 
     def run_and_keep(self, runner: Runner, block: Block, trees: Trees = ()) -> tuple[Tensor, Tensor]:
         """Return the (B, N, C) states after the leading layers, which can be reused, and those that `run` returns."""
@@ -143,7 +151,7 @@ class Path:
             since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
         """
-        compiled = None if states is not None else runner.compiled.get(tuple(map(id, self.layers)))
+        compiled = None if states is not None else runner.graph(self.layers, self.types)
         with single_threaded(compiled):
             anatomy, (_, width) = runner.anatomy, block.tokens.shape
             starts = [start + since for start in block.starts]
@@ -187,18 +195,21 @@ class Path:
         view: CacheWindow,
         states: States,
     ) -> Tensor:
-        """Call every layer; return the (B, N, C) states after the last one."""
+        """Call every layer, by itself or in a graph of its own; return the (B, N, C) states after the last one."""
         masks = {kind: additive(each, runner.dtype, runner.share) for kind, each in visible.items()}
         if states is not None:
             states.append(hidden)
         for layer, kind in zip(self.layers, self.types, strict=True):
-            hidden = layer(
-                hidden,
-                attention_mask=masks[kind],
-                position_ids=positions,
-                position_embeddings=rotations[kind],
-                **{runner.anatomy.cache_argument: view},
-            )
+            if (alone := runner.graph([layer], [kind])) is not None:
+                hidden = alone(hidden, rotations, visible, view)
+            else:
+                hidden = layer(
+                    hidden,
+                    attention_mask=masks[kind],
+                    position_ids=positions,
+                    position_embeddings=rotations[kind],
+                    **{runner.anatomy.cache_argument: view},
+                )
             if states is not None:
                 states.append(hidden)
         return hidden

@@ -59,7 +59,7 @@ def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
 
     def alike(path: Shaped) -> Hashable:
         assert isinstance(path, Path)
-        return path.shape, path.graphs(target)
+        return path.shape, *(None if graph is None else graph.alike for graph in path.graphs(target))
 
     return Costs(measure, alike)
 

@@ -182,7 +182,7 @@ def key_of(target: Target) -> dict[str, Any]:
         "revision": REVISION,
         "model": shape_fingerprint(target.model),
         "dtype": str(target.dtype).removeprefix("torch."),
-        "engine": "compiled" if target.compiled else "eager",
+        "engine": "native" if target.native else "compiled" if target.compiled else "eager",
         "weights": target.weights,
         "packed": target.packed,
         "attention": target.attention,

@@ -1,0 +1,130 @@
+// Vectors as wide as the processor has them, and the few functions of them that layers need.
+//
+// Written with the vector types that GCC and Clang share, so that one source serves every kind of processor.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(WIDE) && !defined(__AVX512F__)
+constexpr int LANES = 16;  // for tests: the widest vectors, where the processor has narrower ones
+#define IN_PARTS
+#elif defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+
+// Memory of models, caches and callers is aligned to a number, not to a vector.
+template <class V>
+static inline V read(const void* from) {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static inline void write(float* to, floats value) { std::memcpy(to, &value, sizeof value); }
+
+// a * b + c, rounded once. Said explicitly, because a compiler that is free to choose does so differently from loop to loop, and a
+// token's bits must not depend on the loop that computes them.
+static inline floats fused(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && !defined(IN_PARTS)
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
+
+// Numbers of 8 bits as floats.
+static inline floats of_octets(const int8_t* from) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__) && !defined(IN_PARTS)
+    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    floats out;
+    for (int i = 0; i < LANES; i++) out[i] = from[i];
+    return out;
+#endif
+}
+
+// The first `count` numbers, and zeros where a vector has more.
+static inline floats read_first(const float* from, int64_t count) {
+    if (count >= LANES) return read<floats>(from);
+    floats value{};
+    std::memcpy(&value, from, count * 4);
+    return value;
+}
+
+static inline void write_first(float* to, floats value, int64_t count) { std::memcpy(to, &value, (count < LANES ? count : LANES) * 4); }
+
+static inline floats all(float value) { return value - floats{}; }
+
+// The sum of all lanes, always in the same order.
+static inline float total(floats v) {
+    float part[LANES];
+    std::memcpy(part, &v, sizeof part);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+// Blocks of 2 * width lanes: each begins with those of `a`, then those of `b`, whose halves are added.
+template <int width, int... lane>
+static inline floats halves_added(floats a, floats b, std::integer_sequence<int, lane...>) {
+#define OF(j) ((j) / (2 * width) * (2 * width) + (j) % width + ((j) / width % 2 ? LANES : 0))
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, OF(lane)...) + __builtin_shufflevector(a, b, (OF(lane) + width)...);
+#else
+    return __builtin_shuffle(a, b, ints{OF(lane)...}) + __builtin_shuffle(a, b, ints{(OF(lane) + width)...});
+#endif
+#undef OF
+}
+
+template <int width>
+static inline void add_halves(floats* v) {
+    for (int i = 0; i < width; i++) v[i] = halves_added<width>(v[i], v[i + width], std::make_integer_sequence<int, LANES>{});
+}
+
+// The sums of the lanes of as many vectors as one has lanes, each in the order of `total`.
+static inline floats totals(floats* v) {
+    if (LANES == 16) add_halves<LANES / 2>(v);
+    add_halves<4>(v);
+    add_halves<2>(v);
+    add_halves<1>(v);
+    return v[0];
+}
+
+static inline floats larger(floats a, floats b) { return a > b ? a : b; }
+static inline floats smaller(floats a, floats b) { return a < b ? a : b; }
+
+// e to the power of x, to within two units in the last place; 0 far below, finite far above.
+static inline floats exponential(floats x) {
+    const floats bounded = smaller(larger(x, all(-87.3f)), all(88.0f));
+    const floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const floats n = fused(bounded, all(1.44269504f), magic) - magic;
+    const floats r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), bounded));
+    floats p = all(1.9875691500e-4f);
+    p = fused(p, r, all(1.3981999507e-3f));
+    p = fused(p, r, all(8.3334519073e-3f));
+    p = fused(p, r, all(4.1665795894e-2f));
+    p = fused(p, r, all(1.6666665459e-1f));
+    p = fused(p, r, all(5.0000001201e-1f));
+    p = fused(p, r * r, r) + 1.0f;
+    const ints power = (__builtin_convertvector(n, ints) + 127) << 23;
+    const floats out = p * read<floats>(&power);
+    return x < -87.3f ? floats{} : out;
+}

@@ -1,0 +1,206 @@
+// Products with matrices that are stored in 4, 8, 16 or 32 bits a weight, in float32.
+//
+// A matrix is stored in tiles of 32 outputs; within one, the weights of an input lie beside each other, so every lane of a vector has an
+// output of its own. An output adds up its inputs one after the other in the same order, however many tokens there are: a token's
+// results have the same bits alone and among others.
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.h"
+
+constexpr int TILE = 32;    // outputs
+constexpr int GROUP = 32;   // inputs that share a scale, in 4 and 8 bits
+constexpr int CHUNK = 128;  // inputs whose weights are decoded at once, when many tokens need them
+constexpr int MANY = 48;    // tokens from which on it pays to write decoded weights down
+
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, CODES8 = 2, CODES4 = 3 };
+
+// Layouts of `data`, for every tile: 4 bits: [inputs / 8][32] words with 8 codes each, the first in the lowest bits; others:
+// [inputs][32] numbers. `scales` and `shifts` (or null): [groups][32]; a weight is code * scale + shift. `bias`: [outputs] or null.
+struct Matrix {
+    int64_t format, outputs, inputs;
+    const void* data;
+    const float *scales, *shifts, *bias;
+
+    int64_t tiles() const { return (outputs + TILE - 1) / TILE; }
+    bool coded() const { return format >= CODES8; }
+};
+
+// Tokens whose sums fit into the registers, beside what decoding needs (measured: with one more, compilers keep sums in memory).
+constexpr int most(int format) { return format == FLOAT32 || format == CODES8 ? 5 : 4; }
+
+// The weights of one tile, decoded eight inputs at a time: `begin` takes the first of them, `next` the weights of one input after the
+// other, for the vector of outputs numbered c.
+template <int format, int C>
+struct Weights;
+
+template <int C>
+struct Weights<FLOAT32, C> {
+    const float* at;
+    Weights(const void* data, int column) : at(static_cast<const float*>(data) + column) {}
+    void begin(int64_t input) { row = at + input * TILE; }
+    floats next(int k, int c) { return read<floats>(row + k * TILE + c * LANES); }
+    const float* row;
+};
+
+template <int C>
+struct Weights<BFLOAT16, C> {
+    const uint16_t* at;
+    Weights(const void* data, int column) : at(static_cast<const uint16_t*>(data) + column) {}
+    void begin(int64_t input) { row = at + input * TILE; }
+    floats next(int k, int c) {
+        const words bits = __builtin_convertvector(read<halves>(row + k * TILE + c * LANES), words) << 16;
+        return read<floats>(&bits);
+    }
+    const uint16_t* row;
+};
+
+template <int C>
+struct Weights<CODES8, C> {
+    const int8_t* at;
+    Weights(const void* data, int column) : at(static_cast<const int8_t*>(data) + column) {}
+    void begin(int64_t input) { row = at + input * TILE; }
+    floats next(int k, int c) { return of_octets(row + k * TILE + c * LANES); }
+    const int8_t* row;
+};
+
+template <int C>
+struct Weights<CODES4, C> {
+    const uint32_t* at;
+    Weights(const void* data, int column) : at(static_cast<const uint32_t*>(data) + column) {}
+    void begin(int64_t input) {
+        for (int c = 0; c < C; c++) eight[c] = read<words>(at + input / 8 * TILE + c * LANES);
+    }
+    floats next(int, int c) {
+        const words code = eight[c] & 15;
+        eight[c] >>= 4;
+        return __builtin_convertvector(read<ints>(&code), floats);
+    }
+    words eight[C];
+};
+
+// Add the inputs [first, end) of M tokens to their sums y, for C vectors of outputs from `column` of a tile on.
+//
+// x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
+template <int format, int M, int C, bool grouped>
+static inline void add(const void* data, int column, int64_t first, int64_t end, int64_t base, const float* x, int64_t stride,
+                       const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
+    Weights<format, C> weights(data, column);
+    floats sum[M][C];
+    for (int m = 0; m < M; m++)
+        for (int c = 0; c < C; c++) sum[m][c] = grouped ? floats{} : read<floats>(y + m * TILE + column + c * LANES);
+    for (int64_t i = first; i < end;) {
+        const int64_t stop = grouped ? std::min(i + GROUP, end) : end;
+        for (; i < stop; i += 8) {
+            weights.begin(i - base);
+            const float* from = x + i;
+#pragma GCC unroll 8
+            for (int k = 0; k < 8; k++)
+#pragma GCC unroll 4
+                for (int c = 0; c < C; c++) {
+                    const floats w = weights.next(k, c);
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; m++) sum[m][c] = fused(all(from[m * stride + k]), w, sum[m][c]);
+                }
+        }
+        if (!grouped) break;
+        const int64_t group = (i - 1) / GROUP;
+        for (int c = 0; c < C; c++) {
+            const int place = column + c * LANES;
+            const floats scale = read<floats>(scales + group * TILE + place);
+            const floats shift = shifts ? read<floats>(shifts + group * TILE + place) : floats{};
+            for (int m = 0; m < M; m++) {
+                floats out = read<floats>(y + m * TILE + place);
+                out = fused(scale, sum[m][c], out);
+                if (shifts) out = fused(all(sums[m * groups + group]), shift, out);
+                write(y + m * TILE + place, out);
+                sum[m][c] = floats{};
+            }
+        }
+    }
+    if (!grouped)
+        for (int m = 0; m < M; m++)
+            for (int c = 0; c < C; c++) write(y + m * TILE + column + c * LANES, sum[m][c]);
+}
+
+// One tile of a product: its state for all tokens.
+struct Product {
+    const Matrix& matrix;
+    int64_t tile;
+    const float* x;  // (tokens, stride)
+    int64_t stride;
+    const float* sums;  // (tokens, inputs / 32): of x by group; only read for codes with shifts
+    float* y;           // (tokens, 32)
+    float* decoded;     // (128, 32), scratch
+
+    int64_t groups() const { return matrix.inputs / GROUP; }
+    const float* of_tile(const float* values) const { return values ? values + tile * groups() * TILE : nullptr; }
+
+    template <int format, int M, bool grouped>
+    void add_tokens(const void* data, int64_t first, int64_t end, int64_t base, int64_t token) const {
+        // Vectors of outputs whose sums fit into the registers, beside codes that are being decoded.
+        constexpr int C = LANES == 16 || M <= (format == CODES4 ? 2 : 3) ? TILE / LANES : 2;
+        for (int column = 0; column < TILE; column += C * LANES)
+            add<format, M, C, grouped>(data, column, first, end, base, x + token * stride, stride, sums + token * groups(), groups(),
+                                       of_tile(matrix.scales), of_tile(matrix.shifts), y + token * TILE);
+    }
+
+    template <int format, bool grouped>
+    void add_all(const void* data, int64_t first, int64_t end, int64_t base, int64_t tokens) const {
+        // In parts as equal as possible: few tokens make worse use of each weight that is read.
+        const int64_t parts = (tokens + most(format) - 1) / most(format);
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t token = tokens * part / parts;
+            switch (tokens * (part + 1) / parts - token) {
+                case 1: add_tokens<format, 1, grouped>(data, first, end, base, token); break;
+                case 2: add_tokens<format, 2, grouped>(data, first, end, base, token); break;
+                case 3: add_tokens<format, 3, grouped>(data, first, end, base, token); break;
+                case 4: add_tokens<format, 4, grouped>(data, first, end, base, token); break;
+                case 5: add_tokens<format, most(format), grouped>(data, first, end, base, token); break;
+            }
+        }
+    }
+
+    template <int format, bool grouped>
+    void run(const void* data, int64_t tokens) const {
+        if (tokens < MANY || format == FLOAT32 || format == CODES8) return add_all<format, grouped>(data, 0, matrix.inputs, 0, tokens);
+        for (int64_t first = 0; first < matrix.inputs; first += CHUNK) {
+            const int64_t end = std::min(first + CHUNK, matrix.inputs);
+            Weights<format, TILE / LANES> weights(data, 0);
+            for (int64_t i = first; i < end; i += 8) {
+                weights.begin(i);
+                for (int k = 0; k < 8; k++)
+                    for (int c = 0; c < TILE / LANES; c++) write(decoded + (i - first + k) * TILE + c * LANES, weights.next(k, c));
+            }
+            add_all<FLOAT32, grouped>(decoded, first, end, first, tokens);
+        }
+    }
+
+    // Compute y.
+    void compute(int64_t tokens) const {
+        for (int64_t at = 0; at < tokens * TILE; at++) {
+            const int64_t output = tile * TILE + at % TILE;
+            y[at] = matrix.bias && output < matrix.outputs ? matrix.bias[output] : 0.0f;
+        }
+        const int64_t weights = tile * matrix.inputs * TILE;
+        const char* data = static_cast<const char*>(matrix.data);
+        switch (matrix.format) {
+            case FLOAT32: return run<FLOAT32, false>(data + weights * 4, tokens);
+            case BFLOAT16: return run<BFLOAT16, false>(data + weights * 2, tokens);
+            case CODES8: return run<CODES8, true>(data + weights, tokens);
+            case CODES4: return run<CODES4, true>(data + weights / 2, tokens);
+        }
+    }
+};
+
+// The sums of x (tokens, stride) by group of 32 inputs.
+static inline void sum_groups(const float* x, int64_t stride, int64_t inputs, int64_t tokens, float* sums) {
+    const int64_t groups = inputs / GROUP;
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t g = 0; g < groups; g++) {
+            floats sum{};
+            for (int i = 0; i < GROUP; i += LANES) sum += read<floats>(x + token * stride + g * GROUP + i);
+            sums[token * groups + g] = total(sum);
+        }
+}

@@ -1,0 +1,99 @@
+"""Matrices as our C++ multiplies by them: in tiles of 32 outputs, in as few bits as keep their values.
+
+Shapes: O outputs and I inputs of a matrix, T tiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfdraft.models.weights import GROUP, INT4, exactly_encoded
+
+TILE = 32  # outputs, as in matrix.h
+FLOAT32, BFLOAT16, CODES8, CODES4 = range(4)  # as in matrix.h
+SAMPLE = 64  # outputs that are tried first: a matrix that has no codes is then found out at once
+
+
+class CMatrix(ctypes.Structure):
+    """`Matrix` of matrix.h."""
+
+    _fields_ = [
+        ("format", c_int64),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("shifts", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix in tiles.
+
+    Attributes:
+        outputs, inputs: its size. format: how `data` holds a weight, one of the four above.
+        data: the weights, see matrix.h. scales, shifts: (T, I / 32, 32), of codes only. bias: (O,).
+    """
+
+    outputs: int
+    inputs: int
+    format: int
+    data: Tensor
+    scales: Tensor | None
+    shifts: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        return sum(part.nbytes for part in (self.data, self.scales, self.shifts, self.bias) if part is not None)
+
+    def described(self) -> CMatrix:
+        """Return what our C++ takes; it points into this object's tensors."""
+        places = [None if p is None else p.data_ptr() for p in (self.data, self.scales, self.shifts, self.bias)]
+        return CMatrix(self.format, self.outputs, self.inputs, *places)
+
+
+@torch.no_grad()
+def stored(weight: Tensor, bias: Tensor | None = None) -> Stored:
+    """Store a (O, I) float32 matrix in 4 or 8 bits, bfloat16 or float32: the first of them that keeps its values.
+
+    Raises:
+        ValueError: the inputs do not come in eights.
+    """
+    outputs, inputs = weight.shape
+    if inputs % 8:
+        raise ValueError(f"{inputs} inputs do not come in eights")
+    weight = weight.detach()
+    bias = None if bias is None else bias.detach().float().contiguous()
+    codes = None
+    if not inputs % GROUP and exactly_encoded(weight[:SAMPLE], INT4) is not None:
+        codes = exactly_encoded(weight, INT4)
+    if codes is None:
+        half = weight.bfloat16()
+        if torch.equal(half.float(), weight):
+            return Stored(outputs, inputs, BFLOAT16, _tiled(half.view(torch.int16)), None, None, bias)
+        return Stored(outputs, inputs, FLOAT32, _tiled(weight), None, None, bias)
+    scales = _tiled(codes.scales.squeeze(-1))
+    if codes.bits == 8:
+        return Stored(outputs, inputs, CODES8, _tiled(codes.codes.flatten(1)), scales, None, bias)
+    assert codes.zeros is not None
+    shifts = _tiled((-codes.zeros * codes.scales).squeeze(-1))
+    eights = codes.codes.view(outputs, inputs // 8, 4, 2)
+    octets = eights[..., 0] | eights[..., 1] << 4  # the first code is in the lowest bits
+    return Stored(outputs, inputs, CODES4, _tiled(octets.view(torch.int32).squeeze(-1)), scales, shifts, bias)
+
+
+def _tiled(rows: Tensor) -> Tensor:
+    """Return (T, n, 32) from (O, n), padded with zeros."""
+    padding = -len(rows) % TILE
+    if padding:
+        rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+    return rows.unflatten(0, (-1, TILE)).transpose(1, 2).contiguous()
