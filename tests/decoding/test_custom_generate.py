@@ -202,5 +202,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 def test_an_engine_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Drafting: there is no engine 'fast'; choose one of auto, eager, native, compiled"):
+    with pytest.raises(
+        UserError, match=r"Drafting: there is no engine 'fast'; choose one of auto, eager, native, compiled"
+    ):
         Drafting("pool", engine="fast")

@@ -58,8 +58,8 @@ def make_shape_invariant(target: Target) -> None:
 
 def _differs(what: str, instead: str) -> UserError:
     return UserError(
-        f"decoding.shape_invariant=true: on this machine and model, {what} have the bits of tokens computed one by one; "
-        f"use decoding.shape_invariant=false (or {instead})"
+        f"decoding.shape_invariant=true: on this machine and model, {what} have the bits of tokens computed one by "
+        f"one; use decoding.shape_invariant=false (or {instead})"
     )
 
 

@@ -52,7 +52,7 @@ def print_comparison(result: Result, console: Console) -> None:
 
 
 def as_markdown(result: Result) -> str:
-    """Return the leaderboard as Markdown tables, one for each class of weights; below, families and what each needed."""
+    """Return the leaderboard as Markdown tables, one for each class of weights; then families and what each needed."""
     rows, scored = [], _is_scored(result)
     groups = by_weights(result)
     for weights, names in groups.items():

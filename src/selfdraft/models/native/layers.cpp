@@ -155,18 +155,34 @@ struct Run {
             std::memcpy(side[layer.slot_of_cache * call.rows + row] + (group * call.slots + slot) * call.size, numbers, call.size * 4);
         }
         team.meet();
-        const Seen& sees = seen[layer.kind];
-        scores.resize(sees.longest + LANES);
-        const Share queries(tokens * call.heads, rank, team.size);
-        for (int64_t at = queries.first; at < queries.end; at++) {
-            const int64_t t = at % tokens, head = at / tokens, row = t / call.tokens, group = head / (call.heads / call.groups);
-            const int64_t memory = layer.slot_of_cache * call.rows + row, begin = group * call.slots * call.size;
-            attend(&projected[t * stride + head * call.size], call.keys[memory] + begin, call.values[memory] + begin,
-                   &sees.slots[sees.first[t]], sees.first[t + 1] - sees.first[t], call.size, scores.data(),
-                   &attended[t * of_q + head * call.size]);
-        }
+        attend_all(layer, rank, scores);
         team.meet();
         add_to_hidden(layer.o, attended.data(), of_q, rank, multiplier);
+    }
+
+    // Queries are numbered by row, group of heads with the same keys, token and head in the group, so that those beside each other
+    // mostly see the same keys.
+    void attend_all(const Layer& layer, int rank, Buffer& scores) {
+        const Seen& sees = seen[layer.kind];
+        const int64_t room = sees.longest + LANES, shared = call.heads / call.groups, of_group = call.tokens * shared;
+        scores.resize(QUERIES * room);
+        const Share share(call.rows * call.groups * of_group, rank, team.size);
+        Query queries[QUERIES];
+        for (int64_t at = share.first; at < share.end;) {
+            const int64_t row = at / of_group / call.groups, group = at / of_group % call.groups;
+            const int64_t end = std::min({share.end, (at / of_group + 1) * of_group, at + QUERIES});
+            int count = 0;
+            for (; at < end; at++, count++) {
+                const int64_t t = row * call.tokens + at % of_group / shared, head = group * shared + at % shared;
+                queries[count].numbers = &projected[t * (of_q + 2 * of_kv) + head * call.size];
+                queries[count].slots = &sees.slots[sees.first[t]];
+                queries[count].count = sees.first[t + 1] - sees.first[t];
+                queries[count].scores = &scores[count * room];
+                queries[count].out = &attended[t * of_q + head * call.size];
+            }
+            const int64_t memory = layer.slot_of_cache * call.rows + row, begin = group * call.slots * call.size;
+            attend(queries, count, call.keys[memory] + begin, call.values[memory] + begin, call.size);
+        }
     }
 
     void mlp(const Layer& layer, int rank, Multiplier& multiplier, Buffer& normed) {
