@@ -225,3 +225,16 @@ def test_after_rejections_and_accepted_branches_the_cache_equals_that_of_plain_d
     assert again == text[: len(again)]
     for ours, theirs in zip(committed(branched), committed(plain), strict=True):
         torch.testing.assert_close(ours, theirs[:, : ours.shape[1]], rtol=1e-4, atol=1e-4)
+
+
+def test_the_places_of_keys_are_where_the_layers_memory_is() -> None:
+    """In one tensor for all layers, and where a layer has another shape and so tensors of its own."""
+    for sizes in ((4, 4, 4), (4, 8, 4)):
+        cache = KVCache(3, rows=3, slots=5)
+        like = {index: (torch.empty(1, 2, 1, size), torch.empty(1, 2, 1, size)) for index, size in enumerate(sizes)}
+        view = cache.window([2, 0], [1, 3], 2)
+        places = view.places(like)
+        assert places.shape == (2, 3, 2)
+        for index, shapes in like.items():
+            for side, memory in enumerate(cache._layer(index, *shapes)):
+                assert [memory[row].data_ptr() for row in (2, 0)] == places[side, index].tolist()

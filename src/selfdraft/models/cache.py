@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,13 +194,25 @@ class CacheWindow:
         """The row of the cache of each row of the forward."""
         return self._rows
 
-    def memory(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and values of several layers, in all rows and slots of the cache, each (R, H, S, D).
+    def places(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> np.ndarray:
+        """Return where keys and values are in memory: (2, layers, B) addresses of (H, S, D) numbers, keys first.
 
         Args:
             like: see `held`.
         """
-        return [self._cache._layer(index, *shapes) for index, shapes in like.items()]
+        cache = self._cache
+        for index, shapes in like.items():
+            if cache._keys[index] is None:
+                cache._layer(index, *shapes)
+        layers, rows = np.array(list(like), dtype=np.int64), np.array(self._rows, dtype=np.int64)
+        if cache._shared is not None and not cache._apart:
+            sides, step_of_layer, step_of_row, size = *cache._shared.stride()[:3], cache._shared.itemsize
+            steps = layers[:, None] * step_of_layer + rows * step_of_row
+            return cache._shared.data_ptr() + size * (np.arange(2)[:, None, None] * sides + steps)
+        memory = [cache._layer(index, *shapes) for index, shapes in like.items()]
+        firsts = np.array([[layer[side].data_ptr() for layer in memory] for side in (0, 1)], dtype=np.int64)
+        steps = np.array([[layer[side].stride(0) * layer[side].itemsize for layer in memory] for side in (0, 1)])
+        return firsts[:, :, None] + steps[:, :, None] * rows
 
     def held(self, like: Mapping[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Return the keys, then the values of several layers in all slots of these rows, each (B, H, S, D).

@@ -9,8 +9,8 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_float, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,23 +128,13 @@ class NativeLayers:
                 kinds[at].visible, span = seen.data_ptr(), seen.shape[2]
                 kept.append(seen)
         starts = (c_int64 * rows)(*view.starts)
-        keys, values = self._cache_of(view)
+        keys, values = places = view.places(self._like)  # of every layer in every row
+        assert places.dtype == np.int64 and places.flags["C_CONTIGUOUS"]
         call = _CCall(out.data_ptr(), rows, tokens, width, *self._sizes, kept[1].shape[2], span, len(self.kinds), kinds)
-        call.starts, call.keys, call.values = (ctypes.addressof(each) for each in (starts, keys, values))
+        call.starts, call.keys, call.values = ctypes.addressof(starts), keys.ctypes.data, values.ctypes.data
         call.slots = view.slots
         library().selfdraft_layers(self._described, c_int64(len(self._layers)), byref(call), c_int64(self._threads))
         return out
-
-    def _cache_of(self, view: CacheWindow) -> list[Any]:
-        """Return the addresses of every layer's keys, and of its values, by layer and row."""
-        memory = view.memory(self._like)
-        sides = []
-        for side in (0, 1):
-            firsts = [(layer[side].data_ptr(), layer[side].stride(0) * layer[side].itemsize) for layer in memory]
-            sides.append(
-                (c_void_p * (len(memory) * len(view.rows)))(*(f + row * n for f, n in firsts for row in view.rows))
-            )
-        return sides
 
 
 class NativeProduct:
