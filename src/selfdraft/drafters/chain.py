@@ -19,7 +19,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.lengths import AdaptiveThreshold, Calibration, DraftLengthRule, ExpectedGain, Threshold
 from selfdraft.core.options import choice_name, option
-from selfdraft.core.sampling import draw
+from selfdraft.core.sampling import draw, most_likely
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.paths.base import PathPolicy
@@ -256,7 +256,7 @@ class Chain(PathDrafter):
         else:
             # The softmax over the vocabulary is left out where nothing needs the confidence.
             q = scores.float().softmax(-1) if self._needs_confidence(context) else scores
-            token = int(scores.argmax())
+            token = int(most_likely(scores))
         chain.tokens.append(token)
         if not self._needs_confidence(context):
             return

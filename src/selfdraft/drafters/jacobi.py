@@ -23,7 +23,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.jacobi import Convergence, by_block, carried_block, is_fixed_point, next_iterate, sub_block_ends
 from selfdraft.core.options import choice_name, option
-from selfdraft.core.sampling import draw
+from selfdraft.core.sampling import draw, most_likely
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.paths.base import PathPolicy
@@ -263,7 +263,7 @@ class Jacobi(PathDrafter):
         logits = self.target.draft_forward(path, [context.row], 0, [context.tokens[-1]], [tree])[0]
         guesses = guesses.clone()
         if not rule.sample:
-            after = rule.scores(logits, context.tokens, context.prompt_length, tree).argmax(-1).cpu()
+            after = most_likely(rule.scores(logits, context.tokens, context.prompt_length, tree)).cpu()
             guesses[:, start:end] = torch.stack([next_iterate(each)[start:] for each in by_block(after, count)])
             return guesses, None
         p = by_block(context.distributions(logits, tree=tree), count)[:, start:end]

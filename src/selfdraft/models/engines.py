@@ -109,6 +109,7 @@ def run_natively(target: Target, weights: str = SAME, tell: Callable[[str], obje
     graph = native.add(full.layers, stock, full.types, next(iter(target.rotated)))
     head = native.product(target.anatomy.head)
     _use(target, graph, head, weights, native)
+    target.norm = native.norm(target.anatomy.norm) or target.norm
     target.tell = tell
     return f"native: our C++ on {native.nbytes / 1e6:,.0f} MB of matrices in {native.formats}"
 

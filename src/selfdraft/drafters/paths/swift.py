@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from selfdraft.core.costs import Costs
 from selfdraft.core.lengths import best_speedup
 from selfdraft.core.options import choice_name, option
+from selfdraft.core.sampling import most_likely
 from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
@@ -184,5 +185,5 @@ def matchness(target: TargetProtocol, skip: SkipSet, row: int, tokens: Sequence[
     One forward predicts each token from the true text before it.
     """
     logits = target.replay(sparse_path(target, skip), row, first - 1, tokens[first - 1 : first - 1 + count])
-    predicted = logits.argmax(-1).tolist()
+    predicted = most_likely(logits).tolist()
     return sum(p == t for p, t in zip(predicted, tokens[first : first + count], strict=True)) / count

@@ -19,7 +19,7 @@ from selfdraft.models.anatomy import Anatomy
 from selfdraft.models.cache import KVCache
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.native.build import is_built, library
-from selfdraft.models.native.layers import NativeLayer, NativeLayers, NativeProduct
+from selfdraft.models.native.layers import NativeLayer, NativeLayers, NativeNorm, NativeProduct
 from selfdraft.models.native.parts import MLP, NORMS, Attention, Norm, OtherKind, attention_of, mlp_of, norm_of
 from selfdraft.models.native.stored import BFLOAT16, CODES4, CODES8, FLOAT32, Stored, stored
 
@@ -123,6 +123,17 @@ class NativeEngine:
         if len(sizes) > 1:
             return None
         return NativeLayers(taken, self.threads)
+
+    def norm(self, module: nn.Module) -> NativeNorm | None:
+        """Return what normalises as a norm of the model does; None if it is of another kind."""
+        try:
+            norm = NativeNorm(norm_of(module))
+        except OtherKind:
+            return None
+        states = torch.randn(3, len(norm._norm.weight), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            alike = float((norm(states) - module(states)).abs().max()) < DIFFERENCE
+        return norm if alike else None
 
     def product(self, linear: nn.Module) -> NativeProduct:
         """Return what multiplies by a matrix.

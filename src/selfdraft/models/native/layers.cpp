@@ -233,6 +233,11 @@ void selfdraft_layers(const Layer* layers, int64_t count, const Call* call, int6
     });
 }
 
+// out = a root-mean-square norm of x, both (tokens, width).
+void selfdraft_norm(const float* x, const float* weight, float eps, int64_t tokens, int64_t width, float* out) {
+    for (int64_t t = 0; t < tokens; t++) normalise(x + t * width, weight, eps, width, out + t * width);
+}
+
 // y (tokens, outputs) = x (tokens, inputs) times a matrix.
 void selfdraft_product(const Matrix* matrix, const float* x, int64_t tokens, float* y, int64_t threads) {
     Team team{int(threads)};

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdraft.models.cache import CacheWindow
 from selfdraft.models.native.build import library
@@ -134,6 +134,28 @@ class NativeLayers:
         call.starts, call.keys, call.values = ctypes.addressof(starts), keys.ctypes.data, values.ctypes.data
         call.slots = view.slots
         library().selfdraft_layers(self._described, c_int64(len(self._layers)), byref(call), c_int64(self._threads))
+        return out
+
+
+class NativeNorm(nn.Module):
+    """A root-mean-square norm; torch's takes longer than a whole layer's."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self._norm = norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return (…, C) from (…, C)."""
+        states = states.to(torch.float32).contiguous()
+        out, width = torch.empty_like(states), states.shape[-1]
+        library().selfdraft_norm(
+            c_void_p(states.data_ptr()),
+            c_void_p(self._norm.weight.data_ptr()),
+            c_float(self._norm.eps),
+            c_int64(states.numel() // width),
+            c_int64(width),
+            c_void_p(out.data_ptr()),
+        )
         return out
 
 
