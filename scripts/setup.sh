@@ -75,5 +75,10 @@ rm -f "$STAMP"
 install_torch
 say "installing SelfDraft and its dependencies"
 pip_install -e '.[dev]' || fail_with_log SelfDraft
+if ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then
+    say "no C++ compiler here: installing the package ziglang, which has one"
+    pip_install 'ziglang>=0.13,<1' ||
+        say "that failed, so layers will be run by OpenVINO: several times slower (to change that: apt install g++)"
+fi
 state >"$STAMP"
 say "ready: $VENV/bin/python run.py --help"

@@ -31,6 +31,7 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, subject
 
+pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")
 OURS = ("llama", "mistral", "qwen2", "qwen3")  # the families of the Llama kind among those made tiny
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 

@@ -20,6 +20,7 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from selfdraft.models.weights import encoded
 
+pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")
 WEIGHTS = {
     FLOAT32: lambda weight: weight,
     BFLOAT16: lambda weight: weight.bfloat16().float(),
