@@ -226,8 +226,9 @@ def test_options_changed_after_composing_are_checked() -> None:
 
 
 def test_the_dtype_that_serves_this_machine_is_decided_before_a_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernels, dtype in ((True, "bfloat16"), (False, "float32")):
+    for kernels, compiler, dtype in ((True, False, "bfloat16"), (True, True, "float32"), (False, False, "float32")):
         monkeypatch.setattr(loading, "packable", lambda _, kernels=kernels: kernels)
+        monkeypatch.setattr(loading, "has_compiler", lambda compiler=compiler: compiler)  # the native engine needs one
         given = composed()
         assert given.model.dtype == "auto"
         assert to_config(settled(given)).model.dtype == dtype

@@ -106,7 +106,9 @@ def test_the_engine_says_that_the_target_is_a_rounded_model() -> None:
     target = Target(tiny_model())
     said = "with int4 weights (the target is the model that was rounded to them)"
     assert use_engine(target, "eager", weights="int4") == f"eager {said}"
-    assert use_engine(target, "auto", weights="int4").startswith(f"compiled by OpenVINO {said}, in ")
+    assert use_engine(target, "compiled", weights="int4").startswith(f"compiled by OpenVINO {said}, in ")
+    native = use_engine(Target(tiny_model()), "native", weights="int4")
+    assert native.startswith("native: our C++ on ") and f" {said}, in " in native
 
 
 def test_same_rounds_nothing() -> None:
