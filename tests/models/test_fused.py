@@ -13,6 +13,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
+from selfdraft.models.engines import run_natively
 from selfdraft.models.fused import FusedRows, gated_places, untrained_rows
 from selfdraft.models.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
 from selfdraft.models.invariance import make_shape_invariant
@@ -187,3 +188,23 @@ def test_gated_rows_are_no_path_of_their_own() -> None:
     target = begun()
     with pytest.raises(UserError, match="use drafter=fused_jacobi"):
         adapted_path(target, untrained_rows(target, 2))
+
+
+def test_where_the_full_path_runs_at_once_rows_that_verify_have_its_bits_and_gated_rows_come_after() -> None:
+    eager, native = begun(), begun()
+    run_natively(native)
+    native.allocate(2, 0)
+    for row in range(2):
+        native.prefill(row, PROMPT[: -1 - row])
+    tree = TokenTree.merged([[5, 6], [9]]).probed(2, eager.pad_id, [ROOT, 1])
+    tree = TokenTree(tree.tokens.where(tree.is_candidate, torch.tensor(31)), tree.parents, tree.is_candidate)
+    said = []
+    for target in (eager, native):
+        rows = FusedRows(target, untrained_rows(target, 2, noise=0.5))
+        roots = [PROMPT[-1], PROMPT[-2]]
+        said.append(torch.stack(target.forward([0, 1], roots, [tree, tree], through=rows.path)))
+        assert rows.kept[0].shape == (1 + len(tree), 32)
+    torch.testing.assert_close(*said, rtol=1e-3, atol=1e-3)
+    candidates = TokenTree.merged([[5, 6], [9]])
+    plain = native.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [candidates, candidates])
+    assert torch.equal(torch.stack(plain), said[1][:, : 1 + len(candidates)])

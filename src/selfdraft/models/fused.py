@@ -3,8 +3,9 @@
 Every probe of a tree is a gated row. It follows a node (the root or a candidate): before layer `enter` it gets that
 node's hidden state, plus the embedding of the token predicted for its position by the step before, through a trained
 matrix, or a mask embedding where there is no prediction. From there on only these rows get the LoRA, and only they see
-each other: root and candidates keep the target's own logits, to the bit. Sources: gated LoRA (see `gated`), I-DLM
-(predictions fed back), DSpark (heads, see `heads`).
+each other: root and candidates keep the target's own logits, to the bit. Where the full path is one graph, root and
+candidates run through that, and the gated rows through the later layers after them. Sources: gated LoRA (see `gated`),
+I-DLM (predictions fed back), DSpark (heads, see `heads`).
 
 Shapes: k gated rows in a chain, C hidden size, B rows of N tokens, m of these B * N are gated rows.
 """
@@ -12,7 +13,7 @@ Shapes: k gated rows in a chain, C hidden size, B rows of N tokens, m of these B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any, ClassVar
 
@@ -31,6 +32,8 @@ from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.pseudo import PseudoTokens, random_lora
 
+Places = tuple[list[int], list[int], list[int]]  # see `gated_places`
+
 
 @dataclass(frozen=True)
 class FusedPath(Path):
@@ -42,6 +45,7 @@ class FusedPath(Path):
         enter: the layer before which gated rows enter.
         nothing: the token of a probe for which there is no prediction.
         kept: by cache row, the (N, C) normed hidden states of the last forward.
+        stock: the full path's own layers.
     """
 
     masks: Tensor = field(kw_only=True)
@@ -50,10 +54,32 @@ class FusedPath(Path):
     nothing: int = field(kw_only=True)
     gate: Gate = field(kw_only=True)
     kept: dict[int, Tensor] = field(kw_only=True)
+    stock: tuple[nn.Module, ...] = field(kw_only=True)
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`; `trees` say which tokens are probes."""
         places = gated_places(trees, block.tokens.shape[1])
+        base = self._base(runner, block, trees) if states is None else 0
+        hidden = self._after(runner, block, places, base) if base else self._together(runner, block, places, states)
+        self.kept.clear()
+        self.kept.update(zip(block.rows, hidden, strict=True))
+        return hidden
+
+    def _base(self, runner: Runner, block: Block, trees: Trees) -> int:
+        """Return how many first tokens of each row the full path runs through its graph; 0 if all run together.
+
+        Gated rows must be the last ones of every row, and as many everywhere.
+        """
+        if not self.enter or runner.graph(self.stock[: self.enter], self.types[: self.enter]) is None:
+            return 0
+        bases = {1 + int(tree.is_candidate.sum()) for tree in trees}
+        width = block.tokens.shape[1]
+        fits = len(bases) == 1 and all(len(tree) == width - 1 for tree in trees)
+        ordered = all(not (~tree.is_candidate[:-1] & tree.is_candidate[1:]).any() for tree in trees)
+        return bases.pop() if fits and ordered else 0
+
+    def _together(self, runner: Runner, block: Block, places: Places, states: States) -> Tensor:
+        """Return (B, N, C) normed states: all rows run through the layers in one forward."""
         later: States = None if states is None else []
         hidden = self.part(0, self.enter).drive(runner, block, states=states, normed=False)
         rows, followed, numbers = (torch.tensor(each, dtype=torch.long) for each in places)
@@ -65,9 +91,25 @@ class FusedPath(Path):
             hidden = self.part(self.enter, len(self.layers)).drive(runner, block, hidden, states=later)
         if states is not None:
             states += (later or [])[1:]  # the first of them is the last of the earlier layers
-        self.kept.clear()
-        self.kept.update(zip(block.rows, hidden, strict=True))
         return hidden
+
+    def _after(self, runner: Runner, block: Block, places: Places, base: int) -> Tensor:
+        """Return the same, if the first `base` tokens of each row run through the full path's own layers first."""
+        sees = None if block.sees is None else block.sees[:, :base, :base]
+        first = replace(block, tokens=block.tokens[:, :base], depths=block.depths[:, :base], sees=sees)
+        full = replace(self, layers=self.stock)
+        lower = full.part(0, self.enter).drive(runner, first, normed=False)
+        hidden = full.part(self.enter, len(self.stock)).drive(runner, first, lower.clone())
+        rows, followed, numbers = (torch.tensor(each, dtype=torch.long) for each in places)
+        if not len(rows):
+            return hidden
+        width = block.tokens.shape[1]
+        given = self._inputs(runner, block.tokens.flatten()[rows], numbers)
+        given = given + lower.flatten(0, 1)[followed // width * base + followed % width]
+        with self.gate.open(torch.arange(len(rows)), len(rows), hidden.device):
+            given = given.unflatten(0, (len(hidden), width - base))
+            gated = self.part(self.enter, len(self.layers)).drive(runner, block, given, since=base)
+        return torch.cat([hidden, gated], dim=1)
 
     def _inputs(self, runner: Runner, tokens: Tensor, numbers: Tensor) -> Tensor:
         """Return (m, C) what is added to the followed node's state, for the m rows with these tokens and numbers."""
@@ -134,13 +176,14 @@ class FusedRows(PseudoTokens):
             nothing=self.target.pad_id,
             gate=self.gate,
             kept=self.kept,
+            stock=tuple(self.target.full.layers),
         )
 
     def _sampler(self, tensors: object, size: int) -> None:
         """Return nothing: `heads` has it."""
 
 
-def gated_places(trees: Sequence[TokenTree], width: int) -> tuple[list[int], list[int], list[int]]:
+def gated_places(trees: Sequence[TokenTree], width: int) -> Places:
     """Return, for each probe of B trees in rows of `width`: its flat row, that of the node it follows, its number."""
     rows: list[int] = []
     followed: list[int] = []
