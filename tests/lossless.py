@@ -122,6 +122,12 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
         PseudoTokensConfig(count=10, nodes=10, noise=0.5, costs="flat"),  # longer than a sliding window, with LoRA
         PseudoTokensConfig(count=2, branches=3, nodes=6, noise=2.0),
     ],
+    "fused_jacobi": [  # untrained: see test_fused_jacobi.py for those that are right
+        configured("fused_jacobi"),
+        configured("fused_jacobi", count=2, branches=16, nodes=150, noise=1.0, costs="flat"),  # some are right
+        configured("fused_jacobi", count=10, nodes=10, noise=0.5, costs="flat"),  # longer than a sliding window
+        configured("fused_jacobi", count=2, branches=3, nodes=6, noise=2.0, feedback=False),
+    ],
     "recycling": [
         RecyclingConfig(),
         RecyclingConfig(edges=3, nodes=12, depth=12, seed_from_prompt=False, warm=True),

@@ -18,6 +18,7 @@ from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.fused import fused_rows
 from selfdraft.models.low_bit import low_bit_path
 from selfdraft.models.neurons import most_used_mlps
 from selfdraft.models.pseudo import pseudo_tokens
@@ -108,6 +109,25 @@ class StubPseudoTokens:
     sampler: None = None
 
 
+class StubFusedRows(StubPseudoTokens):
+    """Gated rows that predict as probes do, and are fed back tokens only if `feeds`."""
+
+    feeds = True
+
+    def __init__(self, target: StubTarget, count: int) -> None:
+        super().__init__(count, target.full)
+        object.__setattr__(self, "target", target)
+
+    def states_of(self, row: int, at: Sequence[int]) -> Tensor:
+        """The tokens predicted by the last forward, as states."""
+        return self.target.said[row].argmax(-1)[list(at), None]
+
+    def resampled(self, states: Tensor, previous: int, count: int, branches: int = 1) -> list[dict]:
+        """Every row's token, whatever the branch."""
+        tokens = states[:, 0].tolist()
+        return [{tuple(tokens[:at]): [(token, 0.9)]} for at, token in enumerate(tokens)]
+
+
 class StubScores:
     """Attention scores that are highest for the first keys."""
 
@@ -143,6 +163,7 @@ class StubTarget:
         self.chains_only = False
         self.cache = StubCache(1)
         self.seen: list[tuple[list[int], list[TokenTree]]] = []
+        self.said: dict[int, Tensor] = {}  # by row, the logits of the last verification
         self.drafted: list[tuple[StubPath, list[int], int]] = []
         self._scratch: dict[int, list[int]] = {}
         self._last: dict[int, tuple[int, TokenTree]] = {}
@@ -185,10 +206,11 @@ class StubTarget:
         for b, states in enumerate(keep or ()):  # after every layer: the token that a sparse path would predict
             said = self._logits(self._sparse, [*self.cache.texts[rows[b]], roots[b]], trees[b]).argmax(-1)
             states.append(said[None, :, None].expand(len(self.full.layers) + 1, -1, 1))
-        return [
-            self._logits(self.full.rule, [*self.cache.texts[row], root], tree)
+        self.said = {
+            row: self._logits(self.full.rule, [*self.cache.texts[row], root], tree)
             for row, root, tree in zip(rows, roots, trees, strict=True)
-        ]
+        }
+        return list(self.said.values())
 
     def draft_forward(
         self,
@@ -274,6 +296,11 @@ def _(
 @pseudo_tokens.register
 def _(target: StubTarget, adapter: str | None, count: int, noise: float) -> StubPseudoTokens:
     return StubPseudoTokens(count, target.full)
+
+
+@fused_rows.register
+def _(target: StubTarget, adapter: str | None, count: int, noise: float) -> StubFusedRows:
+    return StubFusedRows(target, count)
 
 
 @selection.register

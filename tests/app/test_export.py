@@ -149,6 +149,14 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_the_export_of_gated_rows_explains_their_lora(tmp_path: Path) -> None:
+    tensors = {**lora_of(load_tiny(*TINY).model, [2]), "mask": noise(2, 32), "confidence.outer.bias": noise(1)}
+    finetuned(tmp_path / "run", tensors, [])
+    exported(tmp_path / "run", tmp_path / "out")
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "2 gated rows" in said and "confidence" in said
+
+
 def test_the_export_of_pseudo_tokens_explains_their_lora(tmp_path: Path) -> None:
     tensors = {**lora_of(load_tiny(*TINY).model, [2]), "pseudo": noise(2, 32), "sampler.inner.bias": noise(32)}
     run, out = finetuned(tmp_path / "run", tensors, []), tmp_path / "out"

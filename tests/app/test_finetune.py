@@ -290,6 +290,10 @@ INVALID = {
         (["first_layer=4"], r"^finetune\.first_layer=4: this model has 4 layers; .* 0 to 3$"),
         (["matrices=[query]"], r"^finetune\.matrices: no layer .* has 'query'; there are down_proj, gate_proj, k_proj"),
     ),
+    "fused_jacobi": (
+        (["enter=4"], r"^finetune\.enter=4: this model has 4 layers; enter before one of 0 to 3$"),
+        (["loss=l2"], r"^finetune\.loss=l2"),
+    ),
     "exit_adapter": (
         (["twins=[1]"], r"^finetune\.exit_layer=2 with twins=\[1\]: this model has 4 layers"),
         (["exit_layer=4"], r"^finetune\.exit_layer=4 with twins=\[3\]: this model has 4 layers"),

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from selfdraft.core.training import (
+    blocks_from,
     blocks_of,
     chain_counts,
     divergence,
     early_layer,
     expected_accepted,
     layer_dropout,
+    missed_acceptance,
     wanted_positions,
 )
 
@@ -74,6 +76,29 @@ def test_divergence_is_zero_only_for_equal_distributions() -> None:
     assert divergence(logits, logits).abs().max() < 1e-6
     p, q = logits.softmax(-1), logits.flip(0).softmax(-1)
     assert torch.allclose(divergence(logits.flip(0), logits), (p * (p / q).log()).sum(-1), atol=1e-5)
+
+
+def test_missed_acceptance_is_what_rejection_sampling_rejects_once_most_is_accepted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(5, 7, generator=generator)
+    student = teacher + 0.1 * torch.randn(5, 7, generator=generator)
+    missed = 1 - torch.minimum(student.softmax(-1), teacher.softmax(-1)).sum(-1)
+    weight = torch.exp(-3 * (1 - missed))
+    expected = weight * divergence(student, teacher) + (1 - weight) * missed
+    assert torch.allclose(missed_acceptance(student, teacher), expected) and bool((weight < 0.07).all())
+    assert torch.allclose(missed_acceptance(teacher + 3.0, teacher), torch.zeros(5), atol=1e-6)
+    never = torch.tensor([[100.0, 0.0]], requires_grad=True)
+    missed_acceptance(never, torch.tensor([[0.0, 100.0]])).sum().backward()
+    assert never.grad is not None and float(never.grad.abs().max()) > 0.5  # acceptance itself has no slope there
+
+
+def test_blocks_from_given_positions_count_as_those_of_a_stride() -> None:
+    wanted = wanted_positions(TEXTS, ANSWERS, answers_only=False)
+    strided = blocks_of(TEXTS, wanted, size=3, stride=3, offset=0)
+    given = blocks_from(strided.index[..., 0], TEXTS, wanted, 3)
+    assert torch.equal(given.index, strided.index) and torch.equal(given.valid, strided.valid)
+    late = blocks_from(torch.tensor([[8], [2]]), TEXTS, wanted, 3)  # at the ends of a row and of a text
+    assert late.index.max() <= 9 and not late.valid.any()
 
 
 def test_later_layers_are_dropped_more_often() -> None:

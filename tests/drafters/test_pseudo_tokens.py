@@ -19,9 +19,10 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, probes_under
 from selfdraft.models.adapter import Adapter
+from selfdraft.models.heads import SamplerHead
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.processors import repetition_penalty
-from selfdraft.models.pseudo import SamplerHead, untrained
+from selfdraft.models.pseudo import untrained
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, script, successor

@@ -72,6 +72,8 @@ def test_unknown_tensors_give_one_clear_line(tmp_path: Path) -> None:
         {"vocabulary": torch.ones(0, dtype=torch.int64)},
         {"pseudo": torch.ones(32)},
         {"pseudo": torch.ones(0, 32)},
+        {"mask": torch.ones(32)},
+        {"masks": torch.ones(2, 32)},
         {"feature.weight": torch.ones(3)},
     ):
         refused = pytest.raises(

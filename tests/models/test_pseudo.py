@@ -12,7 +12,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.gated import Gate, GatedLinear
-from selfdraft.models.pseudo import PseudoTokens, SamplerHead, pseudo_numbers, untrained
+from selfdraft.models.heads import SamplerHead
+from selfdraft.models.pseudo import PseudoTokens, pseudo_numbers, untrained
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
@@ -160,7 +161,7 @@ def test_a_sampler_starts_as_the_identity_and_gets_the_token_before() -> None:
     sampler = {f"sampler.{name}": tensor for name, tensor in head.state_dict().items()}
     adapter = untrained(target, 3)
     pseudo = PseudoTokens(target, replace(adapter, tensors={**adapter.tensors, **sampler}))
-    levels = pseudo.resampled(hidden, 17, 4, branches=3)
+    levels = pseudo.resampled(target.norm(hidden), 17, 4, branches=3)
     assert [len(level) for level in levels] == [1, 3, 3]
     likeliest = [(token,) for token, _ in levels[0][()][:3]]
     assert list(levels[1]) == likeliest

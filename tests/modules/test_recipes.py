@@ -21,7 +21,7 @@ from made import made
 from selfdraft.app.session import quiet
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
-from selfdraft.core.training import blocks_of, wanted_positions
+from selfdraft.core.training import Blocks, blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
 from selfdraft.data.distilled import Text
 from selfdraft.data.packing import PackedBatch, collate, pack
@@ -33,12 +33,14 @@ from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.drafters.presets import configured
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import Adapter
+from selfdraft.models.fused import FusedRows
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.models.teacher_forced import teacher_forced
 from selfdraft.models.tiny import tiny_model
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES
+from selfdraft.modules.recipes.fused_jacobi import NONE, FusedJacobiRecipe
 from selfdraft.tracking.artifact import Artifact
 
 TEXTS, PROMPT, ANSWER = 4, 4, 32
@@ -67,6 +69,11 @@ CASES = {
     "pseudo_tokens": Case("pseudo_tokens", {"steps": 40, "rank": 8, "alpha": 8.0}),
     "pseudo_tokens on some matrices": Case(
         "pseudo_tokens", {"steps": 60, "rank": 8, "alpha": 8.0, "matrices": ["q_proj", "up_proj"], "first_layer": 1}
+    ),
+    "fused_jacobi": Case("fused_jacobi", {"steps": 60, "rank": 8, "alpha": 8.0, "enter": 0, "block": 3}),
+    "fused_jacobi with all it has": Case(
+        "fused_jacobi",
+        {"steps": 60, "rank": 8, "alpha": 8.0, "enter": 1, "block": 3, "markov_rank": 8, "loss": "lk", "feedback": 0.7},
     ),
     "consistency": Case("consistency", {"steps": 200, "block": 4}),
     "consistency of a path": Case("consistency", {"steps": 60, "block": 4, "keep_layers": [0, 2, 3], "norm": True}),
@@ -182,7 +189,11 @@ def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
 
     In so small a vocabulary, sixteen leaves would hold the right one without any training.
     """
-    free = {"pseudo_tokens": {"costs": "flat"}, "early_exit": {"siblings": False, "length": "threshold"}}
+    free = {
+        "pseudo_tokens": {"costs": "flat"},
+        "fused_jacobi": {"costs": "flat"},
+        "early_exit": {"siblings": False, "length": "threshold"},
+    }
     options = {**module.options(), **free.get(module.drafter, {})}
     return made(target, configured(module.drafter, adapter=str(folder), **options))
 
@@ -192,7 +203,9 @@ def answered(target: Target, drafter: Any, text: Text) -> Generation:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if case.recipe != "pseudo_tokens"], scope="module"
+    "name",
+    [name for name, case in CASES.items() if case.recipe not in ("pseudo_tokens", "fused_jacobi")],
+    scope="module",
 )
 def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) -> None:
     module, text = trained(name), texts()[1]
@@ -222,6 +235,72 @@ def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) ->
         drafted.append(target.draft_forward(path, [0], 0, [tokens[start]], [chain])[0])
     assert torch.equal(*drafted)
     assert torch.allclose(drafted[0], ours, atol=1e-3, rtol=1e-3)
+
+
+def fused_case(name: str) -> tuple[FusedJacobiRecipe, PackedBatch, TeacherOutputs, Blocks]:
+    """A trained module, a text, its teacher outputs, and blocks of it."""
+    module = trained(name)
+    assert isinstance(module, FusedJacobiRecipe)
+    batch = collate(pack([texts()[1]], ROW, longest_prompt=PROMPT))
+    return module, batch, module.teach(batch), module.blocks(batch, 0, answers_only=False)
+
+
+FUSED = [name for name, case in CASES.items() if case.recipe == "fused_jacobi"]
+
+
+@pytest.mark.parametrize("name", FUSED, scope="module")
+def test_written_gated_rows_predict_what_they_predicted_in_training(name: str, tmp_path: Path) -> None:
+    """Rows of one step in a tree, those of the step before it fed back: as in `after_a_step`."""
+    module, batch, _, _ = fused_case(name)
+    teacher = teach(
+        module.target, batch.tokens, batch.positions, batch.texts, layers=range(4), before=module.states_before()
+    )
+    blocks = module.blocks(batch, 0, answers_only=False)
+    following, fed = module.after_a_step(batch, blocks, teacher, default_rng(3))
+    module.adapter().write(tmp_path)
+    target, tokens = fresh_target(), batch.tokens[0].tolist()
+    rows = FusedRows(target, Adapter.read(tmp_path))
+    with torch.no_grad():
+        given = module._given(following, teacher, fed)
+        hidden = module.student(given, following, teacher)[0].unflatten(0, (-1, following.size))
+    seen = set()
+    for at, (index, valid) in enumerate(zip(following.index[0].tolist(), following.valid[0], strict=True)):
+        if not valid.all() or index[0] < 2:
+            continue
+        target.allocate(1, ROW)
+        target.prefill(0, tokens[: index[0] - 1])
+        tree = TokenTree.empty().probed(following.size, target.pad_id)
+        inputs = torch.where(fed[0, at] == NONE, target.pad_id, fed[0, at])
+        tree = TokenTree(inputs, tree.parents, tree.is_candidate)
+        target.forward([0], [tokens[index[0] - 1]], [tree], through=rows.path)
+        states = rows.states_of(0, range(1, 1 + following.size))
+        assert torch.allclose(states, hidden[at], atol=2e-3, rtol=2e-3)
+        with torch.no_grad():
+            before = torch.tensor(tokens[index[0]])
+            said = module.heads.logits(hidden[at, :1], module._embedded(before[None]), module.student.logits)
+        level = rows.resampled(states, int(before), 1)
+        assert level[0][()][0][0] == int(said.argmax())
+        seen.add(int((fed[0, at] != NONE).sum()))
+    assert len(seen) > 1  # some rows had predictions fed back, and others none
+
+
+def test_a_step_after_a_step_begins_after_the_accepted_tokens(name: str = FUSED[0]) -> None:
+    """By heart the module knows the text: chains are accepted whole, or cut somewhere with a right first choice."""
+    module, batch, teacher, blocks = fused_case(name)
+    following, fed = module.after_a_step(batch, blocks, teacher, default_rng(0))
+    tokens, size = batch.tokens[0], blocks.size
+    right = module.right(batch, blocks, teacher)
+    cut = 0
+    for at in range(blocks.index.shape[1]):
+        if not bool(blocks.valid[0, at].all() & right[0, at].all() & following.valid[0, at, 0]):
+            continue
+        ended = int(following.index[0, at, 0] - blocks.index[0, at, 0]) - 1
+        assert 0 <= ended <= size and (fed[0, at] == NONE).sum() == ended
+        first = int(following.index[0, at, 0])
+        if ended < size:
+            cut += 1
+            assert torch.equal(fed[0, at, : size - ended], tokens[first : first + size - ended])
+    assert cut
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+TRUST = 3.0  # how fast the loss of acceptance takes the place of the divergence as acceptance rises
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -63,14 +65,25 @@ def blocks_of(texts: Tensor, wanted: Tensor, size: int, stride: int, offset: int
     if not len(first):
         first = torch.zeros(1, dtype=torch.long, device=texts.device)
     index = (first[:, None] + torch.arange(size, device=texts.device)).clamp(max=length - 1).expand(rows, -1, -1)
-    flat = index.flatten(1)
-    same = texts.gather(1, flat).view_as(index) == texts.gather(1, index[..., 0])[..., None]
-    valid = (wanted.gather(1, flat).view_as(index) & same).cumprod(-1).bool()
+    valid = _valid(index, texts, wanted)
     # Sort each row so that blocks that count come first, and drop the columns of blocks that count in no row.
     order = (~valid[..., 0]).to(torch.int8).argsort(dim=1, stable=True)
     kept = max(int(valid[..., 0].sum(1).max()), 1)
     order = order[:, :kept, None].expand(-1, -1, size)
     return Blocks(index.gather(1, order), valid.gather(1, order))
+
+
+def blocks_from(first: Tensor, texts: Tensor, wanted: Tensor, size: int) -> Blocks:
+    """Return one block of `size` positions from each of the (B, G) given positions on; see `blocks_of`."""
+    index = (first[..., None] + torch.arange(size, device=first.device)).clamp(max=texts.shape[1] - 1)
+    return Blocks(index, _valid(index, texts, wanted))
+
+
+def _valid(index: Tensor, texts: Tensor, wanted: Tensor) -> Tensor:
+    """Return (B, G, K) which of the positions `index` count, see `Blocks.valid`."""
+    flat = index.flatten(1)
+    same = texts.gather(1, flat).view_as(index) == texts.gather(1, index[..., 0])[..., None]
+    return (wanted.gather(1, flat).view_as(index) & same).cumprod(-1).bool()
 
 
 def wanted_positions(texts: Tensor, answers: Tensor, *, answers_only: bool) -> Tensor:
@@ -86,6 +99,21 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the (n,) KL divergence of the student's next-token distributions from the teacher's; (n, v) logits."""
     ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+def missed_acceptance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the (n,) losses of acceptance (LK): mostly the divergence where little is accepted, 1 - acceptance else.
+
+    By exact rejection sampling, a token drawn from the student is accepted with the sum over tokens of the smaller of
+    both probabilities. Where that is almost zero, so is its slope, and only the divergence says where to go. It has the
+    weight ``exp(-TRUST * acceptance)``, and the missed acceptance the rest.
+
+    Args:
+        student, teacher: (n, v) logits.
+    """
+    accepted = torch.minimum(student.softmax(-1), teacher.softmax(-1)).sum(-1)
+    weight = torch.exp(-TRUST * accepted.detach())
+    return weight * divergence(student, teacher) + (1 - weight) * (1 - accepted)
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:

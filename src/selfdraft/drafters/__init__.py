@@ -6,6 +6,7 @@ the drafter for a target.
 
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.chain import Chain
+from selfdraft.drafters.fused_jacobi import FusedJacobi
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.lookahead import Lookahead
 from selfdraft.drafters.none import NoDrafter
@@ -26,6 +27,7 @@ PROPOSALS: dict[str, type[Drafter]] = {
     "recycling": Recycling,
     "pool": Pool,
     "pseudo_tokens": PseudoTokensDrafter,
+    "fused_jacobi": FusedJacobi,
 }
 
 __all__ = ["PATHS", "PROPOSALS", "Drafter"]

@@ -40,6 +40,7 @@ PRESETS: dict[str, Preset] = {
     "recycling": Preset("recycling"),
     "pool": Preset("pool", "full"),
     "pseudo_tokens": Preset("pseudo_tokens"),
+    "fused_jacobi": Preset("fused_jacobi"),
     "chain": Preset("chain", "layer_skip"),
     "layer_skip": Preset("chain", "layer_skip"),
     "early_exit": Preset("chain", "early_exit", {"reuse": True}),

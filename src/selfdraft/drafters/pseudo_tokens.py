@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
 from selfdraft.core.costs import Costs
 from selfdraft.core.estimates import Estimates
 from selfdraft.core.growth import best_probed, grow
@@ -17,7 +19,7 @@ from selfdraft.core.predictions import Weighted, weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.pseudo import Branch, pseudo_tokens
+from selfdraft.models.pseudo import Branch, PseudoTokens, pseudo_tokens
 
 WORTH, OLD = 0.5, 0.9  # prior number of tokens that a draft is expected to add, and the weight of its older mean
 RIVALS = 4  # the chances of a probe's best tokens are renormalised over at least so many of them
@@ -87,11 +89,20 @@ class PseudoTokensDrafter(Drafter):
 
     def __init__(self, target: TargetProtocol, config: PseudoTokensConfig, costs: Costs) -> None:
         super().__init__(target, config, costs)
-        self.pseudo = pseudo_tokens(target, config.adapter, config.count, config.noise)
+        self.pseudo = self._made()
         self.curve = costs.full() if config.costs == "measured" else None
         self.states: WeakKeyDictionary[Context, State] = WeakKeyDictionary()
         self.rivals = min(max(config.branches, RIVALS), target.vocab_size)
-        self.best = 0 if self.pseudo.sampler is not None else self.rivals  # a sampler guesses instead
+        self.best = 0 if self.guesses_by_heads else self.rivals
+
+    def _made(self) -> PseudoTokens:
+        """Return the adapter's pseudo tokens, in place."""
+        return pseudo_tokens(self.target, self.config.adapter, self.config.count, self.config.noise)
+
+    @property
+    def guesses_by_heads(self) -> bool:
+        """Return whether heads of their own read the probes' hidden states, instead of the model's."""
+        return self.pseudo.sampler is not None
 
     def start(self, context: Context) -> None:
         """Begin without guesses: the first step has probes only."""
@@ -117,8 +128,8 @@ class PseudoTokensDrafter(Drafter):
             size, ends = best_probed(growth, self.curve.shared_by(context.rows), self.pseudo.count, state.worth)
             places = growth.places(size)
             ends = [places[node] for node in ends]
-        tree = growth.tree(size).probed(self.pseudo.count, self.target.pad_id, ends).up_to_depth(context.room)
-        return Draft(tree, "pseudo_tokens", wants_states=self.pseudo.sampler is not None, through=self.pseudo.path)
+        tree = self._probed(state, growth.tree(size), ends).up_to_depth(context.room)
+        return Draft(tree, self.config.name, wants_states=self.wants_states, through=self.pseudo.path)
 
     def observe(self, context: Context, step: Step) -> None:
         """Learn how often guesses were right, and read the next guesses from the probes after the last accepted node.
@@ -137,17 +148,37 @@ class PseudoTokensDrafter(Drafter):
         probes = probes_under(step.draft.tree, step.nodes[-1] if step.nodes else ROOT)
         at = [probe + 1 for probe in probes]
         state.levels = []
-        if at and step.states is not None:  # a second transfer to the host
-            found = self.pseudo.resampled(step.states[-1, at], step.emitted[-1], self.rivals, self.config.branches)
+        if at and self.guesses_by_heads:  # a second transfer to the host
+            found = self.pseudo.resampled(
+                self._read(context, step, at), step.emitted[-1], self.rivals, self.config.branches
+            )
             state.levels = [
                 {branch: self._guesses(number, likely) for branch, likely in level.items()}
                 for number, level in enumerate(found)
             ]
+            self._keep(state, found)
         elif at:
             assert step.best is not None, "`best` asks for it"
             likeliest, first = weighted(step.best[:, at]), step.predictions[at].tolist()
             both = zip(likeliest, first, strict=True)
             state.levels = [{None: self._guesses(i, *parts)} for i, parts in enumerate(both)]
+
+    def _probed(self, state: State, tree: TokenTree, ends: list[int] | None) -> TokenTree:
+        """Return the tree of candidates with probes under the nodes `ends`, or under all and the root if None."""
+        return tree.probed(self.pseudo.count, self.target.pad_id, ends)
+
+    @property
+    def wants_states(self) -> bool:
+        """Return whether the verification has to keep its hidden states for `_read`."""
+        return self.guesses_by_heads
+
+    def _read(self, context: Context, step: Step, at: list[int]) -> Tensor:
+        """Return (n, C) the normed hidden states of the probes at the given rows."""
+        assert step.states is not None, "the draft asks for them"
+        return self.pseudo.target.norm(step.states[-1, at])
+
+    def _keep(self, state: State, found: list[dict[Branch, Weighted]]) -> None:
+        """Keep what else a step needs of what the heads found."""
 
     def _guesses(self, number: int, best: Weighted, first: int | None = None) -> list[Guess]:
         """Return the best tokens of probe `number` as guesses: the token `first`, if given, then by chance."""

@@ -36,11 +36,12 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
     """
     driver = layered(target)
     settings, stock = adapter.settings, driver.anatomy.layers
-    if "pseudo" in adapter.tensors:
-        raise UserError(
-            f"drafter.path.adapter: recipe '{adapter.recipe}' trained pseudo tokens, and no path to draft through: use "
-            "drafter=pseudo_tokens"
-        )
+    for tensor, what, drafter in (("pseudo", "pseudo tokens", "pseudo_tokens"), ("mask", "gated rows", "fused_jacobi")):
+        if tensor in adapter.tensors:
+            raise UserError(
+                f"drafter.path.adapter: recipe '{adapter.recipe}' trained {what}, and no path to draft through: use "
+                f"drafter={drafter}"
+            )
     adapter.refuse_beyond(len(stock), driver.vocab_size)
     skip = SkipSet.of(len(stock), settings.get("skip_attention", ()), settings.get("skip_mlp", ()))
     trained: dict[int, nn.Module] = {}

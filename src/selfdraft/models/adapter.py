@@ -7,7 +7,8 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 * ``norm.{parameter}``: replaces the final norm's parameter;
 * ``feature.weight`` (C, C): maps the last committed token's final hidden state to an addend (see `Path.feature`);
 * ``vocabulary`` (v,): the only token ids that are drafted;
-* ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`.
+* ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`;
+* ``mask`` (k, C), ``feed.{parameter}``: inputs of gated rows, see `fused`; ``markov.…``, ``confidence.…``: see `heads`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ FILE = "adapter.safetensors"
 FEATURE = "feature.weight"
 SKIPPED = ("skip_attention", "skip_mlp")  # settings: the layers whose sublayers drafts bypass
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-NAMES = re.compile(r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|sampler\..+|pseudo|feature\.weight")
+NAMES = re.compile(
+    r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|pseudo|feature\.weight|mask|(sampler|feed|markov|confidence)\..+"
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _wrong(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> str | No
         return "is none that a recipe trains"
     if tensor.dtype not in FLOATS or not torch.isfinite(tensor).all():
         return "holds something else than finite numbers"
-    if name in ("pseudo", FEATURE) and (tensor.dim() != 2 or not tensor.numel()):
+    if name in ("pseudo", "mask", FEATURE) and (tensor.dim() != 2 or not tensor.numel()):
         return "is no matrix"
     if name.startswith("lora."):
         stem = name.rpartition(".")[0]

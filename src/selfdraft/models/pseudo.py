@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import singledispatch
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import Weighted, best_tokens, weighted
@@ -24,6 +24,7 @@ from selfdraft.models.adapter import Adapter
 from selfdraft.models.block import Block
 from selfdraft.models.driver import Driver
 from selfdraft.models.gated import Gate, gated
+from selfdraft.models.heads import SamplerHead
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
@@ -34,23 +35,6 @@ from selfdraft.models.sparse import sliced_head
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
 RANK = 2  # of the random LoRA of `untrained`
 IDS = 4096  # ids embedded at once for the mean, so that a large vocabulary's embeddings are not copied as a whole
-
-
-class SamplerHead(nn.Module):
-    """Adds to a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
-
-    inner: nn.Linear | PackedLinear
-    outer: nn.Linear | PackedLinear
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.inner, self.outer = nn.Linear(2 * size, size), nn.Linear(size, size)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
-
-    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """Return (n, C) input of the head, from (n, C) normed hidden states and embeddings of the tokens before."""
-        return hidden + self.outer(functional.silu(self.inner(torch.cat([hidden, previous], dim=-1))))
 
 
 @dataclass(frozen=True)
@@ -79,11 +63,15 @@ class PseudoTokens:
     """An adapter's pseudo tokens and LoRA, put in place for forwards of the target.
 
     Attributes:
+        tensor, noun: the adapter's tensor that holds the embeddings, and what messages call them.
         embeddings: (k, C), as the first layer gets them. count: k.
         path: the full path, with these tokens as probes.
         sampler: the adapter's sampler, or None. head: reads what the sampler returns. vocabulary: the ids of the head's
             rows; None for all.
     """
+
+    tensor: ClassVar[str] = "pseudo"
+    noun: ClassVar[str] = "pseudo tokens"
 
     def __init__(self, target: Driver, adapter: Adapter, name: str = "null") -> None:
         """Put an adapter around the target's full path, which is left as it is.
@@ -96,19 +84,19 @@ class PseudoTokens:
         """
         self.target, self.gate = target, Gate()
         self._name, self._family = name, target.model.config.model_type
-        if (found := adapter.tensors.get("pseudo")) is None:
+        if (found := adapter.tensors.get(self.tensor)) is None:
             raise UserError(
-                f"drafter.adapter={name}: recipe '{adapter.recipe}' trained no pseudo tokens; give the folder of "
+                f"drafter.adapter={name}: recipe '{adapter.recipe}' trained no {self.noun}; give the folder of "
                 "one that did"
             )
         size = target.anatomy.embed(torch.zeros(1, dtype=torch.long, device=target.device)).shape[-1]
         if found.shape[-1] != size:
-            raise self._other_model(f"its pseudo tokens have {found.shape[-1]} numbers each", f"a width of {size}")
+            raise self._other_model(f"its {self.noun} have {found.shape[-1]} numbers each", f"a width of {size}")
         adapter.refuse_beyond(len(target.full.layers), target.vocab_size, name)
         self.embeddings = found.to(target.device, target.dtype)
         self.count = len(self.embeddings)
         full = {f.name: getattr(target.full, f.name) for f in fields(target.full)} | {"layers": self._layers(adapter)}
-        self.path = PseudoPath(**full, embeddings=self.embeddings, gate=self.gate)
+        self.path: Path = self._path(adapter, full)
         self.sampler = self._sampler(adapter.under("sampler."), size)
         ids = adapter.tensors.get("vocabulary")
         self.head, self.vocabulary = target.head, None
@@ -123,18 +111,17 @@ class PseudoTokens:
         branches share them. Tokens are from the adapter's vocabulary where it has one.
 
         Args:
-            states: (j, C) hidden states of the probes after the last layer. previous: the token before the first probe.
+            states: (j, C) normed hidden states of the probes after the last layer.
+            previous: the token before the first probe.
 
         Returns:
             For every probe, the best tokens with their weights (see `weighted`), by the branch that leads to it.
         """
-        assert self.sampler is not None
-        anatomy, device = self.target.anatomy, states.device
+        device = states.device
         before, chances = torch.tensor([previous], device=device), torch.ones(1, dtype=torch.double, device=device)
         found, followed = [], []
-        for hidden in self.target.norm(states):
-            said = self.head(self.sampler(hidden.expand(len(before), -1), anatomy.embed(before)))
-            best = best_tokens(said, min(count, said.shape[-1]))
+        for hidden in states:
+            best = self._best(hidden.expand(len(before), -1), self.target.anatomy.embed(before), count)
             if self.vocabulary is not None:
                 best[0] = self.vocabulary[best[0].long()].double()
             found.append(best)
@@ -142,6 +129,20 @@ class PseudoTokens:
             before = best[0].flatten()[at].long()
             followed.append(at)
         return _by_branch([best.cpu() for best in found], [at.tolist() for at in followed])
+
+    def _best(self, hidden: Tensor, previous: Tensor, count: int) -> Tensor:
+        """Return (2, b, count) the best tokens, numbered as in the head, and their chances, as `best_tokens` does.
+
+        Args:
+            hidden, previous: (b, C) a probe's normed hidden state, and the embeddings of b tokens before it.
+        """
+        assert self.sampler is not None
+        said = self.head(self.sampler(hidden, previous))
+        return best_tokens(said, min(count, said.shape[-1]))
+
+    def _path(self, adapter: Adapter, full: dict[str, Any]) -> Path:
+        """Return the path; `full`: the attributes of the full path, with gated layers."""
+        return PseudoPath(**full, embeddings=self.embeddings, gate=self.gate)
 
     def _layers(self, adapter: Adapter) -> tuple[nn.Module, ...]:
         """Return the full path's layers, with gated linears where the adapter has a LoRA."""
@@ -214,15 +215,21 @@ def untrained(target: Driver, count: int, noise: float = 0.0) -> Adapter:
         spread = embed(ids[:IDS]).float().std().cpu()
     pseudo = (sums.sum(0) / len(ids)).cpu().repeat(count, 1)
     pseudo += noise * spread * torch.randn(pseudo.shape, generator=random)
-    tensors = {"pseudo": pseudo}
-    for index, layer in enumerate(target.anatomy.layers if noise else ()):
+    tensors = {"pseudo": pseudo, **(random_lora(target, noise, random) if noise else {})}
+    return Adapter("untrained", {"scale": 1.0}, tensors)
+
+
+def random_lora(target: Driver, noise: float, random: torch.Generator, first: int = 0) -> dict[str, Tensor]:
+    """Return a random LoRA of every matrix from layer `first` on, by the names that `Adapter` uses."""
+    tensors = {}
+    for index, layer in list(enumerate(target.anatomy.layers))[first:]:
         for name, module in layer.named_modules():
             if type(module) is nn.Linear:  # a subclass (PhiMoE's router) does more than a product
                 out, width = module.weight.shape
                 into = torch.randn(RANK, width, generator=random) / width**0.5
                 tensors[f"lora.{index}.{name}.A"] = into
                 tensors[f"lora.{index}.{name}.B"] = noise * torch.randn(out, RANK, generator=random)
-    return Adapter("untrained", {"scale": 1.0}, tensors)
+    return tensors
 
 
 def pseudo_numbers(trees: Sequence[TokenTree], width: int) -> Tensor:

@@ -92,8 +92,15 @@ def _notes(adapter: Adapter) -> str:
             f"- {len(adapter.tensors['pseudo'])} pseudo tokens (`pseudo`). The LoRA is only for their rows; peft "
             "applies it to every token."
         )
+    if "mask" in adapter.tensors:
+        notes.append(
+            f"- The inputs of {len(adapter.tensors['mask'])} gated rows (`mask`, `feed.*`), which enter before layer "
+            f"{settings.get('first', 0)}. The LoRA is only for their rows; peft applies it to every token."
+        )
     if adapter.under("sampler."):
-        notes.append("- The pseudo tokens' sampler (`sampler.*`).")
+        notes.append("- The sampler, which knows the token drafted before (`sampler.*`).")
+    if adapter.under("markov.") or adapter.under("confidence."):
+        notes.append("- Other heads that know the token drafted before (`markov.*`, `confidence.*`).")
     if "vocabulary" in adapter.tensors:
         notes.append(f"- Drafts use only {len(adapter.tensors['vocabulary'])} of the model's ids (`vocabulary`).")
     if FEATURE in adapter.tensors:

@@ -18,9 +18,9 @@ from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
+from selfdraft.models.heads import SamplerHead
 from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path
-from selfdraft.models.pseudo import SamplerHead
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
