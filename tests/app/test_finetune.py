@@ -26,7 +26,10 @@ from selfdraft.modules.recipes import RECIPES
 TASK = (*SMOKE, "task=finetune")
 SMALL = ("finetune.length=160", "finetune.batch_size=2", "finetune.rank=4", "finetune.validation=0.3")
 SHORT = (*SMALL, "finetune.steps=8", "finetune.validate_every=4", "finetune.learning_rate=0.01")
-OF_FOUR_LAYERS = {"exit_adapter": ("finetune.exit_layer=2", "finetune.vocabulary=64")}
+OF_FOUR_LAYERS = {
+    "exit_adapter": ("finetune.exit_layer=2", "finetune.vocabulary=64"),
+    "fused_jacobi": ("finetune.enter=2",),
+}
 
 
 @pytest.fixture(scope="module")
