@@ -30,7 +30,6 @@ from transformers import GenerationMixin, PreTrainedModel
 from selfdraft.models.anatomy import Anatomy, refuse
 
 Rotation = tuple[Tensor, Tensor]
-FIRST_TABLE = 512  # positions of a first table; it grows by doubling
 PROBE = 4  # positions on which a rotary embedding is tried
 
 
@@ -71,7 +70,6 @@ class Rotary:
         self._stock, self._per_type = anatomy.rotary, anatomy.rotary_per_type
         self.rules = _rules(model, anatomy)
         self._own = self._fresh_copy() if self.rules else None
-        self._tables: dict[tuple[str, torch.dtype], Rotation] = {}  # of the first positions, on a CPU
         self.recomputed_past = _recomputed_past(model, self.rules)
         for kind in set(anatomy.layer_types) - self.rules.keys():
             if self._depends_on_length(model, kind):
@@ -96,8 +94,6 @@ class Rotary:
         """
         rule = self.rules.get(kind)
         if rule is None:
-            if positions.device.type == "cpu":
-                return self._from_table(hidden, positions, kind)
             return self._stock(hidden, positions, *self._types(kind))
         if lengths is None:
             lengths = torch.full_like(positions, int(positions.max()) + 1)
@@ -111,16 +107,6 @@ class Rotary:
             rotation = cos, sin
         assert rotation is not None
         return rotation
-
-    def _from_table(self, hidden: Tensor, positions: Tensor, kind: str) -> Rotation:
-        """Look the positions up: the stock module's dozen small operations take a tenth of a millisecond a forward."""
-        needed, key = int(positions.max()) + 1, (kind, hidden.dtype)
-        if key not in self._tables or len(self._tables[key][0]) < needed:
-            all_positions = torch.arange(max(FIRST_TABLE, 2 * needed))[None]
-            cos, sin = self._stock(hidden, all_positions, *self._types(kind))
-            self._tables[key] = cos[0], sin[0]
-        cos, sin = self._tables[key]
-        return cos[positions], sin[positions]
 
     def _at_length(self, hidden: Tensor, positions: Tensor, kind: str, length: int, rule: LengthRule) -> Rotation:
         """Rotate by the table of one length: a position is added, since the furthest one decides the stock table."""
