@@ -294,7 +294,7 @@ INVALID = {
         (["matrices=[query]"], r"^finetune\.matrices: no layer .* has 'query'; there are down_proj, gate_proj, k_proj"),
     ),
     "fused_jacobi": (
-        (["enter=4"], r"^finetune\.enter=4: this model has 4 layers; enter before one of 0 to 3$"),
+        (["enter=4"], r"^finetune\.enter=4: this model has 4 layers; give one of 0 to 3$"),
         (["loss=l2"], r"^finetune\.loss=l2"),
     ),
     "exit_adapter": (

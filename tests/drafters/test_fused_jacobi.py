@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from made import made
+from probed_rows import repeating_target
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import ROOT
 from selfdraft.decoding.loop import Decoder
@@ -20,7 +21,6 @@ from selfdraft.models.fused import untrained_rows
 from selfdraft.models.heads import ConfidenceHead, MarkovHead
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
 from stub_target import StubTarget, script
 
 PROMPT = [5, 17, 3, 60, 42]
@@ -63,11 +63,7 @@ def test_gated_rows_get_the_predictions_of_the_step_before_and_masks_after_them(
 
 @pytest.fixture
 def repeating() -> Target:
-    """Tied and random, its embeddings make it repeat the last token for ever."""
-    model = tiny_model("llama", tie_word_embeddings=True)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(300.0)
-    return Target(model)
+    return repeating_target()
 
 
 def oracle(target: Target, folder: Path, **tensors: torch.Tensor) -> str:

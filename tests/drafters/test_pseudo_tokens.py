@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from made import made
+from probed_rows import repeating_target
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
@@ -97,11 +98,7 @@ def test_probes_are_found_in_the_verified_part_of_the_tree() -> None:
 
 @pytest.fixture
 def repeating() -> Target:
-    """Tied and random, its embeddings make it repeat the last token for ever."""
-    model = tiny_model("llama", tie_word_embeddings=True)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(300.0)
-    return Target(model)
+    return repeating_target()
 
 
 def oracle(target: Target, folder: Path, **tensors: torch.Tensor) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from probed_rows import CANDIDATES, KINDS, PROMPT, begun, logits_through, without_lora
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.adapted import adapted_path
@@ -20,29 +21,10 @@ from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
-PROMPT = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44]  # longer than the window
-CANDIDATES = TokenTree.merged([[5, 6, 7], [5, 8], [9]])
-KINDS = [(packed, dtype) for packed in (True, False) for dtype in (torch.float32, torch.bfloat16)]
-
-
-def begun(packed: bool = True, dtype: torch.dtype = torch.float32, family: str = "llama") -> Target:
-    target = Target(tiny_model(family, dtype=dtype), packed=packed)
-    target.allocate(2, 0)
-    for row in range(2):
-        target.prefill(row, PROMPT[: -1 - row])
-    return target
-
-
-def without_lora(adapter: Adapter) -> Adapter:
-    zeroed = {name: torch.zeros_like(t) if name.endswith(".B") else t for name, t in adapter.tensors.items()}
-    return replace(adapter, tensors=zeroed)
-
 
 def forward(target: Target, tree: TokenTree, rows: FusedRows | None) -> Tensor:
-    """Logits of a row with the given tree, in a batch of two; the other row has only candidates."""
-    through = None if rows is None else rows.path
-    logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], through=through)
-    return torch.cat([logits[1], logits[0]])
+    """See `logits_through`."""
+    return logits_through(target, tree, None if rows is None else rows.path)
 
 
 def test_every_gated_row_knows_the_node_that_its_chain_follows() -> None:

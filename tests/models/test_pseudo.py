@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from probed_rows import CANDIDATES, KINDS, PROMPT, begun, logits_through, without_lora
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.adapter import Adapter
@@ -15,31 +16,12 @@ from selfdraft.models.gated import Gate, GatedLinear
 from selfdraft.models.heads import SamplerHead
 from selfdraft.models.pseudo import PseudoTokens, pseudo_numbers, untrained
 from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
-
-PROMPT = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44]  # longer than the window
-CANDIDATES = TokenTree.merged([[5, 6, 7], [5, 8], [9]])
-KINDS = [(packed, dtype) for packed in (True, False) for dtype in (torch.float32, torch.bfloat16)]
-
-
-def begun(packed: bool = True, dtype: torch.dtype = torch.float32, family: str = "llama") -> Target:
-    target = Target(tiny_model(family, dtype=dtype), packed=packed)
-    target.allocate(2, 0)
-    for row in range(2):
-        target.prefill(row, PROMPT[: -1 - row])
-    return target
-
-
-def without_lora(adapter: Adapter) -> Adapter:
-    zeroed = {name: torch.zeros_like(t) if name.endswith(".B") else t for name, t in adapter.tensors.items()}
-    return replace(adapter, tensors=zeroed)
+from selfdraft.models.tiny import FAMILIES
 
 
 def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:
-    """Logits of a row with the given tree, in a batch of two; the other row has only candidates."""
-    through = None if pseudo is None else pseudo.path
-    logits = target.forward([0, 1], [PROMPT[-1], PROMPT[-2]], [tree, CANDIDATES], through=through)
-    return torch.cat([logits[1], logits[0]])
+    """See `logits_through`."""
+    return logits_through(target, tree, None if pseudo is None else pseudo.path)
 
 
 def test_probes_under_the_root_and_every_node_come_after_all_nodes() -> None:

@@ -38,9 +38,9 @@ class Driver:
         rotary: the rotary positions (see `rotary`).
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
         share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
-        native: runs layers of the Llama kind in C++, whichever a path has; None: not in use.
-        compiled: graphs that run layers in a row, by the identities of those layers (see `compiled`); also those of
-            `native` that were asked for by name.
+        native: puts together what runs a path's layers in C++; None: layers are run in another way.
+        compiled: what runs certain layers in a row at once, by the identities of these layers: graphs (see `compiled`),
+            or with `native` the layers of the full model and of trained paths.
         compiled_head: a graph of the head; None: `head` is called.
         weights: how graphs store matrices (see `weights`).
         tell: called with a line before something that takes seconds.

@@ -1,7 +1,7 @@
 """Engines: how a target's layers are run.
 
 - `eager`: one by one, in Python.
-- `native`: all at once by our C++, for families of the Llama kind, as is any path whose layers are known.
+- `native`: all at once, in our C++: families of the Llama kind, and every path that is made of their layers.
 - `compiled`: as one graph, by OpenVINO. Parts of a model that draft for long are compiled as well (`settled`).
 """
 
@@ -84,7 +84,7 @@ def use_engine(
 def obstacle(target: Target) -> str:
     """Return why the layers of a target cannot run at once; empty if nothing is known to be in the way."""
     if target.device.type != "cpu" or target.dtype != torch.float32:
-        return "layers are compiled in float32 on a CPU only"
+        return "layers run at once in float32 on a CPU only"
     if target.attention != "sdpa":
         return f"model.attention={target.attention} is for layers that run one by one"
     return ""
@@ -104,8 +104,8 @@ def run_natively(target: Target, weights: str = SAME, tell: Callable[[str], obje
     full, stock = target.full, target.anatomy.layers
     if len(target.rotated) > 1:
         raise UserError("our C++ has one way to rotate heads, and these layers have several")
-    tell("storing the matrices for our C++ (model.engine=eager does without)")
     native = NativeEngine(target.anatomy, tell)
+    tell("storing the matrices for our C++ (model.engine=eager does without)")
     graph = native.add(full.layers, stock, full.types, next(iter(target.rotated)))
     head = native.product(target.anatomy.head)
     _use(target, graph, head, weights, native)

@@ -5,22 +5,20 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from engine_logits import CLOSE, assert_same_logits
 from lossless import LOSSLESS
 from made import made
 from random_adapters import ADAPTED
-from random_trees import random_tree
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.models import target as target_module
-from selfdraft.models.cache import BLOCK
 from selfdraft.models.engines import NATIVE, run_natively, use_engine
 from selfdraft.models.invariance import alike_in_trees, make_shape_invariant
 from selfdraft.models.native import build
@@ -33,7 +31,6 @@ from subjects import LENGTH, PROMPTS, subject
 
 pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")
 OURS = ("llama", "mistral", "qwen2", "qwen3")  # the families of the Llama kind among those made tiny
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @cache
@@ -57,25 +54,8 @@ def test_every_family_is_run_or_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("family", OURS)
 def test_trees_get_the_logits_of_the_eager_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In several rows, in one that is not the first, in rows out of order, and after a cache that had to grow."""
     monkeypatch.setattr(target_module, "PREFILL_CHUNK", 7)
-    targets = [Target(subject(family, seed=2, mild=True).model), native_target(family)]
-    rng = np.random.default_rng(0)
-    for target in targets:
-        target.allocate(3, 8)
-        for row, prompt in enumerate(PROMPTS[:3]):
-            target.prefill(row, prompt)
-    for step, rows in enumerate(([0, 1, 2], [1], [2, 0], [0], [0])):
-        trees = [random_tree(rng, size, 96) if size else TokenTree.empty() for size in rng.integers(0, 9, len(rows))]
-        if step == 4:
-            for target in targets:
-                target.prefill(0, [step] * BLOCK)  # past what was allocated
-        eager, native = (target.forward(rows, [5] * len(rows), trees) for target in targets)
-        for ours, theirs in zip(native, eager, strict=True):
-            torch.testing.assert_close(ours, theirs, **CLOSE)
-        for target in targets:
-            for row, tree in zip(rows, trees, strict=True):
-                target.commit(row, [] if len(tree) == 0 else [len(tree) - 1])
+    assert_same_logits(Target(subject(family, seed=2, mild=True).model), native_target(family))
 
 
 def test_no_layer_of_a_forward_is_called_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +123,9 @@ def test_layers_that_compute_something_else_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(attention, "scaling", attention.scaling * 1.01)
     target = Target(model)
     model.model.layers[2].mlp.act_fn = nn.Tanh()
-    with pytest.raises(UserError, match=r"our C\+\+ computes something else than these layers"):
+    with pytest.raises(
+        UserError, match=r"our C\+\+ has no layers of this kind: it computes something else than these layers"
+    ):
         run_natively(target)
     assert target.native is None and not target.compiled
 
@@ -191,6 +173,43 @@ def test_without_a_compiler_the_reason_is_one_line(monkeypatch: pytest.MonkeyPat
             patch.setenv("CXX", "broken")
             with pytest.raises(UserError, match=r"failed: x\.cpp:1: error: no such header$"):
                 build.compiled(tmp_path)
+            build.compiler.cache_clear()
+            patch.setenv("CXX", 'g++ "')
+            with pytest.raises(UserError, match="^the environment's CXX is no command: no closing quotation$"):
+                build.compiled(tmp_path)
+    finally:
+        forget()
+
+
+def test_a_part_that_is_refused_is_not_run_by_another_path() -> None:
+    """Its sublayers must not be left behind as known ones."""
+    target = Target(subject("llama", seed=2, mild=True).model)
+    run_natively(target)
+    assert target.native is not None
+    stock = list(tiny_model("llama", seed=9).model.layers)
+    layers, types = [target.driven(layer) for layer in stock], target.full.types
+    stock[2].mlp.act_fn = nn.Tanh()
+    with pytest.raises(UserError, match="it computes something else than these layers"):
+        target.native.add(layers, stock, types, next(iter(target.rotated)))
+    assert target.graph(layers, types) is None
+    assert target.graph(layers[:1], types[:1]) is None
+    stock[2].mlp.act_fn = nn.SiLU()
+    target.native.add(layers, stock, types, next(iter(target.rotated)))
+    assert target.graph(layers, types) is not None
+
+
+def test_a_damaged_library_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SELFDRAFT_CACHE", str(tmp_path))
+    forget()
+    try:
+        place = build._place()
+        place.parent.mkdir(mode=0o700)
+        place.write_bytes(b"torn")
+        place.chmod(0o600)
+        original = build.compiled
+        monkeypatch.setattr(build, "compiled", lambda folder: original(folder, "-O0"))
+        assert build.library().selfdraft_product
+        assert place.stat().st_size > 10_000
     finally:
         forget()
 

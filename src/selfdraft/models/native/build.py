@@ -17,11 +17,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.messages import one_line
 from selfdraft.core.paths import cache_folder
 
 SOURCES = ("layers.cpp", "attention.h", "matrix.h", "lanes.h", "team.h")
@@ -38,17 +40,22 @@ def library() -> ctypes.CDLL:
     Raises:
         UserError: there is no compiler, or it fails.
     """
-    if is_built():
-        return ctypes.CDLL(str(_place()))
     place = _place()
-    with tempfile.TemporaryDirectory() as folder:
-        made = compiled(Path(folder))
-        if _is_only_ours(place.parent, make=True):
-            kept = place.with_name(f".{os.getpid()}-{place.name}")
-            shutil.copyfile(made, kept)
-            kept.chmod(0o600)
-            made = kept.replace(place)
-        return ctypes.CDLL(str(made))  # a deleted file stays mapped
+    if is_built():
+        with suppress(OSError):  # a damaged file is made anew
+            return ctypes.CDLL(str(place))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = compiled(Path(folder))
+            with suppress(OSError):  # a full disk, a folder that may only be read, …: it is not kept
+                if _is_only_ours(place.parent, make=True):
+                    kept = place.with_name(f".{os.getpid()}-{place.name}")
+                    shutil.copyfile(made, kept)
+                    kept.chmod(0o600)
+                    made = kept.replace(place)
+            return ctypes.CDLL(str(made))  # a deleted file stays mapped
+    except OSError as error:
+        raise UserError(f"the compiled C++ cannot be used here: {one_line(str(error))}") from None
 
 
 def is_built() -> bool:
@@ -78,9 +85,12 @@ def compiler() -> tuple[str, ...]:
     """Return the command of a C++ compiler: `CXX`, what is installed, or the one of the package `ziglang`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or `CXX` cannot be read.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:  # a quotation mark without its partner
+        raise UserError(f"the environment's CXX is no command: {str(error).lower()}") from None
     for command in ([named] if named else []) + [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(command[0]):
             return (found, *command[1:])
@@ -113,10 +123,10 @@ def compiled(folder: Path, *more: str) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"the C++ compiler {command[0]} did not run: {error}") from None
+        raise UserError(f"the C++ compiler {command[0]} did not run: {one_line(str(error))}") from None
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
-        raise UserError(f"the C++ compiler {command[0]} failed: {said.strip()}")
+        raise UserError(f"the C++ compiler {command[0]} failed: {one_line(said.strip())}")
     return made
 
 

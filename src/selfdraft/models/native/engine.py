@@ -83,17 +83,20 @@ class NativeEngine:
         Raises:
             UserError: these layers cannot be run, with the reason.
         """
+        known = set(self._forms)
         try:
             for layer, like in zip(layers, stock, strict=True):
                 self._add(layer, like)
             graph = self._assembled(layers, types)
+            if graph is None:
+                raise OtherKind("the heads of its layers are of several sizes")
+            error = _difference(graph, stock, self._anatomy, rotated)
+            if not error < DIFFERENCE:  # written so that NaN counts as large
+                raise OtherKind(f"it computes something else than these layers (by {error:.2g} of the spread)")
         except OtherKind as difference:
+            for new in self._forms.keys() - known:  # or other paths would be run by what has just been refused
+                del self._forms[new]
             raise UserError(f"our C++ has no layers of this kind: {difference}") from None
-        if graph is None:
-            raise UserError("our C++ runs layers whose heads are of one size")
-        error = _difference(graph, stock, self._anatomy, rotated)
-        if not error < DIFFERENCE:  # written so that NaN counts as large
-            raise UserError(f"our C++ computes something else than these layers (by {error:.2g} of the spread)")
         self._graphs.clear()  # which may say that a sublayer is unknown
         return graph
 
@@ -127,10 +130,10 @@ class NativeEngine:
     def norm(self, module: nn.Module) -> NativeNorm | None:
         """Return what normalises as a norm of the model does; None if it is of another kind."""
         try:
-            norm = NativeNorm(norm_of(module))
+            form = norm_of(module)
         except OtherKind:
             return None
-        states = torch.randn(3, len(norm._norm.weight), generator=torch.Generator().manual_seed(0))
+        norm, states = NativeNorm(form), torch.randn(3, len(form.weight), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             alike = float((norm(states) - module(states)).abs().max()) < DIFFERENCE
         return norm if alike else None

@@ -14,9 +14,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfdraft.core.errors import UserError
 from selfdraft.core.options import choice_name, option, redefault
-from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import (
     Blocks,
     blocks_from,
@@ -28,11 +26,11 @@ from selfdraft.core.training import (
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
 from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.recipes.whole_model import whole_model
 
 LOSSES = {"kl": divergence, "lk": missed_acceptance}
 NONE = -1  # in the tokens that are fed back: no prediction
@@ -100,12 +98,7 @@ class FusedJacobiRecipe(FinetuneModule):
         Raises:
             UserError: rows would enter after the model's last layer.
         """
-        layers, enter = len(target.full.layers), self.config.enter
-        if enter >= layers:
-            raise UserError(
-                f"finetune.enter={enter}: this model has {layers} layers; enter before one of 0 to {layers - 1}"
-            )
-        return sparse_path(target, SkipSet())
+        return whole_model(target, "enter", self.config.enter)
 
     def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return the trainable copies of the layers that gated rows run through, and make all else that is trained."""

@@ -13,19 +13,17 @@ import torch
 from numpy.random import Generator
 from torch import Tensor, nn
 
-from selfdraft.core.errors import UserError
 from selfdraft.core.options import choice_name, option, redefault
-from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.heads import SamplerHead
 from selfdraft.models.parts import attribute
 from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.recipes.whole_model import whole_model
 
 
 @dataclass
@@ -70,12 +68,7 @@ class PseudoTokensRecipe(FinetuneModule):
         Raises:
             UserError: the LoRA would begin after the model's last layer.
         """
-        layers, first = len(target.full.layers), self.config.first_layer
-        if first >= layers:
-            raise UserError(
-                f"finetune.first_layer={first}: this model has {layers} layers; begin at one of 0 to {layers - 1}"
-            )
-        return sparse_path(target, SkipSet())
+        return whole_model(target, "first_layer", self.config.first_layer)
 
     def make_student(self, target: Target, path: Path, vocabulary: Tensor | None) -> Student:
         """Return the trainable copies of all layers; pseudo tokens begin as the mean embedding plus noise."""
