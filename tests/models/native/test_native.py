@@ -175,7 +175,7 @@ def test_without_a_compiler_the_reason_is_one_line(monkeypatch: pytest.MonkeyPat
                 build.compiled(tmp_path)
             build.compiler.cache_clear()
             patch.setenv("CXX", 'g++ "')
-            with pytest.raises(UserError, match="^the environment's CXX is no command: no closing quotation$"):
+            with pytest.raises(UserError, match=r"^the environment's CXX is no command: no closing quotation$"):
                 build.compiled(tmp_path)
     finally:
         forget()
