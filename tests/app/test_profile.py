@@ -68,4 +68,4 @@ def test_both_engines_are_shown_where_layers_can_be_compiled(tmp_path: Path) -> 
 
 def test_an_engine_that_is_not_possible_gives_one_clear_line(error_line: ErrorLine) -> None:
     said = error_line("task=profile", "task.grid=false", "model.engine=compiled", "model.dtype=bfloat16")
-    assert "model.engine=compiled: layers are compiled in float32 on a CPU only" in said
+    assert "model.engine=compiled: layers run at once in float32 on a CPU only" in said
