@@ -73,6 +73,17 @@ static inline void write_first(float* to, floats value, int64_t count) { std::me
 
 static inline floats all(float value) { return value - floats{}; }
 
+// The value, in a register from here on. Compilers otherwise fetch many numbers before they need the first, and then have no
+// registers left for the sums.
+static inline floats held(floats value) {
+#if defined(__AVX512F__)
+    __asm__ volatile("" : "+v"(value));
+#elif defined(__AVX2__) && !defined(IN_PARTS)
+    __asm__ volatile("" : "+x"(value));
+#endif
+    return value;
+}
+
 // The sum of all lanes, always in the same order.
 static inline float total(floats v) {
     float part[LANES];

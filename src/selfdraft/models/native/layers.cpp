@@ -57,33 +57,40 @@ struct Seen {
 
 // Compute this thread's tiles of several matrices with the same input, and hand each to `take(matrix, tile, y)`.
 struct Multiplier {
-    Buffer y, decoded, sums;
+    Buffer y, decoded, sums, in_place;
 
-    void prepare(const float* x, int64_t stride, int64_t inputs, int64_t tokens, bool shifted) {
+    void prepare(std::initializer_list<const Matrix*> matrices, const float* x, int64_t stride, int64_t tokens) {
+        const int64_t inputs = (**matrices.begin()).inputs;
+        bool shifted = false, fours = false;
+        for (const Matrix* matrix : matrices) {
+            shifted |= matrix->coded() && matrix->shifts;
+            fours |= matrix->format == CODES4;
+        }
         y.resize(tokens * TILE);
         decoded.resize(CHUNK * TILE);
         if (shifted) {
             sums.resize(tokens * (inputs / GROUP));
             sum_groups(x, stride, inputs, tokens, sums.data());
         }
+        if (fours) {
+            in_place.resize(tokens * inputs);
+            put_in_place(x, stride, inputs, tokens, in_place.data());
+        }
     }
 
     // Compute one tile into y, after `prepare`.
     void compute(const Matrix& matrix, int64_t tile, const float* x, int64_t stride, int64_t tokens) {
-        Product{matrix, tile, x, stride, sums.data(), y.data(), decoded.data()}.compute(tokens);
+        const bool fours = matrix.format == CODES4;
+        const Product product{matrix, tile, fours ? in_place.data() : x, fours ? matrix.inputs : stride, sums.data(), y.data(), decoded.data()};
+        product.compute(tokens);
     }
 
     template <class Take>
     void run(std::initializer_list<const Matrix*> matrices, const float* x, int64_t stride, int64_t tokens, int rank, int size,
              const Take& take) {
         int64_t tiles = 0;
-        bool shifted = false;
-        const Matrix& any = **matrices.begin();
-        for (const Matrix* matrix : matrices) {
-            tiles += matrix->tiles();
-            shifted |= matrix->coded() && matrix->shifts;
-        }
-        prepare(x, stride, any.inputs, tokens, shifted);
+        for (const Matrix* matrix : matrices) tiles += matrix->tiles();
+        prepare(matrices, x, stride, tokens);
         const Share share(tiles, rank, size);
         int64_t first = 0;
         for (const Matrix* matrix : matrices) {
@@ -96,9 +103,6 @@ struct Multiplier {
         }
     }
 };
-
-// The outputs of a tile that exist: the last one may be padded.
-int64_t outputs_of(const Matrix& matrix, int64_t tile) { return std::min<int64_t>(TILE, matrix.outputs - tile * TILE); }
 
 floats activated(floats x, int64_t activation) {
     if (activation == SILU) return x / (exponential(-x) + 1.0f);
@@ -133,7 +137,7 @@ struct Run {
                        [&](const Matrix& matrix, int64_t tile, const float* y) {
                            const int64_t begin = &matrix == &layer.q ? 0 : &matrix == &layer.k ? of_q : of_q + of_kv;
                            for (int64_t t = 0; t < tokens; t++)
-                               std::memcpy(&projected[t * stride + begin + tile * TILE], y + t * TILE, outputs_of(matrix, tile) * 4);
+                               std::memcpy(&projected[t * stride + begin + tile * TILE], y + t * TILE, matrix.outputs_of(tile) * 4);
                        });
         team.meet();
         const Kind& kind = call.by_kind[layer.kind];
@@ -191,7 +195,7 @@ struct Run {
             normalise(call.hidden + t * call.width, layer.norm_mlp, layer.eps_mlp, call.width, &normed[t * call.width]);
         // Both tiles of the same outputs are this thread's: with half the tiles of one matrix, half of the other's.
         const Share share(layer.gate.tiles(), rank, team.size);
-        multiplier.prepare(normed.data(), call.width, call.width, tokens, layer.gate.shifts || layer.up.shifts);
+        multiplier.prepare({&layer.gate, &layer.up}, normed.data(), call.width, tokens);
         Buffer gates;
         for (int64_t tile = share.first; tile < share.end; tile++) {
             multiplier.compute(layer.gate, tile, normed.data(), call.width, tokens);
@@ -210,7 +214,7 @@ struct Run {
     void add_to_hidden(const Matrix& matrix, const float* x, int64_t stride, int rank, Multiplier& multiplier) {
         multiplier.run({&matrix}, x, stride, tokens, rank, team.size, [&](const Matrix&, int64_t tile, const float* y) {
             for (int64_t t = 0; t < tokens; t++)
-                for (int64_t i = 0; i < outputs_of(matrix, tile); i++) call.hidden[t * call.width + tile * TILE + i] += y[t * TILE + i];
+                for (int64_t i = 0; i < matrix.outputs_of(tile); i++) call.hidden[t * call.width + tile * TILE + i] += y[t * TILE + i];
         });
         team.meet();
     }
@@ -245,7 +249,7 @@ void selfdraft_product(const Matrix* matrix, const float* x, int64_t tokens, flo
         Multiplier multiplier;
         multiplier.run({matrix}, x, matrix->inputs, tokens, rank, team.size, [&](const Matrix&, int64_t tile, const float* part) {
             for (int64_t t = 0; t < tokens; t++)
-                std::memcpy(y + t * matrix->outputs + tile * TILE, part + t * TILE, outputs_of(*matrix, tile) * 4);
+                std::memcpy(y + t * matrix->outputs + tile * TILE, part + t * TILE, matrix->outputs_of(tile) * 4);
         });
     });
 }

@@ -12,7 +12,6 @@
 constexpr int TILE = 32;    // outputs
 constexpr int GROUP = 32;   // inputs that share a scale, in 4 and 8 bits
 constexpr int CHUNK = 128;  // inputs whose weights are decoded at once, when many tokens need them
-constexpr int MANY = 48;    // tokens from which on it pays to write decoded weights down
 
 enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, CODES8 = 2, CODES4 = 3 };
 
@@ -25,10 +24,15 @@ struct Matrix {
 
     int64_t tiles() const { return (outputs + TILE - 1) / TILE; }
     bool coded() const { return format >= CODES8; }
+    // The outputs of a tile that exist: the last one may be padded.
+    int64_t outputs_of(int64_t tile) const { return std::min<int64_t>(TILE, outputs - tile * TILE); }
 };
 
 // Tokens whose sums fit into the registers, beside what decoding needs (measured: with one more, compilers keep sums in memory).
 constexpr int most(int format) { return format == FLOAT32 || format == CODES8 ? 5 : 4; }
+
+// Whether it pays to write decoded weights down before so many tokens use them (measured).
+constexpr bool written_down(int format, int64_t tokens) { return format == BFLOAT16 ? tokens >= 12 : format == CODES4 && tokens >= 48; }
 
 // The weights of one tile, decoded eight inputs at a time: `begin` takes the first of them, `next` the weights of one input after the
 // other, for the vector of outputs numbered c.
@@ -65,6 +69,8 @@ struct Weights<CODES8, C> {
     const int8_t* row;
 };
 
+// A code stays at its place in the word, which makes it 16^k times as large for the k-th input; that input of x is as much smaller
+// (see IN_PLACE). Both are powers of two, so nothing is rounded, and moving eight codes to the lowest bits is saved.
 template <int C>
 struct Weights<CODES4, C> {
     const uint32_t* at;
@@ -72,19 +78,21 @@ struct Weights<CODES4, C> {
     void begin(int64_t input) {
         for (int c = 0; c < C; c++) eight[c] = read<words>(at + input / 8 * TILE + c * LANES);
     }
-    floats next(int, int c) {
-        const words code = eight[c] & 15;
-        eight[c] >>= 4;
-        return __builtin_convertvector(read<ints>(&code), floats);
+    floats next(int k, int c) {
+        const words code = k == 7 ? eight[c] >> 28 : eight[c] & (15u << (4 * k));  // the highest bit would be taken for a sign
+        return __builtin_convertvector((ints)code, floats);
     }
     words eight[C];
 };
+
+// What each of eight inputs is multiplied by before a product with codes of 4 bits.
+constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
 // Add the inputs [first, end) of M tokens to their sums y, for C vectors of outputs from `column` of a tile on.
 //
 // x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
 template <int format, int M, int C, bool grouped>
-static inline void add(const void* data, int column, int64_t first, int64_t end, int64_t base, const float* x, int64_t stride,
+__attribute__((noinline)) static void add(const void* data, int column, int64_t first, int64_t end, int64_t base, const float* x, int64_t stride,
                        const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
     Weights<format, C> weights(data, column);
     floats sum[M][C];
@@ -97,12 +105,29 @@ static inline void add(const void* data, int column, int64_t first, int64_t end,
             const float* from = x + i;
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++)
+{
+                // Each weight meets all tokens at once, or, where that leaves registers for the sums of more tokens, each token all weights.
+                floats w[C], one[M];
+                if (M > C) {
 #pragma GCC unroll 4
-                for (int c = 0; c < C; c++) {
-                    const floats w = weights.next(k, c);
+                    for (int c = 0; c < C; c++) w[c] = held(weights.next(k, c));
 #pragma GCC unroll 8
-                    for (int m = 0; m < M; m++) sum[m][c] = fused(all(from[m * stride + k]), w, sum[m][c]);
+                    for (int m = 0; m < M; m++) {
+                        one[m] = held(all(from[m * stride + k]));
+#pragma GCC unroll 4
+                        for (int c = 0; c < C; c++) sum[m][c] = fused(one[m], w[c], sum[m][c]);
+                    }
+                } else {
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; m++) one[m] = all(from[m * stride + k]);
+#pragma GCC unroll 4
+                    for (int c = 0; c < C; c++) {
+                        w[c] = weights.next(k, c);
+#pragma GCC unroll 8
+                        for (int m = 0; m < M; m++) sum[m][c] = fused(one[m], w[c], sum[m][c]);
+                    }
                 }
+            }
         }
         if (!grouped) break;
         const int64_t group = (i - 1) / GROUP;
@@ -128,7 +153,7 @@ static inline void add(const void* data, int column, int64_t first, int64_t end,
 struct Product {
     const Matrix& matrix;
     int64_t tile;
-    const float* x;  // (tokens, stride)
+    const float* x;  // (tokens, stride); for codes of 4 bits, times IN_PLACE
     int64_t stride;
     const float* sums;  // (tokens, inputs / 32): of x by group; only read for codes with shifts
     float* y;           // (tokens, 32)
@@ -164,7 +189,7 @@ struct Product {
 
     template <int format, bool grouped>
     void run(const void* data, int64_t tokens) const {
-        if (tokens < MANY || format == FLOAT32 || format == CODES8) return add_all<format, grouped>(data, 0, matrix.inputs, 0, tokens);
+        if (!written_down(format, tokens)) return add_all<format, grouped>(data, 0, matrix.inputs, 0, tokens);
         for (int64_t first = 0; first < matrix.inputs; first += CHUNK) {
             const int64_t end = std::min(first + CHUNK, matrix.inputs);
             Weights<format, TILE / LANES> weights(data, 0);
@@ -179,10 +204,10 @@ struct Product {
 
     // Compute y.
     void compute(int64_t tokens) const {
-        for (int64_t at = 0; at < tokens * TILE; at++) {
-            const int64_t output = tile * TILE + at % TILE;
-            y[at] = matrix.bias && output < matrix.outputs ? matrix.bias[output] : 0.0f;
-        }
+        std::memset(y, 0, tokens * TILE * sizeof *y);
+        if (matrix.bias)
+            for (int64_t token = 0; token < tokens; token++)
+                std::memcpy(y + token * TILE, matrix.bias + tile * TILE, matrix.outputs_of(tile) * sizeof *y);
         const int64_t weights = tile * matrix.inputs * TILE;
         const char* data = static_cast<const char*>(matrix.data);
         switch (matrix.format) {
@@ -203,4 +228,13 @@ static inline void sum_groups(const float* x, int64_t stride, int64_t inputs, in
             for (int i = 0; i < GROUP; i += LANES) sum += read<floats>(x + token * stride + g * GROUP + i);
             sums[token * groups + g] = total(sum);
         }
+}
+
+// The inputs of x (tokens, stride) times IN_PLACE: (tokens, inputs).
+static inline void put_in_place(const float* x, int64_t stride, int64_t inputs, int64_t tokens, float* out) {
+    float factors[LANES];
+    for (int i = 0; i < LANES; i++) factors[i] = IN_PLACE[i % 8];
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t i = 0; i < inputs; i += LANES)
+            write(out + token * inputs + i, read<floats>(x + token * stride + i) * read<floats>(factors));
 }
