@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import FEATURE, Adapter
+from selfdraft.models.adapter import FEATURE, JUMP, Adapter
 from selfdraft.models.target import Target
 
 RANK = 3
@@ -28,7 +28,7 @@ class Adapted:
         drafter: its config, given the adapter's folder.
         attention, mlp: what is skipped. first: layers before this one stay the target's. whole: layers replaced
             altogether. noise: of all weights, relative to them. share: of the vocabulary that is drafted. feature:
-            whether the last final hidden state is made use of.
+            whether the last final hidden state is made use of. jump: whether the path begins at a predicted state.
     """
 
     drafter: Callable[[str], DrafterConfig]
@@ -39,6 +39,7 @@ class Adapted:
     noise: float = 0.05
     share: float | None = None
     feature: bool = False
+    jump: bool = False
 
     def written(self, target: Target, folder: Path) -> DrafterConfig:
         """The config, its adapter made for `target` and written to a folder."""
@@ -71,6 +72,8 @@ class Adapted:
         if self.feature:
             width = target.model.config.hidden_size
             tensors[FEATURE] = torch.randn(width, width, generator=random) / width**0.5
+        if self.jump:
+            tensors[JUMP] = torch.eye(width) + torch.randn(width, width, generator=random) / width
         settings = {"scale": 0.5, "skip_attention": list(self.attention), "skip_mlp": list(self.mlp)}
         return Adapter("random", settings, tensors)
 
@@ -123,6 +126,39 @@ ADAPTED: dict[str, Adapted] = {
     ),
     "pool by a vocabulary, at measured costs": Adapted(
         lambda a: configured("pool", adapter=a), attention=[1], mlp=[1], share=0.7
+    ),
+    "jump": Adapted(
+        lambda a: configured("chain", path="jump", adapter=a, draft_length=3),
+        attention=[0, 1],
+        mlp=[0, 1],
+        whole=[2, 3],
+        feature=True,
+        jump=True,
+    ),
+    "jump by a vocabulary": Adapted(
+        lambda a: configured("trained", adapter=a, draft_length=10, siblings=True, min_confidence=0.05),
+        attention=[0, 1, 2],
+        mlp=[0, 1, 2],
+        whole=[3],
+        share=0.7,
+        feature=True,
+        jump=True,
+    ),
+    "pool with a jump": Adapted(
+        lambda a: configured("pool", path="jump", adapter=a, costs="flat", sparse_length=3),
+        attention=[0, 2],
+        mlp=[0, 2],
+        whole=[1, 3],
+        feature=True,
+        jump=True,
+    ),
+    "jacobi with a jump": Adapted(
+        lambda a: configured("jacobi", path="jump", adapter=a, window=4, candidates=2, mode="literal"),
+        attention=[0, 1],
+        mlp=[0, 1],
+        whole=[2, 3],
+        feature=True,
+        jump=True,
     ),
     "cascade": Adapted(
         lambda a: configured("cascade", adapter=a, costs="flat", sparse_length=3),

@@ -34,6 +34,7 @@ MANDATORY = {  # what a choice leaves to the user
     "dataset/spec_bench": ["dataset.path=question.jsonl"],
     "drafter/trained": ["drafter.path.adapter=somewhere"],
     "drafter/path/trained": ["drafter.path.adapter=somewhere"],
+    "drafter/path/jump": ["drafter.path.adapter=somewhere"],
 }
 AUTO = "auto"  # stands for a drafter until a run begins
 WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not None]
@@ -62,7 +63,7 @@ def options_of(choice: str) -> dict:
 
 def described(name: str, path: str | None = None) -> DrafterConfig:
     """A drafter's options by `configured`, with those that its YAML leaves to the user."""
-    options = {"adapter": "somewhere"} if (path or PRESETS[name].path) == "trained" else {}
+    options = {"adapter": "somewhere"} if (path or PRESETS[name].path) in ("trained", "jump") else {}
     return configured(name, path, **options)
 
 

@@ -297,6 +297,10 @@ INVALID = {
         (["enter=4"], r"^finetune\.enter=4: this model has 4 layers; give one of 0 to 3$"),
         (["loss=l2"], r"^finetune\.loss=l2"),
     ),
+    "jump": (
+        (["copies=[0,3]"], r"^finetune\.copies.*must be at least 1"),
+        (["copies=[3,4]"], r"^finetune\.copies=\[3, 4\]: this model has 4 layers; name some of 1 to 3$"),
+    ),
     "exit_adapter": (
         (["twins=[1]"], r"^finetune\.exit_layer=2 with twins=\[1\]: this model has 4 layers"),
         (["exit_layer=4"], r"^finetune\.exit_layer=4 with twins=\[3\]: this model has 4 layers"),

@@ -84,7 +84,7 @@ def test_every_drafter_that_takes_an_adapter_is_tried_with_one() -> None:
     taking = {name for name, proposal in PROPOSALS.items() if issubclass(proposal, PathDrafter)}
     configs = [case.drafter("folder") for case in ADAPTED.values()]
     assert {config.name for config in configs} == taking
-    assert {config.path.name for config in configs} == {"trained"}
+    assert {config.path.name for config in configs} == {"trained", "jump"}
 
 
 @pytest.mark.parametrize("case", ADAPTED)

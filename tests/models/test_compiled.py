@@ -162,6 +162,7 @@ def test_a_path_that_stays_is_compiled_too(name: str, family: str) -> None:
         ("layer_skip by a vocabulary", [True, False, True]),  # a graph of all its layers, of which none is the model's
         ("layer_skip with the feature", [False, True, True]),  # of those before the feature and of those after it
         ("early_exit with the feature", [False, True, True]),
+        ("jump", [True, False, True]),  # it has no leading layers
     ],
 )
 def test_a_trained_path_is_compiled_too(case: str, parts: list[bool], tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ CASES = {
     "exit_adapter with the feature": Case(
         "exit_adapter", {"steps": 60, "exit_layer": 1, "twins": [1, 3], "feature": True, "rank": 0}
     ),
+    "jump": Case("jump", {"steps": 60, "copies": [2, 3], "block": 3, "rank": 0}),
     "pseudo_tokens": Case("pseudo_tokens", {"steps": 40, "rank": 8, "alpha": 8.0}),
     "pseudo_tokens on some matrices": Case(
         "pseudo_tokens", {"steps": 60, "rank": 8, "alpha": 8.0, "matrices": ["q_proj", "up_proj"], "first_layer": 1}
@@ -189,11 +190,9 @@ def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
 
     In so small a vocabulary, sixteen leaves would hold the right one without any training.
     """
-    free = {
-        "pseudo_tokens": {"costs": "flat"},
-        "fused_jacobi": {"costs": "flat"},
-        "early_exit": {"siblings": False, "length": "threshold"},
-    }
+    fixed = {"siblings": False, "length": "threshold"}
+    flat = {"costs": "flat"}
+    free = {"pseudo_tokens": flat, "fused_jacobi": flat, "early_exit": fixed, "trained": fixed}
     options = {**module.options(), **free.get(module.drafter, {})}
     return made(target, configured(module.drafter, adapter=str(folder), **options))
 

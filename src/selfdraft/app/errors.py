@@ -163,7 +163,7 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         if is_dataclass(error.object_type):
             known = [f.name for f in fields(error.object_type) if f.name not in ("name", "defaults")]
         if key == f"drafter.{error.key}" and "path" in known and (owners := _paths_with(str(error.key))):
-            if owners == ["trained"]:
+            if "trained" in owners:  # the path that takes the weights of every recipe
                 return f"{key}: an option of the path now: write drafter/path=trained drafter.path.{error.key}=<value>"
             which = f"the path{'s' * (len(owners) > 1)} {', '.join(owners)}"
             return f"{key}: an option of the path now: write drafter.path.{error.key}=<value>; {which} can have it"

@@ -1,8 +1,9 @@
-"""task=export: write the trained weights of a task=finetune run as a peft adapter, and upload them if asked."""
+"""task=export: write the trained weights of a task=finetune run for peft or speculators, and upload them if asked."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -12,15 +13,19 @@ from huggingface_hub import create_repo, upload_folder
 from selfdraft.app.build import refuse_a_run_that_cannot_fit, refuse_other_model
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schema_model import ModelConfig, PretrainedModelConfig, TinyModelConfig
-from selfdraft.app.schema_tasks import ExportConfig
+from selfdraft.app.schema_tasks import PEFT, ExportConfig
 from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded
+from selfdraft.drafters.chain import ChainConfig
 from selfdraft.models.adapter import Adapter
+from selfdraft.models.loading import LoadedModel
 from selfdraft.models.peft_format import to_peft
+from selfdraft.models.speculators_format import KIND, VERSION, to_speculators
 from selfdraft.tracking.artifact import ADAPTER, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.peft_folder import refuse_folder_of_others, write_peft_folder
+from selfdraft.tracking.peft_folder import BESIDE, refuse_folder_of_others, write_peft_folder
+from selfdraft.tracking.speculators_folder import OWN_WEIGHTS, write_speculators_folder
 
 
 def export(run: Run) -> None:
@@ -28,26 +33,23 @@ def export(run: Run) -> None:
 
     Raises:
         UserError: drafter.from names no task=finetune run, the model is another one, the folder holds something else,
-            peft has no place for any of the weights, or the hub refuses the upload.
+            the format has no place for the weights, or the hub refuses the upload.
     """
     config, console = run.config, run.console
     task = config.task
     assert isinstance(task, ExportConfig)
     artifact, adapter = finetuned(config.artifact)
-    folder = run.folder / "peft" if task.to is None else expanded(task.to, "task.to")
-    refuse_folder_of_others(folder, "task.to")
+    folder = run.folder / task.format if task.to is None else expanded(task.to, "task.to")
+    refuse_folder_of_others(folder, "task.to", BESIDE if task.format == PEFT else OWN_WEIGHTS)
     model_config = replace(config.model, packed=False)
     refuse_a_run_that_cannot_fit(replace(config, model=model_config), certify=False, rows=1)
     run.begin(name="export", started=run.folder / "result.json", facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
-        model = model_config.load(torch.device("cpu")).model
-        refuse_other_model(config, model)
-    peft = to_peft(adapter, model)
-    write_peft_folder(folder, artifact, adapter, peft, hub_id=hub_id(config.model), arguments=arguments(config.model))
-    if peft.matrices:
-        console.print(f"LoRA of rank {peft.rank} on {len(peft.matrices)} matrices")
-    if peft.whole:
-        console.print(f"trained as a whole: {', '.join(peft.whole)}")
+        loaded = model_config.load(torch.device("cpu"))
+        refuse_other_model(config, loaded.model)
+    written = (_as_peft if task.format == PEFT else _as_speculators)(folder, artifact, adapter, loaded, config.model)
+    for line in written.said:
+        console.print(line)
     console.print(f"written: {shown(folder)}")
     url = None if task.push_to_hub is None else push(folder, task.push_to_hub)
     if url is not None:
@@ -57,15 +59,46 @@ def export(run: Run) -> None:
         "model": config.model.label,
         "drafter": config.drafter.label,
         "recipe": adapter.recipe,
+        "format": task.format,
         "folder": str(folder),
         "url": url,
-        "lora_rank": peft.rank if peft.matrices else 0,
-        "lora_matrices": len(peft.matrices),
-        "whole_modules": len(peft.whole),
+        **written.counts,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
     }
     write_json_atomic(run.folder / "result.json", result)
     run.log(result)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was written: lines for the user, and entries for result.json."""
+
+    said: Sequence[str]
+    counts: Mapping[str, int]
+
+
+def _as_peft(folder: Path, artifact: Artifact, adapter: Adapter, loaded: LoadedModel, config: ModelConfig) -> _Written:
+    peft = to_peft(adapter, loaded.model)
+    write_peft_folder(folder, artifact, adapter, peft, hub_id=hub_id(config), arguments=arguments(config))
+    lora = [f"LoRA of rank {peft.rank} on {len(peft.matrices)} matrices"] if peft.matrices else []
+    whole = [f"trained as a whole: {', '.join(peft.whole)}"] if peft.whole else []
+    counts = {
+        "lora_rank": peft.rank if peft.matrices else 0,
+        "lora_matrices": len(peft.matrices),
+        "whole_modules": len(peft.whole),
+    }
+    return _Written([*lora, *whole], counts)
+
+
+def _as_speculators(
+    folder: Path, artifact: Artifact, adapter: Adapter, loaded: LoadedModel, config: ModelConfig
+) -> _Written:
+    length = artifact.options.get("draft_length", ChainConfig().draft_length)
+    base = hub_id(config) or artifact.model["label"]
+    checkpoint = to_speculators(adapter, loaded.model, base=base, draft_length=length)
+    write_speculators_folder(folder, artifact, adapter, checkpoint, base=base, arguments=arguments(config))
+    said = f"a head of kind {KIND} of speculators {VERSION}: it reads keys of its own, so measure its acceptance there"
+    return _Written([said], {"draft_length": length})
 
 
 def finetuned(path: str | None) -> tuple[Artifact, Adapter]:

@@ -146,12 +146,21 @@ class FinetuneTask(TaskConfig):
     name: str = choice_name("finetune")
 
 
+PEFT, SPECULATORS = "peft", "speculators"
+
+
 @dataclass
 class ExportConfig(TaskConfig):
-    """Write the weights of the task=finetune run given as drafter.from as a peft adapter."""
+    """Write the weights of the task=finetune run given as drafter.from in a format that other programs load."""
 
     name: str = choice_name("export")
-    to: str | None = option(None, help="folder to write; null: the folder peft in the run's folder")
+    format: str = option(
+        PEFT,
+        choices=(PEFT, SPECULATORS),
+        help="peft (an adapter: any recipe's LoRA, layers and norm) or speculators (a checkpoint that vLLM loads: a "
+        "jump with one copy)",
+    )
+    to: str | None = option(None, help="folder to write; null: a folder in the run's folder, named by the format")
     push_to_hub: str | None = option(
         None, help="owner/name of a model repository to upload the folder to, new ones private; null: no upload"
     )

@@ -6,6 +6,7 @@ LoRA is merged into copies of its matrices, so that drafting costs no more than 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.adapter import FEATURE, Adapter
+from selfdraft.models.adapter import FEATURE, JUMP, Adapter
 from selfdraft.models.driver import Driver
 from selfdraft.models.engines import runs_as_graphs, settled
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
-from selfdraft.models.parts import matrix
+from selfdraft.models.parts import Matrix, matrix
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.sparse import sliced_linear, sparse_path
 
 
 @torch.no_grad()
@@ -51,31 +52,48 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
             trained[index] = _replaced(layer, own)
         elif lora:
             trained[index] = _merged(layer, lora, float(settings.get("scale", 1.0)))
-    norm, ids, feature = adapter.under("norm."), adapter.tensors.get("vocabulary"), adapter.tensors.get(FEATURE)
+    norm, ids = adapter.under("norm."), adapter.tensors.get("vocabulary")
     path_of = partial(
         sparse_path,
         target,
         skip,
         vocabulary=None if ids is None else ids.tolist(),
         norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
-        feature=None if feature is None else matrix(driver.fastest(_square(driver, feature))),
+        feature=_square(driver, adapter, FEATURE),
+        jump=_square(driver, adapter, JUMP),
     )
     if driver.compiled and driver.native is None:
         path = path_of(trained={index: nn.Identity() for index in trained})  # a graph has their place
         if runs_as_graphs(driver, settled(target, path, trained=trained, reuse=reuse)):
             return path
     path = path_of(trained={index: driver.driven(layer) for index, layer in trained.items()})
-    return path if driver.native is None else settled(target, path, trained=trained, reuse=reuse)
+    if driver.native is None:
+        return path
+    return _with_native_head(driver, settled(target, path, trained=trained, reuse=reuse))
 
 
-def _square(target: Driver, weight: Tensor) -> nn.Linear:
-    """Return a (C, C) weight as a linear from hidden states to hidden states."""
-    width = target.model.config.hidden_size
+def _with_native_head(driver: Driver, path: Path) -> Path:
+    """Return the path with its part of the head in our C++, too, which reads fewer bytes of a head in few bits."""
+    assert driver.native is not None
+    if path.vocabulary is None:
+        return path
+    try:
+        head = driver.native.product(sliced_linear(driver.anatomy.head, rows=path.vocabulary))
+    except UserError:  # its inputs do not come in sixteens
+        return path
+    return replace(path, head=head)
+
+
+def _square(target: Driver, adapter: Adapter, name: str) -> Matrix | None:
+    """Return a trained (C, C) weight as a matrix from hidden states to hidden states; None if there is none."""
+    weight, width = adapter.tensors.get(name), target.model.config.hidden_size
+    if weight is None:
+        return None
     if weight.shape != (width, width):
-        raise _misfit(FEATURE)
+        raise _misfit(name)
     linear = nn.Linear(width, width, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(target.device, target.dtype), requires_grad=False)
-    return linear
+    return matrix(target.fastest(linear))
 
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

@@ -5,7 +5,8 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 * ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, times ``settings["scale"]``;
 * ``layer.{layer}.{parameter}``: replaces that layer's own parameter;
 * ``norm.{parameter}``: replaces the final norm's parameter;
-* ``feature.weight`` (C, C): maps the last committed token's final hidden state to an addend (see `Path.feature`);
+* ``feature.weight`` (C, C): maps the last committed token's final hidden state to an addend (see `FeaturePath`);
+* ``jump.weight`` (C, C): with ``feature.weight``, predicts the state at which a `JumpPath` begins;
 * ``vocabulary`` (v,): the only token ids that are drafted;
 * ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`;
 * ``mask`` (k, C), ``feed.{parameter}``: inputs of gated rows, see `fused`; ``markov.…``, ``confidence.…``: see `heads`.
@@ -29,11 +30,12 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.paths import file_at
 
 FILE = "adapter.safetensors"
-FEATURE = "feature.weight"
+FEATURE, JUMP = "feature.weight", "jump.weight"
 SKIPPED = ("skip_attention", "skip_mlp")  # settings: the layers whose sublayers drafts bypass
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAMES = re.compile(
-    r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|pseudo|feature\.weight|mask|(sampler|feed|markov|confidence)\..+"
+    r"lora\.\d{1,6}\..+\.[AB]|layer\.\d{1,6}\..+|norm\..+|pseudo|(feature|jump)\.weight|mask"
+    r"|(sampler|feed|markov|confidence)\..+"
 )
 
 
@@ -148,8 +150,10 @@ def _wrong(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> str | No
         return "is none that a recipe trains"
     if tensor.dtype not in FLOATS or not torch.isfinite(tensor).all():
         return "holds something else than finite numbers"
-    if name in ("pseudo", "mask", FEATURE) and (tensor.dim() != 2 or not tensor.numel()):
+    if name in ("pseudo", "mask", FEATURE, JUMP) and (tensor.dim() != 2 or not tensor.numel()):
         return "is no matrix"
+    if name == JUMP and FEATURE not in tensors:
+        return f"needs {FEATURE} beside it"
     if name.startswith("lora."):
         stem = name.rpartition(".")[0]
         a, b = tensors.get(f"{stem}.A"), tensors.get(f"{stem}.B")

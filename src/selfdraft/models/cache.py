@@ -27,6 +27,8 @@ class KVCache:
         lengths: committed tokens of every row.
         prefilled_at: per row, how long its text was when it was prefilled, the first root included (see `rotary`).
         finals: per row, the full model's (C,) final hidden state of the last committed token; None if not known.
+        drafted: per row, the first scratch slot and the (n, C) final hidden states that a `JumpPath` left for the n
+            tokens from there on; None if it left none.
     """
 
     def __init__(self, layers: int, rows: int, slots: int) -> None:
@@ -34,6 +36,7 @@ class KVCache:
         self.lengths = [0] * rows
         self.prefilled_at = [0] * rows
         self.finals: list[Tensor | None] = [None] * rows
+        self.drafted: list[tuple[int, Tensor] | None] = [None] * rows
         self._shared: Tensor | None = None  # (2, L, R, H, S, D): keys, then values
         self._keys: list[Tensor | None] = [None] * layers  # (R, H, S, D) each: a view of `_shared`, or a tensor apart
         self._values: list[Tensor | None] = [None] * layers
@@ -94,6 +97,7 @@ class KVCache:
         """Copy a row's committed tokens into another row."""
         length = self.lengths[destination] = self.lengths[source]
         self.finals[destination] = self.finals[source]
+        self.drafted[destination] = self.drafted[source]
         self.prefilled_at[destination] = self.prefilled_at[source]
         for tensor in self._tensors():
             tensor[..., destination, :, :length, :] = tensor[..., source, :, :length, :]
@@ -110,12 +114,17 @@ class KVCache:
 
     def clear(self, row: int) -> None:
         """Forget a row."""
-        self.lengths[row], self.prefilled_at[row], self.finals[row] = 0, 0, None
+        self.lengths[row], self.prefilled_at[row], self.finals[row], self.drafted[row] = 0, 0, None, None
 
     def rewind(self, row: int, length: int) -> None:
         """Forget the committed tokens of a row after the first `length`."""
         if length < self.lengths[row]:
             self.lengths[row], self.finals[row] = length, None
+
+    def drafted_before(self, row: int, slot: int) -> Tensor | None:
+        """Return the (C,) final hidden state that a `JumpPath` left for the token before a slot, or None."""
+        first, states = self.drafted[row] or (slot, None)
+        return None if states is None or not 0 < slot - first <= len(states) else states[slot - first - 1]
 
     def megabytes(self) -> float:
         """Memory held, in MB (10^6 bytes)."""

@@ -20,6 +20,7 @@ from selfdraft.models.compiled import CompiledHead, CompiledLayers
 from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
 from selfdraft.models.graph import HOW_TO_INSTALL
+from selfdraft.models.jump import JumpPath
 from selfdraft.models.layered import layered
 from selfdraft.models.memory import available, give_back
 from selfdraft.models.native.engine import NativeEngine
@@ -192,7 +193,7 @@ def settled(
             their own, and so are the layers after them, the path's and the model's.
         why: said first in the line that tells of it.
     """
-    if not target.compiled or type(path) not in (Path, FeaturePath):
+    if not target.compiled or type(path) not in (Path, FeaturePath, JumpPath):
         return path
     driver = layered(target)
     if driver.native is not None and not trained:
@@ -200,7 +201,7 @@ def settled(
     full, stock, types = driver.full, driver.anatomy.layers, path.types
     own = [(trained or {}).get(index, layer) for index, layer in enumerate(stock)]
     sparse = without(own, driver.anatomy, path.skip)
-    cut = path.leading if reuse or type(path) is FeaturePath else 0  # the feature is added after the leading layers
+    cut = path.leading if reuse or isinstance(path, FeaturePath) else 0  # the feature is added after the leading layers
     parts: list[Part] = [
         (path.layers[:cut], sparse[:cut], types[:cut]),
         (path.layers[cut:], sparse[cut:], types[cut:]),

@@ -18,6 +18,7 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.models.anatomy import Anatomy
 from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
+from selfdraft.models.jump import JumpPath
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.packing import PackedLinear, can_pack
@@ -37,6 +38,7 @@ def sparse_path(
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
     feature: Matrix | None = None,
+    jump: Matrix | None = None,
 ) -> Path:
     """Return the path without the sublayers of `skip`. It takes microseconds; any number may coexist.
 
@@ -46,7 +48,7 @@ def sparse_path(
         mlps: by layer, the module that replaces its MLP, such as a slice of it.
         vocabulary: the only ids that the path may draft; their rows of the head are copied.
         trained: by layer, the module that replaces the whole layer. norm: replaces the final norm.
-        feature: see `FeaturePath`.
+        feature: see `FeaturePath`. jump: see `JumpPath`; it needs a feature, too.
     """
     driver = layered(target)
     anatomy, full = driver.anatomy, driver.full
@@ -59,7 +61,10 @@ def sparse_path(
     path = Path(tuple(layers), tuple(types), skip, leading, head, ids, norm)
     if feature is None:
         return path
-    return FeaturePath(**{f.name: getattr(path, f.name) for f in fields(path)}, feature=feature)
+    plain = {f.name: getattr(path, f.name) for f in fields(path)}
+    if jump is None:
+        return FeaturePath(**plain, feature=feature)
+    return JumpPath(**plain, feature=feature, jump=jump)
 
 
 def without(

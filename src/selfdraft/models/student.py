@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.training import Blocks
-from selfdraft.models.adapter import FEATURE, Adapter
+from selfdraft.models.adapter import FEATURE, JUMP, Adapter
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
@@ -65,6 +65,7 @@ class Student(nn.Module):
         whole: Sequence[int] = (),
         norm: bool = False,
         feature: bool = False,
+        jump: bool = False,
         vocabulary: Tensor | None = None,
     ) -> None:
         """Make trainable copies of the layers of `path`; the target's own weights are frozen.
@@ -74,7 +75,8 @@ class Student(nn.Module):
             rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the copies from layer `lora_from`
                 on; rank 0 for none. lora_on: the last part of the names of the matrices that get one; empty for all.
             whole: layers whose weights are all trained, without LoRA. norm: train a final norm for drafts.
-            feature: train the matrix of `Path.feature`, from zero.
+            feature: train the matrix of `FeaturePath.feature`, from zero.
+            jump: train that of `JumpPath.jump`, from one.
         """
         super().__init__()
         target.model.requires_grad_(False)
@@ -103,11 +105,14 @@ class Student(nn.Module):
             if i in whole:
                 self.layers[at].requires_grad_(True)
         self.norm = copy.deepcopy(target.norm).requires_grad_(True) if norm else None
-        self.feature = None
-        if feature:
-            width = target.model.config.hidden_size
-            self.feature = nn.Linear(width, width, bias=False, device=target.device)
+        width = target.model.config.hidden_size
+        self.feature, self.jump = (
+            nn.Linear(width, width, bias=False, device=target.device) if wanted else None for wanted in (feature, jump)
+        )
+        if self.feature is not None:
             nn.init.zeros_(self.feature.weight)
+        if self.jump is not None:
+            nn.init.eye_(self.jump.weight)
         self._target = [target]  # in a list, so that torch does not train, move or save it
         self.register_buffer("vocabulary", vocabulary, persistent=False)
 
@@ -177,6 +182,8 @@ class Student(nn.Module):
             found |= {f"norm.{name}": p for name, p in self.norm.named_parameters()}
         if self.feature is not None:
             found[FEATURE] = self.feature.weight
+        if self.jump is not None:
+            found[JUMP] = self.jump.weight
         if self.vocabulary is not None:
             found["vocabulary"] = self.vocabulary
         return found

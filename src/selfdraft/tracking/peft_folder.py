@@ -41,13 +41,16 @@ python run.py drafter.from=<this folder> {arguments}
 """
 
 
-def refuse_folder_of_others(folder: Path, option: str) -> None:
+def refuse_folder_of_others(folder: Path, option: str, mark: str = BESIDE) -> None:
     """Check that the folder is a new one, empty, or that of an earlier export.
+
+    Args:
+        mark: the file by which an earlier export is known.
 
     Raises:
         UserError: it holds something else; the message names `option`.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / BESIDE).is_file())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).is_file())):
         raise UserError(
             f"{option}={folder} holds something else: give an empty folder, a new one or that of an earlier export"
         )

@@ -23,7 +23,7 @@ from selfdraft.models.engines import NATIVE, run_natively, use_engine
 from selfdraft.models.invariance import alike_in_trees, make_shape_invariant
 from selfdraft.models.native import build
 from selfdraft.models.native.engine import NativeEngine
-from selfdraft.models.native.layers import NativeLayers
+from selfdraft.models.native.layers import NativeLayers, NativeProduct
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import FAMILIES, tiny_model
@@ -138,6 +138,12 @@ def test_a_trained_path_runs_with_matrices_of_its_own(name: str, tmp_path: Path)
     decoder = Decoder(target, drafter, Stopping(frozenset(), LENGTH), batch_size=2)
     done = decoder.answer([Request(prompt, seed=i, key=i) for i, prompt in enumerate(PROMPTS)])
     assert [g.output for g in done] == it.expected
+    path = drafter.policy.typical
+    if path.vocabulary is not None:
+        assert isinstance(path.head, NativeProduct)
+        states = torch.randn(3, target.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        rows = target.anatomy.head.weight[path.vocabulary]
+        torch.testing.assert_close(path.head(states), states @ rows.T, **CLOSE)
 
 
 def test_a_matrix_is_stored_once_for_all_paths() -> None:

@@ -5,6 +5,7 @@ from selfdraft.drafters.paths.clasp import Clasp
 from selfdraft.drafters.paths.dynamic_exit import DynamicExit
 from selfdraft.drafters.paths.early_exit import EarlyExit
 from selfdraft.drafters.paths.full import Full
+from selfdraft.drafters.paths.jump import Jump
 from selfdraft.drafters.paths.layer_skip import LayerSkip
 from selfdraft.drafters.paths.low_bit import LowBit
 from selfdraft.drafters.paths.sparse_kv import SparseKV
@@ -23,6 +24,7 @@ PATHS: dict[str, type[PathPolicy]] = {
     "sparse_kv": SparseKV,
     "low_bit": LowBit,
     "trained": Trained,
+    "jump": Jump,
 }
 
 __all__ = ["PATHS", "PathPolicy"]
