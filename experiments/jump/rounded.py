@@ -1,16 +1,18 @@
 """Write the folder of a task=finetune run again, with its matrices rounded to 8 bits; 32 inputs share a scale.
 
-model.engine=native then reads a quarter of the bytes:  python experiments/jump/rounded.py <run> <new folder>
+model.engine=native then reads a quarter of the bytes:  python experiments/jump/rounded.py RUN_DIR NEW_DIR
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from selfdraft.app.errors import one_line_script
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.weights import GROUP, encoded
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
@@ -22,12 +24,17 @@ def rounded(tensor: Tensor) -> Tensor:
     return encoded(tensor, 8).values() if fits else tensor
 
 
-def main(run: Path, out: Path) -> None:
-    """Read the artifact and weights of `run`; write them to `out`."""
-    artifact, adapter = Artifact.read(run), Adapter.read(run)
-    replace(adapter, tensors={name: rounded(t) for name, t in adapter.tensors.items()}).write(out)
-    replace(artifact, options={**artifact.options, ADAPTER: "."}).write(out / FILE)
+@one_line_script("rounded")
+def main(arguments: list[str]) -> None:
+    """Read the artifact and weights of a run; write them to the new folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument("out", type=Path, metavar="NEW_DIR", help="folder to write")
+    given = parser.parse_args(arguments)
+    artifact, adapter = Artifact.read(given.run), Adapter.read(given.run, "RUN_DIR")
+    replace(adapter, tensors={name: rounded(t) for name, t in adapter.tensors.items()}).write(given.out)
+    replace(artifact, options={**artifact.options, ADAPTER: "."}).write(given.out / FILE)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    sys.exit(main(sys.argv[1:]))
