@@ -19,6 +19,7 @@ from command_line import CONF, ROOT, SMALLEST, environment
 from selfdraft.app.help import EXAMPLES
 from selfdraft.app.main import conf_folder, with_config_path
 
+PAGE = ROOT / "src" / "selfdraft" / "tracking" / "report" / "page"
 SOURCE = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "run.py")
 
 
@@ -93,6 +94,7 @@ def test_a_wheel_has_the_whole_of_conf_and_the_data(wheel: Path) -> None:
         "hydra_plugins/selfdraft.py",
         "selfdraft/__main__.py",
         "selfdraft/py.typed",
+        *(f"selfdraft/tracking/report/page/{path.name}" for path in PAGE.iterdir()),
     } <= set(names)
     assert not [name for name in names if name.startswith(("conf/", "run.py", "setup.py"))]
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.evaluate import decode_all, refuse_warm_repeats
 from selfdraft.app.lifecycle import Run
+from selfdraft.app.reporting import report_of_run
 from selfdraft.app.schema_tasks import CompareConfig
 from selfdraft.app.schemas import Config
 from selfdraft.app.score import all_in_words, scores_of
@@ -151,6 +152,7 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt], ours: list[str], ea
     with harmless("result.png was not drawn"):
         plot_comparison(result, folder / "result.png")
     run.log(result, [], folder / "result.png")
+    report_of_run(run, bench, lines)
     if wrong := wrong_texts(lines, ours):
         console.print(
             Text("NOT LOSSLESS", "bold red"), f": {'; '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl", sep=""

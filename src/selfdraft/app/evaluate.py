@@ -10,6 +10,7 @@ from rich.text import Text
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
+from selfdraft.app.reporting import report_of_run
 from selfdraft.app.schema_tasks import EvaluateConfig
 from selfdraft.app.schemas import Config
 from selfdraft.app.score import in_words, score_of
@@ -125,6 +126,7 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
     with harmless("result.png was not drawn"):
         plot_result(result, folder / "result.png")
     run.log(result, lines, folder / "result.png")
+    report_of_run(run, bench, lines)
     if cut := sum(line.get("ended") == POSITIONS for line in turns):
         console.print(
             f"warning: {cut} of {len(turns)} answers ended before decoding.max_new_tokens="

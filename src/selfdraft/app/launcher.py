@@ -31,6 +31,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
+from selfdraft.app.sweep_report import report_of_sweep
 from selfdraft.app.sweep_table import SweepTable
 from selfdraft.tracking.run_folder import Mark, refuse_foreign
 
@@ -101,6 +102,7 @@ class ProcessLauncher(Launcher):
                     if not self.keep_going:
                         break
         self.table.show()
+        report_of_sweep(self.table.folder)
         for job in jobs:
             if job.status == JobStatus.FAILED:  # each lists all failures: Hydra prints only the first exception
                 job.return_value = JobFailed(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")

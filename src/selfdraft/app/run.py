@@ -24,6 +24,7 @@ from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
 from selfdraft.app.lifecycle import Run, lifecycle
 from selfdraft.app.profile import profile
+from selfdraft.app.reporting import report
 from selfdraft.app.trace import trace
 
 
@@ -52,6 +53,7 @@ TASKS: dict[str, Task] = {
     "finetune": Task(finetune, "the last checkpoint is kept"),
     "export": Task(export),
     "audit": Task(audit, "judged answers are kept"),
+    "report": Task(report),
 }
 
 

@@ -174,6 +174,23 @@ class DistillTask(TaskConfig):
 
 
 @dataclass
+class ReportConfig(TaskConfig):
+    """Write one HTML page about finished runs."""
+
+    name: str = choice_name("report")
+    runs: list[str] = option([], help="folders of runs and sweeps, or patterns of them: 'task.runs=[outputs/*]'")
+    others: list[str] = option(
+        [], help="results of other programs to show beside ours: JSONL files in Spec-Bench's form"
+    )
+    others_plain: str | None = option(
+        None, help="the same of plain decoding by those programs, for their speedups; null: no speedups of theirs"
+    )
+    spec_bench: bool = option(
+        False, help="true: also write the answers of all runs in Spec-Bench's form, for its speed.py and equal.py"
+    )
+
+
+@dataclass
 class AuditTask(TaskConfig):
     """Check the outputs of any engine against the model; its options are those of the group `audit`."""
 

@@ -47,6 +47,7 @@ from selfdraft.app.schema_tasks import (
     FinetuneTask,
     GenerateConfig,
     ProfileConfig,
+    ReportConfig,
     TaskConfig,
     TraceConfig,
 )
@@ -265,6 +266,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
         FinetuneTask,
         ExportConfig,
         AuditTask,
+        ReportConfig,
     ],
     "model": [EmbeddedModelConfig, PretrainedModelConfig, RandomModelConfig, TinyModelConfig],
     "drafter": [AutoConfig, *(drafter.Config for drafter in PROPOSALS.values())],
@@ -294,7 +296,7 @@ SCHEMAS: dict[str, list[type[Options]]] = {
 
 
 # Tasks whose run folders are named by the task: they have many drafters, or none.
-WITHOUT_DRAFTER = frozenset({"compare", "advise", "audit", "profile", "distill_data"})
+WITHOUT_DRAFTER = frozenset({"compare", "advise", "audit", "profile", "distill_data", "report"})
 
 
 def register_schemas() -> None:

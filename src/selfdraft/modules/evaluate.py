@@ -17,7 +17,7 @@ from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Request
 from selfdraft.modules.bench import Bench, Measurement
 from selfdraft.modules.resuming import History, Resumed, keep_current
-from selfdraft.tracking.lines import LEFT_OUT
+from selfdraft.tracking.lines import CONTENDERS, LEFT_OUT
 from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
 from selfdraft.tracking.run_folder import confirm
 
@@ -154,6 +154,11 @@ class EvaluateModule(pl.LightningModule):
 
     def _line(self, prompt: Prompt, turn: int, done: Measurement) -> dict:
         part = self.part(done)
+        for other in part.get(CONTENDERS, {}).values():
+            if "output_ids" in other:  # it differs from the baseline's
+                other["text"] = self.bench.chat.decode(other["output_ids"])
+        if "baseline_output_ids" in part:
+            part["baseline_text"] = self.bench.chat.decode(part["baseline_output_ids"])
         return {
             **self._about(prompt, turn),
             "text": self.bench.chat.decode(part["output_ids"]),

@@ -59,13 +59,14 @@ _MEASURED = {
     **_OF_A_TURN,
     **_OF_A_DECODER,
     "baseline_output_ids?": [COUNT],
+    "baseline_text?": str,
     "baseline_new_tokens": COUNT,
     "baseline_decode_s": NUMBER,
     "baseline_latency_s": NUMBER,
     "baseline_joules?": NUMBER,
     "references?": {"*": {"new_tokens": COUNT, "decode_s": NUMBER, "lossless??": _CERTIFICATE}},
 }
-_COMPARED = {**_OF_A_TURN, CONTENDERS: {"*": {**_OF_A_DECODER, "output_ids?": [COUNT], "failed?": str}}}
+_COMPARED = {**_OF_A_TURN, CONTENDERS: {"*": {**_OF_A_DECODER, "output_ids?": [COUNT], "text?": str, "failed?": str}}}
 _WRITTEN = {
     "category": str,
     "prompt_ids": [COUNT],
