@@ -14,8 +14,8 @@ import yaml
 import lossless
 from command_line import ROOT
 from made import made
-from selfdraft.app.option_help import commented, helps_of
-from selfdraft.core.options import Options
+from selfdraft.app.option_help import commented
+from selfdraft.core.options import Options, helps_of
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, Preset, configured

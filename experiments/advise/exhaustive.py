@@ -23,12 +23,13 @@ from hydra import compose, initialize_config_dir
 
 from selfdraft.app.advise import found_by, result_of
 from selfdraft.app.auto import advice_of
-from selfdraft.app.build import build_bench, settled, to_config, use_threads
+from selfdraft.app.build import build_bench, settled, use_threads
 from selfdraft.app.errors import one_line_script
 from selfdraft.app.help import register_help
 from selfdraft.app.main import conf_folder
 from selfdraft.app.schema_tasks import CANDIDATES
 from selfdraft.app.schemas import Config, register_schemas
+from selfdraft.app.typed_config import to_config
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.specs import Spec, spec_of
 from selfdraft.modules.advisor import Advisor, asked_by, spread

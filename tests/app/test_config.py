@@ -16,9 +16,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed, composed_with_hydra
-from selfdraft.app.build import measured_config, settled, to_config
+from selfdraft.app.build import measured_config, settled
+from selfdraft.app.option_index import FILE
 from selfdraft.app.schema_drafter import AutoConfig
 from selfdraft.app.schemas import SCHEMAS
+from selfdraft.app.typed_config import to_config
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
@@ -133,7 +135,7 @@ def test_these_tests_see_yaml_files_at_any_depth(tmp_path: Path) -> None:
 def test_everything_under_conf_is_a_choice_that_these_tests_compose() -> None:
     files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_file()}
     # Hydra ignores a file that is not called .yaml, and so would the tests above.
-    assert files == {"config.yaml", *(f"{choice}.yaml" for choice in CHOICES)}
+    assert files == {"config.yaml", FILE, *(f"{choice}.yaml" for choice in CHOICES)}
     assert {split(choice)[0] for choice in CHOICES} == {*SCHEMAS, "experiment"}
 
 

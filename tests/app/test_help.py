@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed, run
-from selfdraft.app.build import to_config
 from selfdraft.app.help import EXAMPLES
-from selfdraft.app.option_help import helps_of
+from selfdraft.app.typed_config import to_config
+from selfdraft.core.options import helps_of
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,17 @@ from typing import get_type_hints
 import pytest
 
 from command_line import CONF
+from selfdraft.app.help import WIDTH, head_of
 from selfdraft.app.option_help import (
     HOW_TO_REWRITE,
-    WIDTH,
     commented,
-    head_of,
-    helps_of,
     main,
     rewritten,
     schema_of,
 )
+from selfdraft.app.option_index import FILE
 from selfdraft.app.schemas import SCHEMAS, Config
-from selfdraft.core.options import Options, choice_name, option, redefault
+from selfdraft.core.options import Options, choice_name, helps_of, option, redefault
 
 FILES = sorted(CONF.rglob("*.yaml"))
 CLASSES = [Config, *(schema for schemas in SCHEMAS.values() for schema in schemas)]
@@ -106,7 +105,7 @@ def test_the_command_rewrites_what_differs_and_says_so(tmp_path: Path, capsys: p
     (tmp_path / "config.yaml").write_text((CONF / "config.yaml").read_text())
     file.write_text("# All.\ndefaults: [schema/LayerSkipConfig@_here_]\n\nsparsity: 0.2\n")
     main([str(tmp_path)])
-    assert capsys.readouterr().out == f"rewritten: {file}\n"
+    assert capsys.readouterr().out == f"rewritten: {file}\nrewritten: {tmp_path / FILE}\n"
     assert "sparsity: 0.2   # share of the sublayers" in file.read_text()
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""

@@ -88,7 +88,7 @@ def done(selfdraft: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_a_wheel_has_the_whole_of_conf_and_the_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packed = {name.removeprefix("selfdraft/conf/") for name in names if name.startswith("selfdraft/conf/")}
-    assert packed == {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+    assert packed == {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_file()}
     assert {
         "selfdraft/data/bundled.jsonl",
         "hydra_plugins/selfdraft.py",

@@ -6,13 +6,13 @@ import copy
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.console import make_console
@@ -20,13 +20,11 @@ from selfdraft.app.references import arbiters_for, reference_for
 from selfdraft.app.schema_model import EMBEDDED
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
-from selfdraft.drafters.base import PathDrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.presets import is_tree_parallel
 from selfdraft.drafters.specs import Spec
@@ -60,43 +58,6 @@ def settled(composed: DictConfig) -> DictConfig:
         few_bits = decided.model.name == EMBEDDED and decided.model.get("engine", AUTO) in (AUTO, NATIVE)
         decided.model.dtype = fitting_dtype(torch.device("cuda" if on_gpu else "cpu"), few_bits)
     return decided
-
-
-def to_config(composed: DictConfig) -> Config:
-    """Return the dataclasses of a configuration that `settled` returned, with every range checked.
-
-    Raises:
-        UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
-    """
-    missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
-    if missing:
-        OmegaConf.select(composed, missing[0], throw_on_missing=True)
-    config = OmegaConf.to_object(OmegaConf.merge(composed, {"prompt": None}))
-    assert isinstance(config, Config)
-    # A prompt is text and may be ???, which OmegaConf would take for a missing value.
-    config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
-    _refuse_unknown(composed, config, "")
-    groups: list[Any] = [config.task, config.model, config.drafter, config.dataset, config.finetune]
-    if isinstance(config.drafter, PathDrafterConfig):
-        groups.append(config.drafter.path)
-    for group in groups:
-        own = type(group)().name  # `name` identifies the choice; the user must not change it
-        if own != MISSING and group.name != own:
-            choice = group.group.replace(".", "/")
-            raise UserError(f"{group.group}.name={group.name}: choose another one with {choice}={group.name}")
-    return config
-
-
-def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
-    """Refuse keys that no schema has: `+key=value` adds them, nothing reads them, and a typo would go unnoticed."""
-    known = {f.name for f in fields(options)}
-    for key in map(str, composed):
-        if key not in known:
-            raise UserError(
-                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'})) or 'none'}"
-            )
-        if isinstance(value := getattr(options, key), Options):
-            _refuse_unknown(composed[key], value, f"{prefix}{key}.")
 
 
 def measured_config(composed: DictConfig) -> dict:

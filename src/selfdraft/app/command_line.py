@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
-from selfdraft.drafters.presets import PRESETS, routed
-from selfdraft.tracking.artifact import Artifact
 
 PROMPT = re.compile(r"(\+{0,2}prompt=)(.*)", re.DOTALL)
 QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)
@@ -66,6 +64,12 @@ def with_artifact(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such artifact, or it belongs to another drafter than the one asked for.
     """
+    if not any(argument.startswith(FROM) for argument in arguments):
+        return list(arguments)
+    # Imported here: without an artifact, a command needs no drafter before its options are known to be right.
+    from selfdraft.drafters.presets import PRESETS, routed
+    from selfdraft.tracking.artifact import Artifact
+
     out: list[str] = []
     for argument in arguments:
         if not argument.startswith(FROM):

@@ -13,7 +13,9 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -24,11 +26,9 @@ from omegaconf.errors import (
 )
 
 from selfdraft.app.console import drop_unwritten, shielded_output
-from selfdraft.app.processes import tell_mistake
+from selfdraft.app.ranks import tell_mistake
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
-from selfdraft.drafters import PATHS
-from selfdraft.drafters.presets import options_of
 
 HOW_TO_QUOTE = """write key=value, and values with commas, quotes or brackets in quotes twice: key='"a, b"'"""
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -178,7 +178,10 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
 
 def _paths_with(option: str) -> list[str]:
     """Return the names of the paths that have an option."""
-    return [name for name, path in PATHS.items() if option in options_of(path.Config)]
+    registered = ConfigStore.instance().repo.get("drafter", {}).get("path", {}).get("schema", {}).values()
+    types = [OmegaConf.get_type(each.node) for each in registered]
+    schemas = [{f.name: f for f in fields(each)} for each in types if each is not None]
+    return [str(options["name"].default) for options in schemas if option in options.keys() - {"name"}]
 
 
 def _near(word: str, choices: list[str]) -> str:

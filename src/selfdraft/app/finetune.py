@@ -46,7 +46,7 @@ from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.environment import entry_point
+from selfdraft.tracking.entry_point import entry_point
 from selfdraft.tracking.picture import plot_training
 from selfdraft.tracking.run_folder import digest
 

@@ -19,12 +19,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from selfdraft.app.option_help import WIDTH, head_of, helps_of
-from selfdraft.app.schemas import Config
 from selfdraft.core.messages import one_line
-from selfdraft.core.options import CHOICE_NAME, Options
-from selfdraft.tracking.environment import RUN, entry_point
+from selfdraft.core.options import CHOICE_NAME, Options, helps_of
+from selfdraft.tracking.entry_point import RUN, entry_point
 
+WIDTH = 120  # columns of a line
 CONFIG = "config"  # name of the configuration that has the groups
 RESOLVER = "selfdraft.help"  # the interpolation that stands for the page
 GROUP_COLUMN = 14  # characters for the name of a group
@@ -73,6 +72,16 @@ def register_help(conf: Path) -> None:
     ConfigStore.instance().store(group="hydra/help", name="selfdraft", node=node)
 
 
+def head_of(file: Path) -> str:
+    """Return the comment that a YAML file begins with, as one line without a number sign."""
+    head = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").strip())
+    return " ".join(head)
+
+
 def print_help(arguments: Sequence[str], conf: Path) -> bool:
     """Print the help page if the arguments ask for it; return whether they do.
 
@@ -110,7 +119,9 @@ def page(conf: Path, config: DictConfig) -> str:
         "python run.py drafter=swift --help shows those of swift. python run.py --cfg job shows all values as YAML.",
     ]
     choices = config.hydra.runtime.choices
-    for schema, key, node in _groups(Config, "", config):
+    whole = OmegaConf.get_type(config)
+    assert whole is not None
+    for schema, key, node in _groups(whole, "", config):
         group = key.replace(".", "/")
         title = f"{group}={choices.get(group)}" if group else "Options of no group"
         if (file := conf / group / f"{choices.get(group)}.yaml").is_file():

@@ -13,11 +13,11 @@ import selfdraft
 from selfdraft.app.command_line import quoted_prompt, with_artifact
 from selfdraft.app.console import shield_output
 from selfdraft.app.errors import one_line_errors
+from selfdraft.app.foresight import foresee
 from selfdraft.app.help import print_help, register_help
+from selfdraft.app.option_index import register_index
 from selfdraft.app.overrides import checked, with_home
-from selfdraft.app.processes import settle_rank
-from selfdraft.app.run import run_task
-from selfdraft.app.schemas import register_schemas
+from selfdraft.app.ranks import settle_rank
 from selfdraft.core.errors import UserError
 
 PACKAGE = Path(selfdraft.__file__).resolve().parent
@@ -30,16 +30,24 @@ def main() -> None:
     settle_rank()
     with one_line_errors():
         conf = conf_folder()
-        register_schemas()
+        register_index(conf)
         register_help(conf)
         given = with_config_path(with_home(with_artifact(quoted_prompt(sys.argv[1:]))))
         sys.argv[1:] = checked(given, conf)
-        if not print_help(sys.argv[1:], conf):
-            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_task)()
+        if print_help(sys.argv[1:], conf):
+            return
+        if foresee(sys.argv[1:], conf):
+            # Imported here: torch, transformers and Lightning take seconds, which help and a typo need not wait for.
+            from selfdraft.app.schemas import register_schemas
+
+            register_schemas()
+        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_task)()
 
 
 def _task(config: DictConfig) -> float | None:
     """Run the configured task; called by Hydra."""
+    from selfdraft.app.run import run_task
+
     return run_task(config)
 
 

@@ -1,7 +1,7 @@
 """The descriptions of all options, read from the config dataclasses, as comments in the YAML files under conf/.
 
 An option is described once, where it is declared: `option(default, help="…")`. After a change, this command rewrites
-the comments of all YAML files (a test says so if it was forgotten):
+the comments of all YAML files, and the index from which `--help` is made (a test says so if it was forgotten):
 
     python -m selfdraft.app.option_help conf
 
@@ -17,27 +17,22 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
 from selfdraft.app.errors import one_line_script
+from selfdraft.app.help import WIDTH
+from selfdraft.app.option_index import FILE, written
 from selfdraft.app.schemas import SCHEMAS, Config
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options
+from selfdraft.core.options import Options, helps_of
 from selfdraft.tracking.atomic import write_text_atomic
 
-WIDTH = 120  # columns of a line
 GAP = 3  # spaces between the longest value and the comments
 OPTION = re.compile(r"(?P<option>(?P<name>\w+): +\S.*?)(?: +#.*| *)")
 COMMENT = re.compile(r"\s*#.*")
 HOW_TO_REWRITE = "python -m selfdraft.app.option_help conf"
-
-
-def helps_of(config: type[Options]) -> dict[str, str]:
-    """Return the descriptions of a config class's options, by name. Nested groups have none."""
-    return {f.name: f.metadata["help"] for f in fields(config) if f.metadata.get("help")}
 
 
 def schema_of(file: Path) -> type[Options] | None:
@@ -54,16 +49,6 @@ def schema_of(file: Path) -> type[Options] | None:
             return classes[entry.removeprefix("schema").removeprefix("/").partition("@")[0]]
         return schema_of(file.with_name(f"{entry}.yaml"))
     return None
-
-
-def head_of(file: Path) -> str:
-    """Return the comment that a YAML file begins with, as one line without a number sign."""
-    head = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        head.append(line.removeprefix("#").strip())
-    return " ".join(head)
 
 
 def commented(text: str, helps: Mapping[str, str]) -> str:
@@ -92,13 +77,14 @@ def commented(text: str, helps: Mapping[str, str]) -> str:
 
 
 def rewritten(conf: Path) -> dict[Path, str]:
-    """Return what the YAML files of the folder `conf` should contain, for all files with a config class."""
+    """Return what the files of the folder `conf` should contain: YAML files with a config class, and the index."""
     files = {file: schema_of(file) for file in sorted(conf.rglob("*.yaml"))}
-    return {
+    texts = {
         file: commented(file.read_text(encoding="utf-8"), helps_of(schema))
         for file, schema in files.items()
         if schema is not None
     }
+    return texts | {conf / FILE: written(SCHEMAS, Config)}
 
 
 @one_line_script("option_help")
@@ -110,7 +96,7 @@ def main(arguments: list[str]) -> None:
     if not (conf / "config.yaml").is_file():
         raise UserError(f"{conf} has no config.yaml: give the folder conf of SelfDraft")
     for file, text in rewritten(conf).items():
-        if file.read_text(encoding="utf-8") != text:
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
             write_text_atomic(file, text)
             print(f"rewritten: {file}")
 

@@ -1,8 +1,4 @@
-"""The processes of one run: rank 0 is the process that the user started; it starts the others and watches them.
-
-Ranks come from nowhere else. Variables such as RANK or SLURM_PROCID, which other launchers set and shells keep, are
-ignored: a single run would take itself for one of several, and leave the work or the result to another.
-"""
+"""The processes of one run: rank 0 is the process that the user started; it starts the others and watches them."""
 
 from __future__ import annotations
 
@@ -21,65 +17,15 @@ from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 
 from selfdraft.app.command_line import quoted
-from selfdraft.app.console import drop_unwritten
 from selfdraft.app.launcher import entry_command
+from selfdraft.app.ranks import MAIN, RANK, SETTLE_S
 from selfdraft.app.signals import INTERRUPTED
-from selfdraft.tracking.rank import process_rank, set_process_rank
+from selfdraft.tracking.rank import process_rank
 
-MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
-RANK = "LOCAL_RANK"  # all processes are on this machine
-REPORTED = ("RANK", RANK, "WORLD_SIZE")  # ignored with a message: whoever set these may expect an effect
-IGNORED = (
-    *REPORTED,
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "JSM_NAMESPACE_RANK",
-)
 LOOK_S = 0.2  # seconds between two checks of the other processes
-SETTLE_S = 3.0  # seconds until every process has met a mistake that all of them meet, and rank 0 has printed it
 STOP_S = 15.0  # seconds until all processes have ended after a signal that stops them
 END_S = 60.0  # seconds until a process that lost its connections has ended, even on a busy machine
 STOPS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
-
-
-def settle_rank() -> None:
-    """Find out this process's rank in its run, and remove the variables that other launchers set for it.
-
-    Raises:
-        SystemExit: the run that started this process has ended.
-    """
-    rank = 0
-    if MAIN in os.environ:
-        if os.environ[MAIN] != str(os.getppid()):
-            sys.exit(f"selfdraft: the run that started this process has ended; if you did not mean one, unset {MAIN}")
-        rank = int(os.environ[RANK])
-    else:
-        found = [name for name in IGNORED if os.environ.pop(name, None) is not None]
-        if ignored := [name for name in found if name in REPORTED]:
-            print(
-                f"selfdraft: {', '.join(ignored)} in the environment ignored: a run starts its processes itself "
-                "(hardware=cpu_ddp or gpu_ddp, hardware.devices)",
-                file=sys.stderr,
-            )
-    set_process_rank(rank)
-
-
-def tell_mistake(line: str) -> None:
-    """Print the message of a mistake that ends this process, unless rank 0 prints the same one.
-
-    Every process of a run reads the same configuration, so rank 0 prints a mistake for all and then ends the others,
-    which wait for that. A process prints only a mistake that rank 0 does not meet.
-    """
-    drop_unwritten()  # this also flushes earlier output, which belongs before the line
-    if rank := process_rank():
-        time.sleep(SETTLE_S)
-        line = f"process {rank}: {line}"
-    print(f"selfdraft: {line}", file=sys.stderr, flush=True)
 
 
 class OwnProcesses(LightningEnvironment):

@@ -13,7 +13,7 @@ from pytorch_lightning import seed_everything
 from selfdraft.app.advise import advise
 from selfdraft.app.audit import audit
 from selfdraft.app.auto import settle_drafter
-from selfdraft.app.build import settled, to_config
+from selfdraft.app.build import settled
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.compare import compare
 from selfdraft.app.distill_data import distill_data
@@ -26,6 +26,7 @@ from selfdraft.app.lifecycle import Run, lifecycle
 from selfdraft.app.profile import profile
 from selfdraft.app.reporting import report
 from selfdraft.app.trace import trace
+from selfdraft.app.typed_config import to_config
 
 
 @dataclass(frozen=True)

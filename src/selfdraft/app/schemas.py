@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
+from selfdraft.app.option_index import register
 from selfdraft.app.schema_audit import AuditConfig
 from selfdraft.app.schema_dataset import (
     AlpacaConfig,
@@ -295,20 +295,6 @@ SCHEMAS: dict[str, list[type[Options]]] = {
 }
 
 
-# Tasks whose run folders are named by the task: they have many drafters, or none.
-WITHOUT_DRAFTER = frozenset({"compare", "advise", "audit", "profile", "distill_data", "report"})
-
-
 def register_schemas() -> None:
-    """Register all schemas under the names that the defaults lists in conf/ use, e.g. `schema/JacobiConfig`."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    for group, schemas in SCHEMAS.items():
-        for schema in schemas:
-            store.store(group=f"{group}/schema", name=schema.__name__, node=schema)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
-def run_name(task: str, drafter: str) -> str:
-    """Return the end of the name of a run's folder: its task if that has many drafters or none, else its drafter."""
-    return task if task in WITHOUT_DRAFTER else drafter
+    """Register all schemas, in place of those of the index (see `option_index`)."""
+    register(SCHEMAS, Config)

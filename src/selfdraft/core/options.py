@@ -111,6 +111,11 @@ class Options:
             raise UserError(f"{given}: must be below {below}")
 
 
+def helps_of(config: type[Options]) -> dict[str, str]:
+    """Return the descriptions of a config class's options, by name. Nested groups have none."""
+    return {f.name: f.metadata["help"] for f in fields(config) if f.metadata.get("help")}
+
+
 def _is_of(value: Any, hint: Any) -> bool:
     """Return whether a value from a file has a field's type. An int is accepted as a float, a bool only as a bool."""
     origin, arguments = get_origin(hint), get_args(hint)

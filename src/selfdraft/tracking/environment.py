@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import selfdraft
+from selfdraft.tracking.entry_point import RUN, entry_point
 
-RUN = "python run.py"  # how a run is started from a checkout
 PACKAGES = (
     "torch",
     "transformers",
@@ -112,18 +112,6 @@ def _run_git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", "replace").strip()
-
-
-def entry_point(script: str) -> str:
-    """Return how a user starts SelfDraft: as the installed command, as a module, or by run.py of a checkout.
-
-    Args:
-        script: the program that runs, as ``sys.argv[0]`` has it.
-    """
-    path = Path(script)
-    if path.name == "selfdraft":
-        return "selfdraft"
-    return "python -m selfdraft" if path.parts[-2:] == ("selfdraft", "__main__.py") else RUN
 
 
 def _command(arguments: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without importing Lightning
 
 
 def process_rank() -> int:

@@ -1,0 +1,49 @@
+"""The composed configuration as objects, whose values are checked."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from selfdraft.core.errors import UserError
+from selfdraft.core.options import Options
+
+
+def to_config(composed: DictConfig) -> Any:
+    """Return the dataclasses of a composed configuration, with every range checked: those that are registered.
+
+    In a run that is a `schemas.Config`.
+
+    Raises:
+        UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
+    if missing:
+        OmegaConf.select(composed, missing[0], throw_on_missing=True)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(composed, {"prompt": None}))
+    # A prompt is text and may be ???, which OmegaConf would take for a missing value.
+    config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
+    _refuse_unknown(composed, config, "")
+    groups: list[Any] = [config.task, config.model, config.drafter, config.dataset, config.finetune]
+    if hasattr(config.drafter, "path"):
+        groups.append(config.drafter.path)
+    for group in groups:
+        own = type(group)().name  # `name` identifies the choice; the user must not change it
+        if own != MISSING and group.name != own:
+            choice = group.group.replace(".", "/")
+            raise UserError(f"{group.group}.name={group.name}: choose another one with {choice}={group.name}")
+    return config
+
+
+def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
+    """Refuse keys that no schema has: `+key=value` adds them, nothing reads them, and a typo would go unnoticed."""
+    known = {f.name for f in fields(options)}
+    for key in map(str, composed):
+        if key not in known:
+            raise UserError(
+                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'})) or 'none'}"
+            )
+        if isinstance(value := getattr(options, key), Options):
+            _refuse_unknown(composed[key], value, f"{prefix}{key}.")
