@@ -26,10 +26,10 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.drafters.presets import is_tree_parallel
+from selfdraft.drafters.presets import is_tensor_parallel, is_tree_parallel
 from selfdraft.drafters.specs import Spec
 from selfdraft.models.chat import Chat
-from selfdraft.models.engines import COMPILED, NATIVE, use_engine
+from selfdraft.models.engines import COMPILED, EAGER, NATIVE, use_engine
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import AUTO, DTYPES, StockModel, fitting_dtype
@@ -104,9 +104,12 @@ def build_bench(
         )
     memory = PeakMemory(device)
     with memory("load"):
-        loaded, load_s = timed(lambda: config.model.load(device))
+        if config.hardware.tensor_parallel:
+            refuse_parts(config, specs)
+        loaded, load_s = timed(lambda: config.model.load(device, shared=config.hardware.tensor_parallel))
+        model = replace(config.model, engine=EAGER, packed=False) if config.hardware.tensor_parallel else config.model
         (whole, engine), compile_s = timed(
-            lambda: build_target(config.model, loaded.model, invariant=config.decoding.shape_invariant)
+            lambda: build_target(model, loaded.model, invariant=config.decoding.shape_invariant)
         )
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
@@ -117,8 +120,10 @@ def build_bench(
     # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
     certifier = Certifier(whole, rule, batch_size=batch_size)
     target: TargetProtocol = whole
+    if config.hardware.together:
+        costs = shared_costs(costs)
     if config.hardware.tree_parallel:
-        costs, target = shared_costs(costs), _shared(whole, config)
+        target = _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     specs = {DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs
     made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
@@ -180,6 +185,32 @@ def _shared(target: Target, config: Config) -> TreeParallelTarget:
     return TreeParallelTarget(target)
 
 
+def refuse_parts(config: Config, specs: Mapping[str, Spec] | None) -> None:
+    """Refuse what is not computed by processes that have a part of every matrix each.
+
+    Args:
+        specs: our contenders besides plain decoding; by default the configured drafter.
+
+    Raises:
+        UserError: a drafter makes copies of matrices; the guard goes by each process's clock; there are no processes.
+    """
+    contenders = [Spec(config.drafter, config.decoding.guard)] if specs is None else list(specs.values())
+    for spec in contenders:
+        if not is_tensor_parallel(spec.config):
+            raise UserError(
+                f"hardware.tensor_parallel: drafter={spec.config.label} has matrices of its own, which no plan "
+                "divides; leave one of them out"
+            )
+        if spec.guarded:
+            raise UserError("hardware.tensor_parallel: every process would guard by its own clock; guard nothing")
+    if config.decoding.shape_invariant:
+        raise UserError(
+            "hardware.tensor_parallel: decoding.shape_invariant needs whole matrices; leave one of them out"
+        )
+    if not torch.distributed.is_initialized():
+        raise UserError("hardware.tensor_parallel needs its processes, which task=evaluate and task=compare start")
+
+
 def refuse_other_model(config: Config, model: StockModel) -> str:
     """Return the fingerprint of the model, which must be the one that the artifact given as drafter.from is for.
 
@@ -209,10 +240,11 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         DTYPES[config.model.dtype],
         device,
         rows=config.decoding.batch_size if rows is None else rows,
-        packed=config.model.packed,
+        packed=config.model.packed and not config.hardware.tensor_parallel,
         compiled=config.model.engine == COMPILED,  # auto does without where there is no room
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),
+        parts=config.hardware.devices if config.hardware.tensor_parallel else 1,
     )
     refuse_what_cannot_fit(need, device, processes=1 if device.type == "cuda" else config.hardware.devices)
 

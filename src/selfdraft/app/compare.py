@@ -79,6 +79,7 @@ def compare(run: Run) -> float | None:
         repeats=task.repeats,
         seed=config.seed,
         part=Measurement.comparison,
+        shared=config.hardware.together,
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
     decode_all(run, module, prompts, ComparisonProgress(run.console))

@@ -59,8 +59,8 @@ def distill_data(run: Run) -> float | None:
 
 
 def _refuse(config: Config) -> None:
-    if config.hardware.tree_parallel:
-        raise UserError("task=distill_data deals prompts to processes: use hardware.tree_parallel=false")
+    if config.hardware.together:
+        raise UserError("task=distill_data deals prompts to processes: leave tree_parallel and tensor_parallel out")
     if config.distill.trajectories is not None and isinstance(config.decoding, SampleConfig):
         raise UserError("distill.trajectories end at the answers of greedy decoding only: use decoding=greedy")
     if config.distill.invented and not isinstance(config.decoding, SampleConfig):

@@ -59,7 +59,7 @@ def evaluate(run: Run) -> float | None:
         folder=folder,
         repeats=task.repeats,
         seed=config.seed,
-        shared=config.hardware.tree_parallel,
+        shared=config.hardware.together,
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
     decode_all(run, module, prompts, EvaluationProgress(run.console))
@@ -88,7 +88,7 @@ def decode_all(run: Run, module: EvaluateModule, prompts: Sequence[Prompt], prog
     hardware, batch_size = run.config.hardware, run.config.decoding.batch_size
     # Several batches per step, so that finished rows are refilled as in serving; without batches, one prompt.
     together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
-    data = PromptDataModule(prompts, together, shared=hardware.tree_parallel)
+    data = PromptDataModule(prompts, together, shared=hardware.together)
     trainer = quiet_trainer(hardware, run.folder, progress)
     with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)

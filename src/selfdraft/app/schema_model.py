@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option, redefault
 from selfdraft.models.attention import IMPLEMENTATIONS
+from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.engines import EAGER, ENGINES
 from selfdraft.models.loading import (
     AUTO,
@@ -18,6 +19,7 @@ from selfdraft.models.loading import (
     LoadedModel,
     StockModel,
     load_embedded,
+    load_part,
     load_pretrained,
     load_random,
     load_tiny,
@@ -69,11 +71,34 @@ class ModelConfig(Options):
         """The model's name in results."""
         return self.name
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Load the model onto a device, its matrices rounded as `weights` says."""
+    def load(self, device: torch.device, *, shared: bool = False) -> LoadedModel:
+        """Load the model onto a device, its matrices rounded as `weights` says.
+
+        Args:
+            shared: load this process's part of every matrix only.
+
+        Raises:
+            UserError: it cannot be loaded, or not in parts.
+        """
+        if shared:
+            self._refuse_parts()
+            return self._load_part(device)
         loaded = self._load(device)
         round_weights(loaded.model, self.weights)
         return loaded
+
+    def _refuse_parts(self) -> None:
+        if self.engine not in (AUTO, EAGER):
+            raise UserError(
+                f"hardware.tensor_parallel=true runs layers one by one: leave model.engine={self.engine} out"
+            )
+        if self.weights != SAME:
+            raise UserError(
+                f"hardware.tensor_parallel=true reads weights as they are: leave model.weights={self.weights} out"
+            )
+
+    def _load_part(self, device: torch.device) -> LoadedModel:
+        raise UserError(f"hardware.tensor_parallel=true reads parts of a checkpoint, and model={self.name} has none")
 
     def _load(self, device: torch.device) -> LoadedModel:
         raise UserError("model: choose one, e.g. model=smollm2_135m")
@@ -91,6 +116,9 @@ class EmbeddedModelConfig(ModelConfig):
 
     def _load(self, device: torch.device) -> LoadedModel:
         return load_embedded(self.dtype, device)
+
+    def _load_part(self, device: torch.device) -> LoadedModel:
+        return load_part(str(smollm2_135m()), self.dtype, device)
 
     def outline(self) -> StockModel:
         """Make the outline from its configuration."""
@@ -112,6 +140,9 @@ class PretrainedModelConfig(ModelConfig):
 
     def _load(self, device: torch.device) -> LoadedModel:
         return load_pretrained(self.path, self.dtype, device, self.revision)
+
+    def _load_part(self, device: torch.device) -> LoadedModel:
+        return load_part(self.path, self.dtype, device, self.revision)
 
     def outline(self) -> StockModel:
         """Make the outline from its config.json."""

@@ -185,6 +185,16 @@ class HardwareConfig(Options):
     tree_parallel: bool = option(
         False, help="true: all processes work on the same prompt, and each verifies some branches of every tree"
     )
+    tensor_parallel: bool = option(
+        False,
+        help="true: all processes work on the same prompt, and each has a part of every matrix, as transformers' plan "
+        "for the architecture says: for models that are too large for one",
+    )
+
+    @property
+    def together(self) -> bool:
+        """Whether all processes work on the same prompt."""
+        return self.tree_parallel or self.tensor_parallel
 
     @property
     def torch_device(self) -> str:
@@ -197,11 +207,14 @@ class HardwareConfig(Options):
             raise UserError(
                 f"hardware.devices={self.devices} needs several processes: use hardware={self.accelerator}_ddp"
             )
-        if self.tree_parallel and self.devices == 1:
-            raise UserError(
-                "hardware.tree_parallel=true shares trees among processes, and hardware.devices=1 is one: "
-                f"use hardware={self.accelerator}_ddp"
-            )
+        for name, shared in (("tree_parallel", "trees"), ("tensor_parallel", "matrices")):
+            if getattr(self, name) and self.devices == 1:
+                raise UserError(
+                    f"hardware.{name}=true shares {shared} among processes, and hardware.devices=1 is one: "
+                    f"use hardware={self.accelerator}_ddp"
+                )
+        if self.tree_parallel and self.tensor_parallel:
+            raise UserError("hardware: trees are shared out, or matrices: leave tree_parallel or tensor_parallel out")
         if self.accelerator == "gpu":
             found = torch.cuda.device_count()
             if self.devices > found:

@@ -76,6 +76,7 @@ class Drafter(ABC):
         Config: the class of its options; the schema of its YAML.
         tree_parallel: whether it works when several processes verify shares of one tree. Such a drafter may read the
             cache and the results of the verification only through `draft_forward` and `Step`.
+        tensor_parallel: whether it works where each process has a part of every matrix: it has none of its own.
         best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
             with the verdict: fetching them from the logits would make the host wait for the device again.
         costs: what forwards cost on this machine. Ask in `__init__` and `settle` only, see `Costs`.
@@ -83,6 +84,7 @@ class Drafter(ABC):
 
     Config: ClassVar[type[DrafterConfig]]
     tree_parallel: ClassVar[bool] = True
+    tensor_parallel: ClassVar[bool] = True
     best: int = 0
 
     def __init__(self, target: TargetProtocol, config: DrafterConfig, costs: Costs) -> None:

@@ -55,6 +55,7 @@ class FusedJacobi(PseudoTokensDrafter):
     """Verifies the present block and refines the next one in one forward."""
 
     Config = FusedJacobiConfig
+    tensor_parallel = False  # has matrices of its own
     config: FusedJacobiConfig
     pseudo: FusedRows
     guesses_by_heads = True

@@ -144,3 +144,9 @@ def is_tree_parallel(config: DrafterConfig) -> bool:
     """Return whether several processes can share this drafter's trees; see `Drafter.tree_parallel`."""
     paths = config.path.name if isinstance(config, PathDrafterConfig) else "full"
     return PROPOSALS[config.name].tree_parallel and PATHS[paths].tree_parallel
+
+
+def is_tensor_parallel(config: DrafterConfig) -> bool:
+    """Return whether the drafter works where each process has a part of every matrix; see `Drafter.tensor_parallel`."""
+    path = config.path.name if isinstance(config, PathDrafterConfig) else "full"
+    return PROPOSALS[config.name].tensor_parallel and PATHS[path].tensor_parallel

@@ -84,6 +84,7 @@ class PseudoTokensDrafter(Drafter):
     """Verifies the candidates and finds the next ones in one forward."""
 
     Config = PseudoTokensConfig
+    tensor_parallel = False  # has matrices of its own
     config: PseudoTokensConfig
     tree_parallel = False  # a process would need the probes of nodes that other processes verify
 

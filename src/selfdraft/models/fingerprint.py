@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "quantization_config")
@@ -36,7 +37,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(_configuration(model).encode())
     for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().flatten()
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight  # of which processes have parts
+        flat = whole.detach().flatten()
         picked = flat[:: max(len(flat) // SAMPLES, 1)][:SAMPLES]
         # Rounded to bfloat16, so that float32 weights give the same digits as their bfloat16 copies.
         digest.update(name.encode() + picked.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())

@@ -90,11 +90,18 @@ def load_random(path: str, seed: int, dtype: str, device: torch.device) -> Loade
 
 
 def load_pretrained(
-    path: str, dtype: str, device: torch.device, revision: str | None = None, *, mapped: bool = False
+    path: str,
+    dtype: str,
+    device: torch.device,
+    revision: str | None = None,
+    *,
+    mapped: bool = False,
+    part: bool = False,
 ) -> LoadedModel:
     """Load any causal LM from a folder or a hub id.
 
     Args:
+        part: load only this process's part of every matrix, see `load_part`.
         mapped: leave weights in the pages of their file, where the dtype is the file's. The system may drop such pages
             when memory is short; a change makes a private copy of its page. The file must never be written to again.
 
@@ -115,16 +122,43 @@ def load_pretrained(
         refuse_pickles(path, source, revision)
         with told_in_one_line(path, "weights"), _told_of_shapes():
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, **options, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+                source,
+                **options,
+                **({"tp_plan": "auto"} if part else {}),
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
             )
         _refuse_made_up_weights(path, report)
     if ends is None:
         with told_in_one_line(path, "config.json"):  # transformers takes it from there
             ends = _ids(model.generation_config.eos_token_id)
     model.eval()
-    if device.type == "cpu" and not mapped:
+    if device.type == "cpu" and not mapped and not part:
         _into_memory(model)
-    return LoadedModel(model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
+    return LoadedModel(model if part else model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
+
+
+def load_part(path: str, dtype: str, device: torch.device, revision: str | None = None) -> LoadedModel:
+    """Load this process's part of every matrix of a model, as transformers' plan for its architecture divides them.
+
+    The processes of torch's default group then compute every forward together, and all get its results.
+
+    Raises:
+        UserError: as `load_pretrained`; there is no plan, or heads cannot be dealt to so many processes.
+    """
+    ranks = torch.distributed.get_world_size()
+    outline = outline_pretrained(path, revision)
+    config = outline.config
+    if not getattr(outline, "_tp_plan", None):
+        raise UserError(f"hardware.tensor_parallel=true: transformers has no plan to divide {config.model_type} models")
+    heads = [getattr(config, name, None) or ranks for name in ("num_attention_heads", "num_key_value_heads")]
+    if any(count % ranks for count in heads):
+        counts = " and ".join(map(str, dict.fromkeys(heads)))
+        raise UserError(
+            f"hardware.tensor_parallel=true: {counts} heads of a layer cannot be dealt evenly to {ranks} processes"
+        )
+    return load_pretrained(path, dtype, device, revision, part=True)
 
 
 def outline_pretrained(path: str, revision: str | None = None) -> PreTrainedModel:

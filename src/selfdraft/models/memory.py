@@ -50,7 +50,7 @@ class Needed:
 
 def needed(
     outline: PreTrainedModel, dtype: torch.dtype, device: torch.device, *, rows: int, packed: bool, new_tokens: int,
-    certify: bool, compiled: bool = False,
+    certify: bool, compiled: bool = False, parts: int = 1,
 ) -> Needed:  # fmt: skip
     """Estimate the bytes that a run will hold.
 
@@ -58,6 +58,7 @@ def needed(
         outline: the model, on any device: "meta" costs nothing. rows: number of cache rows.
         certify: whether outputs are certified, which takes a float32 copy of models in another dtype.
         compiled: whether layers are compiled, which takes a copy of their matrices.
+        parts: in how many parts, each for a process, matrices and cache are divided.
 
     Raises:
         UserError: the family cannot be driven, so that no run would begin.
@@ -71,12 +72,12 @@ def needed(
     slots = min(PROMPT + new_tokens, config.max_position_embeddings) + TREE
     slots = -(-slots // BLOCK) * BLOCK
     return Needed(
-        weights=weights * size,
+        weights=-(-weights * size // parts),
         packed=matrices * size if packed and device.type == "cpu" and packable(dtype) else 0,
         compiled=matrices * size if compiled and device.type == "cpu" and dtype == torch.float32 else 0,
-        cache=2 * keys * slots * rows * size,
+        cache=-(-2 * keys * slots * rows * size // parts),
         logits=(TREE * rows + CONTROLS) * config.vocab_size * 4,
-        float32=weights * 4 if certify and dtype != torch.float32 else 0,
+        float32=-(-weights * 4 // parts) if certify and dtype != torch.float32 else 0,
     )
 
 

@@ -51,12 +51,13 @@ class PathPolicy(ABC):
         Config: the class of its options; the schema of its YAML.
         typical: a path whose cost is taken for that of any of its paths.
         prior: prior probability that a path knows the next token where lookups name none.
-        tree_parallel: see `Drafter`.
+        tree_parallel, tensor_parallel: see `Drafter`.
     """
 
     Config: ClassVar[type[PathConfig]]
     prior: ClassVar[float] = UNTRAINED
     tree_parallel: ClassVar[bool] = True
+    tensor_parallel: ClassVar[bool] = True
     typical: Path
 
     def __init__(self, target: TargetProtocol, config: PathConfig, costs: Costs, use: Use) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
@@ -24,6 +25,7 @@ class Jump(Trained):
     """Uses one trained jump for all requests."""
 
     Config = JumpConfig
+    tensor_parallel: ClassVar[bool] = False  # has matrices of its own
 
     def __init__(self, target: TargetProtocol, config: JumpConfig, costs: Costs, use: Use) -> None:
         """Read the adapter, and build its path.

@@ -28,6 +28,7 @@ class LowBit(FixedPath):
     """Uses one copy for all requests."""
 
     Config = LowBitConfig
+    tensor_parallel: ClassVar[bool] = False  # has matrices of its own
     prior: ClassVar[float] = 0.9
 
     def __init__(self, target: TargetProtocol, config: LowBitConfig, costs: Costs, use: Use) -> None:

@@ -29,6 +29,7 @@ class Trained(FixedPath):
     """Uses one adapter for all requests."""
 
     Config = TrainedConfig
+    tensor_parallel: ClassVar[bool] = False  # has matrices of its own
     prior: ClassVar[float] = 0.4
 
     def __init__(self, target: TargetProtocol, config: TrainedConfig, costs: Costs, use: Use) -> None:

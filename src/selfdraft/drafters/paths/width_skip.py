@@ -39,6 +39,7 @@ class WidthSkip(PathPolicy):
 
     Config = WidthSkipConfig
     tree_parallel: ClassVar[bool] = False  # reads the whole cache
+    tensor_parallel: ClassVar[bool] = False  # cuts matrices
     config: WidthSkipConfig
 
     def __init__(self, target: TargetProtocol, config: WidthSkipConfig, costs: Costs, use: Use) -> None:
