@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,19 @@ def fail(*_):
 
 if os.environ.get("LOCAL_RANK") == "1":
     EvaluateModule.test_step = fail
+__file__ = {entry!r}
+exec(compile(open(__file__).read(), __file__, "exec"))
+"""
+# In the place of run.py: every process notes the cores and the threads that it has when it begins to decode.
+NOTED = """
+import json, os, sys, torch
+from selfdraft.modules.evaluate import EvaluateModule
+
+def note(self):
+    with open(os.path.join({folder!r}, "rank" + str(self.global_rank)), "w") as file:
+        json.dump([sorted(os.sched_getaffinity(0)), torch.get_num_threads()], file)
+
+EvaluateModule.on_test_start = note
 __file__ = {entry!r}
 exec(compile(open(__file__).read(), __file__, "exec"))
 """
@@ -147,3 +161,17 @@ def test_nohup_runs_survive_a_closed_terminal(tmp_path: Path) -> None:
     os.killpg(running.pid, signal.SIGHUP)
     _, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_every_process_has_cores_of_its_own(tmp_path: Path) -> None:
+    script, before = tmp_path / "noted.py", os.sched_getaffinity(0)
+    script.write_text(NOTED.format(folder=str(tmp_path), entry=str(ROOT / "run.py")))
+    given = [*FAST, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path}/run"]
+    done = run_forked(script, given, cwd=ROOT, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    (first, threads), (second, others) = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
+    assert not set(first) & set(second)
+    assert len(first) == len(second) == len(before) // 2
+    assert threads == others == 1  # experiment=smoke asks for one

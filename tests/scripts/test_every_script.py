@@ -37,6 +37,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/jacobi_inits/table.py": ["nowhere"],
     "experiments/jump/rounded.py": ["nowhere", "somewhere"],
     "experiments/lookahead_sweep/plot.py": ["nowhere.csv"],
+    "experiments/replicas/replicas.py": ["nowhere", "nowhere"],
     "experiments/sparse_paths/swift_search.py": ["0"],
     "experiments/sparsity/study.py": ["--file", "nowhere.jsonl"],
 }

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfdraft.app.console import make_console
+from selfdraft.app.ranks import OWN_CORES
 from selfdraft.app.references import arbiters_for, reference_for
 from selfdraft.app.schema_model import EMBEDDED
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
@@ -273,4 +274,5 @@ def use_threads(hardware: HardwareConfig) -> None:
     """Divide the cores among this machine's processes: two that each use all of them slow each other down severely."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usable = min(usable, torch.get_num_threads())  # OMP_NUM_THREADS may ask for fewer
-    torch.set_num_threads(hardware.threads or max(1, usable // hardware.devices))
+    sharing = 1 if OWN_CORES in os.environ else hardware.devices
+    torch.set_num_threads(hardware.threads or max(1, usable // sharing))

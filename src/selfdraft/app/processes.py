@@ -18,7 +18,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from selfdraft.app.command_line import quoted
 from selfdraft.app.launcher import entry_command
-from selfdraft.app.ranks import MAIN, RANK, SETTLE_S
+from selfdraft.app.ranks import MAIN, OWN_CORES, RANK, SETTLE_S
 from selfdraft.app.signals import INTERRUPTED
 from selfdraft.tracking.rank import process_rank
 
@@ -41,6 +41,8 @@ class OwnProcesses(LightningEnvironment):
 def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     """Run the same command in the trainer's other processes, if it has any, while the `with` block runs.
 
+    On a CPU every process runs on cores of its own: two that are moved between cores slow each other down.
+
     If one of them fails, this process ends too, because it would wait for that one for ever. If this process fails, it
     ends the others.
 
@@ -56,11 +58,16 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         return
     others: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
+    shares = _cores(trainer)
+    before = os.sched_getaffinity(0) if shares else set()
     try:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
         os.environ |= {RANK: "0", "WORLD_SIZE": str(trainer.world_size)}
         for rank in range(1, trainer.world_size):
-            others.append(_start(rank))  # one by one: if a start fails, those already started are ended below
+            # One by one: if a start fails, those already started are ended below.
+            others.append(_start(rank, shares[rank] if shares else set()))
+        if shares:
+            os.sched_setaffinity(0, shares[0])
         launcher = trainer.strategy.launcher
         if launcher is not None and hasattr(launcher, "procs"):
             launcher.procs = others  # Lightning forwards to them the signals that stop this process
@@ -76,6 +83,8 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
         raise
     finally:
         over.set()
+        if shares:
+            os.sched_setaffinity(0, before)
         for other in others:
             other.kill()
             other.wait()
@@ -104,11 +113,24 @@ def _quiet_about_others() -> Iterator[None]:
         raise
 
 
-def _start(rank: int) -> subprocess.Popen[bytes]:
-    """Start this process's command as `rank`, in the same folder."""
+def _cores(trainer: pl.Trainer) -> list[set[int]]:
+    """Return the cores of every rank, as many for each; [] where they cannot be dealt, or other devices compute."""
+    if trainer.strategy.root_device.type != "cpu" or not hasattr(os, "sched_setaffinity"):
+        return []
+    cores, ranks = sorted(os.sched_getaffinity(0)), trainer.world_size
+    each = len(cores) // ranks
+    return [set(cores[rank * each : (rank + 1) * each]) for rank in range(ranks)] if each else []
+
+
+def _start(rank: int, cores: set[int]) -> subprocess.Popen[bytes]:
+    """Start this process's command as `rank`, in the same folder and on these cores, if any are given."""
     folder = HydraConfig.get().runtime.output_dir
     command = [*entry_command(), *sys.argv[1:], f"hydra.run.dir={quoted(folder)}"]
-    return subprocess.Popen(command, env={**os.environ, RANK: str(rank), MAIN: str(os.getpid())})
+    own = {OWN_CORES: "1"} if cores else {}
+    process = subprocess.Popen(command, env={**os.environ, **own, RANK: str(rank), MAIN: str(os.getpid())})
+    if cores:
+        os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _failed(others: list[subprocess.Popen[bytes]], until: float) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from selfdraft.tracking.rank import process_rank, set_process_rank
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine
+OWN_CORES = "SELFDRAFT_OWN_CORES"  # set for ranks that were started on cores of their own
 REPORTED = ("RANK", RANK, "WORLD_SIZE")  # ignored with a message: whoever set these may expect an effect
 IGNORED = (
     *REPORTED,
