@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_charts_lie_within_their_margins(tmp_path: Path) -> None:
             assert all(charts.TOP - 0.1 <= y <= charts.HEIGHT - charts.BOTTOM for y in (y1, y2))
             assert all(charts.LEFT <= x <= charts.WIDTH - charts.RIGHT + 0.1 for x in (x1, x2))
         assert len(chart.x_ticks) > 1 and len(chart.y_ticks) > 1
+
+
+def test_lines_to_marks_of_few_offers_are_apart() -> None:
+    first, second, third, last = marks = [charts.Mark(float(n), 0.0, "", n < 2) for n in range(4)]
+    assert charts.Series("pool", 0, marks).lines == [(True, [first, second]), (False, [second, third, last])]
+    assert charts.Series("pool", 0, [first]).lines == []
+
+
+@pytest.mark.parametrize("forwards", [1, 2, 4, 7])
+def test_no_label_of_a_line_lies_over_another_one(tmp_path: Path, forwards: int) -> None:
+    runs, _ = read_runs([evaluation_in(tmp_path / "a", lines_of(target_forwards=forwards))])
+    _, *lines = charts.scatter(rows_of(runs)).lines
+    assert lines
+    for (_, _, x, y, _), (_, _, other_x, other_y, _) in combinations(lines, 2):
+        assert abs(x - other_x) > charts.LABEL or abs(y - other_y) > 16
 
 
 def test_the_break_even_line_is_at_a_speedup_of_one(tmp_path: Path) -> None:

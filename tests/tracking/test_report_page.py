@@ -94,6 +94,14 @@ def test_depths_with_few_offers_are_grey(tmp_path: Path) -> None:
     assert 'class="r few"' in page
 
 
+def test_a_bar_of_one_prompt_is_hatched_and_that_of_plain_decoding_is_not(tmp_path: Path) -> None:
+    lines = lines_of(families=("qa",), count=1)
+    page = page_of(tmp_path / "report.html", comparison_in(tmp_path / "run", lines, ["none", "pool"]))
+    bars = [attrs["class"] for _, attrs in Elements(page).found if str(attrs.get("class")).startswith("bar")]
+    assert bars == ["bar single", "bar plain"]
+    assert page.count("[1 prompt]") == 1 and page.count(">n=1<") == 2 and 'class="whisker"' not in page
+
+
 def test_results_of_others_are_beside_ours(tmp_path: Path) -> None:
     other = {
         "name": EVIL,
@@ -105,6 +113,7 @@ def test_results_of_others_are_beside_ours(tmp_path: Path) -> None:
     }
     page = page_of(tmp_path / "report.html", evaluation_in(tmp_path / "run", lines_of()), others=[other])
     assert ">2.25<" in page and "Results of others" in page
+    assert "this report" in page and ">1.54×<" in page  # 10 s of plain decoding against 6.5 s, with the prefills
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from made_runs import comparison_in, decoded, evaluation_in
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.report.runs import read_runs
-from selfdraft.tracking.spec_bench import rows_of_others, write_answers
+from selfdraft.tracking.spec_bench import rows_of_others, rows_of_ours, write_answers
 
 
 def lines() -> list[dict]:
@@ -79,6 +79,14 @@ def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="has no answers"):
         rows_of_others([tmp_path / "empty.jsonl"], None)
+
+
+def test_ours_are_counted_as_others_are(tmp_path: Path) -> None:
+    written = rows_of_others(write_answers(tmp_path, lines(), model="tiny", drafter="pool"), tmp_path / "none.jsonl")
+    ours = rows_of_ours(lines(), "pool")
+    for name, row in zip(("pool", "none"), written, strict=True):
+        same = ("prompts", "tokens_per_s", "tokens_per_step", "speedup")
+        assert [ours[name][each] for each in same] == pytest.approx([row[each] for each in same])
 
 
 def test_evaluations_are_read_back_whole(tmp_path: Path) -> None:

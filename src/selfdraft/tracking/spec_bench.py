@@ -19,6 +19,9 @@ from selfdraft.tracking.comparison import PLAIN
 from selfdraft.tracking.lines import CONTENDERS, measured
 from selfdraft.tracking.records import Line
 
+Measured = tuple[float, float, list[float]]
+"""Tokens, seconds with the prefills, and the tokens of each step, of one question."""
+
 NO_NAME = re.compile(r"[^\w.+=-]+")  # what file names do not have here
 
 
@@ -62,6 +65,21 @@ def rows_of_others(paths: Sequence[Path], plain: Path | None) -> list[dict[str, 
     """
     base = None if plain is None else _read(plain)
     return [_row(path, _read(path), base) for path in paths]
+
+
+def rows_of_ours(lines: Sequence[Line], drafter: str) -> dict[str, dict[str, Any]]:
+    """Return the same for our decoders of a run, by name, with prefills as in Spec-Bench's files.
+
+    Args:
+        lines: of an evaluation or a comparison. drafter: of an evaluation.
+    """
+    found: dict[str, dict[str, Measured]] = {}
+    for name, answers in answers_of(lines, drafter).items():
+        questions = found.setdefault(name, {})
+        for answer in answers:
+            tokens, seconds, steps = questions.get(answer["id"], (0.0, 0.0, []))
+            questions[answer["id"]] = tokens + answer["tokens"], seconds + answer["seconds"], [*steps, *answer["steps"]]
+    return {name: _row(Path(name), questions, found.get(PLAIN)) for name, questions in found.items()}
 
 
 def _answers(line: Line, drafter: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,7 +127,7 @@ def _questions(answers: Sequence[Mapping[str, Any]], model_id: str) -> Iterator[
         }
 
 
-def _read(path: Path) -> dict[str, tuple[float, float, list[float]]]:
+def _read(path: Path) -> dict[str, Measured]:
     """Return tokens, seconds and accepted lengths by question."""
     found = {}
     try:
@@ -134,7 +152,7 @@ def _read(path: Path) -> dict[str, tuple[float, float, list[float]]]:
     return found
 
 
-def _row(path: Path, answers: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+def _row(path: Path, answers: Mapping[str, Measured], base: Mapping[str, Measured] | None) -> dict[str, Any]:
     lengths = [length for _, _, each in answers.values() for length in each]
     shared = [name for name in answers if base is not None and name in base]
     ours, plain = _rate([answers[name] for name in shared]), _rate([(base or {})[name] for name in shared])
@@ -148,6 +166,6 @@ def _row(path: Path, answers: Mapping[str, Any], base: Mapping[str, Any] | None)
     }
 
 
-def _rate(answers: Sequence[tuple[float, float, list[float]]]) -> float | None:
+def _rate(answers: Sequence[Measured]) -> float | None:
     tokens, seconds = sum(each[0] for each in answers), sum(each[1] for each in answers)
     return tokens / seconds if tokens and seconds > 0 else None

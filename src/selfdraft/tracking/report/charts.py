@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from math import ceil, floor, log10
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from selfdraft.tracking.report.rows import Row, Speedup, acceptance_of, phases_of
 
 SERIES = 8  # contenders with a colour and a shape of their own in a chart; there are no more that an eye tells apart
 WIDTH, HEIGHT = 640, 300  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 46  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 60, 16, 14, 46  # its margins
+LABEL = 100  # width of the label of a line
 TOPS = (0.2, 0.5, 1.0)  # of the axis of acceptance
 COSTS = (1.0, 1.5, 2.0)  # of a step, in steps of plain decoding, whose lines the scatter plot has
 
@@ -48,6 +51,15 @@ class Series:
     label: str
     number: int
     marks: list[Mark]
+
+    @property
+    def lines(self) -> list[tuple[bool, list[Mark]]]:
+        """Return the lines that join the marks, and whether each joins only known ones."""
+        pairs = [(first.is_known and second.is_known, first, second) for first, second in pairwise(self.marks)]
+        return [
+            (is_known, [*(first for _, first, _ in group), group[-1][2]])
+            for is_known, group in ((each, list(found)) for each, found in groupby(pairs, key=itemgetter(0)))
+        ]
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,11 @@ def scatter(rows: Sequence[Row]) -> Chart | None:
     lines = [(x(1.0), y(1.0), x(right), y(1.0), "break-even: as fast as plain decoding")]
     for cost in COSTS:
         end = min(right, top * cost)
-        lines.append((x(1.0), y(1.0 / cost), x(end), y(end / cost), f"a step costs {cost:g}"))
+        is_free = x(end) - LEFT > LABEL and all(
+            abs(x(end) - x2) > LABEL or abs(y(end / cost) - y2) > 16 for _, _, x2, y2, _ in lines[1:]
+        )
+        if is_free:  # else its label would lie over another line's
+            lines.append((x(1.0), y(1.0 / cost), x(end), y(end / cost), f"a step costs {cost:g}"))
     series = [
         Series(row.label, number, [Mark(x(tokens), y(value), f"{row.label}: {tokens:.2f}, {value:.2f}×")])
         for number, (row, tokens, value) in enumerate(known)

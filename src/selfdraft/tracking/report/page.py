@@ -17,6 +17,7 @@ from selfdraft.tracking.report import charts
 from selfdraft.tracking.report.decode import viewed
 from selfdraft.tracking.report.rows import Row, acceptance_of, families_of, rows_of, speedup_of
 from selfdraft.tracking.report.runs import TRAINED, RunFiles, Unread, read_runs
+from selfdraft.tracking.spec_bench import rows_of_ours
 from selfdraft.tracking.summary import FEW_OFFERS
 from selfdraft.tracking.table import number
 
@@ -90,7 +91,7 @@ def page_of(runs: Sequence[RunFiles], unread: Sequence[Unread] = (), others: Seq
         training=[
             (run, charts.training(run.result["history"], WATCHED), WATCHED) for run in runs if run.task == TRAINED
         ],
-        others=others,
+        others=[*_ours(runs, rows), *others] if others else [],
         runs=runs,
         unread=unread,
         viewer=viewed(runs, rows),
@@ -120,6 +121,20 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     """Return the facts in which the runs differ, which are columns of the leaderboard."""
     facts = ("model", "dataset", "dtype", "engine", "batch_size", "max_new_tokens")
     return [fact for fact in facts if len({str(row.result.get(fact)) for row in rows}) > 1]
+
+
+def _ours(runs: Sequence[RunFiles], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return our drafters as `spec_bench.rows_of_others` returns those of others; without runs whose lines are lost."""
+    found = {
+        (run.name, name): measured
+        for run in runs
+        for name, measured in rows_of_ours(run.lines, str(run.result.get("drafter"))).items()
+    }
+    return [
+        {**found[row.run, row.contender], "name": row.label, "source": "this report"}
+        for row in rows
+        if not row.is_plain and (row.run, row.contender) in found
+    ]
 
 
 FamilyBars = tuple[str, list[tuple[Row, Any, charts.Bar]], float]
