@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_the_wandb_run_has_the_same_numbers(done: Done) -> None:
     assert summary["speedup/median"] == pytest.approx(done.result["speedup"]["median"])
     assert summary["tokens_per_forward"] == pytest.approx(done.result["tokens_per_forward"])
     assert summary["lossless/exact"] == 7
-    assert summary["by_category/qa/new_tokens"] == done.result["by_category"]["qa"]["new_tokens"]
+    assert "by_category/qa/new_tokens" not in summary, "a table of runs needs no column of it"
     assert summary["prompts_table"]["nrows"] == 7
 
 
@@ -226,9 +227,11 @@ def test_csv_and_none_leave_no_wandb_run(tmp_path: Path) -> None:
         said = said_by(tmp_path / logger, *SMOKE, f"logger={logger}", *SHORT)
         assert not (tmp_path / logger / "wandb").exists()
         assert "wandb" not in said
-    header, values = (tmp_path / "csv" / "csv" / "metrics.csv").read_text().splitlines()
-    row = dict(zip(header.split(","), values.split(","), strict=True))
-    assert float(row["speedup/median"]) == pytest.approx(read_result(tmp_path / "csv")["speedup"]["median"])
+    with (tmp_path / "csv" / "csv" / "metrics.csv").open(newline="") as file:
+        *_, after_the_last_turn, at_the_end = csv.DictReader(file)
+    result = read_result(tmp_path / "csv")
+    assert float(after_the_last_turn["running/speedup"]) == pytest.approx(result["speedup_total"])
+    assert float(at_the_end["speedup/median"]) == pytest.approx(result["speedup"]["median"])
 
 
 def test_equal_seeds_give_equal_runs_and_another_seed_other_drafts(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def arguments(task: str, texts: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_every_task_is_tried() -> None:
-    assert OWN.keys() == TASKS.keys()
+    assert OWN.keys() == TASKS.keys() - {"report"}  # it needs finished runs: see test_reporting.py
 
 
 @pytest.mark.parametrize("task", OWN)
@@ -104,7 +104,7 @@ def test_an_interruption_closes_the_logger_and_prints_what_is_kept(
     task: str, begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closed = []
-    monkeypatch.setattr(lifecycle, "close_logger", lambda logger, failed: closed.append(failed))
+    monkeypatch.setattr(lifecycle, "close_logger", lambda logger, failed, reason: closed.append(failed))
 
     def work(run: lifecycle.Run) -> None:
         if begun:

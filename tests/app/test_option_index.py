@@ -67,7 +67,7 @@ def test_every_option_has_the_type_default_and_range_of_the_real_one(registered:
             assert {k: v for k, v in ours.metadata.items() if v is not None} == {
                 k: v for k, v in limits.items() if v is not None
             }
-        assert like.group == cls.group
+        assert like.config_group == cls.config_group
 
 
 def test_ranges_hold_in_the_index(registered: Any) -> None:

@@ -14,7 +14,7 @@ from selfdraft.core.options import Options, option
 
 @dataclass
 class Some(Options):
-    group: ClassVar[str] = "drafter"
+    config_group: ClassVar[str] = "drafter"
     window: int = option(8, at_least=1, help="…")
     share: float = option(0.2, at_least=0.0, below=1.0, help="…")
     sure: float = option(0.0, at_least=0.0, at_most=1.0, help="…")
@@ -26,7 +26,7 @@ class Some(Options):
 
 @dataclass
 class Unlimited(Options):
-    group: ClassVar[str] = "drafter"
+    config_group: ClassVar[str] = "drafter"
     free: int = 0
     share: float = 0.0
 

@@ -30,7 +30,9 @@ CHOICES["logger"] = ["none", "csv"]
 DEEP = 40  # lists in lists, which Hydra's parser reads in a second; more are refused by tests/app/test_overrides.py
 
 
-NAMES = {f"{schema.group}.{f.name}" for schemas in SCHEMAS.values() for schema in schemas for f in fields(schema)}
+NAMES = {
+    f"{schema.config_group}.{f.name}" for schemas in SCHEMAS.values() for schema in schemas for f in fields(schema)
+}
 OPTIONS = [*sorted(NAMES - set(LEFT_OUT)), "seed", "prompt", "artifact"]
 HYDRA = [
     "hydra.job.name", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy", "hydra.verbose", "hydra.job",

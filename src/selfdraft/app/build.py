@@ -21,11 +21,13 @@ from selfdraft.app.references import arbiters_for, reference_for
 from selfdraft.app.schema_model import EMBEDDED
 from selfdraft.app.schemas import Config, DecodingConfig, HardwareConfig, ModelConfig, SampleConfig
 from selfdraft.core.errors import UserError
+from selfdraft.core.heartbeat import busy
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
+from selfdraft.drafters.base import PathDrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.presets import is_tensor_parallel, is_tree_parallel
 from selfdraft.drafters.specs import Spec
@@ -103,15 +105,18 @@ def build_bench(
             "decoders outside SelfDraft decode greedily, and end by length or end of sequence only: leave the other "
             "options out"
         )
-    memory = PeakMemory(device)
+    memory, tell = PeakMemory(device), rank_zero_only(make_console().print)
     with memory("load"):
-        if config.hardware.tensor_parallel:
+        parts = config.hardware.tensor_parallel
+        if parts:
             refuse_parts(config, specs)
-        loaded, load_s = timed(lambda: config.model.load(device, shared=config.hardware.tensor_parallel))
-        model = replace(config.model, engine=EAGER, packed=False) if config.hardware.tensor_parallel else config.model
-        (whole, engine), compile_s = timed(
-            lambda: build_target(model, loaded.model, invariant=config.decoding.shape_invariant)
-        )
+        with busy(f"loading {config.model.label}", tell):
+            loaded, load_s = timed(lambda: config.model.load(device, shared=parts))
+        model = replace(config.model, engine=EAGER, packed=False) if parts else config.model
+        with busy("packing the matrices and preparing the engine", tell):
+            (whole, engine), compile_s = timed(
+                lambda: build_target(model, loaded.model, invariant=config.decoding.shape_invariant)
+            )
     print_of_model = refuse_other_model(config, loaded.model)
     decoding, chat = config.decoding, Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
@@ -127,7 +132,8 @@ def build_bench(
         target = _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
     specs = {DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs
-    made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
+    with busy("measuring what forwards cost here, and preparing the drafters", tell):
+        made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
     drafters = {name: drafter for name, (drafter, _) in made.items()}
     drafters.setdefault(BASELINE, NoDrafter(target, NoDrafter.Config(), costs))
     return Bench(
@@ -235,9 +241,10 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
     Raises:
         UserError: the run does not fit; the message has the numbers.
     """
-    device = torch.device(config.hardware.torch_device)
+    device, outline = torch.device(config.hardware.torch_device), config.model.outline()
+    refuse_layers_that_do_not_exist(config, outline.config.get_text_config().num_hidden_layers)
     need = needed(
-        config.model.outline(),
+        outline,
         DTYPES[config.model.dtype],
         device,
         rows=config.decoding.batch_size if rows is None else rows,
@@ -248,6 +255,18 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         parts=config.hardware.devices if config.hardware.tensor_parallel else 1,
     )
     refuse_what_cannot_fit(need, device, processes=1 if device.type == "cuda" else config.hardware.devices)
+
+
+def refuse_layers_that_do_not_exist(config: Config, layers: int) -> None:
+    """Refuse layer numbers that a model of `layers` layers does not have, before its weights are loaded.
+
+    Raises:
+        UserError: the drafter's path, or the fine-tuning, names such a layer.
+    """
+    if isinstance(config.drafter, PathDrafterConfig):
+        config.drafter.path.refuse_missing_layers(layers)
+    if config.task.name == "finetune":
+        config.finetune.refuse_missing_layers(layers)
 
 
 def _rule(decoding: DecodingConfig, eos: frozenset[int]) -> NextToken:

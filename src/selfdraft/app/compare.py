@@ -158,6 +158,7 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt], ours: list[str], ea
         console.print(
             Text("NOT LOSSLESS", "bold red"), f": {'; '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl", sep=""
         )
+        run.reason = f"not lossless: {'; '.join(wrong[:5])}"
         sys.exit(1)
     return result["objective"]
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.control import Control
 from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
@@ -40,6 +41,16 @@ class PlainConsole(Console):
         """Render, and escape all control characters except rich's own cursor movements."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and copy it in plain text to the record of standard output, where there is one.
+
+        Rich refreshes a bar by printing a `Control`, which is no text.
+        """
+        super().print(*objects, **options)
+        record = None if self.quiet or self._file is not None else record_of(sys.stdout)
+        if record is not None and not (objects and all(isinstance(each, Control) for each in objects)):
+            PlainConsole(file=record, width=PLAIN_WIDTH, soft_wrap=self.soft_wrap).print(*objects, **options)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         """Show a spinner beside `status`, as a `Text`, because rich would read a string as markup."""
@@ -74,6 +85,7 @@ class Shielded:
 
     def __init__(self, stream: IO[str]) -> None:
         self.rich_proxied_file = stream  # rich looks for the inner stream under this name
+        self.record: IO[str] | None = None  # gets a copy, see recording.py
 
     def write(self, text: str) -> int:
         """Write `text` escaped, except carriage returns at either end, which belong to progress bars."""
@@ -83,6 +95,8 @@ class Shielded:
             before, _, after = text.partition(inner) if inner else (text, "", "")
             text = before + printable(inner) + after
         stream.write(text)
+        if self.record is not None and not text.startswith("\r"):  # that would be a bar, which is drawn many times
+            self.record.write(printable(text))
         return given
 
     def writelines(self, lines: Any) -> None:
@@ -92,6 +106,15 @@ class Shielded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
+
+
+def record_of(stream: Any) -> IO[str] | None:
+    """Return the file that gets a copy of what is written to a stream; None if there is none."""
+    while stream is not None:
+        if isinstance(stream, Shielded) and stream.record is not None:
+            return stream.record
+        stream = getattr(stream, "rich_proxied_file", None)
+    return None
 
 
 def shield_output() -> None:

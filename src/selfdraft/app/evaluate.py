@@ -24,6 +24,7 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
+from selfdraft.modules.prompt_log import PromptLog
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.lines import measured
 from selfdraft.tracking.picture import plot_result
@@ -89,7 +90,7 @@ def decode_all(run: Run, module: EvaluateModule, prompts: Sequence[Prompt], prog
     # Several batches per step, so that finished rows are refilled as in serving; without batches, one prompt.
     together = 1 if batch_size == 1 else BATCHES_A_STEP * batch_size
     data = PromptDataModule(prompts, together, shared=hardware.together)
-    trainer = quiet_trainer(hardware, run.folder, progress)
+    trainer = quiet_trainer(hardware, run.folder, progress, PromptLog(run.logger, run.config.seed))
     with processes_of(trainer):
         trainer.test(module, datamodule=data, verbose=False)
         trainer.strategy.barrier("every rank has written its prompts")
@@ -138,6 +139,7 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
             f": mismatch in {'; '.join(wrong[:5])}; see {shown(folder)}/prompts.jsonl",
             sep="",
         )
+        run.reason = f"not lossless: mismatch in {'; '.join(wrong[:5])}"
         sys.exit(1)
     return result["objective"]
 

@@ -81,5 +81,6 @@ def generate(run: Run) -> None:
         result |= {"lossless": certificate.verdict, "baseline_tokens_per_s": pace}
         write_json_atomic(run.folder / "result.json", result)
         if certificate.verdict == "mismatch":
+            run.reason = "not lossless: the answer differs from plain decoding"
             raise SystemExit(1)
     run.log(result)

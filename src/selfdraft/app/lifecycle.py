@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from selfdraft.app.build import measured_config, use_threads
 from selfdraft.app.console import make_console
+from selfdraft.app.recording import LOG, log_error, recorded
 from selfdraft.app.schemas import Config
 from selfdraft.app.session import owned, shown
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
@@ -31,6 +33,8 @@ from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, ma
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import PROMPTS, Line
 from selfdraft.tracking.run_folder import claim_run_dir
+from selfdraft.tracking.run_label import RunLabel, shown_config
+from selfdraft.tracking.run_status import COMPLETED, FAILED, RUNNING, STOPPED, RunStatus
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Run:
         console: prints on rank 0 only.
         environment: of `describe_environment`, once the run has begun.
         logger: of `make_logger`, once the run has begun; None without one.
+        reason: why the run failed, in one line; a task that finds it out itself sets it before it exits.
     """
 
     config: Config
@@ -54,6 +59,8 @@ class Run:
     logger: Logger | None = None
     stack: ExitStack = field(default_factory=ExitStack)
     begun: bool = False
+    reason: str = ""
+    started: float = field(default_factory=time.monotonic)
 
     def begin(
         self,
@@ -80,6 +87,8 @@ class Run:
         if self.is_rank_zero:
             claim_run_dir(self.folder, config, task=task, name=records, started=started, facts=facts)
             write_json_atomic(self.folder / "environment.json", self.environment)
+            RunStatus(RUNNING).write(self.folder)
+            self.stack.enter_context(recorded(self.folder / LOG))
             for line in announce:
                 self.console.print(line)
         self.begun = True
@@ -89,7 +98,14 @@ class Run:
             project=self.config.logger.project,
             save_dir=self.folder,
             name=f"{name or self.config.drafter.label}-{self.folder.name}",
-            config=config,
+            config=shown_config(config, task),
+            label=RunLabel.of(
+                self.folder,
+                name or self.config.drafter.label,
+                task,
+                tags=(name or self.config.drafter.label, self.config.model.label, self.config.dataset.name),
+                given=vars(self.config.logger),
+            ),
         )
 
     def log(self, result: Mapping[str, Any], lines: Sequence[Line] = (), picture: Path | None = None) -> None:
@@ -111,16 +127,27 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
     is_rank_zero = process_rank() == 0
     run = Run(config, composed, folder, is_rank_zero, make_console(quiet=not is_rank_zero, soft_wrap=True))
     use_threads(config.hardware)
-    failed = True
+    status = FAILED
     with run.stack:
         try:
             with interrupted_by(signal.SIGHUP):
                 yield run
-            failed = False
+            status = COMPLETED
         except KeyboardInterrupt:
+            status = STOPPED
             _stopped(run, kept)
+        except SystemExit as error:
+            run.reason = run.reason or f"exit status {error.code}: see {LOG}"
+            raise
+        except Exception as error:
+            if is_rank_zero and run.begun:
+                run.reason = log_error(folder / LOG, error)
+            raise
         finally:
-            close_logger(run.logger, failed=failed)
+            close_logger(run.logger, failed=status != COMPLETED, reason=run.reason)
+            if is_rank_zero and run.begun:
+                with harmless("status.json was not written"):
+                    RunStatus(status, run.reason, time.monotonic() - run.started).write(folder)
     if is_rank_zero and run.begun:
         run.console.print(f"results: {shown(folder)}")
         if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):

@@ -53,7 +53,7 @@ def _describe(cls: type[Options], classes: dict[str, Any]) -> None:
         if isinstance(needed, type) and issubclass(needed, Options):
             _describe(needed, classes)
     options = {f.name: _option(f, hints[f.name]) for f in fields(cls) if f.name in own}
-    classes[cls.__name__] = {"base": base.__name__, "group": cls.group, "options": options}
+    classes[cls.__name__] = {"base": base.__name__, "group": cls.config_group, "options": options}
 
 
 def _option(f: Field[Any], hint: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def register_index(conf: Path) -> None:
     for name, described in read["classes"].items():
         options = [(option, *_field(entry, classes)) for option, entry in described["options"].items()]
         base = classes[described["base"]]
-        classes[name] = make_dataclass(name, options, bases=(base,), namespace={"group": described["group"]})
+        classes[name] = make_dataclass(name, options, bases=(base,), namespace={"config_group": described["group"]})
     register(
         {group: [classes[name] for name in each] for group, each in read["groups"].items()}, classes[read["whole"]]
     )

@@ -15,7 +15,7 @@ from selfdraft.core.paths import expanded
 class AuditConfig(Options):
     """Which answers task=audit checks; see `data.answers` for the file and `decoding.audit` for the verdicts."""
 
-    group: ClassVar[str] = "audit"
+    config_group: ClassVar[str] = "audit"
     name: str = choice_name("answers")
     file: str | None = option(None, help="JSONL file with a prompt and an output on each line; needed")
     max_new_tokens: int | None = option(

@@ -20,7 +20,7 @@ from selfdraft.data.sources import load_bundled, load_hub, load_humaneval, load_
 class DatasetConfig(Options):
     """Which prompts to use; `data.prompts.select` says in which order the options are applied."""
 
-    group: ClassVar[str] = "dataset"
+    config_group: ClassVar[str] = "dataset"
     name: str = choice_name(MISSING)
     limit: int | None = option(None, at_least=1, help="maximum number of prompts; null: all")
     per_category: int | None = option(

@@ -36,7 +36,7 @@ EMBEDDED = "smollm2_135m"  # the name of the default model
 class ModelConfig(Options):
     """The target, and how it is run."""
 
-    group: ClassVar[str] = "model"
+    config_group: ClassVar[str] = "model"
     name: str = choice_name(MISSING)
     dtype: str = option(
         AUTO,

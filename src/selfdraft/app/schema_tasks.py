@@ -31,7 +31,7 @@ CANDIDATES = (  # of task=advise
 class TaskConfig(Options):
     """The task to run."""
 
-    group: ClassVar[str] = "task"
+    config_group: ClassVar[str] = "task"
     name: str = choice_name(MISSING)
 
 

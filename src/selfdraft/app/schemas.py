@@ -66,7 +66,7 @@ from selfdraft.modules.search import METHODS
 class CalibrateConfig(Options):
     """How task=calibrate searches: see `modules.search` for the methods and `modules.calibrate` for the objectives."""
 
-    group: ClassVar[str] = "calibrate"
+    config_group: ClassVar[str] = "calibrate"
     name: str = choice_name("search")
     method: str = option(
         "bayes",
@@ -94,7 +94,7 @@ class CalibrateConfig(Options):
 class DistillConfig(Options):
     """What task=distill_data records; see `decoding.trajectories` for the Jacobi iterates."""
 
-    group: ClassVar[str] = "distill"
+    config_group: ClassVar[str] = "distill"
     name: str = choice_name("texts")
     trajectories: int | None = option(
         None,
@@ -116,7 +116,7 @@ class DistillConfig(Options):
 class DecodingConfig(Options):
     """How answers are decoded. The guard is off by default, because a run measures the drafter itself."""
 
-    group: ClassVar[str] = "decoding"
+    config_group: ClassVar[str] = "decoding"
     name: str = choice_name("greedy")
     max_new_tokens: int = option(128, at_least=1, help="maximum number of tokens of an answer")
     min_new_tokens: int = option(0, at_least=0, help="no end-of-sequence token before this many tokens")
@@ -172,7 +172,7 @@ class SampleConfig(DecodingConfig):
 class HardwareConfig(Options):
     """Where a run computes: the device, and the number of its processes and threads."""
 
-    group: ClassVar[str] = "hardware"
+    config_group: ClassVar[str] = "hardware"
     name: str = choice_name("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
     accelerator: str = option("cpu", choices=("cpu", "gpu"), help="Lightning's accelerator: cpu or gpu")
     devices: int = option(1, at_least=1, help="number of processes, each with a GPU or a share of the cores")
@@ -227,14 +227,20 @@ class HardwareConfig(Options):
 class LoggerConfig(Options):
     """Where results are logged besides the run's folder."""
 
-    group: ClassVar[str] = "logger"
-    name: str = choice_name("wandb", choices=("wandb", "csv", "none"))
+    config_group: ClassVar[str] = "logger"
+    name: str = choice_name("wandb", choices=("wandb", "tensorboard", "mlflow", "csv", "none"))
     mode: str | None = option(
         None,
         choices=("offline", "online", "disabled"),
         help="W&B's mode: offline, online or disabled; null: the value of WANDB_MODE, otherwise offline",
     )
-    project: str = option("selfdraft", help="W&B's project")
+    project: str = option("selfdraft", help="W&B's project, or MLflow's experiment")
+    entity: str | None = option(None, help="W&B's account or team; null: your own")
+    group: str | None = option(
+        None, help="the group that W&B lists the run in; null: the name of the sweep's folder, or none"
+    )
+    tags: list[str] = option([], help="tags besides those of the drafter, the model and the dataset, e.g. [paper]")
+    notes: str | None = option(None, help="a text that W&B shows with the run")
 
 
 @dataclass

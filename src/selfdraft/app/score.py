@@ -55,7 +55,7 @@ os.write(out, token.encode())
 class ScoreConfig(Options):
     """Whether answers are compared with the dataset's references."""
 
-    group: ClassVar[str] = "score"
+    config_group: ClassVar[str] = "score"
     name: str = choice_name("answers")
     enabled: bool = option(True, help="true: compare answers with the references that the dataset has")
     run_code: bool = option(

@@ -25,7 +25,7 @@ from selfdraft.tracking.run_folder import ANOTHER, LOCK, digest_of_file, refuse_
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback) -> pl.Trainer:
+def quiet_trainer(hardware: HardwareConfig, folder: Path, *callbacks: pl.Callback) -> pl.Trainer:
     """Return a Trainer without checkpoints, loggers, samplers or greetings of its own."""
     quiet()
     return pl.Trainer(
@@ -33,7 +33,7 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, progress: pl.Callback)
         devices=hardware.devices,
         strategy=hardware.strategy,
         use_distributed_sampler=False,  # it would repeat prompts to fill the last round: 11 would count as 12
-        callbacks=[progress],
+        callbacks=list(callbacks),
         plugins=[OwnProcesses()],
         default_root_dir=folder,
         logger=False,
@@ -120,7 +120,7 @@ def adapter_facts(drafter: DrafterConfig) -> dict[str, str]:
     """
     for options in (drafter, getattr(drafter, "path", None)):
         if options is not None and (named := getattr(options, "adapter", None)) is not None:
-            option = f"{options.group}.adapter"
+            option = f"{options.config_group}.adapter"
             path = expanded(named, option)
             return {option: digest_of_file(path / WEIGHTS if path.is_dir() else path)}
     return {}

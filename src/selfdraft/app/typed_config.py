@@ -32,8 +32,8 @@ def to_config(composed: DictConfig) -> Any:
     for group in groups:
         own = type(group)().name  # `name` identifies the choice; the user must not change it
         if own != MISSING and group.name != own:
-            choice = group.group.replace(".", "/")
-            raise UserError(f"{group.group}.name={group.name}: choose another one with {choice}={group.name}")
+            choice = group.config_group.replace(".", "/")
+            raise UserError(f"{group.config_group}.name={group.name}: choose another one with {choice}={group.name}")
     return config
 
 

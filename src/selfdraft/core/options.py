@@ -53,10 +53,10 @@ class Options:
     """Base of all config objects: checks every option's range when it is made.
 
     Attributes:
-        group: the config group that the object belongs to, for messages.
+        config_group: the config group that the object belongs to, for messages.
     """
 
-    group: ClassVar[str] = ""
+    config_group: ClassVar[str] = ""
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -76,7 +76,7 @@ class Options:
 
     @classmethod
     def _label(cls, name: str) -> str:
-        return f"{cls.group}.{name}" if cls.group else name
+        return f"{cls.config_group}.{name}" if cls.config_group else name
 
     def __post_init__(self) -> None:
         for f in fields(self):

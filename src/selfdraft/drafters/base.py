@@ -26,7 +26,7 @@ COSTS_HELP = "measured (draft as many tokens as pay by the measured cost of a fo
 class DrafterConfig(Options):
     """Base class of every drafter's options. Each drafter's file defines its own."""
 
-    group: ClassVar[str] = "drafter"
+    config_group: ClassVar[str] = "drafter"
     name: str = choice_name("none")
 
     @property

@@ -108,7 +108,7 @@ def configured(name: str, path: str | None = None, **options: Any) -> DrafterCon
         return proposal.from_plain(values)
     chosen = PATHS[owned.path].Config.from_plain(owned.path_values)
     if missing := [option for option in options_of(type(chosen)) if getattr(chosen, option) == MISSING]:
-        raise UserError(f"{chosen.group}.{missing[0]} is needed with the path {owned.path}")
+        raise UserError(f"{chosen.config_group}.{missing[0]} is needed with the path {owned.path}")
     return proposal.from_plain({**values, "path": chosen})
 
 

@@ -51,7 +51,7 @@ class RecipeConfig(Options):
     Training stops by `steps`, `minutes` or `patience`, whichever comes first.
     """
 
-    group: ClassVar[str] = "finetune"
+    config_group: ClassVar[str] = "finetune"
     name: str = choice_name("")
     data: list[str] = option([], help="folders of task=distill_data, or datasets of texts; needed")
     steps: int = option(300, at_least=1, help="training stops after this many steps")
@@ -80,6 +80,13 @@ class RecipeConfig(Options):
         choices=PRECISIONS,
         help="precision of the training: 32-true or bf16-mixed; weights are kept in float32",
     )
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """Check the layers that the options name against a model of `layers` layers, before it is loaded.
+
+        Raises:
+            UserError: the model does not have one of them.
+        """
 
 
 class FinetuneModule(pl.LightningModule, ABC):

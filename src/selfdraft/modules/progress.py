@@ -11,12 +11,13 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfdraft.core.heartbeat import EVERY_S, Heartbeat
 from selfdraft.models.parts import attribute
 from selfdraft.tracking.lines import CONTENDERS, measured
 from selfdraft.tracking.pace import Pace, ratio
 from selfdraft.tracking.table import number
 
-PLAIN_EVERY_S = 15.0  # seconds between two lines where there is no terminal for a bar
+PLAIN_EVERY_S = EVERY_S  # seconds between two lines where there is no terminal for a bar
 
 
 def bar_of(unit: str, console: Console, field: str = "so_far") -> Progress:
@@ -40,16 +41,22 @@ class EvaluationProgress(pl.Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = bar_of("prompts", console)
+        self.heartbeat = Heartbeat(self._beat)
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Show an empty bar."""
-        self.begin = self.last_line = time.monotonic()
+        self.begin = time.monotonic()
         self.begin_counting()
         assert trainer.test_dataloaders is not None
         self.total, self.done = len(trainer.test_dataloaders.dataset), 0
-        if trainer.is_global_zero and self.console.is_terminal:
+        self.line = f"0/{self.total} prompts"
+        if not trainer.is_global_zero:
+            return
+        if self.console.is_terminal:
             self.bar.start()
             self.task = self.bar.add_task("evaluating", total=self.total, so_far="")
+        else:
+            self.heartbeat.begin()
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -62,17 +69,21 @@ class EvaluationProgress(pl.Callback):
             return
         if self.console.is_terminal:
             self.bar.update(self.task, completed=self.done, so_far=self._so_far())
-        elif time.monotonic() - self.last_line > PLAIN_EVERY_S:
-            self.last_line = time.monotonic()
-            left = (self.last_line - self.begin) / self.done * (self.total - self.done)
-            self.console.print(f"{self.done}/{self.total} prompts, about {left:.0f} s left; {self._so_far()}")
+        left = (time.monotonic() - self.begin) / self.done * (self.total - self.done)
+        self.line = f"{self.done}/{self.total} prompts, about {left:.0f} s left; {self._so_far()}"
+
+    def _beat(self, seconds: float) -> None:
+        """Print the last line, which is the same until the next prompt is done."""
+        self.console.print(f"{seconds:.0f} s: {self.line}")
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Leave the bar as it is."""
+        self.heartbeat.end()
         self.bar.stop()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
+        self.heartbeat.end()
         self.bar.stop()
 
     def begin_counting(self) -> None:

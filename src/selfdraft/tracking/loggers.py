@@ -16,10 +16,13 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless, one_line, warn
 from selfdraft.tracking.leaderboard import rows_of
-from selfdraft.tracking.lines import CONTENDERS, measured
+from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.other_loggers import OTHER_LOGGERS
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import Line
-from selfdraft.tracking.summary import speedup_of
+from selfdraft.tracking.run_label import RunLabel, id_in, run_id, sweep_of
+from selfdraft.tracking.running import TURN
+from selfdraft.tracking.wandb_media import charts, for_the_table_of_runs, prompt_table
 
 if TYPE_CHECKING:
     import wandb
@@ -62,6 +65,7 @@ def make_logger(
     save_dir: Path,
     name: str | None,
     config: Mapping[str, Any],
+    label: RunLabel | None = None,
 ) -> Logger | None:
     """Start and return the logger of one run; None for `kind` "none", or if W&B is disabled or does not start offline.
 
@@ -71,9 +75,11 @@ def make_logger(
         kind: "wandb", "csv" or "none".
         mode: of W&B (see `wandb_mode`). Offline uses no network and needs no account.
         project: of W&B.
-        save_dir: the run's folder; W&B writes save_dir/wandb, CSV writes save_dir/csv.
-        name: of the run, as it is listed.
+        save_dir: the run's folder. CSV, TensorBoard and MLflow write into it, and so does W&B, except that all jobs of
+            a sweep share the folder `wandb` of the sweep, where one command shows or uploads them.
+        name: of the run, as it is listed, if there is no `label`.
         config: shown as the run's configuration.
+        label: how W&B lists the run.
 
     Raises:
         UserError: the kind is unknown; W&B refuses a setting or reports an error; or it did not start in mode online.
@@ -82,13 +88,16 @@ def make_logger(
         return None
     if kind == "csv":
         return CSVLogger(save_dir=save_dir, name="", version="csv")
+    label = label or RunLabel(name or Path(save_dir).name)
+    if kind in OTHER_LOGGERS:
+        return OTHER_LOGGERS[kind](Path(save_dir), project, label, config)
     if kind != "wandb":
-        raise UserError(f"logger {kind!r} is unknown: choose wandb, csv or none")
+        raise UserError(f"logger {kind!r} is unknown: choose wandb, {', '.join(OTHER_LOGGERS)}, csv or none")
     chosen = wandb_mode(mode)
     if chosen == "disabled":
         return None
     if process_rank() != 0:
-        return _Wandb(save_dir=save_dir, project=project, name=name)
+        return _Wandb(save_dir=save_dir, project=project, name=label.name)
     import wandb  # imported here because it takes a second, which runs without W&B do not need
 
     Path(save_dir).mkdir(parents=True, exist_ok=True)
@@ -98,8 +107,15 @@ def make_logger(
         # Started here rather than by WandbLogger, which would set WANDB_MODE for the whole process and its children.
         run = wandb.init(
             project=project,
-            name=name,
-            dir=save_dir,
+            entity=label.entity,
+            name=label.name,
+            group=label.group,
+            job_type=label.job_type,
+            tags=label.tags or None,
+            notes=label.notes,
+            id=run_id(Path(save_dir)),
+            resume="allow" if chosen == "online" else None,  # offline, the same id alone makes `wandb sync` join them
+            dir=sweep_of(Path(save_dir)) or save_dir,
             mode=chosen,
             config=dict(config),
             # silent: no banner. console off: the terminal, with its progress bars, is not copied to a log file.
@@ -117,7 +133,7 @@ def make_logger(
             raise UserError(f"W&B did not start ({reason}): use logger.mode=offline or logger=none") from error
         warn(f"W&B did not start ({reason}): results are only in {save_dir}; logger=none leaves W&B out")
         return None
-    return _Wandb(save_dir=save_dir, project=project, name=name, experiment=run)
+    return _Wandb(save_dir=save_dir, project=project, name=label.name, experiment=run)
 
 
 def wandb_mode(given: str | None) -> Mode:
@@ -156,25 +172,29 @@ def log_result(
     import wandb
 
     run = logger.experiment
-    run.summary.update(numbers)
+    run.summary.update(for_the_table_of_runs(numbers))
     for depth, counts in enumerate(result.get("acceptance_by_depth", ()), start=1):
         if counts["offered"]:
             run.log({_DEPTH: depth, _ACCEPTANCE: counts["accepted"] / counts["offered"]})
-    media: dict[str, Any] = {"prompts_table": _prompt_table(lines)} if lines else {}
+    media: dict[str, Any] = {"prompts_table": prompt_table(lines)} if lines else {}
     if CONTENDERS in result:
         columns, rows = rows_of(result)
         media["leaderboard"] = board = wandb.Table(columns=columns, data=rows)
         media["speedups"] = wandb.plot.bar(board, "contender", "speedup", title="speedup over plain decoding")
+    media |= charts(result)
     if picture is not None:
         media["picture"] = wandb.Image(str(picture))
     if media:
         run.log(media)
 
 
-def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
+def close_logger(logger: Logger | None, *, failed: bool = False, reason: str = "") -> None:
     """Write out everything and close the logger. The next run of this process would continue an open W&B run.
 
     A failure is only a warning, because the run's folder has everything that was to be logged.
+
+    Args:
+        reason: why the run failed; W&B lists it with the run.
     """
     if logger is None:
         return
@@ -188,6 +208,8 @@ def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
         return
     finished = False
     with harmless("the W&B run is not complete"):
+        if reason:
+            wandb.run.summary["reason"] = reason
         wandb.finish(exit_code=int(failed))
         finished = True
     if not finished:  # the service has ended: detach, so that neither the next run nor the exit of the process uses it
@@ -197,13 +219,14 @@ def close_logger(logger: Logger | None, *, failed: bool = False) -> None:
 
 def how_to_look(run_dir: Path, mode: str | None = None) -> str:
     """Return the commands that show and upload the W&B run in `run_dir`; empty without one. `mode` is logger.mode."""
-    runs = sorted((Path(run_dir) / "wandb").glob("*run-*"), key=lambda path: path.stat().st_mtime)
+    folder = sweep_of(Path(run_dir)) or Path(run_dir)
+    runs = sorted((folder / "wandb").glob(f"*run-*{id_in(Path(run_dir))}"), key=lambda path: path.stat().st_mtime)
     runs = [run for run in runs if run.is_dir() and not run.is_symlink()]
     if not runs:
         return ""
-    program, folder = _wandb_program(), _from_here(runs[-1])
-    look = f"look at it:  {program} leet {folder}"
-    return look if wandb_mode(mode) == "online" else f"{look}\nsend it:     {program} sync {folder}"
+    program, run = _wandb_program(), _from_here(runs[-1])
+    look = f"look at it:  {program} leet {run}"
+    return look if wandb_mode(mode) == "online" else f"{look}\nsend it:     {program} sync {run}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -236,28 +259,10 @@ def _define_axes(run: wandb.Run) -> None:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     run.define_metric(_DEPTH, hidden=True, summary="none")
+    run.define_metric(TURN, hidden=True, summary="none")
+    for name in ("prompt/*", "running/*", "peak_memory_mb"):
+        run.define_metric(name, step_metric=TURN, summary="none")
     run.define_metric(_ACCEPTANCE, step_metric=_DEPTH, summary="none")
-
-
-def _prompt_table(lines: Sequence[Line]) -> wandb.Table:
-    import wandb
-
-    columns = ["id", "category", "turn", "prompt", "output", "new tokens", "tokens per forward", "speedup", "lossless"]
-    rows = [
-        [
-            line["id"],
-            line["category"],
-            line["turn"],
-            line.get("prompt_text", ""),
-            line["text"],
-            line["new_tokens"],
-            line["new_tokens"] / line["target_forwards"] if line["target_forwards"] else None,
-            speedup_of(line),
-            line["lossless"]["verdict"],
-        ]
-        for line in measured(lines)
-    ]
-    return wandb.Table(columns=columns, data=rows)
 
 
 def _wandb_program() -> str:

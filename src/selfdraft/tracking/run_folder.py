@@ -29,7 +29,14 @@ ANOTHER = f"choose another {RUN_DIR}"
 # Files that a folder without a mark may have: the lock of a run that failed at once, Hydra's notes, and the output of
 # the command itself, redirected to a file there. A run writes no file of these names.
 _UNMARKED, _REDIRECTED = {LOCK, ".hydra"}, {".log", ".out", ".err"}
-_NOTHING_YET = {MARK, LOCK, CONFIG, "environment.json"}  # the files of a run that has measured nothing yet
+_NOTHING_YET = {
+    MARK,
+    LOCK,
+    CONFIG,
+    "environment.json",
+    "status.json",
+    "wandb-run.json",
+}  # the files of a run that has measured nothing yet
 _ABSENT = object()
 _SHOWN = 3  # number of keys or files that a message names
 

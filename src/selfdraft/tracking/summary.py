@@ -14,7 +14,7 @@ from selfdraft.tracking.lines import measured
 from selfdraft.tracking.pace import Contender, Pace, baseline_pace, drafter_pace, ratio, speedup_of, total
 from selfdraft.tracking.records import Line, key
 
-__all__ = ["mismatches", "speedup_of", "summarize"]
+__all__ = ["mismatches", "speedup_of", "speedup_over_all", "summarize"]
 
 VERDICTS = ("exact", "tie", "mismatch")
 FEW_OFFERS = 20  # a share of fewer offers than this says little, and is shown in grey
@@ -96,7 +96,7 @@ def _measures(every: Sequence[Line], seed: int) -> dict[str, Any]:
         "baseline_tokens_per_s": baseline.rate,
         "speedup": _paired(lines, drafter_pace, baseline_pace, seed),
         "speedup_total": ratio(drafter, baseline),
-        "speedup_total_interval": _over_all(lines, seed),
+        "speedup_total_interval": speedup_over_all(lines, seed),
         "throughput": {"drafter": drafter.rate, "baseline": baseline.rate},
         "latency_s": {
             "drafter": median_and_p95([line["latency_s"] for line in lines]),
@@ -208,7 +208,7 @@ def _paired(lines: Sequence[Line], ours: Contender, theirs: Contender, seed: int
     return paired_bootstrap(ratios, seed=seed, groups=prompts)._asdict()
 
 
-def _over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:
+def speedup_over_all(lines: Sequence[Line], seed: int) -> dict[str, float | None]:
     """Return the ratio of summed rates to those of plain decoding, with its interval."""
     timed = [line for line in lines if speedup_of(line) is not None]
     if not timed:

@@ -25,8 +25,15 @@ UNLIMITED = 10_000  # tokens of a draft; in effect, no limit
 class PathConfig(Options):
     """Base class of the options of every path; each path's file defines its own."""
 
-    group: ClassVar[str] = "drafter.path"
+    config_group: ClassVar[str] = "drafter.path"
     name: str = choice_name("full")
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """Check the layers that the options name against a model of `layers` layers, before it is loaded.
+
+        Raises:
+            UserError: the model does not have one of them.
+        """
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,24 @@ class EarlyExitConfig(PathConfig):
     name: str = choice_name("early_exit")
     exit_layer: int | None = option(None, at_least=1, help="number of first layers that draft; null: half of them")
 
+    def exit_of(self, layers: int) -> int:
+        """Return the exit layer for a model of `layers` layers.
+
+        Raises:
+            UserError: the exit is not before the last layer.
+        """
+        exit_layer = max(1, layers // 2) if self.exit_layer is None else self.exit_layer
+        if exit_layer >= layers > 1:
+            raise UserError(
+                f"drafter.path.exit_layer={exit_layer}: this model has {layers} layers; leave before the last, "
+                f"at 1 to {layers - 1}"
+            )
+        return exit_layer
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """Check the exit (see `PathConfig`)."""
+        self.exit_of(layers)
+
 
 class EarlyExit(FixedPath):
     """Uses one exit for all requests."""
@@ -39,11 +57,5 @@ class EarlyExit(FixedPath):
         """
         super().__init__(target, config, costs, use)
         layers = len(target.full.layers)
-        exit_layer = max(1, layers // 2) if config.exit_layer is None else config.exit_layer
-        if exit_layer >= layers > 1:
-            raise UserError(
-                f"drafter.path.exit_layer={exit_layer}: this model has {layers} layers; leave before the last, "
-                f"at 1 to {layers - 1}"
-            )
-        path = sparse_path(target, SkipSet.from_layer(layers, exit_layer))
+        path = sparse_path(target, SkipSet.from_layer(layers, config.exit_of(layers)))
         self.typical = settled(target, path, reuse=use.reuse)

@@ -33,6 +33,18 @@ class LayerSkipConfig(PathConfig):
     )
     skip_mlp: list[int] | None = option(None, at_least=0, help="layers whose MLP is skipped, counted from 0")
 
+    def skip_set(self, layers: int) -> SkipSet:
+        """Return the skip set for a model of `layers` layers.
+
+        Raises:
+            UserError: a named layer does not exist.
+        """
+        return SkipSet.named_or_spread(layers, self.skip_attention, self.skip_mlp, self.sparsity)
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """Check the named layers (see `PathConfig`)."""
+        self.skip_set(layers)
+
 
 class LayerSkip(FixedPath):
     """Uses one skip set for all requests."""
@@ -46,6 +58,5 @@ class LayerSkip(FixedPath):
             UserError: for layers that the model does not have.
         """
         super().__init__(target, config, costs, use)
-        layers = len(target.full.layers)
-        skip = SkipSet.named_or_spread(layers, config.skip_attention, config.skip_mlp, config.sparsity)
+        skip = config.skip_set(len(target.full.layers))
         self.typical = settled(target, sparse_path(target, skip), reuse=use.reuse)

@@ -90,12 +90,16 @@ class SparseDistillConfig(RecipeConfig):
                 )
             return SkipSet.from_layer(layers, self.exit_layer)
         if self.skip_attention is not None or self.skip_mlp is not None:
-            return SkipSet.of(layers, self.skip_attention or (), self.skip_mlp or (), self.group)
+            return SkipSet.of(layers, self.skip_attention or (), self.skip_mlp or (), self.config_group)
         kept = set(range(0, layers, 2)) | {layers - 1} if self.keep_layers is None else set(self.keep_layers)
         if wrong := sorted(kept - set(range(layers))):
             raise UserError(f"finetune.keep_layers={wrong}: this model's layers are 0 to {layers - 1}")
         rest = set(range(layers)) - kept
         return SkipSet.of(layers, rest, rest)
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """Check the named layers (see `RecipeConfig`)."""
+        self.skip_set(layers)
 
 
 class SparseDistill(FinetuneModule):
