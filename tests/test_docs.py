@@ -27,7 +27,7 @@ EXAMPLES = {"bigram.py", "ladder.py"}  # CONTRIBUTING.md shows them in full: see
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 VARIABLE = re.compile(r'(\w+)="(.*)"')
-ELSEWHERE = ("drafter.from=", "prompt=", "hydra.")  # these are handled before the configuration is composed
+ELSEWHERE = ("drafter.from=", "prompt=", "hydra.", "hydra/")  # these are handled before the configuration is composed
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:

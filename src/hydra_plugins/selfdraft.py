@@ -1,4 +1,6 @@
-"""Makes `hydra/launcher: process` known to Hydra, which takes plugins from the namespace package `hydra_plugins` only.
+"""Makes `hydra/launcher: process` and `hydra/sweeper: optuna` known to Hydra.
+
+Hydra takes plugins from the namespace package `hydra_plugins` only.
 
 This folder has no `__init__.py` on purpose: other plugins (a sweeper, say) are installed into the same namespace.
 """
@@ -7,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from selfdraft.app import launcher
+from selfdraft.app import launcher, optuna_sweeper
 
 
 class ProcessLauncher(launcher.ProcessLauncher):
@@ -21,6 +23,26 @@ class ProcessLauncherConf:
     _target_: str = "hydra_plugins.selfdraft.ProcessLauncher"
     command: list[str] = field(default_factory=list)  # what runs a job; empty: this script with this interpreter
     keep_going: bool = True  # after a failed job, go on with the others
+    n_jobs: int = 1  # jobs that run at the same time
+    pin: bool = True  # with several at once, give each its own share of the cores
 
 
+class OptunaSweeper(optuna_sweeper.OptunaSweeper):
+    """Our sweeper, likewise."""
+
+
+@dataclass
+class OptunaSweeperConf:
+    """The options under `hydra.sweeper`."""
+
+    _target_: str = "hydra_plugins.selfdraft.OptunaSweeper"
+    sampler: str = "tpe"  # tpe, nsga2 (several objectives) or random
+    n_trials: int = 20  # in all, those of an earlier sweep in the same folder included
+    # keys of result.json that shall become large, or small if a minus is before them
+    objectives: list[str] = field(default_factory=lambda: ["objective"])
+    seed: int = 0  # of the sampler
+    params: dict[str, str] = field(default_factory=dict)  # what to try, besides what the command says
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="selfdraft")
 ConfigStore.instance().store(group="hydra/launcher", name="process", node=ProcessLauncherConf, provider="selfdraft")

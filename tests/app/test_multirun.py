@@ -18,7 +18,7 @@ def test_a_sweep_gives_a_result_each_and_one_sorted_table(tmp_path: Path) -> Non
     done = run("-m", *SMOKE, *short, "drafter.window=4,8", f"hydra.sweep.dir={tmp_path}/sweep", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    folders = [tmp_path / "sweep" / str(number) for number in range(2)]
+    folders = [tmp_path / "sweep" / f"window={window}" for window in (4, 8)]
     results = [read_result(folder) for folder in folders]
     assert all(result["prompts"] == 1 and result["lossless"]["mismatch"] == 0 for result in results)
     assert all((folder / "csv" / "metrics.csv").exists() for folder in folders)
@@ -30,3 +30,7 @@ def test_a_sweep_gives_a_result_each_and_one_sorted_table(tmp_path: Path) -> Non
     of_folder = {str(folder): result["speedup_total"] for folder, result in zip(folders, results, strict=True)}
     assert dict(zip(table["job_dir"], table["speedup"], strict=True)) == pytest.approx(of_folder)
     assert "Sweep of 2 jobs, best first" in done.stdout
+
+    again = run("-m", *SMOKE, *short, "drafter.window=4,8,0", f"hydra.sweep.dir={tmp_path}/sweep", timeout=500)
+    assert "2 of 3 jobs had finished before: window=4, window=8" in again.stdout
+    assert again.returncode == 1

@@ -27,7 +27,7 @@ def error_line(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("value", ["null", "1", "true", "[]", "[a,b]", "null,evaluate"])
-@pytest.mark.parametrize("group", sorted(set(GROUPS) - {"experiment"}))
+@pytest.mark.parametrize("group", sorted(set(GROUPS) - {"experiment", "hparams"}))
 def test_a_group_without_a_valid_name_lists_its_choices(group: str, value: str) -> None:
     choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
     assert error_line("seed=1", f"{group}={value}") == f"{group}={value}: no such choice; choose one of {choices}"

@@ -26,6 +26,7 @@ from omegaconf.errors import (
 )
 
 from selfdraft.app.console import drop_unwritten, shielded_output
+from selfdraft.app.jobs import JobFailed
 from selfdraft.app.ranks import tell_mistake
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
@@ -57,6 +58,8 @@ TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us: tells the processes we start that
 def one_line_errors() -> Iterator[None]:
     """Turn the user's mistakes into one line and exit status 2. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
+    Failed jobs of a sweep are no mistake in its command: then the status is 1.
+
     Unless that variable is set, Hydra itself prints the error and exits, so it is set inside to get the exception.
     """
     ours = {} if FULL_ERROR in os.environ else {FULL_ERROR: "1", TERSE: "1"}
@@ -70,7 +73,7 @@ def one_line_errors() -> Iterator[None]:
                 line = explain(error)
                 if line is None or not is_terse():
                     raise
-                fail(line)
+                fail(line, status=1 if isinstance(error, JobFailed) else 2)
     finally:
         for name in ours:
             os.environ.pop(name, None)
@@ -104,14 +107,14 @@ def is_terse() -> bool:
     return os.environ.get(TERSE) == "1"
 
 
-def fail(line: str) -> None:
-    """Print the line and exit with status 2.
+def fail(line: str, status: int = 2) -> None:
+    """Print the line and exit.
 
     Raises:
         SystemExit: always.
     """
     tell_mistake(one_line(line))
-    sys.exit(2)
+    sys.exit(status)
 
 
 def explain(error: BaseException) -> str | None:

@@ -1,9 +1,11 @@
-"""A Hydra launcher that runs every job of a multirun in its own process.
+"""A Hydra launcher that runs every job of a multirun in its own process, several at once if that is asked for.
 
 Hydra's own launcher runs the jobs of `python run.py -m …` inside one process. Under DDP, Lightning starts its ranks by
 running *the same command line again*, so there every rank would start the whole sweep. Here a job is an ordinary
-`python run.py <its overrides> hydra.run.dir=<its folder>`: DDP sees a single run, memory is freed between jobs, and
-a job that crashes does not affect the others. Its results are read from `result.json` in its folder.
+`python run.py <its overrides> hydra.run.dir=<its folder>` (see jobs.py): DDP sees a single run, memory is freed between
+jobs, and a job that crashes does not affect the others. Its results are read from `result.json` in its folder.
+
+A sweep in the folder of an earlier one goes on with it: jobs that have finished are not started again.
 
 `override hydra/launcher: process` selects it; src/hydra_plugins/selfdraft.py makes that name known to Hydra.
 """
@@ -16,8 +18,8 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,26 +27,26 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from selfdraft.app.jobs import JobFailed, JobProcess, Place, places, start_job
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
+from selfdraft.app.sweep_index import SweepIndex, folder_name, identity_of, varying_keys
 from selfdraft.app.sweep_report import report_of_sweep
 from selfdraft.app.sweep_table import SweepTable
 from selfdraft.tracking.run_folder import Mark, refuse_foreign
+from selfdraft.tracking.run_status import RunStatus
 
 log = logging.getLogger(__name__)
 
 # Settings of the whole sweep: a job that inherited them would start a sweep again, or write to another folder.
 SWEEP_ONLY = ("hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 SWEEP = "sweep"  # the task in the mark of a sweep's folder
-GRACE_S = 15.0  # seconds for a job to close its files and its W&B run before it gets a harsher signal
-
-
-class JobFailed(CompactHydraException):
-    """Tells the sweeper that jobs failed. Hydra prints a "compact" exception as one line instead of a traceback."""
+BY_NUMBER = "${hydra.job.num}"  # Hydra's default for hydra.sweep.subdir, which is a name by what differs here
+OUTPUT = "output.log"  # in a job's folder: what it printed, if several jobs run at once
+LOOK_S = 0.05  # seconds between two looks at the running jobs
 
 
 class Job(JobReturn):
@@ -53,14 +55,29 @@ class Job(JobReturn):
     overrides: Sequence[str]
     hydra_cfg: DictConfig
     working_dir: str
+    name: str  # of its folder, in the sweep's
+
+    @property
+    def number(self) -> int:
+        """The job's number in this sweep."""
+        return int(self.hydra_cfg.hydra.job.num)
 
 
 class ProcessLauncher(Launcher):
-    """Runs jobs one after another, each in its own process, and keeps the sweep's table up to date."""
+    """Runs jobs in their own processes, and keeps the sweep's table and index up to date."""
 
-    def __init__(self, command: Sequence[str] = (), keep_going: bool = True) -> None:
-        self.command = list(command) or entry_command()
-        self.keep_going = keep_going
+    def __init__(self, command: Sequence[str] = (), keep_going: bool = True, n_jobs: int = 1, pin: bool = True) -> None:
+        """Prepare a launcher.
+
+        Args:
+            command: runs a job; empty for the command that runs the sweep.
+            keep_going: after a failed job, go on with the others.
+            n_jobs: jobs that run at the same time.
+            pin: with several at once, give each its own share of the cores.
+        """
+        self.command, self.keep_going = list(command), keep_going
+        self.n_jobs, self.pin = max(1, n_jobs), pin
+        self.shows = True  # the table after every batch; a sweeper with many batches prints it at the end
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's context and configuration, and mark the sweep's folder before Hydra writes there.
@@ -71,77 +88,172 @@ class ProcessLauncher(Launcher):
             UserError: the folder holds files that no sweep has written.
         """
         self.context, self.config = hydra_context, config
-        self.table = SweepTable(Path(config.hydra.sweep.dir).absolute())
-        refuse_foreign(self.table.folder, SWEEP, "hydra.sweep.dir")
-        Mark(SWEEP).write(self.table.folder)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        refuse_foreign(folder, SWEEP, "hydra.sweep.dir")
+        Mark(SWEEP).write(folder)
+        self.table, self.index = SweepTable(folder), SweepIndex(folder)
+        self.taken: list[float] = []  # seconds of the jobs that this sweep has run
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs. If a sweeper works in several batches (Optuna), all of them go into one table."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        self.table.folder.mkdir(parents=True, exist_ok=True)
         jobs = [self._compose(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
         for job in jobs:
-            self.table.add(job.hydra_cfg.hydra.job.num, job.overrides, job.working_dir)
-
-        failed: list[str] = []
+            self.table.add(job.number, job.overrides, job.working_dir)
+        finished = [job for job in jobs if self.index.is_finished(job.name)]
+        for job in finished:
+            self._conclude(job, 0, self.index.jobs[job.name].seconds, known=True)
+        if finished:
+            log.info(f"{len(finished)} of {len(jobs)} jobs had finished before: {', '.join(j.name for j in finished)}")
+        todo = [job for job in jobs if job not in finished]
         # SIGTERM (a scheduler) and SIGHUP (a closed terminal) interrupt as well, so that no job is orphaned.
         with interrupted_by(signal.SIGTERM, signal.SIGHUP):
-            for position, job in enumerate(jobs, start=1):
-                number = job.hydra_cfg.hydra.job.num
-                log.info(f"Job {number} ({position} of {len(jobs)}): {shlex.join(job.overrides)}")
-                try:
-                    status = self._run(job)
-                except KeyboardInterrupt:
-                    self.table.finish(number, "interrupted")
-                    self.table.show()
-                    log.error(f"Stopped during job {number}; jobs that had finished keep their results")
-                    sys.exit(INTERRUPTED)
-                if status != 0:
-                    failed.append(f"{number} ({describe_exit(status)})")
-                    if not self.keep_going:
-                        break
+            self._run_all(todo, len(jobs))
+        if self.shows:
+            self.show()
+        failed = [job for job in jobs if job.status == JobStatus.FAILED]
+        said = ", ".join(f"{job.number} {self.index.jobs[job.name].status.removeprefix('failed ')}" for job in failed)
+        for job in failed:  # each lists all failures: Hydra prints only the first exception
+            job.return_value = JobFailed(f"{len(failed)} of {len(jobs)} jobs failed: {said}")
+        return [job for job in jobs if job.status != JobStatus.UNKNOWN]
+
+    def show(self) -> None:
+        """Print the table, and write the page about all jobs."""
         self.table.show()
         report_of_sweep(self.table.folder)
-        for job in jobs:
-            if job.status == JobStatus.FAILED:  # each lists all failures: Hydra prints only the first exception
-                job.return_value = JobFailed(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")
-        return [job for job in jobs if job.status != JobStatus.UNKNOWN]
+
+    def _run_all(self, todo: Sequence[Job], count: int) -> None:
+        """Run jobs, `n_jobs` at once, until all have ended.
+
+        Raises:
+            SystemExit: it was interrupted. Running jobs are ended, and what had finished is kept.
+        """
+        waiting, running = list(todo), dict[int, tuple[Job, JobProcess]]()
+        free = places(self.n_jobs, self._gpus())
+        free = free if self.pin else [Place(environment=place.environment) for place in free]
+        slots, stopped = dict(enumerate(free)), False
+        try:
+            while waiting or running:
+                for slot in [slot for slot in slots if slot not in running]:
+                    if waiting and not stopped:
+                        job = waiting.pop(0)
+                        log.info(f"Job {job.number} ({count - len(waiting)} of {count}): {shlex.join(job.overrides)}")
+                        running[slot] = job, self._start(job, slots[slot])
+                time.sleep(LOOK_S)
+                for slot, (job, process) in list(running.items()):
+                    if (status := process.poll()) is None:
+                        continue
+                    del running[slot]
+                    seconds = time.monotonic() - process.begun
+                    self._conclude(job, status, seconds, said=process.last_line(), since=process.started)
+                    self.taken.append(seconds)
+                    stopped = stopped or (status != 0 and not self.keep_going)
+                    if waiting and not stopped:
+                        left = sum(self.taken) / len(self.taken) * (len(waiting) + len(running)) / self.n_jobs
+                        log.info(f"{len(waiting) + len(running)} jobs are left, about {left:.0f} s")
+                if stopped and not running:
+                    return
+        except KeyboardInterrupt:
+            for _, process in running.values():
+                process.end()
+            for job, _ in running.values():
+                self._note(job, "interrupted")
+            self.table.show()
+            numbers = ", ".join(str(job.number) for job, _ in running.values())
+            log.error(f"Stopped during job {numbers}; jobs that had finished keep their results")
+            sys.exit(INTERRUPTED)
+
+    def _gpus(self) -> list[str]:
+        """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them; empty if the jobs use none."""
+        if self.n_jobs == 1 or OmegaConf.select(self.config, "hardware.accelerator", default="cpu") != "gpu":
+            return []
+        if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return named.split(",")
+        import torch
+
+        return [str(index) for index in range(torch.cuda.device_count())]
 
     def _compose(self, number: int, overrides: Sequence[str]) -> Job:
         """Return the job with its configuration and folder, composed as Hydra's own launcher does."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        outer = HydraConfig.instance().cfg
-        try:
-            HydraConfig.instance().set_config(config)  # `sweep.subdir` may contain ${hydra:job.num}
-            folder = self.table.folder / str(config.hydra.sweep.subdir)
-        finally:
-            HydraConfig.instance().cfg = outer
+        task_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        name = self._name(config, task_config, overrides)
         with read_write(config.hydra.runtime), open_dict(config):
-            config.hydra.runtime.output_dir = str(folder)
-            task_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return Job(
+            config.hydra.runtime.output_dir = str(self.table.folder / name)
+        job = Job(
             overrides=list(overrides),
             cfg=task_config,
             hydra_cfg=OmegaConf.masked_copy(config, ["hydra"]),
-            working_dir=str(folder),
+            working_dir=str(self.table.folder / name),
             task_name=config.hydra.job.name,
         )
+        job.name = name
+        return job
 
-    def _run(self, job: Job) -> int:
-        """Run one job to its end, put its result into the table and into `job`, and return its exit status."""
-        result_file = Path(job.working_dir) / "result.json"
-        before = fingerprint(result_file)
-        status = run_to_end([*self.command, *self._arguments(job)])
-        # A failed job may have a result (a mismatch fails the run), but a file left by an earlier sweep must not count.
-        result = read_json(result_file) if status == 0 or fingerprint(result_file) != before else {}
+    def _name(self, config: DictConfig, task_config: DictConfig, overrides: Sequence[str]) -> str:
+        """Return the name of a job's folder: by what differs, unless the user wants other names."""
+        plain: Any = OmegaConf.to_container(task_config, resolve=False)
+        settings: Any = OmegaConf.to_container(self.config.hydra, resolve=False)
+        if settings["sweep"]["subdir"] == BY_NUMBER:
+            swept = varying_keys(settings["overrides"]["task"], list((settings["sweeper"] or {}).get("params") or {}))
+            return self.index.place(identity_of(plain), overrides, folder_name(overrides, swept))
+        outer = HydraConfig.instance().cfg
+        try:
+            HydraConfig.instance().set_config(config)  # `sweep.subdir` may contain ${hydra:job.num}
+            wanted = str(config.hydra.sweep.subdir)
+        finally:
+            HydraConfig.instance().cfg = outer
+        return self.index.claim(identity_of(plain), overrides, wanted)
+
+    def _start(self, job: Job, place: Place) -> JobProcess:
+        """Start a job. If several run at once, each writes to a file, because their lines would be mixed."""
+        output = None
+        if self.n_jobs > 1:
+            folder = Path(job.working_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            output = folder / OUTPUT
+        return start_job(self.command, self._arguments(job), place, output)
+
+    def _conclude(
+        self, job: Job, status: int, seconds: float, *, said: str = "", since: float = 0.0, known: bool = False
+    ) -> None:
+        """Put the result of a job that has ended into the table, the index and `job`.
+
+        Args:
+            status: its exit status.
+            said: its last line of error output.
+            since: when it was started, in seconds since the epoch. Files of an earlier job must not count.
+            known: whether it had finished before this sweep.
+        """
+        folder = Path(job.working_dir)
+        # A failed job may have a result (a mismatch fails the run).
+        result = read_json(folder / "result.json") if status == 0 or is_newer(folder / "result.json", since) else {}
         job.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
         job.return_value = result.get("objective")
-        outcome = "completed" if status == 0 else f"failed ({describe_exit(status)})"
-        self.table.finish(job.hydra_cfg.hydra.job.num, outcome, result)
-        return status
+        outcome, reason = "completed", ""
+        if status != 0:
+            ended = RunStatus.read(folder) if is_newer(folder / "status.json", since) else None
+            reason = (ended.reason if ended else "") or said
+            outcome = f"failed ({describe_exit(status)})"
+            log.error(f"Job {job.number} {outcome}: {reason}")
+        self._note(job, outcome, result, reason, seconds, save=not known)
+
+    def _note(
+        self,
+        job: Job,
+        outcome: str,
+        result: dict[str, Any] | None = None,
+        reason: str = "",
+        seconds: float = 0.0,
+        *,
+        save: bool = True,
+    ) -> None:
+        self.table.finish(job.number, outcome, result, reason, seconds)
+        if save:
+            self.index.finish(job.name, outcome, reason, seconds)
 
     def _arguments(self, job: Job) -> list[str]:
         """Return the job's arguments: the sweep's flags and Hydra settings, the job's overrides, and its folder."""
@@ -152,41 +264,15 @@ class ProcessLauncher(Launcher):
         # Not resolved: `hydra.sweep.subdir=${hydra.job.num}` may be among them, which has no value outside a job.
         settings: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         inherited = [setting for setting in settings if not setting.lstrip("+~").startswith(SWEEP_ONLY)]
-        number = job.hydra_cfg.hydra.job.num
         return [
             *(f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None),
             *job.overrides,
             *inherited,
             "hydra.mode=RUN",  # a configuration file may set MULTIRUN
-            f"hydra.job.num={number}",
-            f"hydra.job.id={number}",
+            f"hydra.job.num={job.number}",
+            f"hydra.job.id={job.number}",
             f"hydra.run.dir={quoted(job.working_dir)}",
         ]
-
-
-def entry_command() -> list[str]:
-    """Return the command that started this process, without its arguments: a script, or a module run by `-m`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [sys.executable, "-m", spec.name] if spec else [sys.executable, str(Path(sys.argv[0]).absolute())]
-
-
-def run_to_end(command: Sequence[str]) -> int:
-    """Run `command` on this terminal and return its exit status; if we are interrupted, end it and all it started.
-
-    It leads a session of its own. So one signal to the process group also reaches the ranks that it started, and Ctrl-C
-    reaches only this process, which then ends the job: the job is never stopped twice.
-    """
-    sys.stdout.flush()  # the job writes to the same stream, and our lines belong before its lines
-    job = subprocess.Popen(command, start_new_session=True)
-    try:
-        return job.wait()
-    except BaseException:
-        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, stop)
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                job.wait(timeout=GRACE_S)
-        raise
 
 
 def describe_exit(status: int) -> str:
@@ -194,9 +280,11 @@ def describe_exit(status: int) -> str:
     return f"exit {status}" if status >= 0 else signal.Signals(-status).name
 
 
-def fingerprint(path: Path) -> int | None:
-    """Return when `path` was last written in ns, or None if it does not exist."""
-    return path.stat().st_mtime_ns if path.exists() else None
+def is_newer(path: Path, since: float) -> bool:
+    """Return whether a file exists and was written after a time in seconds since the epoch."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime >= since
+    return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

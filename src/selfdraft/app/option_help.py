@@ -6,8 +6,8 @@ the comments of all YAML files, and the index from which `--help` is made (a tes
     python -m selfdraft.app.option_help conf
 
 Each option's line ends with its description; further lines of a long description stand below, in the same column. A
-file's first comment, which says what the choice is, is written by hand. Files in conf/experiment describe no options:
-they set those of other files.
+file's first comment, which says what the choice is, is written by hand. Files in conf/experiment and conf/hparams
+describe no options: they set those of other files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def schema_of(file: Path) -> type[Options] | None:
     """Return the config class of a YAML file, which its defaults list names, perhaps by way of another choice.
 
     Returns:
-        The class; None for a file that has none, such as an experiment.
+        The class; None for a file that has none: an experiment, or values to try.
     """
     classes = {c.__name__: c for schemas in SCHEMAS.values() for c in schemas} | {"": Config}
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", ()):

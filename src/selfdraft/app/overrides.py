@@ -23,7 +23,7 @@ from selfdraft.core.json_text import lone_surrogate
 from selfdraft.core.messages import printable
 
 HOME = re.compile(r"([^=\s]+=)(~[^,]*)", re.DOTALL)
-SEVERAL = ("experiment",)  # groups that may have no choice, or several
+SEVERAL = ("experiment", "hparams")  # groups that may have no choice, or several
 MAX_SHOWN = 80  # characters of an override that a message repeats
 
 

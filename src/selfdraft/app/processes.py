@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 
 from selfdraft.app.command_line import quoted
-from selfdraft.app.launcher import entry_command
+from selfdraft.app.jobs import entry_command
 from selfdraft.app.ranks import MAIN, OWN_CORES, RANK, SETTLE_S
 from selfdraft.app.signals import INTERRUPTED
 from selfdraft.tracking.rank import process_rank

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
@@ -22,11 +23,15 @@ from selfdraft.app.evaluate import evaluate
 from selfdraft.app.export import export
 from selfdraft.app.finetune import finetune
 from selfdraft.app.generate import generate
+from selfdraft.app.jobs import JobFailed
 from selfdraft.app.lifecycle import Run, lifecycle
 from selfdraft.app.profile import profile
 from selfdraft.app.reporting import report
+from selfdraft.app.signals import INTERRUPTED
 from selfdraft.app.trace import trace
 from selfdraft.app.typed_config import to_config
+from selfdraft.core.errors import UserError
+from selfdraft.tracking.run_status import RunStatus
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ def run_task(composed: DictConfig) -> float | None:
     try:
         composed = settled(composed)
         config = to_config(composed)
+        if config.hardware.devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise UserError(
+                f"hardware.devices={config.hardware.devices} in a sweep needs hydra/launcher=process: a job has to be "
+                "a process of its own to start others"
+            )
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         task = TASKS[config.task.name]
         with lifecycle(config, composed, folder, kept=task.kept) as run:
@@ -71,6 +81,15 @@ def run_task(composed: DictConfig) -> float | None:
             return task.work(run)
     except Exception as error:
         # Caught here, before Hydra prints the job's overrides.
-        if is_terse() and (line := explain(error)) is not None:
+        line = explain(error)
+        if line is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+            # In a sweep whose launcher shares this process with other jobs, only this job has failed.
+            raise JobFailed(line) from error
+        if is_terse() and line is not None:
             fail(line)
+        raise
+    except SystemExit as exited:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and exited.code != INTERRUPTED:
+            status = RunStatus.read(folder)
+            raise JobFailed(status.reason if status else f"exit {exited.code}") from exited
         raise

@@ -28,6 +28,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "tie": ("lossless", "tie"),
     "mismatch": ("lossless", "mismatch"),
 }
+ABOUT = ("status", "reason", "seconds")
 COUNTS = ("exact", "tie", "mismatch")
 
 
@@ -48,16 +49,34 @@ class SweepTable:
         self.keys.update(dict.fromkeys(settings))
         self.rows[number] = {"job": number, **settings, "status": "pending", "job_dir": job_dir}
 
-    def finish(self, number: int, status: str, result: Mapping[str, Any] | None = None) -> None:
-        """Enter a job's status and its results, and save the table."""
-        self.rows[number] |= {"status": status, **{column: dig(result, path) for column, path in METRICS.items()}}
+    def finish(
+        self,
+        number: int,
+        status: str,
+        result: Mapping[str, Any] | None = None,
+        reason: str = "",
+        seconds: float = 0.0,
+    ) -> None:
+        """Enter how a job ended (see `enter`), and save the table."""
+        self.enter(number, status, result, reason, seconds)
+        self.save()
+
+    def enter(
+        self, number: int, status: str, result: Mapping[str, Any] | None, reason: str = "", seconds: float = 0.0
+    ) -> None:
+        """Enter a job's status and its results, why it failed and how long it took in seconds."""
+        about = {"status": status, "reason": reason, "seconds": round(seconds, 2)}
+        self.rows[number] |= {**about, **{column: dig(result, path) for column, path in METRICS.items()}}
+
+    def save(self) -> None:
+        """Write sweep.csv."""
         write_text_atomic(self.csv, self.frame().to_csv(index=False))
 
     def frame(self) -> pd.DataFrame:
         """Return all jobs, the highest objective first, and those that were not completed last."""
         import pandas as pd
 
-        table = pd.DataFrame(self.rows.values(), columns=["job", *self.keys, "status", *METRICS, "job_dir"])
+        table = pd.DataFrame(self.rows.values(), columns=["job", *self.keys, *ABOUT, *METRICS, "job_dir"])
         table[list(METRICS)] = table[list(METRICS)].apply(pd.to_numeric, errors="coerce")
         table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")  # 24 prompts, not 24.0, even if some jobs have none
         # A job that failed because of a mismatch may have a high speedup: it must not be ranked first.
@@ -83,11 +102,11 @@ class SweepTable:
             table.add_column(heading.replace(".", ".\n"), overflow="fold")  # a line per part of the key: keys are long
         for heading in ("speedup [95 %]", "tok/fwd", "tok/s", "exact/tie/\nmismatch"):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("status", min_width=9)
+        table.add_column("status", min_width=9, overflow="fold")
         for row in frame.to_dict("records"):
             cells = [row["job"], *(row[key] for key in varying), speedup_cell(row)]
             cells += [number(row["tokens_per_forward"]), number(row["decode_tokens_per_s"], 1)]
-            cells += ["/".join(number(row[column], 0) for column in COUNTS), row["status"]]
+            cells += ["/".join(number(row[column], 0) for column in COUNTS), status_cell(row)]
             table.add_row(*(str(cell) for cell in cells))
         console = make_console()
         console.print(table)
@@ -112,6 +131,12 @@ def number(value: Any, digits: int = 2) -> str:
     import pandas as pd
 
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def status_cell(row: Mapping[str, Any]) -> str:
+    """Return a job's status as text, and why it failed."""
+    reason = row["reason"]
+    return f"{row['status']}: {reason}" if isinstance(reason, str) and reason else row["status"]
 
 
 def speedup_cell(row: Mapping[str, Any]) -> str:
