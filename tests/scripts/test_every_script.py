@@ -38,6 +38,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/jump/rounded.py": ["nowhere", "somewhere"],
     "experiments/lookahead_sweep/plot.py": ["nowhere.csv"],
     "experiments/replicas/replicas.py": ["nowhere", "nowhere"],
+    "experiments/report/page_size.py": ["nowhere"],
     "experiments/sparse_paths/swift_search.py": ["0"],
     "experiments/sparsity/study.py": ["--file", "nowhere.jsonl"],
 }

@@ -102,6 +102,13 @@ def test_a_bar_of_one_prompt_is_hatched_and_that_of_plain_decoding_is_not(tmp_pa
     assert page.count("[1 prompt]") == 1 and page.count(">n=1<") == 2 and 'class="whisker"' not in page
 
 
+def test_many_reasons_are_folded(tmp_path: Path) -> None:
+    folders = [evaluation_in(tmp_path / str(n), lines_of(), max_nodes=n) for n in range(7)]
+    assert "more</summary>" not in page_of(tmp_path / "few.html", *folders[:5])
+    page = page_of(tmp_path / "report.html", *folders)
+    assert page.count("<summary>2 more</summary>") == 1 and page.count("<dt>pool (max_nodes=") == 7
+
+
 def test_results_of_others_are_beside_ours(tmp_path: Path) -> None:
     other = {
         "name": EVIL,

@@ -23,6 +23,7 @@ from selfdraft.tracking.table import number
 
 REPORT = "report.html"
 FAMILY_BARS = 5  # contenders in the chart by family; the table beside it has all
+WHY_SHOWN = 5  # reasons that are shown at once; the others can be unfolded
 DEPTHS = 16  # in the table of acceptance
 # What a file that was edited, or written by something else, can raise.
 DAMAGED = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -98,6 +99,7 @@ def page_of(runs: Sequence[RunFiles], unread: Sequence[Unread] = (), others: Seq
         few=FEW_OFFERS,
         series=charts.SERIES,
         family_bars=FAMILY_BARS,
+        why_shown=WHY_SHOWN,
         size=(charts.WIDTH, charts.HEIGHT, charts.LEFT, charts.RIGHT, charts.TOP, charts.BOTTOM),
         style=_own(source, environment, "style.css"),
         script=_own(source, environment, "viewer.js"),
