@@ -198,7 +198,7 @@ def test_invented_prompts_are_answered_like_others(tmp_path: Path) -> None:
     """Another batch size, or resuming after a kill, invents the same prompts."""
     options = (*TASK, "decoding=sample", "distill.invented=5", "dataset.limit=2", "decoding.max_new_tokens=8")
     said = " ".join(said_by(tmp_path / "one", *options).split())
-    assert "7 prompts, 5 of its own making and the others of bundled" in said
+    assert "7 prompts (5 of its own making, 2 of bundled)" in said
     lines = {line["id"]: line for line in read_texts(tmp_path / "one")}
     invented = [line for line in lines.values() if line["category"] == "invented"]
     assert sorted(line["id"] for line in invented) == [f"invented 0.{i}" for i in range(5)]
@@ -220,6 +220,38 @@ def test_invented_prompts_are_answered_like_others(tmp_path: Path) -> None:
     assert {name: (line["prompt_ids"], line["output_ids"]) for name, line in again.items()} == {
         name: (line["prompt_ids"], line["output_ids"]) for name, line in lines.items()
     }
+
+
+def test_the_number_of_texts_at_once_is_measured_and_changes_no_answer(
+    written: tuple[Path, str], tmp_path: Path
+) -> None:
+    said = " ".join(said_by(tmp_path, *TASK, "drafter=none", "decoding.batch_size=1").split())
+    rows = read_result(tmp_path)["batch_size"]
+    assert 1 < rows <= len({line["id"] for line in texts_of(tmp_path)})
+    assert f"{rows} texts at once" in said
+    assert [line["output_ids"] for line in texts_of(tmp_path)] == [line["output_ids"] for line in texts_of(written[0])]
+    run_here(tmp_path / "given", *TASK, "decoding.batch_size=1", "distill.rows=3", "dataset.limit=2")
+    assert read_result(tmp_path / "given")["batch_size"] == 3
+
+
+def test_sources_are_mixed_and_families_held_out(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a plain text\nand another one\n", encoding="utf-8")
+    sources = f"distill.sources=[dataset,bundled 2,'text:{notes}']"
+    options = (sources, "distill.prompts=8", "distill.held_out=[qa]", "dataset.per_category=2")
+    run_here(tmp_path / "run", *TASK, *options, "decoding.max_new_tokens=4")
+    result = read_result(tmp_path / "run")
+    assert result["sources"] == {"dataset": 2, "bundled": 4, f"text:{notes}": 2}
+    assert (result["prompts"], result["plain_texts"]) == (6, 2)
+    assert "qa" not in {line["category"] for line in read_texts(tmp_path / "run")}
+    plain = [text for text in load_texts(tmp_path / "run") if not text.prompt]
+    assert sorted(tuple(text.answer) for text in plain) == sorted(
+        tuple(tiny_tokenizer().encode(text)) for text in ("a plain text", "and another one")
+    )
+    with pytest.raises(UserError, match=r"distill\.prompts shares a number among distill\.sources"):
+        run_here(tmp_path / "no", *TASK, "distill.prompts=8")
+    with pytest.raises(UserError, match=r"distill\.held_out: no prompt is left"):
+        run_here(tmp_path / "none", *TASK, "dataset.categories=[qa]", "distill.held_out=[qa]")
 
 
 def test_greedy_decoding_cannot_invent_prompts(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.build import refuse_a_run_that_cannot_fit
+from selfdraft.app.distill_bench import build_distill_bench, given_rows
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schemas import Config, SampleConfig
 from selfdraft.app.session import adapter_facts, processes_of, quiet_trainer, shown, tell_resumed
 from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
-from selfdraft.data.prompts import Prompt, to_invent
+from selfdraft.data.mixing import DATASET, Mixture, mixed, refuse_unknown, without
+from selfdraft.data.prompts import INVENTED, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.tracking.atomic import write_json_atomic
@@ -33,15 +35,16 @@ def distill_data(run: Run) -> float | None:
     config, folder = run.config, run.folder
     _refuse(config)
     options = config.distill
-    prompts = [*config.dataset.load(), *to_invent(options.invented, config.seed)]
+    mixture = _mixture(config)
+    prompts = mixture.prompts
     if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
-        refuse_a_run_that_cannot_fit(config, certify=False)
-    run.begin([_announcement(config, prompts)], records=TEXTS, facts=adapter_facts(config.drafter))
+        refuse_a_run_that_cannot_fit(config, certify=False, rows=given_rows(config) or 1)
+    run.begin([_announcement(config, mixture)], records=TEXTS, facts=adapter_facts(config.drafter))
     if run.is_rank_zero:
         refuse_foreign_dataset(folder)
     progress = DistillProgress(run.console)
     module = DistillModule(
-        lambda device: build_bench(config, device, []),
+        lambda device: build_distill_bench(config, device, count=len(prompts), tell=run.console.print),
         folder=folder,
         seed=config.seed,
         width=options.trajectories,
@@ -55,7 +58,7 @@ def distill_data(run: Run) -> float | None:
         # All of a rank's prompts in one step: the batch's rows then become empty only once, at the very end.
         trainer.test(module, datamodule=PromptDataModule(prompts, together=len(prompts)), verbose=False)
         trainer.strategy.barrier("every rank has written its texts")
-    return _conclude(run, prompts) if run.is_rank_zero else None
+    return _conclude(run, mixture, module) if run.is_rank_zero else None
 
 
 def _refuse(config: Config) -> None:
@@ -63,17 +66,46 @@ def _refuse(config: Config) -> None:
         raise UserError("task=distill_data deals prompts to processes: leave tree_parallel and tensor_parallel out")
     if config.distill.trajectories is not None and isinstance(config.decoding, SampleConfig):
         raise UserError("distill.trajectories end at the answers of greedy decoding only: use decoding=greedy")
-    if config.distill.invented and not isinstance(config.decoding, SampleConfig):
+    options = config.distill
+    invents = options.invented or any(entry.split()[:1] == [INVENTED] for entry in options.sources)
+    if invents and not isinstance(config.decoding, SampleConfig):
         raise UserError("distill.invented: greedy decoding invents one prompt again and again; use decoding=sample")
+    if options.sources and options.invented:
+        raise UserError(f'distill.invented: among distill.sources it is one of them, e.g. "{INVENTED} 0.5"')
+    if options.prompts is not None and not options.sources:
+        raise UserError("distill.prompts shares a number among distill.sources; of one dataset use dataset.limit")
 
 
-def _sources(config: Config) -> str:
-    invented = config.distill.invented
-    return f", {invented} of its own making and the others" * bool(invented) + f" of {config.dataset.name}"
+def _mixture(config: Config) -> Mixture:
+    """Return the run's prompts and plain texts: those of its sources, or the dataset's and invented ones."""
+    options = config.distill
+    if options.sources:
+        names = [entry.split()[:1] for entry in options.sources]
+        own = config.dataset.load() if [DATASET] in names else []
+        return mixed(options.sources, own, total=options.prompts, held_out=options.held_out, seed=config.seed)
+    loaded = config.dataset.load()
+    refuse_unknown(loaded, options.held_out)
+    dataset = without(loaded, options.held_out)
+    invented = to_invent(options.invented, config.seed)
+    if not dataset and not invented:
+        raise UserError("distill.held_out: no prompt is left")
+    counts = {INVENTED: len(invented)} if invented else {}
+    return Mixture([*dataset, *invented], {}, {**counts, config.dataset.name: len(dataset)})
 
 
-def _conclude(run: Run, prompts: Sequence[Prompt]) -> float:
-    config, folder, console = run.config, run.folder, run.console
+def _plain_lines(mixture: Mixture, module: DistillModule) -> list[dict[str, Any]]:
+    """Return the plain texts as lines of the dataset: answers without a prompt, cut to the model's positions."""
+    encode, positions = module.chat.tokenizer.encode, module.decoder.target.max_positions
+    ids = {name: list(encode(text))[:positions] for name, text in mixture.texts.items()}
+    return [
+        {"id": name, "category": "text", "turn": 0, "prompt_ids": [], "output_ids": ids[name], "text": text}
+        for name, text in mixture.texts.items()
+        if ids[name]
+    ]
+
+
+def _conclude(run: Run, mixture: Mixture, module: DistillModule) -> float:
+    config, folder, console, prompts = run.config, run.folder, run.console, mixture.prompts
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     lines = sorted(
         merge_rank_files(folder, name=TEXTS), key=lambda line: (place.get(line["id"], len(place)), line["turn"])
@@ -81,7 +113,8 @@ def _conclude(run: Run, prompts: Sequence[Prompt]) -> float:
     left_out = sum(len(prompt.turns) for prompt in prompts) - len(lines)
     if not lines:
         raise UserError("every prompt is longer than this model's positions: nothing was written; use another dataset")
-    path = write_dataset(lines, folder)
+    plain = _plain_lines(mixture, module)
+    path = write_dataset([*lines, *plain], folder)
     result = {
         "task": config.task.name,
         "model": config.model.label,
@@ -90,11 +123,13 @@ def _conclude(run: Run, prompts: Sequence[Prompt]) -> float:
         "dataset": config.dataset.name,
         "decoding": config.decoding.name,
         "max_new_tokens": config.decoding.max_new_tokens,
-        "batch_size": config.decoding.batch_size,
+        "batch_size": module.decoder.batch_size,
         "seed": config.seed,
         "trajectories": config.distill.trajectories,
         "prompts": len(prompts),
         "left_out": left_out,
+        "plain_texts": len(plain),
+        "sources": mixture.counts,
         **_counts(lines),
     }
     result["objective"] = result["tokens_per_s"]
@@ -131,10 +166,16 @@ def _counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _announcement(config: Config, prompts: Sequence[Prompt]) -> str:
+def _announcement(config: Config, mixture: Mixture) -> str:
+    rows = given_rows(config)
+    batch = "" if rows is None else f", batch {rows}"
+    also_plain = f" and {len(mixture.texts)} plain texts" if mixture.texts else ""
+    shares = ", ".join(
+        f"{count} of {'its own making' if name == INVENTED else name}" for name, count in mixture.counts.items()
+    )
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
     return (
-        f"writing answers with {config.drafter.label}: {len(prompts)} prompts{_sources(config)}, "
-        f"{config.model.label} in {config.model.dtype}, batch {config.decoding.batch_size}{also}"
+        f"writing answers with {config.drafter.label}: {len(mixture.prompts)} prompts{also_plain} ({shares}), "
+        f"{config.model.label} in {config.model.dtype}{batch}{also}"
     )

@@ -54,6 +54,7 @@ from selfdraft.app.schema_tasks import (
 from selfdraft.app.score import ScoreConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, choice_name, option
+from selfdraft.data.mixing import HOW
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.modules.calibrate import OBJECTIVES
@@ -110,6 +111,20 @@ class DistillConfig(Options):
         at_least=0,
         help="number of prompts that the model writes itself, besides those of the dataset; needs decoding=sample",
     )
+    rows: int | None = option(
+        None,
+        at_least=1,
+        help="texts written at once; null: decoding.batch_size if that is not 1, otherwise as many as measured "
+        "forwards and the free memory allow",
+    )
+    sources: list[str] = option(
+        [],
+        help=f"several sources in place of the dataset; {HOW}",
+    )
+    prompts: int | None = option(
+        None, at_least=1, help="with sources, number of texts in all; null: as many as the sources have in these shares"
+    )
+    held_out: list[str] = option([], help="families or categories of which no prompt is used, in all sources")
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,12 @@ class Conversation:
         """Name of that turn; the same as in evaluations, so that the same texts are drawn."""
         return f"{self.prompt.id} (turn {self.turn + 1})"
 
+    @property
+    def length(self) -> int:
+        """Number of characters up to the turn to be answered next."""
+        known = [text for _, text in (*self.prompt.history, *self.history)]
+        return sum(map(len, known)) + (len(self.prompt.turns[self.turn]) if self.left() else 0)
+
     def __str__(self) -> str:
         return self.name
 
@@ -65,9 +71,10 @@ class Conversation:
 
 
 class Requests:
-    """Iterator of requests for a decoder: next turns of conversations that have begun come first, then new ones.
+    """Iterator of requests for a decoder: shorter conversations come first.
 
-    It may be exhausted and yield again after an answer has come: a decoder asks it again at every step.
+    All rows of a forward attend to as many keys as the longest one has, so rows of similar length belong together. It
+    may be exhausted and yield again after an answer has come: a decoder asks it again at every step.
     """
 
     def __init__(
@@ -80,7 +87,10 @@ class Requests:
             positions: number of the model's positions. A conversation that needs more ends before that turn.
             seed: the run's seed. Each turn's own seed follows from it and the turn's name only.
         """
-        self.waiting = deque(Conversation(prompt) for prompt in prompts)
+        self.waiting: list[tuple[int, int, Conversation]] = []  # a heap: length in characters, order of arrival
+        self.arrived = 0
+        for prompt in prompts:
+            self._wait(Conversation(prompt))
         self.finished, self.chat, self.positions, self.seed = finished, chat, positions, seed
 
     def __iter__(self) -> Iterator[Request]:
@@ -88,7 +98,7 @@ class Requests:
 
     def __next__(self) -> Request:
         while self.waiting:
-            talk = self.waiting.popleft()
+            *_, talk = heapq.heappop(self.waiting)
             while talk.left() and (answer := self.finished.get((talk.prompt.id, talk.turn))) is not None:
                 talk.answered(answer)
             if not talk.left():
@@ -106,7 +116,12 @@ class Requests:
             talk.invented(text, seconds)
         else:
             talk.answered(text)
-        self.waiting.appendleft(request.key)
+        self._wait(talk)
+
+    def _wait(self, talk: Conversation) -> None:
+        """Put a conversation among the others, by its length."""
+        self.arrived += 1
+        heapq.heappush(self.waiting, (talk.length, self.arrived, talk))
 
 
 class DistillModule(pl.LightningModule):
