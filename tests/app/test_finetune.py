@@ -246,6 +246,11 @@ def test_a_training_at_its_time_limit_ends_with_a_validation(data: Path, tmp_pat
     assert len(artifact(tmp_path)["history"]) == 1
 
 
+def test_fewer_steps_than_to_the_first_validation_are_validated_at_the_end(data: Path, tmp_path: Path) -> None:
+    run_here(tmp_path, *training(data, "sparse_distill", "finetune.steps=2", "finetune.validate_every=50"))
+    assert read_result(tmp_path)["step"] == 2
+
+
 LONG = ("finetune.steps=8", "finetune.validate_every=2", "finetune.patience=99", "finetune.accumulate=2")
 
 

@@ -79,7 +79,8 @@ def finetune(run: Run) -> float | None:
         length=recipe.length,
         longest_prompt=recipe.longest_prompt,
         batch_size=recipe.batch_size,
-        steps=recipe.validate_every * recipe.accumulate,  # an epoch is the batches between two validations
+        # An epoch is the batches between two validations; the last step is validated even if it is the first to be.
+        steps=min(recipe.validate_every, recipe.steps) * recipe.accumulate,
         seed=config.seed,
     )
     module = RECIPES[recipe.name](
