@@ -25,6 +25,7 @@ class ProcessLauncherConf:
     keep_going: bool = True  # after a failed job, go on with the others
     n_jobs: int = 1  # jobs that run at the same time
     pin: bool = True  # with several at once, give each its own share of the cores
+    prune_after: int = 0  # end a job after so many prompts if its speedup cannot become the best; 0: end none
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):

@@ -22,6 +22,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "scripts/check_lossless.py": ["nowhere"],
     "scripts/predict.py": ["nowhere", "--hardware", "nowhere.json"],
     "scripts/same_outputs.py": ["nowhere", "nowhere"],
+    "scripts/wandb_dashboard.py": ["--project", " "],
     "experiments/audit/answers.py": ["nowhere", "--count", "0"],
     "experiments/advise/exhaustive.py": ["--prompts", "0"],
     "experiments/audit/tiny.py": ["--models", "0"],
@@ -40,6 +41,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/replicas/replicas.py": ["nowhere", "nowhere"],
     "experiments/report/page_size.py": ["nowhere"],
     "experiments/sparse_paths/swift_search.py": ["0"],
+    "experiments/sweeps/hundred.py": ["--jobs", "0"],
     "experiments/sparsity/study.py": ["--file", "nowhere.jsonl"],
 }
 

@@ -32,8 +32,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from selfdraft.app.jobs import JobFailed, JobProcess, Place, places, start_job
+from selfdraft.app.pruning import Pruner
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
-from selfdraft.app.sweep_index import SweepIndex, folder_name, identity_of, varying_keys
+from selfdraft.app.sweep_index import PRUNED, SweepIndex, folder_name, identity_of, varying_keys
 from selfdraft.app.sweep_report import report_of_sweep
 from selfdraft.app.sweep_table import SweepTable
 from selfdraft.tracking.run_folder import Mark, refuse_foreign
@@ -66,7 +67,14 @@ class Job(JobReturn):
 class ProcessLauncher(Launcher):
     """Runs jobs in their own processes, and keeps the sweep's table and index up to date."""
 
-    def __init__(self, command: Sequence[str] = (), keep_going: bool = True, n_jobs: int = 1, pin: bool = True) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = (),
+        keep_going: bool = True,
+        n_jobs: int = 1,
+        pin: bool = True,
+        prune_after: int = 0,
+    ) -> None:
         """Prepare a launcher.
 
         Args:
@@ -74,9 +82,11 @@ class ProcessLauncher(Launcher):
             keep_going: after a failed job, go on with the others.
             n_jobs: jobs that run at the same time.
             pin: with several at once, give each its own share of the cores.
+            prune_after: prompts after which a job is ended if it cannot become the best; 0 to end none.
         """
         self.command, self.keep_going = list(command), keep_going
         self.n_jobs, self.pin = max(1, n_jobs), pin
+        self.pruner = Pruner(prune_after)
         self.shows = True  # the table after every batch; a sweeper with many batches prints it at the end
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -92,6 +102,9 @@ class ProcessLauncher(Launcher):
         refuse_foreign(folder, SWEEP, "hydra.sweep.dir")
         Mark(SWEEP).write(folder)
         self.table, self.index = SweepTable(folder), SweepIndex(folder)
+        for name in self.index.jobs if self.pruner.after else ():
+            if self.index.is_finished(name):
+                self.pruner.finished(read_json(folder / name / "result.json"))
         self.taken: list[float] = []  # seconds of the jobs that this sweep has run
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -103,7 +116,11 @@ class ProcessLauncher(Launcher):
             self.table.add(job.number, job.overrides, job.working_dir)
         finished = [job for job in jobs if self.index.is_finished(job.name)]
         for job in finished:
-            self._conclude(job, 0, self.index.jobs[job.name].seconds, known=True)
+            known = self.index.jobs[job.name]
+            if known.status == PRUNED:
+                self._prune(job, known.reason, known.seconds)
+            else:
+                self._conclude(job, 0, known.seconds, known=True)
         if finished:
             log.info(f"{len(finished)} of {len(jobs)} jobs had finished before: {', '.join(j.name for j in finished)}")
         todo = [job for job in jobs if job not in finished]
@@ -143,6 +160,10 @@ class ProcessLauncher(Launcher):
                 time.sleep(LOOK_S)
                 for slot, (job, process) in list(running.items()):
                     if (status := process.poll()) is None:
+                        if reason := self.pruner.verdict(Path(job.working_dir)):
+                            process.end()
+                            self._prune(job, reason, time.monotonic() - process.begun)
+                            del running[slot]
                         continue
                     del running[slot]
                     seconds = time.monotonic() - process.begun
@@ -232,6 +253,8 @@ class ProcessLauncher(Launcher):
         # A failed job may have a result (a mismatch fails the run).
         result = read_json(folder / "result.json") if status == 0 or is_newer(folder / "result.json", since) else {}
         job.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
+        if status == 0:
+            self.pruner.finished(result)
         job.return_value = result.get("objective")
         outcome, reason = "completed", ""
         if status != 0:
@@ -240,6 +263,12 @@ class ProcessLauncher(Launcher):
             outcome = f"failed ({describe_exit(status)})"
             log.error(f"Job {job.number} {outcome}: {reason}")
         self._note(job, outcome, result, reason, seconds, save=not known)
+
+    def _prune(self, job: Job, reason: str, seconds: float) -> None:
+        """Enter a job that was ended because it could not become the best."""
+        job.status = JobStatus.COMPLETED  # it is no failure
+        log.info(f"Job {job.number} {PRUNED}: {reason}")
+        self._note(job, PRUNED, reason=reason, seconds=seconds)
 
     def _note(
         self,

@@ -29,6 +29,7 @@ from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.core.messages import harmless
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
+from selfdraft.tracking.lineage import log_lineage
 from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, make_logger
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import PROMPTS, Line
@@ -98,7 +99,7 @@ class Run:
             project=self.config.logger.project,
             save_dir=self.folder,
             name=f"{name or self.config.drafter.label}-{self.folder.name}",
-            config=shown_config(config, task),
+            config={**shown_config(config, task), "label": name or self.config.drafter.label},
             label=RunLabel.of(
                 self.folder,
                 name or self.config.drafter.label,
@@ -133,6 +134,9 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
             with interrupted_by(signal.SIGHUP):
                 yield run
             status = COMPLETED
+            if run.begun:
+                with harmless("what the run has used and made was not logged"):
+                    log_lineage(run.logger, inputs_of(config), folder)
         except KeyboardInterrupt:
             status = STOPPED
             _stopped(run, kept)
@@ -152,6 +156,14 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
         run.console.print(f"results: {shown(folder)}")
         if config.logger.name == "wandb" and (look := how_to_look(folder, config.logger.mode)):
             run.console.print(look)
+
+
+def inputs_of(config: Config) -> list[Path]:
+    """Return what earlier runs may have made of what the configuration names: texts, or a drafter."""
+    drafter = config.artifact or getattr(getattr(config.drafter, "path", config.drafter), "adapter", None)
+    texts = config.finetune.data if config.task.name == "finetune" else []
+    named = [Path(place).expanduser() for place in (drafter, *texts) if place]
+    return [place for place in named if place.exists()]
 
 
 def _stopped(run: Run, kept: str) -> None:

@@ -21,6 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from selfdraft.app.sweep_index import PRUNED
 from selfdraft.app.sweep_table import dig
 from selfdraft.core.errors import UserError
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL, STUDY = "optuna.journal", "sweep"  # in the sweep's folder, and the name of the study in it
 SAMPLERS = ("tpe", "nsga2", "random")
+OWN = {"objective": "maximize"}  # the task's own
 
 
 class OptunaSweeper(Sweeper):
@@ -55,8 +57,9 @@ class OptunaSweeper(Sweeper):
             params: what to try, by option, as in the command: `interval(0.1,0.6)`, `range(1,5)` or `choice(a,b)`.
         """
         self.sampler, self.n_trials, self.seed = sampler, n_trials, seed
-        named = objectives or ["objective"]
-        self.objectives = {name.removeprefix("-"): "minimize" if name[:1] == "-" else "maximize" for name in named}
+        self.objectives = {
+            name.removeprefix("-"): "minimize" if name[:1] == "-" else "maximize" for name in objectives or OWN
+        }
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -72,6 +75,12 @@ class OptunaSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         self.folder = Path(config.hydra.sweep.dir).absolute()
+        if table := getattr(self.launcher, "table", None):
+            table.rank_by(list(self.objectives))
+        if OmegaConf.select(config, "hydra.launcher.prune_after") and self.objectives != OWN:
+            raise UserError(
+                "hydra.launcher.prune_after ends jobs by their speedup: leave it or hydra.sweeper.objectives out"
+            )
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until there are `n_trials`; failed ones count, as they would fail again.
@@ -146,10 +155,17 @@ class OptunaSweeper(Sweeper):
             path = Path(job.hydra_cfg.hydra.runtime.output_dir) / "result.json"
             result = json.loads(path.read_text(encoding="utf-8"))
         values = [dig(result, name.split("/")) for name in self.objectives]
-        if job.status == JobStatus.COMPLETED and all(isinstance(value, int | float) for value in values):
+        if self._is_pruned(job):
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif job.status == JobStatus.COMPLETED and all(isinstance(value, int | float) for value in values):
             study.tell(trial, values)
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def _is_pruned(self, job: JobReturn) -> bool:
+        """Return whether the launcher has ended a job because it could not become the best."""
+        index, name = getattr(self.launcher, "index", None), getattr(job, "name", "")
+        return index is not None and name in index.jobs and index.jobs[name].status == PRUNED
 
 
 def _ended(study: optuna.Study) -> Sequence[Any]:

@@ -17,7 +17,7 @@ from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.run_folder import digest
 
 INDEX = "jobs.json"
-PENDING, COMPLETED = "pending", "completed"
+PENDING, COMPLETED, PRUNED = "pending", "completed", "pruned"
 MAX_NAME = 120  # characters of a folder's name, which many file systems limit to 255 bytes
 _UNSAFE = re.compile(r"[^\w.,=+-]+")
 
@@ -29,8 +29,8 @@ class JobRecord:
     Attributes:
         identity: digest of its configuration. A job with the same one is the same job.
         overrides: as in the command.
-        status: pending, completed, failed (…) or interrupted.
-        reason: why it failed, in one line; empty otherwise.
+        status: pending, completed, failed (…), pruned or interrupted.
+        reason: why it failed or was pruned, in one line; empty otherwise.
         seconds: that it took.
     """
 
@@ -77,8 +77,8 @@ class SweepIndex:
         write_json_atomic(self.path, {name: asdict(job) for name, job in self.jobs.items()})
 
     def is_finished(self, name: str) -> bool:
-        """Return whether a job has completed and still has its folder."""
-        return self.jobs[name].status == COMPLETED and (self.path.parent / name).is_dir()
+        """Return whether a job needs no other start: it has completed or was pruned, and still has its folder."""
+        return self.jobs[name].status in (COMPLETED, PRUNED) and (self.path.parent / name).is_dir()
 
 
 def identity_of(config: Mapping[str, Any]) -> str:

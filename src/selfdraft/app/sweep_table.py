@@ -6,10 +6,13 @@ and few runs are sweeps.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdraft.core.messages import harmless
 from selfdraft.tracking.atomic import write_text_atomic
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 ABOUT = ("status", "reason", "seconds")
 COUNTS = ("exact", "tie", "mismatch")
+PICTURE = "sweep.png"  # in the sweep's folder; pictures by other objectives have their names
 
 
 class SweepTable:
@@ -40,6 +44,13 @@ class SweepTable:
         self.csv = folder / "sweep.csv"
         self.rows: dict[int, dict[str, Any]] = {}
         self.keys: dict[str, None] = {}  # the overridden keys, in the order in which the user wrote them
+        self.metrics = dict(METRICS)
+        self.objectives = ["objective"]
+
+    def rank_by(self, objectives: Sequence[str]) -> None:
+        """Draw the jobs by these keys of result.json, such as `peak_memory_mb`, and give each a column."""
+        self.objectives = list(objectives)
+        self.metrics |= {name: tuple(name.split("/")) for name in objectives if name not in METRICS}
 
     def add(self, number: int, overrides: Sequence[str], job_dir: str) -> None:
         """Add a pending job, so that the table also shows the jobs that are still to run."""
@@ -66,7 +77,7 @@ class SweepTable:
     ) -> None:
         """Enter a job's status and its results, why it failed and how long it took in seconds."""
         about = {"status": status, "reason": reason, "seconds": round(seconds, 2)}
-        self.rows[number] |= {**about, **{column: dig(result, path) for column, path in METRICS.items()}}
+        self.rows[number] |= {**about, **{column: dig(result, path) for column, path in self.metrics.items()}}
 
     def save(self) -> None:
         """Write sweep.csv."""
@@ -76,8 +87,8 @@ class SweepTable:
         """Return all jobs, the highest objective first, and those that were not completed last."""
         import pandas as pd
 
-        table = pd.DataFrame(self.rows.values(), columns=["job", *self.keys, *ABOUT, *METRICS, "job_dir"])
-        table[list(METRICS)] = table[list(METRICS)].apply(pd.to_numeric, errors="coerce")
+        table = pd.DataFrame(self.rows.values(), columns=["job", *self.keys, *ABOUT, *self.metrics, "job_dir"])
+        table[list(self.metrics)] = table[list(self.metrics)].apply(pd.to_numeric, errors="coerce")
         table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")  # 24 prompts, not 24.0, even if some jobs have none
         # A job that failed because of a mismatch may have a high speedup: it must not be ranked first.
         ranked = table.assign(completed=table["status"] == "completed").sort_values(
@@ -111,6 +122,32 @@ class SweepTable:
         console = make_console()
         console.print(table)
         console.print(Text(str(self.csv), "dim"), soft_wrap=True)
+        with harmless("the sweep's picture was not drawn"):
+            for picture in self.draw():
+                console.print(Text(str(picture), "dim"), soft_wrap=True)
+
+    def draw(self) -> list[Path]:
+        """Draw the completed jobs by each objective; return the pictures that there are."""
+        from selfdraft.tracking.sweep_picture import plot_sweep
+
+        drawn = []
+        for name in self.objectives:
+            rows = [row for row in self.rows.values() if row["status"] == "completed" and is_number(row.get(name))]
+            path = self.folder / (PICTURE if name == "objective" else f"{Path(PICTURE).stem}_{slug(name)}.png")
+            settings = [{key: str(row.get(key, "–")) for key in self.keys} for row in rows]
+            if plot_sweep(path, settings, [float(row[name]) for row in rows], name):
+                drawn.append(path)
+        return drawn
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of result.json is a number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def slug(name: str) -> str:
+    """Return a key of result.json as a part of a file's name."""
+    return re.sub(r"\W+", "_", name)
 
 
 def split_override(override: str) -> tuple[str, str]:

@@ -21,6 +21,10 @@ SUMMARY = (
     "speedup/median",
     "tokens_per_forward",
     "acceptance_length/mean",
+    "step_cost",
+    "phase/draft",
+    "phase/verify",
+    "phase/rest",
     "decode_tokens_per_s",
     "baseline_tokens_per_s",
     "lossless/exact",
@@ -38,7 +42,26 @@ MAX_SUMMARY = 20  # numbers of a task that measures other things
 
 def for_the_table_of_runs(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers of `SUMMARY`; of a task that measures none of them, the first numbers."""
-    return {name: numbers[name] for name in SUMMARY if name in numbers} or dict(list(numbers.items())[:MAX_SUMMARY])
+    known = {**numbers, **why(numbers)}
+    return {name: known[name] for name in SUMMARY if name in known} or dict(list(numbers.items())[:MAX_SUMMARY])
+
+
+def why(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return what explains a speedup: the cost of a step, and the shares of its phases.
+
+    Returns:
+        step_cost: seconds of a step, in those of plain decoding's forward. Drafts pay where more tokens are written per
+            forward than that.
+        phase/draft, phase/verify, phase/rest: shares of the decoding time, whose sum is 1.
+    """
+    found: dict[str, float] = {}
+    if numbers.get("speedup_total") and numbers.get("tokens_per_forward"):
+        found["step_cost"] = numbers["tokens_per_forward"] / numbers["speedup_total"]
+    seconds = {name: numbers.get(f"phases_s/{name}", 0.0) for name in ("draft", "verify", "commit", "other")}
+    if whole := sum(seconds.values()):
+        found |= {f"phase/{name}": seconds[name] / whole for name in ("draft", "verify")}
+        found["phase/rest"] = (seconds["commit"] + seconds["other"]) / whole
+    return found
 
 
 def charts(result: Mapping[str, Any]) -> dict[str, Any]:
