@@ -176,7 +176,7 @@ def test_turns_beyond_the_model_s_positions_are_left_out_and_counted(tmp_path: P
     ("overrides", "reason"),
     [
         (["decoding=sample", "distill.trajectories=4"], r"greedy decoding only: use decoding=greedy"),
-        (["hardware=cpu_ddp", "hardware.tree_parallel=true"], r"use hardware\.tree_parallel=false"),
+        (["hardware=cpu_ddp", "hardware.tree_parallel=true"], r"leave tree_parallel and tensor_parallel out"),
         (["distill.trajectories=1"], r"distill\.trajectories=1: must be at least 2"),
     ],
 )
