@@ -106,7 +106,8 @@ __attribute__((noinline)) static void add(const void* data, int column, int64_t 
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++)
 {
-                // Each weight meets all tokens at once, or, where that leaves registers for the sums of more tokens, each token all weights.
+                // So that all sums stay in registers: for few tokens, one weight after the other is multiplied by all of them; for more,
+                // one token after the other by all weights.
                 floats w[C], one[M];
                 if (M > C) {
 #pragma GCC unroll 4
