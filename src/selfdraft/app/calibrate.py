@@ -27,8 +27,10 @@ from selfdraft.models.layered import layered
 from selfdraft.modules.calibrate import CalibrateModule
 from selfdraft.modules.progress import SearchProgress
 from selfdraft.modules.search import JOURNAL, Search
+from selfdraft.modules.task_logs import CandidateLog
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.curve import Curve
 from selfdraft.tracking.run_folder import digest
 
 CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
@@ -85,7 +87,7 @@ def calibrate(run: Run) -> float | None:
             "source": run.environment["command"],
         },
     )
-    trainer = quiet_trainer(config.hardware, folder, SearchProgress(run.console))
+    trainer = quiet_trainer(config.hardware, folder, SearchProgress(run.console), CandidateLog(run.logger))
     with processes_of(trainer):
         trainer.test(module, verbose=False)
         trainer.strategy.barrier("every rank has scored its candidates")
@@ -106,10 +108,12 @@ def _conclude(run: Run, module: CalibrateModule) -> float:
     measured: list[float] = []
     if checked:
         decoding = module.check([configured("layer_skip", **c) for c in configs])
-        for measured in track(  # noqa: B007  (the last one counts)
+        curve = Curve(run.logger, "checked", ("check/*",))
+        shown = track(
             decoding, "decoding with the best", len(module.texts), console=console, disable=not console.is_terminal
-        ):
-            pass
+        )
+        for prompts, measured in enumerate(shown, start=1):  # the last one counts
+            curve.add(prompts, {f"check/speedup/{place}": speedup for place, speedup in enumerate(measured, start=1)})
     checks = [
         {**line, "measured_speedup": speedup, "error": line["predicted_speedup"] / speedup - 1}
         for line, speedup in zip(checked, measured, strict=True)

@@ -19,6 +19,7 @@ from selfdraft.data.mixing import DATASET, Mixture, mixed, refuse_unknown, witho
 from selfdraft.data.prompts import INVENTED, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
+from selfdraft.modules.task_logs import TextLog
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.records import TEXTS, merge_rank_files
 
@@ -42,14 +43,19 @@ def distill_data(run: Run) -> float | None:
     run.begin([_announcement(config, mixture)], records=TEXTS, facts=adapter_facts(config.drafter))
     if run.is_rank_zero:
         refuse_foreign_dataset(folder)
-    progress = DistillProgress(run.console)
+    progress, curve = DistillProgress(run.console), TextLog(run.logger)
+
+    def tell(line: dict[str, Any]) -> None:
+        progress.add(line)
+        curve.add(line)
+
     module = DistillModule(
         lambda device: build_distill_bench(config, device, count=len(prompts), tell=run.console.print),
         folder=folder,
         seed=config.seed,
         width=options.trajectories,
         passes=options.passes,
-        tell=progress.add,
+        tell=tell,
         prompts=prompts,
         tell_resumed=partial(tell_resumed, run.console, folder, len(prompts)),
     )

@@ -12,6 +12,7 @@ from selfdraft.core.certificate import REASONS
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
+from selfdraft.modules.task_logs import logged_steps
 from selfdraft.tracking.atomic import write_json_atomic
 
 
@@ -35,7 +36,7 @@ def generate(run: Run) -> None:
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
     ids = bench.chat.encode([("user", config.prompt)])
     shown = ""
-    for _, generation in bench.drafter.run([Request(ids, config.seed)]):
+    for generation in logged_steps(bench.drafter.run([Request(ids, config.seed)]), run.logger):
         text = bench.chat.decode(generation.output)
         # Two tokens may share a character: its first part decodes to U+FFFD and is printed when the rest has come.
         whole = text if generation.ended else text.rstrip("\ufffd")

@@ -7,6 +7,7 @@ If the drafter runs a part of the model (`drafter=early_exit`, `drafter.from=RUN
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from selfdraft.app.session import adapter_facts, shown
 from selfdraft.core.messages import harmless
 from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.presets import policy_for
+from selfdraft.models.breakdown import StepParts
 from selfdraft.models.engines import AUTO, EAGER, use_engine
 from selfdraft.models.path import Path as ModelPath
 from selfdraft.models.profiling import BATCHES, costs_on, measure_grid, measure_parts, measure_path
 from selfdraft.models.target import Target
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.costs import plot_costs, print_costs, print_path_costs
+from selfdraft.tracking.curve import Curve
 from selfdraft.tracking.steps import print_steps
 
 
@@ -41,6 +44,7 @@ def profile(run: Run) -> None:
     assert isinstance(task, ProfileConfig)
     refuse_a_run_that_cannot_fit(config, certify=False, rows=max(BATCHES) if task.grid else 1)
     run.begin(name="profile", started=folder / "profile.json", facts=adapter_facts(config.drafter))
+    curve = Curve(run.logger, "forward_tokens", ("forward_s/*", "step_s/*"))
     device, environment = torch.device(config.hardware.torch_device), run.environment
     with console.status(f"loading {config.model.label}"):
         loaded = config.model.load(device)
@@ -60,9 +64,13 @@ def profile(run: Run) -> None:
             model=config.model.label,
             source=environment["command"],
         )
+        for part in ("forward", "base", "attention", "mlp", "head"):
+            log_line(curve, part, getattr(costs, part).sizes, getattr(costs, part).seconds)
         if task.grid:
             for part, line in measure_grid(target, rounds=min(task.rounds, 3)):
                 status.update(f"measured {', '.join(f'{k} {v}' for k, v in line.items() if isinstance(v, int))}")
+                name, number = next(iter(line.items()))
+                log_line(curve, f"{name}_{number}", line["sizes"], line["seconds"])
                 lines: dict[str, Any] = {part: (*getattr(costs, part), line)}
                 costs = replace(costs, **lines)
         drafting = None
@@ -70,7 +78,12 @@ def profile(run: Run) -> None:
             assert isinstance(config.drafter, PathDrafterConfig)
             status.update(f"measuring drafts of {config.drafter.label}")
             drafting = measure_path(target, path, config.drafter.longest, context=task.context, rounds=task.rounds)
-        steps = measure_engines(config, loaded, targets, task.context, task.rounds, status.update)
+            log_line(curve, config.drafter.path.name, drafting.forward.sizes, drafting.forward.seconds)
+
+        def note(engine: str, step: StepParts) -> None:
+            curve.add(step.tokens, {f"step_s/{engine}/{part}": seconds for part, seconds in step.parts_s.items()})
+
+        steps = measure_engines(config, loaded, targets, task.context, task.rounds, status.update, note)
     paths = None if drafting is None else drafting.to_dict()
     result = {**costs.to_dict(), "engine": engine, "drafting": paths, "steps": steps}
     write_profile(folder / "profile.json", result, environment, measured_config(run.composed))
@@ -82,6 +95,12 @@ def profile(run: Run) -> None:
         plot_costs(costs, folder / "profile.png")
     run.log({"task": "profile", **result}, picture=folder / "profile.png")
     console.print(f"written: {shown(folder)}/profile.json (scripts/predict.py takes it as --hardware), profile.png")
+
+
+def log_line(curve: Curve, name: str, sizes: Sequence[float], seconds: Sequence[float]) -> None:
+    """Log the seconds of forwards by their numbers of tokens."""
+    for size, value in zip(sizes, seconds, strict=True):
+        curve.add(int(size), {f"forward_s/{name}": value})
 
 
 def drafting_path(target: Target, drafter: DrafterConfig) -> ModelPath | None:

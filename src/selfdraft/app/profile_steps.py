@@ -29,6 +29,7 @@ TEXT = (
 NEW_TOKENS = 24  # of the answer during which the drafter is timed
 
 Tell = Callable[[str], object]
+Note = Callable[[str, StepParts], object]
 
 
 class Timed(Drafter):
@@ -97,12 +98,19 @@ def compiled_target(config: Config, loaded: LoadedModel, tell: Tell) -> dict[str
 
 
 def measure_engines(
-    config: Config, loaded: LoadedModel, targets: Mapping[str, Target], context: int, rounds: int, tell: Tell
+    config: Config,
+    loaded: LoadedModel,
+    targets: Mapping[str, Target],
+    context: int,
+    rounds: int,
+    tell: Tell,
+    note: Note,
 ) -> dict[str, Any]:
     """Measure the steps of targets, each given by the line that names its engine.
 
     Args:
         tell: called with a line before or after everything that takes seconds.
+        note: called with the engine's name and every step, as soon as that is measured.
 
     Returns:
         For profile.json; see `print_steps`.
@@ -113,7 +121,7 @@ def measure_engines(
     engines: list[dict[str, Any]] = []
     speed = 0.0
     for line, target in targets.items():
-        engines.append(measure_engine(config, loaded, target, line, context, rounds, tell))
+        engines.append(measure_engine(config, loaded, target, line, context, rounds, tell, note))
         # Measured again after each engine, because other work on the machine can only make it look slower.
         tell("measuring the memory's bandwidth")
         speed = max(speed, bandwidth(target.device))
@@ -124,13 +132,21 @@ def measure_engines(
 
 
 def measure_engine(
-    config: Config, loaded: LoadedModel, target: Target, line: str, context: int, rounds: int, tell: Tell
+    config: Config,
+    loaded: LoadedModel,
+    target: Target,
+    line: str,
+    context: int,
+    rounds: int,
+    tell: Tell,
+    note: Note,
 ) -> dict[str, Any]:
     """Measure the steps of one target, whose engine is named by `line`, and count the bytes that it reads."""
     name = line.partition(" ")[0]
     steps: list[StepParts] = []
     for step in measure_steps(target, context=context, rounds=rounds):
         steps.append(step)
+        note(name, step)
         tell(f"{name}: measured the parts of a step of {step.tokens} token{'s' * (step.tokens > 1)}")
     read = traffic(target, target.cache.lengths[0])
     tell(f"{name}: timing the drafter {config.drafter.label} on a short text")

@@ -44,11 +44,12 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, *callbacks: pl.Callbac
 
 
 def quiet() -> None:
-    """Silence Lightning's greetings and its advice on workers."""
+    """Silence Lightning's greetings and its advice on workers and on Slurm's `srun`."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # jobs begin through submitit there
 
 
 class owned:

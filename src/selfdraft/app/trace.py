@@ -8,7 +8,9 @@ from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.schema_tasks import TraceConfig
 from selfdraft.app.session import adapter_facts
+from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
+from selfdraft.modules.task_logs import logged_steps
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.trace import print_trace, trace_steps
 
@@ -27,7 +29,8 @@ def trace(run: Run) -> None:
     run.begin(started=folder / "trace.json", facts=adapter_facts(config.drafter))
     with console.status(f"loading {config.model.label}"):
         bench = build_bench(config, torch.device(config.hardware.torch_device), references=[])
-    generation = bench.drafter.decode(bench.chat.encode(asked), seed=config.seed)
+    request = Request(bench.chat.encode(asked), config.seed)
+    *_, generation = logged_steps(bench.drafter.run([request]), run.logger)
     steps, counts = trace_steps(generation, bench.chat.decode), generation.counts
     result = {
         "task": "trace",

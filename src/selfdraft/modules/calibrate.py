@@ -95,7 +95,7 @@ class CalibrateModule(pl.LightningModule):
         candidate = self.search.candidate(index)
         value, facts = self.score(candidate.skip)
         self.search.tell(candidate, value, facts)
-        return {"value": value, **facts}
+        return {"index": index, "value": value, **facts}
 
     def score(self, skip: SkipSet) -> tuple[float, dict[str, float]]:
         """Return a skip set's value under the objective, and facts: agreement, the best options, their speedup."""

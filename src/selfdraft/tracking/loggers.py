@@ -21,7 +21,6 @@ from selfdraft.tracking.other_loggers import OTHER_LOGGERS
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import Line
 from selfdraft.tracking.run_label import RunLabel, id_in, run_id, sweep_of
-from selfdraft.tracking.running import TURN
 from selfdraft.tracking.wandb_media import charts, for_the_table_of_runs, prompt_table
 
 if TYPE_CHECKING:
@@ -259,9 +258,6 @@ def _define_axes(run: wandb.Run) -> None:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     run.define_metric(_DEPTH, hidden=True, summary="none")
-    run.define_metric(TURN, hidden=True, summary="none")
-    for name in ("prompt/*", "running/*", "peak_memory_mb"):
-        run.define_metric(name, step_metric=TURN, summary="none")
     run.define_metric(_ACCEPTANCE, step_metric=_DEPTH, summary="none")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pytorch_lightning.loggers import Logger
 
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.run_label import RunLabel
+
+SERVER = "MLFLOW_TRACKING_URI"
 
 
 def tensorboard(folder: Path, project: str, label: RunLabel, config: Mapping[str, Any]) -> Logger:
@@ -34,20 +37,23 @@ def mlflow(folder: Path, project: str, label: RunLabel, config: Mapping[str, Any
     Raises:
         UserError: MLflow is not installed.
     """
-    import os
-
     from pytorch_lightning.loggers import MLFlowLogger
 
+    given = os.environ.get(SERVER)
     try:
         logger = MLFlowLogger(
             experiment_name=project,
             run_name=label.name,
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}",
+            tracking_uri=given or f"sqlite:///{folder.absolute() / 'mlflow.db'}",
             tags={"group": label.group or "", "task": label.job_type or "", "tags": ",".join(label.tags)},
         )
         logger.log_hyperparams(dict(config))
     except ModuleNotFoundError as error:
         raise UserError(f"logger=mlflow needs a package ({error.name}): pip install mlflow-skinny") from None
+    finally:  # MLflow keeps in it where this run writes, and the next run of this process would write there, too
+        os.environ.pop(SERVER, None)
+        if given is not None:
+            os.environ[SERVER] = given
     return logger
 
 

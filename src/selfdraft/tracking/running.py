@@ -1,9 +1,10 @@
-"""What a logger gets after every prompt, so that one can watch a run and stop one that is going wrong."""
+"""What a logger gets after every prompt and every step, so that one can watch a run and stop a bad one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from selfdraft.decoding.record import Generation
 from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.pace import drafter_pace, speedup_of, total
 from selfdraft.tracking.records import Line
@@ -38,6 +39,20 @@ def after_a_turn(lines: Sequence[Line], seed: int) -> dict[str, float]:
         "peak_memory_mb": last.get("peak_memory_mb"),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def after_a_step(generation: Generation) -> dict[str, float]:
+    """Return the numbers of the last step of an answer, and the running ones of all its steps so far."""
+    drafted, _, accepted, bonus, *_ = generation.steps[-1]
+    counts, seconds = generation.counts, generation.decode_s
+    found = {
+        "step/tokens": len(accepted) + (bonus is not None),
+        "step/drafted": len(drafted),
+        "step/accepted": len(accepted),
+        "step/seconds": generation.step_s[-1],
+        "running/tokens_per_forward": counts.new_tokens / counts.target_forwards,
+    }
+    return found | ({"running/tokens_per_s": counts.new_tokens / seconds} if seconds else {})
 
 
 def _of_contenders(lines: Sequence[Line]) -> dict[str, float]:
