@@ -27,6 +27,7 @@ from selfdraft.drafters.siblings import rivals_of, siblings_of
 from selfdraft.models.path import Path, Reuse
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import with_vocabulary
+from selfdraft.models.threads import single_threaded
 
 _EMPTY = TokenTree.empty()
 BONUS = ("auto", "keep", "forgo")
@@ -240,9 +241,10 @@ class Chain(PathDrafter):
             keep = [chains[i].states for i in going] if self.config.reuse and path.leading else None
             rows, trees = [contexts[i].row for i in going], [_EMPTY] * len(going)
             logits = self.target.draft_forward(path, rows, depth, tokens, trees, keep=keep)
-            for i, row_logits in zip(going, logits, strict=True):
-                chains[i].forwards += path is self.target.full
-                self._extend(contexts[i], chains[i], row_logits)
+            with single_threaded(self.target.compiled):
+                for i, row_logits in zip(going, logits, strict=True):
+                    chains[i].forwards += path is self.target.full
+                    self._extend(contexts[i], chains[i], row_logits)
             going = [i for i in going if self._goes_on(contexts[i], chains[i])]
 
     def _extend(self, context: Context, chain: _Chain, logits: Tensor) -> None:

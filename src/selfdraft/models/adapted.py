@@ -18,8 +18,8 @@ from selfdraft.models.adapter import FEATURE, JUMP, Adapter
 from selfdraft.models.driver import Driver
 from selfdraft.models.engines import runs_as_graphs, settled
 from selfdraft.models.layered import layered
+from selfdraft.models.feature import Product
 from selfdraft.models.lightcopy import light_copy
-from selfdraft.models.parts import Matrix, matrix
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_linear, sparse_path
@@ -58,7 +58,7 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
         target,
         skip,
         vocabulary=None if ids is None else ids.tolist(),
-        norm=driver.fastest(_replaced(driver.anatomy.norm, norm)) if norm else None,
+        norm=_norm(driver, norm) if norm else None,
         feature=_square(driver, adapter, FEATURE),
         jump=_square(driver, adapter, JUMP),
     )
@@ -84,8 +84,15 @@ def _with_native_head(driver: Driver, path: Path) -> Path:
     return replace(path, head=head)
 
 
-def _square(target: Driver, adapter: Adapter, name: str) -> Matrix | None:
-    """Return a trained (C, C) weight as a matrix from hidden states to hidden states; None if there is none."""
+def _norm(driver: Driver, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return the trained final norm; in our C++, where layers are."""
+    trained = _replaced(driver.anatomy.norm, tensors)
+    native = None if driver.native is None else driver.native.norm(trained)
+    return native or driver.fastest(trained)
+
+
+def _square(target: Driver, adapter: Adapter, name: str) -> Product | None:
+    """Return a trained (C, C) weight as a map from hidden states to hidden states; None if there is none."""
     weight, width = adapter.tensors.get(name), target.model.config.hidden_size
     if weight is None:
         return None
@@ -93,7 +100,12 @@ def _square(target: Driver, adapter: Adapter, name: str) -> Matrix | None:
         raise _misfit(name)
     linear = nn.Linear(width, width, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(target.device, target.dtype), requires_grad=False)
-    return matrix(target.fastest(linear))
+    if target.native is not None:
+        try:
+            return target.native.product(linear)
+        except UserError:  # its inputs do not come in sixteens
+            pass
+    return target.fastest(linear)
 
 
 def _replaced(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

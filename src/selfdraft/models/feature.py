@@ -6,14 +6,18 @@ states of the first layers do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from selfdraft.models.block import Block
-from selfdraft.models.parts import Matrix
 from selfdraft.models.path import Path, Runner, States, Trees
+
+
+Product = Callable[[Tensor], Tensor]
+"""Maps (…, C) states to (…, C) states by a trained matrix."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class FeaturePath(Path):
     """A path that adds ``feature(final)`` to the root's state after the leading layers.
 
     Attributes:
-        feature: a (C, C) matrix; `final` is the full model's final hidden state of the last committed token.
+        feature: multiplies by a (C, C) matrix; `final` is the full model's final hidden state of the last committed token.
     """
 
-    feature: Matrix = field(kw_only=True)
+    feature: Product = field(kw_only=True)
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`. Blocks that do not begin with the root run like those of any other path."""
@@ -49,7 +53,7 @@ class FeaturePath(Path):
         """Add the features of the rows' last final hidden states, where they are known, to (B, N, C) states."""
         if block.finals is None:
             return hidden
-        unknown = torch.zeros(self.feature.weight.shape[1], dtype=runner.dtype, device=runner.device)
+        unknown = torch.zeros_like(hidden[0, 0])
         finals = [unknown if final is None else final for final in block.finals]
         features = self.feature(torch.stack(finals)[:, None])
         return torch.cat([hidden[:, :1] + features, hidden[:, 1:]], dim=1)

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from selfdraft.core.tree import ROOT
 from selfdraft.models.block import Block
-from selfdraft.models.feature import FeaturePath
-from selfdraft.models.parts import Matrix
+from selfdraft.models.feature import FeaturePath, Product
 from selfdraft.models.path import Runner, States, Trees
 
 EPSILON = 1e-6  # keeps states that are zero as they are
@@ -39,13 +38,15 @@ class JumpPath(FeaturePath):
     needs the final state of its parent.
 
     Attributes:
-        jump: a (C, C) matrix.
+        jump: multiplies by a (C, C) matrix.
     """
 
-    jump: Matrix = field(kw_only=True)
+    jump: Product = field(kw_only=True)
 
     def run(self, runner: Runner, block: Block, trees: Trees = (), states: States = None) -> Tensor:
         """See `Path.run`."""
+        if block.tokens.shape[1] == 1 and states is None:
+            return self._one(runner, block)
         layers = self.part(0, len(self.layers))
         embedded = self.jump(evened(runner.anatomy.embed(block.tokens.to(runner.device))))
         before, hidden = torch.zeros_like(embedded), torch.zeros_like(embedded)
@@ -60,10 +61,22 @@ class JumpPath(FeaturePath):
             hidden[:, settled:] = layers.drive(runner, block, given, since=settled)
         if states is not None:
             layers.drive(runner, block, embedded + self.feature(evened(before)), states=states)
+        self._leave(block, hidden)
+        return hidden
+
+    def _one(self, runner: Runner, block: Block) -> Tensor:
+        """Return (B, 1, C) for one token a row, which is how chains are drafted, with as few small operations as can be."""
+        embedded = self.jump(evened(runner.anatomy.embed(block.tokens.to(runner.device))))
+        before = self._before(block, embedded)[:, None]
+        hidden = self.drive(runner, block, embedded + self.feature(evened(before)))
+        self._leave(block, hidden)
+        return hidden
+
+    def _leave(self, block: Block, hidden: Tensor) -> None:
+        """Leave the final states for the tokens that follow these in their rows."""
         if _drafts_on(block):
             for b, row in enumerate(block.rows):
                 block.cache.drafted[row] = block.starts[b], hidden[b]
-        return hidden
 
     def run_and_keep(self, runner: Runner, block: Block, trees: Trees = ()) -> tuple[Tensor, Tensor]:
         """See `Path.run_and_keep`. No leading layer is run, so what can be reused are the embeddings."""

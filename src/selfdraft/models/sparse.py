@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.anatomy import Anatomy
 from selfdraft.models.driver import Driver
-from selfdraft.models.feature import FeaturePath
+from selfdraft.models.feature import FeaturePath, Product
 from selfdraft.models.jump import JumpPath
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.packing import PackedLinear, can_pack
-from selfdraft.models.parts import Matrix, matrix
+from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 
@@ -37,8 +37,8 @@ def sparse_path(
     vocabulary: Sequence[int] | None = None,
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
-    feature: Matrix | None = None,
-    jump: Matrix | None = None,
+    feature: Product | None = None,
+    jump: Product | None = None,
 ) -> Path:
     """Return the path without the sublayers of `skip`. It takes microseconds; any number may coexist.
 

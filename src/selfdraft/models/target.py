@@ -20,6 +20,7 @@ from selfdraft.models.driver import Driver
 from selfdraft.models.packing import PackedLinear, unpacked
 from selfdraft.models.path import Path, Reuse, ready_tokens
 from selfdraft.models.rotary import UNLIMITED
+from selfdraft.models.threads import single_threaded
 
 TRIED = 12  # tokens on which our run through the layers is compared with the model's own forward
 PREFILL_CHUNK = 512  # tokens per prefill forward: bounds the (N, K) mask of long prompts
@@ -147,17 +148,18 @@ class Target(Driver):
         """See `TargetProtocol.draft_forward`."""
         if path is self.full:
             self.forwards += 1
-        starts = [self.cache.lengths[row] + offset for row in rows]
-        # Only states that the verification reuses must have the bits of the verification.
-        block = self._block(rows, starts, tokens, trees, padded=keep is not None)
-        if offset == 0:
-            block = replace(block, finals=[self.cache.finals[row] for row in rows])
-        if keep is None:
-            return self.logits(path, path.run(self, block, trees), trees)
-        kept, hidden = path.run_and_keep(self, block, trees)
-        for b, row_keep in enumerate(keep):
-            row_keep.append(kept[b, : 1 + len(trees[b])])
-        return self.logits(path, hidden, trees)
+        with single_threaded(self.graph(path.layers, path.types)):
+            starts = [self.cache.lengths[row] + offset for row in rows]
+            # Only states that the verification reuses must have the bits of the verification.
+            block = self._block(rows, starts, tokens, trees, padded=keep is not None)
+            if offset == 0:
+                block = replace(block, finals=[self.cache.finals[row] for row in rows])
+            if keep is None:
+                return self.logits(path, path.run(self, block, trees), trees)
+            kept, hidden = path.run_and_keep(self, block, trees)
+            for b, row_keep in enumerate(keep):
+                row_keep.append(kept[b, : 1 + len(trees[b])])
+            return self.logits(path, hidden, trees)
 
     @torch.inference_mode()
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:

@@ -166,13 +166,13 @@ class NativeProduct:
         self._matrix, self._threads, self._described = matrix, threads, matrix.described()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return (n, O) of (n, I) states."""
+        """Return (…, O) of (…, I) states."""
         states = states.to(torch.float32).contiguous()
-        out = torch.empty(len(states), self._matrix.outputs)
+        out = torch.empty(*states.shape[:-1], self._matrix.outputs)
         library().selfdraft_product(
             byref(self._described),
             c_void_p(states.data_ptr()),
-            c_int64(len(states)),
+            c_int64(states[..., 0].numel()),
             c_void_p(out.data_ptr()),
             c_int64(self._threads),
         )
