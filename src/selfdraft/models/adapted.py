@@ -17,8 +17,8 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.models.adapter import FEATURE, JUMP, Adapter
 from selfdraft.models.driver import Driver
 from selfdraft.models.engines import runs_as_graphs, settled
-from selfdraft.models.layered import layered
 from selfdraft.models.feature import Product
+from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol

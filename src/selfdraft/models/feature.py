@@ -15,7 +15,6 @@ from torch import Tensor
 from selfdraft.models.block import Block
 from selfdraft.models.path import Path, Runner, States, Trees
 
-
 Product = Callable[[Tensor], Tensor]
 """Maps (…, C) states to (…, C) states by a trained matrix."""
 
@@ -25,7 +24,8 @@ class FeaturePath(Path):
     """A path that adds ``feature(final)`` to the root's state after the leading layers.
 
     Attributes:
-        feature: multiplies by a (C, C) matrix; `final` is the full model's final hidden state of the last committed token.
+        feature: multiplies by a (C, C) matrix; `final` is the full model's final hidden state of the last committed
+            token.
     """
 
     feature: Product = field(kw_only=True)

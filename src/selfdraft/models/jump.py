@@ -65,7 +65,7 @@ class JumpPath(FeaturePath):
         return hidden
 
     def _one(self, runner: Runner, block: Block) -> Tensor:
-        """Return (B, 1, C) for one token a row, which is how chains are drafted, with as few small operations as can be."""
+        """Return (B, 1, C) for one token a row, as chains are drafted, with as few small operations as can be."""
         embedded = self.jump(evened(runner.anatomy.embed(block.tokens.to(runner.device))))
         before = self._before(block, embedded)[:, None]
         hidden = self.drive(runner, block, embedded + self.feature(evened(before)))

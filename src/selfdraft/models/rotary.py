@@ -111,7 +111,7 @@ class Rotary:
         return rotation
 
     def _looked_up(self, hidden: Tensor, positions: Tensor, kind: str) -> Rotation:
-        """Return what the stock module does, on a CPU from a table: the module takes a third as long as a small layer."""
+        """Return what the stock module does, on a CPU from a table: the module takes long for a few numbers."""
         furthest = int(positions.max()) if positions.device.type == "cpu" else MOST_KEPT
         if furthest >= MOST_KEPT:
             return self._stock(hidden, positions, *self._types(kind))

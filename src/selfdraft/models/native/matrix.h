@@ -34,6 +34,9 @@ constexpr int most(int format) { return format == FLOAT32 || format == CODES8 ? 
 // Whether it pays to write decoded weights down before so many tokens use them (measured).
 constexpr bool written_down(int format, int64_t tokens) { return format == BFLOAT16 ? tokens >= 12 : format == CODES4 && tokens >= 48; }
 
+// Bytes of the weights of eight inputs in a tile.
+constexpr int bytes_of_8(int format) { return TILE * (format == CODES4 ? 4 : format == CODES8 ? 8 : format == BFLOAT16 ? 16 : 32); }
+
 // The weights of one tile, decoded eight inputs at a time: `begin` takes the first of them, `next` the weights of one input after the
 // other, for the vector of outputs numbered c.
 template <int format, int C>
@@ -90,10 +93,10 @@ constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-
 
 // Add the inputs [first, end) of M tokens to their sums y, for C vectors of outputs from `column` of a tile on.
 //
-// x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
+// ahead: bytes from here to the next tile, 0 if its weights need not be fetched; x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
 template <int format, int M, int C, bool grouped>
-__attribute__((noinline)) static void add(const void* data, int column, int64_t first, int64_t end, int64_t base, const float* x, int64_t stride,
-                       const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
+__attribute__((noinline)) static void add(const void* data, int column, int64_t ahead, int64_t first, int64_t end, int64_t base, const float* x,
+                                         int64_t stride, const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
     Weights<format, C> weights(data, column);
     floats sum[M][C];
     for (int m = 0; m < M; m++)
@@ -102,6 +105,9 @@ __attribute__((noinline)) static void add(const void* data, int column, int64_t 
         const int64_t stop = grouped ? std::min(i + GROUP, end) : end;
         for (; i < stop; i += 8) {
             weights.begin(i - base);
+            if (ahead)  // the same weights of the next tile: the processor does not fetch ahead across pages of memory by itself
+                for (int line = 0; line < bytes_of_8(format) / 64; line++)
+                    __builtin_prefetch(static_cast<const char*>(data) + ahead + (i - base) / 8 * bytes_of_8(format) + 64 * line, 0, 2);
             const float* from = x + i;
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++)
@@ -168,8 +174,9 @@ struct Product {
         // Vectors of outputs whose sums fit into the registers, beside codes that are being decoded.
         constexpr int C = LANES == 16 || M <= (format == CODES4 ? 2 : 3) ? TILE / LANES : 2;
         for (int column = 0; column < TILE; column += C * LANES)
-            add<format, M, C, grouped>(data, column, first, end, base, x + token * stride, stride, sums + token * groups(), groups(),
-                                       of_tile(matrix.scales), of_tile(matrix.shifts), y + token * TILE);
+            add<format, M, C, grouped>(data, column, base || token || column ? 0 : matrix.inputs / 8 * bytes_of_8(format), first, end, base,
+                                       x + token * stride, stride, sums + token * groups(), groups(), of_tile(matrix.scales),
+                                       of_tile(matrix.shifts), y + token * TILE);
     }
 
     template <int format, bool grouped>
