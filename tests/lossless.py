@@ -205,7 +205,7 @@ def name_of(config: DrafterConfig) -> str:
     """What differs from the defaults, for test names: `jacobi-window=4-init=ngram`."""
     changed = []
     for part in (config, config.path) if isinstance(config, PathDrafterConfig) else (config,):
-        usual = configured(config.label) if config.label in PRESETS and config.label != "trained" else type(config)()
+        usual = configured(config.label) if config.label in PRESETS and config.label not in ("trained", "jump") else type(config)()
         plain = usual if part is config else type(part)()
         changed += [
             f"{f.name}={getattr(part, f.name)}"

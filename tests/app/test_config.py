@@ -65,7 +65,7 @@ def options_of(choice: str) -> dict:
 
 def described(name: str, path: str | None = None) -> DrafterConfig:
     """A drafter's options by `configured`, with those that its YAML leaves to the user."""
-    options = {"adapter": "somewhere"} if (path or PRESETS[name].path) in ("trained", "jump") else {}
+    options = {"adapter": "somewhere"} if (path or PRESETS[name].path) == "trained" else {}
     return configured(name, path, **options)
 
 

@@ -9,6 +9,7 @@ An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says 
 * ``jump.weight`` (C, C): with ``feature.weight``, predicts the state at which a `JumpPath` begins;
 * ``vocabulary`` (v,): the only token ids that are drafted;
 * ``pseudo`` (k, C): embeddings of learned pseudo tokens; ``sampler.{parameter}``: see `pseudo`;
+* ``scales/{name}`` (O, I / 32): the matrix ``{name}`` is stored in 8 bits (see `eight_bit`), and read as floats;
 * ``mask`` (k, C), ``feed.{parameter}``: inputs of gated rows, see `fused`; ``markov.…``, ``confidence.…``: see `heads`.
 """
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import file_at
+from selfdraft.models.eight_bit import in_eight_bits, in_floats
 
 FILE = "adapter.safetensors"
 FEATURE, JUMP = "feature.weight", "jump.weight"
@@ -57,10 +59,15 @@ class Adapter:
         """Return the tensors whose names begin with `prefix`, by name without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
-    def write(self, folder: Path) -> None:
-        """Write the adapter into a folder, which is created if needed. The file appears whole or not at all."""
+    def write(self, folder: Path, *, eight_bit: bool = False) -> None:
+        """Write the adapter into a folder, which is created if needed. The file appears whole or not at all.
+
+        Args:
+            eight_bit: round every matrix to 8 bits: a quarter of the size (see `eight_bit`).
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        plain = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
+        stored = in_eight_bits(self.tensors) if eight_bit else self.tensors
+        plain = {name: t.detach().cpu().contiguous().clone() for name, t in stored.items()}
         partial = folder / f".{FILE}.partial"
         save_file(plain, partial, metadata={"recipe": self.recipe, "settings": json.dumps(dict(self.settings))})
         partial.replace(folder / FILE)
@@ -133,6 +140,10 @@ def _read(file: Path) -> Adapter:
             fits = name in ("scale", "first") and type(value) in (int, float) and abs(value) < 2**63
         if not fits:
             raise _NoAdapter(f"its settings have {name!r:.40} as {value!r:.40}")
+    try:
+        tensors = in_floats(tensors)
+    except ValueError as error:
+        raise _NoAdapter(str(error)) from None
     for name, tensor in tensors.items():
         if (reason := _wrong(name, tensor, tensors)) is not None:
             raise _NoAdapter(f"its tensor {name!r:.80} {reason}")

@@ -191,7 +191,11 @@ class FinetuneModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-        """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it."""
+        """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it.
+
+        The rate is as low as the share of `steps` that are done, or of `minutes` if that is greater, so it also falls to
+        its end where the time runs out first.
+        """
         steps, config = self.config.steps, self.config
         optimizer = torch.optim.AdamW(
             [p for p in self.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=0.0
@@ -201,10 +205,16 @@ class FinetuneModule(pl.LightningModule, ABC):
         def rate(step: int) -> float:
             if step < warm:
                 return (step + 1) / warm
-            done = min((step - warm) / max(steps - warm, 1), 1.0)
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+            done = max((step - warm) / max(steps - warm, 1), self._time_passed())
+            return 0.1 + 0.45 * (1 + math.cos(math.pi * min(done, 1.0)))
 
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+    def _time_passed(self) -> float:
+        """Return the share of `minutes` that has passed; 0 without a limit."""
+        callbacks = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]  # Lightning adds it
+        timer = next((each for each in callbacks if isinstance(each, Timer)), None)
+        return 0.0 if timer is None or not self.config.minutes else timer.time_elapsed() / (60 * self.config.minutes)
 
     def teach(self, batch: PackedBatch) -> TeacherOutputs:
         """Return the teacher outputs of a batch that the trainable copies need."""
