@@ -36,7 +36,6 @@ MANDATORY = {  # what a choice leaves to the user
     "dataset/spec_bench": ["dataset.path=question.jsonl"],
     "drafter/trained": ["drafter.path.adapter=somewhere"],
     "drafter/path/trained": ["drafter.path.adapter=somewhere"],
-    "drafter/path/jump": ["drafter.path.adapter=somewhere"],
 }
 AUTO = "auto"  # stands for a drafter until a run begins
 WITH_A_PATH = [name for name, preset in PRESETS.items() if preset.path is not None]
