@@ -88,3 +88,15 @@ def test_the_best_speedup_is_that_of_the_best_length() -> None:
     assert best_speedup(0.0, 0.0, flat, 5) == pytest.approx(1.0)
     assert best_speedup(0.5, 0.25, flat, 1) == pytest.approx(1.5 / 1.25)
     assert best_speedup(0.5, 0.25, flat, 9) == pytest.approx(max(1.5 / 1.25, 1.75 / 1.5))
+
+
+def test_expected_gain_verifies_as_many_tokens_as_pay() -> None:
+    """Against the rate of every length of the finished chain."""
+    full = CostCurve((1, 2, 3, 40), (1.0, 1.3, 1.7, 20.0))
+    for confidences in ([0.1], [0.45], [0.9], [0.9, 0.9], [0.9, 0.1], [0.1, 0.9], [0.75, 0.65, 0.95]):
+        rule = ExpectedGain(full, 0.1)
+        reached = rule.calibration.reaches(confidences)
+        drafting = 0.1 * len(confidences)
+        rates = [(1 + sum(reached[:n])) / (drafting + full(n + 1)) for n in range(len(confidences) + 1)]
+        assert rule.verified(confidences) == rates.index(max(rates)), confidences
+    assert Threshold(0.5).verified([0.9, 0.1]) == 2  # other rules verify all

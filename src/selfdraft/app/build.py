@@ -135,6 +135,8 @@ def build_bench(
     with busy("measuring what forwards cost here, and preparing the drafters", tell):
         made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
     drafters = {name: drafter for name, (drafter, _) in made.items()}
+    for line in dict.fromkeys(drafter.said for drafter in drafters.values() if drafter.said):
+        tell(line)
     drafters.setdefault(BASELINE, NoDrafter(target, NoDrafter.Config(), costs))
     return Bench(
         chat=chat,

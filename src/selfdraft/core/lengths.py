@@ -42,6 +42,10 @@ class DraftLengthRule(ABC):
         level = next(i for i, least in enumerate(CONFIDENT) if confidences[-1] > least)
         return (LEAVES_SAMPLED if sample else LEAVES_GREEDY)[level]
 
+    def verified(self, confidences: Sequence[float]) -> int:
+        """Return how many first tokens of a finished chain are worth verifying: by default, all."""
+        return len(confidences)
+
     def learn(self, confidences: Sequence[float], accepted: int) -> None:  # noqa: B027  (optional)
         """Learn that the first `accepted` tokens of a chain with these confidences were accepted."""
 
@@ -144,6 +148,16 @@ class ExpectedGain(DraftLengthRule):
                 return count
             tokens, seconds = tokens + before * rival, seconds + extra
         return len(chances)
+
+    def verified(self, confidences: Sequence[float]) -> int:
+        """Return how many tokens pay, by the same comparison: the last one's confidence is known only now."""
+        reached = self.calibration.reaches(confidences)
+        drafting = len(confidences) * self.draft_seconds
+        for n in range(len(confidences), 0, -1):
+            extra = self.full(n + 1) - self.full(n)
+            if reached[n - 1] * (drafting + self.full(n)) > (1 + sum(reached[: n - 1])) * extra:
+                return n
+        return 0
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """See `DraftLengthRule`."""

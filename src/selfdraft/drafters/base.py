@@ -79,6 +79,7 @@ class Drafter(ABC):
         tensor_parallel: whether it works where each process has a part of every matrix: it has none of its own.
         best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
             with the verdict: fetching them from the logits would make the host wait for the device again.
+        said: a line for the user about what it drafts with, said once; None for none.
         costs: what forwards cost on this machine. Ask in `__init__` and `settle` only, see `Costs`.
     """
 
@@ -86,6 +87,7 @@ class Drafter(ABC):
     tree_parallel: ClassVar[bool] = True
     tensor_parallel: ClassVar[bool] = True
     best: int = 0
+    said: str | None = None
 
     def __init__(self, target: TargetProtocol, config: DrafterConfig, costs: Costs) -> None:
         self.target, self.config, self.costs = target, config, costs
@@ -140,7 +142,7 @@ class PathDrafter(Drafter):
 
     def __init__(self, target: TargetProtocol, config: PathDrafterConfig, costs: Costs, policy: PathPolicy) -> None:
         super().__init__(target, config, costs)
-        self.policy = policy
+        self.policy, self.said = policy, policy.said
 
     def start(self, context: Context) -> None:
         """Begin the request's path."""

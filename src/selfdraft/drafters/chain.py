@@ -130,6 +130,13 @@ class _Chain:
     forwards: int = 0
     states: list[Tensor] = field(default_factory=list)
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` tokens, and what was drafted beside them. Only for greedy decoding, which has no q."""
+        kept = [at for at, parent in enumerate(self.sibling_parents) if parent < count - 1]
+        self.tokens = self.tokens[:count]
+        self.sibling_parents = [self.sibling_parents[at] for at in kept]
+        self.sibling_tokens = [self.sibling_tokens[at] for at in kept]
+
     def tree(self) -> TokenTree:
         """Return the tree: first the chain, because drafting left its keys in the first slots, then all leaves."""
         chain = TokenTree.chain(self.tokens)
@@ -281,6 +288,8 @@ class Chain(PathDrafter):
         """Return the draft, without its last token if forwarding it through the leading layers does not pay."""
         state = self.states[context]
         state.drafted, state.confidences = chain.tokens.copy(), chain.confidences
+        if chain.confidences and not context.rule.sample and not self.config.reuse:
+            chain.cut(state.rule.verified(chain.confidences))
         if chain.states and not self.config.siblings and not self._bonus_pays(context, chain):
             chain.tokens.pop()
             del chain.q[len(chain.tokens) :]

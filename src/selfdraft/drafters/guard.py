@@ -58,7 +58,7 @@ class Guard(Drafter):
             clock: returns seconds; tests pass their own.
         """
         super().__init__(inner.target, inner.config, inner.costs)
-        self.inner, self.clock, self.best = inner, clock, inner.best
+        self.inner, self.clock, self.best, self.said = inner, clock, inner.best, inner.said
         self.curve = inner.costs.full()
         self.balance = CREDIT * self.curve(1)
         self.watched: WeakKeyDictionary[Context, Watch] = WeakKeyDictionary()

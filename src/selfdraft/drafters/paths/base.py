@@ -59,6 +59,7 @@ class PathPolicy(ABC):
         typical: a path whose cost is taken for that of any of its paths.
         prior: prior probability that a path knows the next token where lookups name none.
         tree_parallel, tensor_parallel: see `Drafter`.
+        said: a line about the path for the user, said once; None for none.
     """
 
     Config: ClassVar[type[PathConfig]]
@@ -66,6 +67,7 @@ class PathPolicy(ABC):
     tree_parallel: ClassVar[bool] = True
     tensor_parallel: ClassVar[bool] = True
     typical: Path
+    said: str | None = None
 
     def __init__(self, target: TargetProtocol, config: PathConfig, costs: Costs, use: Use) -> None:
         self.target, self.config, self.costs, self.use = target, config, costs, use
