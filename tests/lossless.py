@@ -201,11 +201,16 @@ def complaints(lossless: dict[str, list[DrafterConfig]], known: Collection[str])
     return missing + wrong
 
 
+NEED_WEIGHTS = ("trained", "jump")  # drafters whose path task=finetune trained
+
+
 def name_of(config: DrafterConfig) -> str:
     """What differs from the defaults, for test names: `jacobi-window=4-init=ngram`."""
     changed = []
     for part in (config, config.path) if isinstance(config, PathDrafterConfig) else (config,):
-        usual = configured(config.label) if config.label in PRESETS and config.label not in ("trained", "jump") else type(config)()
+        usual = (
+            configured(config.label) if config.label in PRESETS and config.label not in NEED_WEIGHTS else type(config)()
+        )
         plain = usual if part is config else type(part)()
         changed += [
             f"{f.name}={getattr(part, f.name)}"
@@ -216,7 +221,7 @@ def name_of(config: DrafterConfig) -> str:
 
 
 # A chain with a path that task=finetune trained needs a folder: see `random_adapters.ADAPTED`.
-TRIED = {*PRESETS, *PROPOSALS, *PATHS} - {"trained", "jump", "chain"}
+TRIED = {*PRESETS, *PROPOSALS, *PATHS} - {*NEED_WEIGHTS, "chain"}
 
 if found := complaints(LOSSLESS, TRIED):
     raise AssertionError("; ".join(found))

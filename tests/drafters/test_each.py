@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from by_hand import ROOMY, begin, drafted, observe
+from lossless import NEED_WEIGHTS
 from made import made
 from selfdraft.core.blocks import INITS
 from selfdraft.core.errors import UserError
@@ -17,7 +18,7 @@ from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.presets import PRESETS, configured
 from stub_target import Rule, StubTarget, successor
 
-NAMES = [name for name in PRESETS if name not in ("trained", "jump")]  # which need an adapter
+NAMES = [name for name in PRESETS if name not in NEED_WEIGHTS]
 
 
 def test_none_never_drafts() -> None:

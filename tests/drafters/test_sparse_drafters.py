@@ -50,14 +50,14 @@ def test_less_certain_nodes_get_more_siblings(sure: bool) -> None:
         assert len(set(mine)) == children and mine[0] == token
 
 
-@pytest.mark.parametrize(("cost", "children"), [(0.001, 1 + MOST_RIVALS), (0.9, 1)])
+@pytest.mark.parametrize(("cost", "children"), [(0.001, 1 + MOST_RIVALS), (0.45, 1), (0.9, 0)])
 def test_expected_gain_decides_the_number_of_siblings(cost: float, children: int) -> None:
-    """Of a draft that is unsure of every token alike."""
+    """Of a draft that is unsure of every token alike; its best token is not verified either where that does not pay."""
     target = StubTarget(successor, unsure=lambda text: True)
     target.costs = CostCurve((1, 64), (1.0, 1.0 + 63 * cost))
     drafter, context = begin(configured("layer_skip", draft_length=1, siblings=True, length="gain"), [5, 6], target)
     tree = drafter.propose(context).tree
-    assert len(tree) == children and set(tree.parents.tolist()) == {ROOT} and tree.tokens[0] == 7
+    assert len(tree) == children and set(tree.parents.tolist()) <= {ROOT} and tree.tokens[:1].tolist() in ([], [7])
 
 
 def test_sampled_siblings_are_drawn_without_replacement() -> None:

@@ -193,8 +193,8 @@ class FinetuneModule(pl.LightningModule, ABC):
     def _optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         """Return AdamW and its schedule: a linear warm-up of the rate, then a cosine down to a tenth of it.
 
-        The rate is as low as the share of `steps` that are done, or of `minutes` if that is greater, so it also falls to
-        its end where the time runs out first.
+        The rate goes by the share of `steps` that are done, or of `minutes` if that is greater: it also falls to its
+        end where the time runs out first.
         """
         steps, config = self.config.steps, self.config
         optimizer = torch.optim.AdamW(
