@@ -10,18 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from selfdraft.app.errors import one_line_script
 from selfdraft.models.adapter import Adapter
-from selfdraft.models.weights import GROUP, encoded
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
-
-
-def rounded(tensor: Tensor) -> Tensor:
-    """Return a matrix in 8 bits, as values; anything else as it is."""
-    fits = tensor.dim() == 2 and tensor.is_floating_point() and not tensor.shape[1] % GROUP
-    return encoded(tensor, 8).values() if fits else tensor
 
 
 @one_line_script("rounded")
@@ -32,7 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", type=Path, metavar="NEW_DIR", help="folder to write")
     given = parser.parse_args(arguments)
     artifact, adapter = Artifact.read(given.run), Adapter.read(given.run, "RUN_DIR")
-    replace(adapter, tensors={name: rounded(t) for name, t in adapter.tensors.items()}).write(given.out)
+    adapter.write(given.out, eight_bit=True)
     replace(artifact, options={**artifact.options, ADAPTER: "."}).write(given.out / FILE)
 
 
