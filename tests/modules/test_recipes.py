@@ -192,7 +192,7 @@ def drafter_of(module: FinetuneModule, target: Target, folder: Path) -> Any:
     """
     fixed = {"siblings": False, "length": "threshold"}
     flat = {"costs": "flat"}
-    free = {"pseudo_tokens": flat, "fused_jacobi": flat, "early_exit": fixed, "trained": fixed}
+    free = {"pseudo_tokens": flat, "fused_jacobi": flat, "early_exit": fixed, "jump": fixed}
     options = {**module.options(), **free.get(module.drafter, {})}
     return made(target, configured(module.drafter, adapter=str(folder), **options))
 

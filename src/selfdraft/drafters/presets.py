@@ -78,7 +78,8 @@ def routed(name: str, path: str | None = None, **options: Any) -> Routed:
             raise UserError(f"drafter={name} runs no part of the model: it takes no path")
         return Routed(preset.proposal, options)
     if path is None:
-        path = "trained" if options.get("adapter") is not None else preset.path
+        takes = "adapter" in options_of(PATHS[preset.path].Config)
+        path = preset.path if takes or options.get("adapter") is None else "trained"
     if not isinstance(path, str) or path not in PATHS:
         raise UserError(f"there is no path {path!r:.60}; choose one of {', '.join(PATHS)}")
     own = options_of(PATHS[path].Config)
@@ -97,8 +98,8 @@ def configured(name: str, path: str | None = None, **options: Any) -> DrafterCon
 
     Args:
         name: of a preset. path: of another path than the preset's.
-        options: the drafter's and its path's; no two of them have the same name. An `adapter` of a drafter that takes a
-            path chooses the path `trained`.
+        options: the drafter's and its path's; no two of them have the same name. An `adapter` of a drafter whose path
+            takes none chooses the path `trained`.
 
     Raises:
         UserError: no such drafter, path or option, or a value that is out of range or of another type.

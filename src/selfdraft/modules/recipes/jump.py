@@ -53,7 +53,7 @@ class Jump(FinetuneModule):
 
     Config = JumpRecipeConfig
     config: JumpRecipeConfig
-    drafter = "trained"
+    drafter = "jump"
 
     def path(self, target: Target) -> Path:
         """Return the path of the layers that are copied.
