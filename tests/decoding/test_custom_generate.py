@@ -201,6 +201,11 @@ def test_unknown_names_list_the_known_ones() -> None:
         Drafting("prompt_lookup", draft_length=0)
 
 
+def test_learning_while_decoding_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^Drafting: learn=True: only task=evaluate learns"):
+        Drafting("early_exit", learn=True)
+
+
 def test_an_engine_that_there_is_not_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"Drafting: there is no engine 'fast'; choose one of auto, eager, native, compiled"

@@ -42,6 +42,7 @@ from selfdraft.models.profiling import costs_on
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.target import Target
 from selfdraft.modules.bench import BASELINE, DRAFTER, Bench
+from selfdraft.modules.online import learns
 from selfdraft.tracking.artifact import Artifact
 
 Made = TypeVar("Made")
@@ -90,7 +91,7 @@ def build_bench(
         shape_invariant=config.decoding.shape_invariant,
         guard=config.decoding.guard,
     )
-    batch_size = config.decoding.batch_size
+    decoding, batch_size = config.decoding, config.decoding.batch_size
     if references and batch_size > 1:
         raise UserError(
             "decoders outside SelfDraft answer prompt by prompt: compare with them at decoding.batch_size=1"
@@ -105,6 +106,12 @@ def build_bench(
             "decoders outside SelfDraft decode greedily, and end by length or end of sequence only: leave the other "
             "options out"
         )
+    specs = {DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs
+    one_by_one = ""
+    if any(learns(spec.config) for spec in specs.values()):
+        if config.task.name != "evaluate":
+            raise UserError("drafter.learn=true: only task=evaluate learns while it decodes; leave it out")
+        one_by_one = "drafter.learn=true changes weights, of which other engines than eager have copies"
     memory, tell = PeakMemory(device), rank_zero_only(make_console().print)
     with memory("load"):
         parts = config.hardware.tensor_parallel
@@ -115,10 +122,10 @@ def build_bench(
         model = replace(config.model, engine=EAGER, packed=False) if parts else config.model
         with busy("packing the matrices and preparing the engine", tell):
             (whole, engine), compile_s = timed(
-                lambda: build_target(model, loaded.model, invariant=config.decoding.shape_invariant)
+                lambda: build_target(model, loaded.model, invariant=decoding.shape_invariant, one_by_one=one_by_one)
             )
     print_of_model = refuse_other_model(config, loaded.model)
-    decoding, chat = config.decoding, Chat(loaded.tokenizer)
+    chat = Chat(loaded.tokenizer)
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
         make_shape_invariant(whole)
@@ -131,7 +138,6 @@ def build_bench(
     if config.hardware.tree_parallel:
         target = _shared(whole, config)
     stopping = Stopping(loaded.eos, decoding.max_new_tokens, tuple(decoding.stop), chat.decode)
-    specs = {DRAFTER: Spec(config.drafter, decoding.guard)} if specs is None else specs
     with busy("measuring what forwards cost here, and preparing the drafters", tell):
         made = {name: timed(partial(spec.drafter, target, costs)) for name, spec in specs.items()}
     drafters = {name: drafter for name, (drafter, _) in made.items()}
@@ -162,18 +168,22 @@ def timed(work: Callable[[], Made]) -> tuple[Made, float]:
     return work(), time.perf_counter() - begun
 
 
-def build_target(config: ModelConfig, model: StockModel, *, invariant: bool = False) -> tuple[Target, str]:
+def build_target(
+    config: ModelConfig, model: StockModel, *, invariant: bool = False, one_by_one: str = ""
+) -> tuple[Target, str]:
     """Return the target of a loaded model, and a line that says which engine runs it and why.
 
     Args:
         invariant: whether a token's bits must not depend on the block that computes it.
+        one_by_one: why layers have to be run one by one; empty if they need not.
 
     Raises:
         UserError: the model is not supported, or not by the engine that is asked for.
     """
     target = Target(model, packed=config.packed, attention=config.attention)
     tell = rank_zero_only(make_console().print)
-    return target, use_engine(target, config.engine, tell=tell, weights=config.weights, invariant=invariant)
+    engine = use_engine(target, config.engine, one_by_one, tell, config.weights, invariant)
+    return target, engine
 
 
 def _shared(target: Target, config: Config) -> TreeParallelTarget:

@@ -9,6 +9,7 @@ from functools import partial
 from rich.text import Text
 
 from selfdraft.app.build import build_bench, refuse_a_run_that_cannot_fit
+from selfdraft.app.learning import conclude_learning, refuse_learning
 from selfdraft.app.lifecycle import Run
 from selfdraft.app.reporting import report_of_run
 from selfdraft.app.schema_tasks import EvaluateConfig
@@ -21,7 +22,6 @@ from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.modules.bench import Bench
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
 from selfdraft.modules.prompt_log import PromptLog
@@ -50,6 +50,7 @@ def evaluate(run: Run) -> float | None:
     task = config.task
     assert isinstance(task, EvaluateConfig)
     refuse_warm_repeats(config.drafter, task.repeats)
+    refuse_learning(config, folder)
     prompts = config.dataset.load()
     if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=True)
@@ -64,7 +65,7 @@ def evaluate(run: Run) -> float | None:
         tell=partial(tell_resumed, run.console, folder, len(prompts)),
     )
     decode_all(run, module, prompts, EvaluationProgress(run.console))
-    return _conclude(run, module.bench, prompts) if run.is_rank_zero else None
+    return _conclude(run, module, prompts) if run.is_rank_zero else None
 
 
 def refuse_warm_repeats(drafter: DrafterConfig, repeats: int) -> None:
@@ -96,8 +97,8 @@ def decode_all(run: Run, module: EvaluateModule, prompts: Sequence[Prompt], prog
         trainer.strategy.barrier("every rank has written its prompts")
 
 
-def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
-    config, folder, console = run.config, run.folder, run.console
+def _conclude(run: Run, module: EvaluateModule, prompts: list[Prompt]) -> float | None:
+    config, folder, console, bench = run.config, run.folder, run.console, module.bench
     lines = merge_rank_files(folder)
     turns = measured(lines)
     result = summarize(
@@ -118,6 +119,9 @@ def _conclude(run: Run, bench: Bench, prompts: list[Prompt]) -> float | None:
     result["why"] = reason(result)
     if score := score_of(turns, prompts, bench.chat.decode, config.score):
         result["score"] = score
+    if module.learner is not None:
+        in_order = sorted(turns, key=lambda line: line["learning"]["number"])
+        result["learning"] = conclude_learning(run, bench, module.learner, in_order)
     write_json_atomic(folder / "result.json", result)
     print_result(result, console)
     console.print(f"engine: {bench.engine}")

@@ -74,6 +74,8 @@ class Drafting:
             self.config, self.engine, self.packed = configured(drafter, **options), engine, packed
             if engine not in ENGINES:
                 raise UserError(f"there is no engine {engine!r:.60}; choose one of {', '.join(ENGINES)}")
+            if getattr(self.config, "learn", False):
+                raise UserError("learn=True: only task=evaluate learns while it decodes; leave it out")
         except UserError as error:
             raise UserError(f"Drafting: {error}") from None
         self.last: LastCall | None = None

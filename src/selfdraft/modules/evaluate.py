@@ -15,7 +15,9 @@ import torch
 from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Request
-from selfdraft.modules.bench import Bench, Measurement
+from selfdraft.models.layered import layered
+from selfdraft.modules.bench import DRAFTER, Bench, Measurement
+from selfdraft.modules.online import OnlineLearner, learns
 from selfdraft.modules.resuming import History, Resumed, keep_current
 from selfdraft.tracking.lines import CONTENDERS, LEFT_OUT
 from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
@@ -63,6 +65,7 @@ class EvaluateModule(pl.LightningModule):
             UserError: a prompt has more tokens than the model has positions.
         """
         self.bench = self.build(self.trainer.strategy.root_device)
+        self.learner = self._learner()
         self._refuse_long_prompts()
         if self.global_rank == 0:
             confirm(self.folder, {"model": self.bench.fingerprint})
@@ -101,6 +104,13 @@ class EvaluateModule(pl.LightningModule):
                 lines.append(line)
         return lines
 
+    def _learner(self) -> OnlineLearner | None:
+        """Return what trains the drafter's weights between prompts; None if they stay as they are."""
+        decoder = self.bench.decoders.get(DRAFTER)
+        if decoder is None or not learns(decoder.drafter.config):
+            return None
+        return OnlineLearner(layered(decoder.target), decoder.drafter, seed=self.seed)
+
     def _answer(self, line: Mapping[str, Any]) -> str:
         """Return the baseline's answer, with which the conversation continues."""
         return self.bench.chat.decode(line.get("baseline_output_ids", line["output_ids"]))
@@ -133,7 +143,10 @@ class EvaluateModule(pl.LightningModule):
             requests.append(request)
         measured = self.bench.measure(requests, repeats=self.repeats, position=position)
         for prompt, done in zip(fitting, measured, strict=True):
-            yield self._line(prompt, turn, done)
+            line = self._line(prompt, turn, done)
+            if self.learner is not None:  # after all contenders have decoded: no timed seconds are among these
+                line["learning"] = self.learner.observe(done.runs[DRAFTER][0])
+            yield line
 
     def _left_out(self, prompt: Prompt, turn: int, reason: str) -> dict:
         return {**self._about(prompt, turn), LEFT_OUT: reason, "rank": self.global_rank}

@@ -176,7 +176,11 @@ class FinetuneModule(pl.LightningModule, ABC):
         """Build the target and the trainable copies of its layers on this process's device."""
         if getattr(self, "student", None) is not None:
             return
-        self.target = self.build(self.trainer.strategy.root_device)
+        self.prepare(self.build(self.trainer.strategy.root_device))
+
+    def prepare(self, target: Target) -> None:
+        """Take a target, in float32 and unpacked, and make the trainable copies of its layers."""
+        self.target = target
         vocabulary = None if self.draft_ids is None else torch.tensor(sorted(self.draft_ids), device=self.target.device)
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, vocabulary)

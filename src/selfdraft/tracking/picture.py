@@ -102,6 +102,29 @@ def plot_training(history: Sequence[Mapping[str, Any]], watched: str, path: Path
     draw(path, (9, 4.2), paint)
 
 
+def plot_learning(rates: Sequence[float], path: Path, window: int = 8) -> None:
+    """Draw how acceptance grew over a stream of prompts into a PNG file.
+
+    Args:
+        rates: share of first drafted tokens that was accepted, prompt after prompt. window: prompts of a moving mean.
+    """
+    means = [sum(rates[max(i - window + 1, 0) : i + 1]) / min(i + 1, window) for i in range(len(rates))]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        numbers = range(1, len(rates) + 1)
+        axes.plot(numbers, rates, linestyle="none", marker="o", markersize=3, color=_GREY, label="one prompt")
+        axes.plot(numbers, means, color=_ORANGE, label=f"mean of the last {window}")
+        axes.set_xlabel("prompt of the stream")
+        axes.set_ylabel("acceptance of the first drafted token")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylim(bottom=0.0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+
+    draw(path, (6, 4), paint)
+
+
 def _bar_with_interval(axes: Axes, height: int, speedup: Mapping[str, float], colour: str, prompts: int) -> None:
     """Draw a speedup as a bar, and its interval as a line with ends; that of one prompt is hatched, and has none."""
     if prompts == 1:
