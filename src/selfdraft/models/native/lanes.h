@@ -61,6 +61,25 @@ static inline floats of_octets(const int8_t* from) {
 #endif
 }
 
+// The codes of the k-th of eight inputs, of 4 bits each and at their place in the word; the last ones in the lowest bits.
+//
+// In assembly, because a compiler reads the words once for all eight inputs, and then has no registers left for the sums.
+static inline ints code_in_place(const uint32_t* from, int k) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(IN_PARTS)
+    static const uint32_t masks[7] = {15u, 15u << 4, 15u << 8, 15u << 12, 15u << 16, 15u << 20, 15u << 24};
+    ints code;
+    if (k == 7) {
+        __asm__ volatile("vpsrld $28, %1, %0" : "=x"(code) : "x"(read<words>(from)));
+    } else {
+        __asm__ volatile("vpbroadcastd %2, %0\n\tvpand %1, %0, %0" : "=&x"(code) : "m"(*(const char(*)[32])from), "m"(masks[k]));
+    }
+    return code;
+#else
+    const words eight = read<words>(from);
+    return (ints)(k == 7 ? eight >> 28 : eight & (15u << (4 * k)));
+#endif
+}
+
 // The first `count` numbers, and zeros where a vector has more.
 static inline floats read_first(const float* from, int64_t count) {
     if (count >= LANES) return read<floats>(from);

@@ -29,7 +29,13 @@ struct Matrix {
 };
 
 // Tokens whose sums fit into the registers, beside what decoding needs (measured: with one more, compilers keep sums in memory).
-constexpr int most(int format) { return format == FLOAT32 || format == CODES8 ? 5 : 4; }
+constexpr int most(int format) { return format == BFLOAT16 ? 4 : 6; }
+
+// Vectors of outputs whose sums are added up at once, for M tokens.
+constexpr int vectors(int M) { return LANES == 16 || M <= 3 ? TILE / LANES : 2; }
+
+// Whether the sums of M tokens leave no registers for words of codes, which are then read again for every input.
+constexpr bool crowded(int format, int M) { return format == CODES4 && LANES == 8 && (M == 3 || M > 4); }
 
 // Whether it pays to write decoded weights down before so many tokens use them (measured).
 constexpr bool written_down(int format, int64_t tokens) { return format == BFLOAT16 ? tokens >= 12 : format == CODES4 && tokens >= 48; }
@@ -39,11 +45,11 @@ constexpr int bytes_of_8(int format) { return TILE * (format == CODES4 ? 4 : for
 
 // The weights of one tile, decoded eight inputs at a time: `begin` takes the first of them, `next` the weights of one input after the
 // other, for the vector of outputs numbered c.
-template <int format, int C>
+template <int format, int C, bool reread = false>
 struct Weights;
 
 template <int C>
-struct Weights<FLOAT32, C> {
+struct Weights<FLOAT32, C, false> {
     const float* at;
     Weights(const void* data, int column) : at(static_cast<const float*>(data) + column) {}
     void begin(int64_t input) { row = at + input * TILE; }
@@ -52,7 +58,7 @@ struct Weights<FLOAT32, C> {
 };
 
 template <int C>
-struct Weights<BFLOAT16, C> {
+struct Weights<BFLOAT16, C, false> {
     const uint16_t* at;
     Weights(const void* data, int column) : at(static_cast<const uint16_t*>(data) + column) {}
     void begin(int64_t input) { row = at + input * TILE; }
@@ -64,7 +70,7 @@ struct Weights<BFLOAT16, C> {
 };
 
 template <int C>
-struct Weights<CODES8, C> {
+struct Weights<CODES8, C, false> {
     const int8_t* at;
     Weights(const void* data, int column) : at(static_cast<const int8_t*>(data) + column) {}
     void begin(int64_t input) { row = at + input * TILE; }
@@ -75,7 +81,7 @@ struct Weights<CODES8, C> {
 // A code stays at its place in the word, which makes it 16^k times as large for the k-th input; that input of x is as much smaller
 // (see IN_PLACE). Both are powers of two, so nothing is rounded, and moving eight codes to the lowest bits is saved.
 template <int C>
-struct Weights<CODES4, C> {
+struct Weights<CODES4, C, false> {
     const uint32_t* at;
     Weights(const void* data, int column) : at(static_cast<const uint32_t*>(data) + column) {}
     void begin(int64_t input) {
@@ -88,6 +94,15 @@ struct Weights<CODES4, C> {
     words eight[C];
 };
 
+template <int C>
+struct Weights<CODES4, C, true> {
+    const uint32_t* at;
+    Weights(const void* data, int column) : at(static_cast<const uint32_t*>(data) + column) {}
+    void begin(int64_t input) { row = at + input / 8 * TILE; }
+    floats next(int k, int c) { return __builtin_convertvector(code_in_place(row + c * LANES, k), floats); }
+    const uint32_t* row;
+};
+
 // What each of eight inputs is multiplied by before a product with codes of 4 bits.
 constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
@@ -97,7 +112,7 @@ constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-
 template <int format, int M, int C, bool grouped>
 __attribute__((noinline)) static void add(const void* data, int column, int64_t ahead, int64_t first, int64_t end, int64_t base, const float* x,
                                          int64_t stride, const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
-    Weights<format, C> weights(data, column);
+    Weights<format, C, crowded(format, M)> weights(data, column);
     floats sum[M][C];
     for (int m = 0; m < M; m++)
         for (int c = 0; c < C; c++) sum[m][c] = grouped ? floats{} : read<floats>(y + m * TILE + column + c * LANES);
@@ -171,8 +186,7 @@ struct Product {
 
     template <int format, int M, bool grouped>
     void add_tokens(const void* data, int64_t first, int64_t end, int64_t base, int64_t token) const {
-        // Vectors of outputs whose sums fit into the registers, beside codes that are being decoded.
-        constexpr int C = LANES == 16 || M <= (format == CODES4 ? 2 : 3) ? TILE / LANES : 2;
+        constexpr int C = vectors(M);
         for (int column = 0; column < TILE; column += C * LANES)
             add<format, M, C, grouped>(data, column, base || token || column ? 0 : matrix.inputs / 8 * bytes_of_8(format), first, end, base,
                                        x + token * stride, stride, sums + token * groups(), groups(), of_tile(matrix.scales),
@@ -190,7 +204,8 @@ struct Product {
                 case 2: add_tokens<format, 2, grouped>(data, first, end, base, token); break;
                 case 3: add_tokens<format, 3, grouped>(data, first, end, base, token); break;
                 case 4: add_tokens<format, 4, grouped>(data, first, end, base, token); break;
-                case 5: add_tokens<format, most(format), grouped>(data, first, end, base, token); break;
+                case 5: add_tokens<format, std::min(5, most(format)), grouped>(data, first, end, base, token); break;
+                case 6: add_tokens<format, most(format), grouped>(data, first, end, base, token); break;
             }
         }
     }
