@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from selfdraft.app import launcher, optuna_sweeper
+from selfdraft.app import launcher, optuna_sweeper, resuming_launcher
 
 
 class ProcessLauncher(launcher.ProcessLauncher):
@@ -26,6 +26,10 @@ class ProcessLauncherConf:
     n_jobs: int = 1  # jobs that run at the same time
     pin: bool = True  # with several at once, give each its own share of the cores
     prune_after: int = 0  # end a job after so many prompts if its speedup cannot become the best; 0: end none
+
+
+class ResumingLauncher(resuming_launcher.ResumingLauncher):
+    """What is put around the launchers of others, likewise. Nobody chooses it, so it has no options."""
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):

@@ -12,10 +12,9 @@ from command_line import SMOKE, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local", "ray"])
 def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_path: Path) -> None:
-    if launcher == "submitit_local":
-        pytest.importorskip("submitit")
+    pytest.importorskip({"submitit_local": "submitit", "ray": "ray"}.get(launcher, "hydra"))
     short = ["dataset.limit=1", "decoding.max_new_tokens=4", "drafter.costs=flat", f"hydra/launcher={launcher}"]
     done = run("-m", *SMOKE, *short, "drafter.window=4,0,8", f"hydra.sweep.dir={tmp_path}/sweep", timeout=500)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -25,3 +24,19 @@ def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_p
     assert (table.loc[[4, 8], "speedup"] > 0).all()
     assert "Sweep of 3 jobs, best first" in done.stdout
     assert "Traceback" not in done.stderr
+    assert {"window=4", "window=0", "window=8"} < {path.name for path in (tmp_path / "sweep").iterdir()}
+
+    written = (tmp_path / "sweep" / "window=4" / "result.json").stat().st_mtime_ns
+    more = [*short, f"hydra.sweep.dir={tmp_path}/sweep"]
+    again = run("-m", *SMOKE, *more, "drafter.window=4,8,2", timeout=500)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 of 3 jobs had finished before" in again.stdout
+    assert (tmp_path / "sweep" / "window=4" / "result.json").stat().st_mtime_ns == written
+    table = pd.read_csv(tmp_path / "sweep" / "sweep.csv").set_index("drafter.window")
+    assert table["status"].to_dict() == {4: "completed", 0: "failed", 8: "completed", 2: "completed"}
+
+    # Another number of prompts makes another job, though its name would be the same.
+    other = run("-m", *SMOKE, *more, "drafter.window=4,8", "dataset.limit=2", timeout=500)
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert "finished before" not in other.stdout
+    assert (tmp_path / "sweep" / "window=4-2" / "result.json").exists()

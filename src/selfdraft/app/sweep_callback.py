@@ -16,7 +16,7 @@ from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from selfdraft.app.sweep_index import COMPLETED, SweepIndex, identity_of
 from selfdraft.app.sweep_report import report_of_sweep
@@ -26,6 +26,7 @@ from selfdraft.tracking.run_label import SWEEP
 from selfdraft.tracking.run_status import RunStatus
 
 OURS = "ProcessLauncher"
+AROUND = "hydra_plugins.selfdraft.ResumingLauncher"
 LOCK = ".table.lock"  # in the sweep's folder; jobs that end at the same time wait for each other
 
 
@@ -33,7 +34,9 @@ class SweepCallback(Callback):
     """Marks the sweep's folder when a sweep begins, enters jobs that end, and prints the table last."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Mark the folder, and print the table when this process ends, because Hydra ends it if a job has failed.
+        """Mark the folder, and put `ResumingLauncher` around the launcher.
+
+        The table is printed when this process ends, because Hydra ends it if a job has failed.
 
         Raises:
             UserError: the folder holds files that no sweep has written.
@@ -44,6 +47,8 @@ class SweepCallback(Callback):
         refuse_foreign(folder, SWEEP, "hydra.sweep.dir")
         Mark(SWEEP).write(folder)
         atexit.register(_show, folder)
+        with read_write(config), open_dict(config):  # Hydra makes the launcher after this call
+            config.hydra.launcher = {"_target_": AROUND, "_recursive_": False, "inner": config.hydra.launcher}
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Enter the job that has ended in this process."""
