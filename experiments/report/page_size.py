@@ -20,10 +20,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.report.page import REPORT, write_report
 from selfdraft.tracking.report.runs import RESULT, read_runs
+from selfdraft.tracking.run_folder import CONFIG
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FILES = (RESULT, "prompts.jsonl", "viewer.json", "environment.json", "selfdraft.json")
@@ -33,6 +36,7 @@ NEXT = "document.getElementById('v-step').textContent.startsWith('Step 2 ')"
 def copies(run: Path, folder: Path, count: int) -> list[Path]:
     """Write copies of a run into a folder, each with a configuration of its own; return their folders."""
     result = json.loads((run / RESULT).read_bytes())
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
     made = []
     for number in range(count):
         own = folder / f"{number:02d}"
@@ -40,8 +44,8 @@ def copies(run: Path, folder: Path, count: int) -> list[Path]:
         for name in FILES:
             if (run / name).is_file():
                 shutil.copy(run / name, own)
-        drafter = {"name": result.get("drafter", "none"), "max_nodes": number}
-        (own / "config.yaml").write_text(json.dumps({"drafter": drafter}))
+        drafter = {"name": result.get("drafter", "none"), **(config.get("drafter") or {}), "max_nodes": number}
+        (own / CONFIG).write_text(json.dumps({**config, "drafter": drafter}))
         made.append(own)
     return made
 

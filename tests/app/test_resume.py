@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from command_line import SMALLEST, SMOKE, read_lines, read_result, run_here, said_by, start, wait_until
 from selfdraft.core.errors import UserError
@@ -112,6 +113,17 @@ def test_a_finished_run_started_again_decodes_nothing_and_may_have_another_logge
     assert "resuming" in said and "2 of 2 prompts were finished before" in said
     assert (short / "prompts.jsonl").read_bytes() == before
     assert read_result(short) == result
+
+
+def test_a_run_from_before_an_option_was_added_goes_on(short: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["decoding"]["guard"], config["drafter"]["order"], config["hardware"]["tensor_parallel"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    before = (folder / "prompts.jsonl").read_bytes()
+    run_here(folder, *SMALLEST)
+    assert (folder / "prompts.jsonl").read_bytes() == before
 
 
 def test_ctrl_c_ends_with_130_a_hint_and_a_resumable_folder(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_the_break_even_line_is_at_a_speedup_of_one(tmp_path: Path) -> None:
     chart = charts.scatter(rows_of(runs))
     _, y1, _, y2, text = chart.lines[0]
     assert text.startswith("break-even") and y1 == y2 == next(tick.at for tick in chart.y_ticks if tick.text == "1")
-    assert charts.training([{"step": 0, "expected_accepted": 0.5}], "expected_accepted") is None
+    assert charts.training([], "expected_accepted") is None
+    (only,) = charts.training([{"step": 0, "expected_accepted": 0.5}], "expected_accepted").series[0].marks
+    assert charts.LEFT <= only.x <= charts.WIDTH and charts.TOP <= only.y <= charts.HEIGHT
     curve = charts.training(
         [{"step": 0, "expected_accepted": 0.5}, {"step": 9, "expected_accepted": 1.5}], "expected_accepted"
     )

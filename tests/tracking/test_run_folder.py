@@ -65,6 +65,24 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path):
     assert record_path(tmp_path, 1).exists()  # nothing was touched
 
 
+def test_an_option_of_a_later_version_counts_as_its_default(tmp_path):
+    claim_run_dir(tmp_path, CONFIG, task="evaluate")
+    RecordFile(record_path(tmp_path)).append({"id": "a", "turn": 0})
+    new = {"warm": False, "places": ()}
+    now = {**CONFIG, "drafter": {**CONFIG["drafter"], **new}, "score": {"run_code": False}}
+    defaults = {"drafter": {**new, "window": 9}, "score": {"run_code": False}, "elsewhere": 1}
+    assert len(claim_run_dir(tmp_path, now, task="evaluate", defaults=defaults)) == 1
+    # Another value than the default is a difference, and so is an option without a default.
+    with pytest.raises(UserError, match=r"drafter\.warm False there but True now"):
+        other = {**now, "drafter": {**now["drafter"], "warm": True}}
+        claim_run_dir(tmp_path, other, task="evaluate", defaults=defaults)
+    with pytest.raises(UserError, match=r"drafter\.warm absent there but False now"):
+        claim_run_dir(tmp_path, now, task="evaluate", defaults={"score": {"run_code": False}})
+    # What was written counts, and not the default.
+    with pytest.raises(UserError, match=r"drafter\.window 4 there but 9 now"):
+        claim_run_dir(tmp_path, {**now, "drafter": {**now["drafter"], "window": 9}}, task="evaluate", defaults=defaults)
+
+
 def test_another_config_is_accepted_if_nothing_was_finished(tmp_path):
     claim_run_dir(tmp_path, CONFIG, task="evaluate")
     record_path(tmp_path).write_text('{"id": "a", "tu')  # killed while it wrote its first line

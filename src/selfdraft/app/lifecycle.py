@@ -26,6 +26,7 @@ from selfdraft.app.recording import LOG, log_error, recorded
 from selfdraft.app.schemas import Config
 from selfdraft.app.session import owned, shown
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
+from selfdraft.app.typed_config import defaults_of
 from selfdraft.core.messages import harmless
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
@@ -86,7 +87,15 @@ class Run:
         self.environment = describe_environment(self.config.hardware.torch_device)
         config = measured_config(self.composed)
         if self.is_rank_zero:
-            claim_run_dir(self.folder, config, task=task, name=records, started=started, facts=facts)
+            claim_run_dir(
+                self.folder,
+                config,
+                task=task,
+                name=records,
+                started=started,
+                facts=facts,
+                defaults=defaults_of(self.config),
+            )
             write_json_atomic(self.folder / "environment.json", self.environment)
             RunStatus(RUNNING).write(self.folder)
             self.stack.enter_context(recorded(self.folder / LOG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING as DATACLASS_MISSING
 from dataclasses import fields
 from typing import Any
 
@@ -35,6 +36,20 @@ def to_config(composed: DictConfig) -> Any:
             choice = group.config_group.replace(".", "/")
             raise UserError(f"{group.config_group}.name={group.name}: choose another one with {choice}={group.name}")
     return config
+
+
+def defaults_of(options: Options) -> dict[str, Any]:
+    """Return the default of every option that has one, by name, with those of the parts in dicts of their own."""
+    found: dict[str, Any] = {}
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, Options):
+            found[each.name] = defaults_of(value)
+        elif each.default is not DATACLASS_MISSING:
+            found[each.name] = each.default
+        elif each.default_factory is not DATACLASS_MISSING:
+            found[each.name] = each.default_factory()
+    return found
 
 
 def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:

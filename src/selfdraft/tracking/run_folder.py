@@ -112,6 +112,7 @@ def claim_run_dir(
     started: Path | None = None,
     name: str = PROMPTS,
     facts: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Claim `folder` for a run of `config`, and return the lines that an earlier run of the same config finished.
 
@@ -125,6 +126,8 @@ def claim_run_dir(
         started: a file that shows, if it exists, that a run has begun here even without finished lines.
         name: of the files that hold the finished lines (see `record_path`).
         facts: see `Mark`; those that are known by now (for later ones see `confirm`).
+        defaults: of the options of `config`. An earlier version may not have had an option yet; it then counts as
+            having had its default.
 
     Raises:
         UserError: the folder is not ours, is another task's, is damaged, or has results of another config or of other
@@ -137,7 +140,7 @@ def claim_run_dir(
     begun = started is not None and started.exists()
     files = [f for n in NAMES for f in (record_path(folder, name=n), *rank_files(folder, name=n))]
     if Mark.read(folder) is not None and (begun or any(RecordFile(file).read() for file in files)):
-        _refuse_other_config(folder, path, yaml.safe_load(text))
+        _refuse_other_config(folder, path, yaml.safe_load(text), yaml.safe_load(_as_yaml(defaults or {})))
         confirm(folder, facts)
     else:
         Mark(task, facts=facts).write(folder)
@@ -199,14 +202,15 @@ def _as_yaml(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), sort_keys=False, allow_unicode=True)
 
 
-def _refuse_other_config(folder: Path, path: Path, now: Mapping[str, Any]) -> None:
+def _refuse_other_config(folder: Path, path: Path, now: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     try:
         before = read_plain_yaml(path)
     except NotPlain:
         before = None
     if not isinstance(before, dict):
         raise UserError(f"{folder} holds finished prompts but no readable config.yaml to compare with: {ANOTHER}")
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    new = dict(_leaves(now))
+    old = {name: value for name, value in _leaves(defaults) if name in new} | dict(_leaves(before))
     differing = [name for name in old | new if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     if differing:
         shown = ", ".join(

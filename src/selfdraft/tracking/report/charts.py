@@ -148,11 +148,11 @@ def scatter(rows: Sequence[Row]) -> Chart | None:
 
 
 def training(history: Sequence[dict[str, Any]], watched: str) -> Chart | None:
-    """Return the curve of a fine-tuning: the quantity that it watched, by step."""
+    """Return the curve of a fine-tuning: the quantity that it watched, by step; a short one may have one validation."""
     points = [(line["step"], line[watched]) for line in history if line.get(watched) is not None]
-    if len(points) < 2:
+    if not points:
         return None
-    x, x_ticks = _axis(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT, whole=True)
+    x, x_ticks = _axis(0, max(1, *(step for step, _ in points)), LEFT, WIDTH - RIGHT, whole=True)
     y, y_ticks = _axis(0.0, 1.1 * max(value for _, value in points) or 1.0, HEIGHT - BOTTOM, TOP)
     marks = [Mark(x(step), y(value), f"step {step}: {value:.3f}") for step, value in points]
     return Chart([Series(watched, 0, marks)], x_ticks, y_ticks, [])

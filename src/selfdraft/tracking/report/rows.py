@@ -125,14 +125,19 @@ def _contenders(run: RunFiles) -> Iterator[tuple[str, Measures]]:
 def _labels(contenders: Sequence[tuple[RunFiles, str]]) -> list[str]:
     """Return names that differ: contenders that are called the same get the options in which their runs differ."""
     count = Counter(name for _, name in contenders)
+    leaves = {id(run): dict(_leaves(_told(run.config))) for run, name in contenders if count[name] > 1}
+    differing = {
+        name: _differing([leaves[id(run)] for run, same in contenders if same == name])
+        for name, runs in count.items()
+        if runs > 1
+    }
     labels = []
     for run, name in contenders:
         if count[name] == 1:
             labels.append(name)
             continue
-        leaves = [dict(_leaves(_told(other.config))) for other, same in contenders if same == name]
-        own = dict(_leaves(_told(run.config)))
-        told = [key for key in own if any(other.get(key) != own[key] for other in leaves)]
+        own = leaves[id(run)]
+        told = [key for key in own if key in differing[name]]
         options = ", ".join(f"{_short(key)}={own[key]}" for key in told)
         labels.append(f"{name} ({options})" if told and len(told) <= MOST_TOLD else f"{name} ({run.name})")
     twice = Counter(labels)
@@ -140,6 +145,16 @@ def _labels(contenders: Sequence[tuple[RunFiles, str]]) -> list[str]:
         f"{label} in {run.name}" if twice[label] > 1 and run.name not in label else label
         for label, (run, _) in zip(labels, contenders, strict=True)
     ]
+
+
+def _differing(leaves: Sequence[Mapping[str, str]]) -> set[str]:
+    """Return the options that do not have the same value in all of these runs; a run may lack an option."""
+    values: dict[str, set[str]] = {}
+    for each in leaves:
+        for key, value in each.items():
+            values.setdefault(key, set()).add(value)
+    count = Counter(key for each in leaves for key in each)
+    return {key for key, found in values.items() if len(found) > 1 or count[key] < len(leaves)}
 
 
 def _told(config: Mapping[str, Any]) -> dict[str, Any]:
