@@ -1,8 +1,15 @@
+import fcntl
 import json
 import os
+import pty
+import re
+import select
+import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -13,12 +20,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from example_lines import evaluation
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.loggers import close_logger, flatten, how_to_look, log_result, make_logger, wandb_mode
+from selfdraft.tracking.loggers import close_logger, flatten, log_result, make_logger
 from selfdraft.tracking.picture import plot_result
 from selfdraft.tracking.run_folder import Mark
 from selfdraft.tracking.run_label import RunLabel, shown_config
 from selfdraft.tracking.running import after_a_turn
 from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.wandb_commands import how_to_look, how_to_look_at_all, wandb_mode
 
 pytestmark = pytest.mark.slow
 
@@ -225,6 +233,27 @@ def test_flatten_keeps_numbers_only():
     assert dict(flatten(tree)) == {"a/b": 1, "g": 0.5}
 
 
+def on_a_terminal(command: list[str], until: str, times: int, seconds: float = 60.0) -> str:
+    """What a program writes to a terminal, without colours, until a text was there so many times; it is ended then."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    running = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    written, end = "", time.monotonic() + seconds
+    try:
+        while written.count(until) < times and time.monotonic() < end:
+            if select.select([ours], [], [], 0.2)[0]:
+                written += os.read(ours, 1 << 16).decode(errors="replace")
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
+
+
 def test_jobs_of_a_sweep_share_a_folder_and_a_resumed_run_keeps_its_id(tmp_path):
     sweep = tmp_path / "my sweep"
     Mark("sweep").write(sweep)
@@ -237,6 +266,11 @@ def test_jobs_of_a_sweep_share_a_folder_and_a_resumed_run_keeps_its_id(tmp_path)
     assert sorted(run["name"] for run in runs) == ["jacobi-my sweep/window=4"] * 2 + ["jacobi-my sweep/window=8"]
     assert (label.group, label.job_type, label.tags) == ("my sweep", "evaluate", ("jacobi", "tiny", "paper", "x" * 64))
     assert "window=8" not in how_to_look(sweep / "window=4")
+    look = shlex.split(how_to_look_at_all(sweep).removeprefix("look at all: "))
+    assert look[1:] == ["leet", str(sweep / "wandb")] and how_to_look_at_all(sweep / "window=4") == ""
+    # The selected run's line is drawn over another one, letter by letter where they differ; the others are whole.
+    shown = on_a_terminal([str(WANDB), *look[1:]], until="offline-run-", times=2)
+    assert shown.count("○ offline-run-") == 2
     listed = subprocess.run([WANDB, "sync", "--dry-run", sweep / "wandb"], capture_output=True, text=True)
     assert listed.returncode == 0
 

@@ -31,12 +31,13 @@ from selfdraft.core.messages import harmless
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import describe_environment
 from selfdraft.tracking.lineage import log_lineage
-from selfdraft.tracking.loggers import close_logger, how_to_look, log_result, make_logger
+from selfdraft.tracking.loggers import close_logger, log_result, make_logger
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import PROMPTS, Line
 from selfdraft.tracking.run_folder import claim_run_dir
 from selfdraft.tracking.run_label import RunLabel, shown_config
 from selfdraft.tracking.run_status import COMPLETED, FAILED, RUNNING, STOPPED, RunStatus
+from selfdraft.tracking.wandb_commands import how_to_look
 
 
 @dataclass

@@ -1,15 +1,12 @@
-"""Loggers: W&B (offline by default), CSV or none. Log results, and print the commands that show them."""
+"""Loggers: W&B (offline by default), CSV or none. Start them, log results, and close them."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
@@ -20,23 +17,15 @@ from selfdraft.tracking.lines import CONTENDERS
 from selfdraft.tracking.other_loggers import OTHER_LOGGERS
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import Line
-from selfdraft.tracking.run_label import RunLabel, id_in, run_id, sweep_of
+from selfdraft.tracking.run_label import RunLabel, run_id, sweep_of
+from selfdraft.tracking.wandb_commands import wandb_mode
 from selfdraft.tracking.wandb_media import charts, for_the_table_of_runs, prompt_table
 
 if TYPE_CHECKING:
     import wandb
 
-Mode = Literal["offline", "online", "disabled"]
-
 _LABELS = ("task", "model", "drafter", "dataset", "seed")
 _DEPTH, _ACCEPTANCE = "depth", "acceptance_by_depth"
-_MODES: dict[str, Mode] = {
-    "offline": "offline",
-    "online": "online",
-    "disabled": "disabled",
-    "dryrun": "offline",
-    "run": "online",
-}
 # Settings of W&B whose environment variable has another name.
 _ANOTHER_NAME = {"run_tags": "WANDB_TAGS", "run_name": "WANDB_NAME"}
 
@@ -135,18 +124,6 @@ def make_logger(
     return _Wandb(save_dir=save_dir, project=project, name=label.name, experiment=run)
 
 
-def wandb_mode(given: str | None) -> Mode:
-    """Return the mode of W&B: `given` (logger.mode), else WANDB_MODE of the environment, else offline.
-
-    Raises:
-        UserError: WANDB_MODE is not a mode of W&B that this program supports.
-    """
-    mode = given or os.environ.get("WANDB_MODE") or "offline"
-    if mode not in _MODES:
-        raise UserError(f"WANDB_MODE={mode}: choose one of online, offline, disabled")
-    return _MODES[mode]
-
-
 def log_result(
     logger: Logger | None, result: Mapping[str, Any], lines: Sequence[Line] = (), picture: Path | None = None
 ) -> None:
@@ -216,18 +193,6 @@ def close_logger(logger: Logger | None, *, failed: bool = False, reason: str = "
             wandb.teardown()
 
 
-def how_to_look(run_dir: Path, mode: str | None = None) -> str:
-    """Return the commands that show and upload the W&B run in `run_dir`; empty without one. `mode` is logger.mode."""
-    folder = sweep_of(Path(run_dir)) or Path(run_dir)
-    runs = sorted((folder / "wandb").glob(f"*run-*{id_in(Path(run_dir))}"), key=lambda path: path.stat().st_mtime)
-    runs = [run for run in runs if run.is_dir() and not run.is_symlink()]
-    if not runs:
-        return ""
-    program, run = _wandb_program(), _from_here(runs[-1])
-    look = f"look at it:  {program} leet {run}"
-    return look if wandb_mode(mode) == "online" else f"{look}\nsend it:     {program} sync {run}"
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of a nested mapping with names such as by_category/qa/speedup/low; lists are left out."""
     for name, value in tree.items():
@@ -259,16 +224,3 @@ def _define_axes(run: wandb.Run) -> None:
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     run.define_metric(_DEPTH, hidden=True, summary="none")
     run.define_metric(_ACCEPTANCE, step_metric=_DEPTH, summary="none")
-
-
-def _wandb_program() -> str:
-    """Return `wandb`, or its full path if the shell would not find the one of this Python's environment."""
-    ours = Path(sys.executable).with_name("wandb")
-    found = shutil.which("wandb")
-    return "wandb" if not ours.exists() or (found and Path(found).samefile(ours)) else _from_here(ours)
-
-
-def _from_here(path: Path) -> str:
-    """Return the path quoted for a shell, relative if it is below the working directory, so that it is easy to copy."""
-    path = path.absolute()
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
