@@ -4,7 +4,7 @@ DEMO_ARGS ?= dataset.per_category=1 decoding.max_new_tokens=56
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint format clean
+.PHONY: help setup demo test test-fast fuzz families lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-fast: setup  ## a few cases of every quick test: the loop to work in (ARGS=
 
 fuzz: setup  ## try inputs and command lines of any content, for as long as it takes (ARGS="-k datasets" for a part)
 	SELFDRAFT_FUZZ=long $(PY) -m pytest --timeout=0 tests/fuzz $(ARGS)
+
+families: setup  ## try every model family of the installed transformers, and write docs/families.md; takes long
+	$(PY) scripts/families.py $(ARGS)
 
 lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check --no-cache .

@@ -15,54 +15,35 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from rich.progress import track
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from selfdraft.app.console import make_console
 from selfdraft.app.errors import one_line_script
 from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
-from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.certify import Certifier
+from selfdraft.decoding.loop import Decoder, Request
+from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.anatomy import dissect
 from selfdraft.models.loading import LoadedModel
+from selfdraft.models.small import WINDOW, TooLarge, families, small_model
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.tiny import FAMILIES
 from selfdraft.tracking.atomic import write_text_atomic
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 180  # for one family
-PARAMETERS = 5_000_000  # a model with more was not made small by SIZES
-NEW_TOKENS = 24
-PROMPTS = [[5, 17, 3, 60, 42], [64, 12] * 5, [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 2, 14, 27]]
-MILDER = 30.0  # with larger embeddings, sublayers add little, as in trained models, so that some drafts are accepted
-# Fields that make a configuration small, where it has them. Names of the same size differ from family to family.
-SIZES: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 96),
-    **dict.fromkeys(("num_hidden_layers", "decoder_layers", "num_layers"), 4),
-    **dict.fromkeys(("hidden_size", "embedding_size", "lru_width"), 32),
-    **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "decoder_ffn_dim", "ffn_dim"), 64),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
-    **dict.fromkeys(("num_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
-    **dict.fromkeys(("head_dim", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), 8),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group"), 1),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"), None),
-    "max_position_embeddings": 256,
-    "initializer_range": 0.5,
-    "tie_word_embeddings": False,
-}
+NEW_TOKENS = 10
+PROMPTS = [[5, 17, 3, 60, 42], [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 2, 14, 27]]
 DRAFTERS: dict[str, Callable[[], DrafterConfig]] = {
     "jacobi": lambda: configured("jacobi", window=4, refine_steps=2),
     "pool": lambda: configured("pool", costs="flat", max_nodes=12),
@@ -73,6 +54,7 @@ DRAFTERS: dict[str, Callable[[], DrafterConfig]] = {
     "sparse_kv": lambda: configured("sparse_kv", sink=1, recent=4),
     "pseudo_tokens": lambda: configured("pseudo_tokens", branches=2, nodes=8, costs="flat"),
 }
+COLUMNS = ["plain", *DRAFTERS, "batch", "bfloat16"]
 
 
 @dataclass
@@ -82,60 +64,21 @@ class Row:
     Attributes:
         kind: `driven`, `refused` or `not tried`.
         reason: of a refusal, or why it was not tried; empty for a driven family.
-        cells: by drafter (`plain` for plain decoding), its tokens per forward, or what is wrong with it.
+        cells: by column, its tokens per forward, or what is wrong with it.
+        within: whether its layers run within the model's own forward.
     """
 
     family: str
     kind: str = "driven"
     reason: str = ""
     cells: dict[str, str] = field(default_factory=dict)
-
-
-class TooLarge(Exception):
-    """A model was not made small."""
-
-
-def families() -> list[str]:
-    """Return the model types of all causal language models, those of the test suite first."""
-    found = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
-    return [*FAMILIES, *sorted(found - set(FAMILIES))]
-
-
-def small(family: str) -> PreTrainedConfig:
-    """Return a small configuration: that of the family's class, with every field of `SIZES` that it has."""
-    kind = CONFIG_MAPPING[family]
-    known = kind()
-    names = set(known.to_dict()) | set(known.attribute_map)
-    return kind(**{name: value for name, value in SIZES.items() if name in names})
-
-
-def made(family: str) -> PreTrainedModel:
-    """Return a random small model.
-
-    Raises:
-        UserError: the family is refused.
-        TooLarge: `SIZES` did not make it small.
-    """
-    if family in FAMILIES:
-        return tiny_model(family)
-    config = small(family)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.device("meta"):
-        outline = kind._from_config(config)
-    dissect(outline)
-    if (count := sum(p.numel() for p in outline.parameters())) > PARAMETERS:
-        raise TooLarge(f"it has {count:,} parameters: the script does not know the names of its sizes")
-    torch.manual_seed(0)
-    model = kind._from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(MILDER)
-    return model
+    within: bool = False
 
 
 def tried(family: str) -> Row:
     """Try one family with every drafter."""
     try:
-        model = made(family)
+        model = small_model(family)
         stock = StockGenerate(LoadedModel(model, None, frozenset()), "transformers_greedy", NEW_TOKENS)
         expected = [stock.decode(prompt).output for prompt in PROMPTS]
     except UserError as refusal:
@@ -148,19 +91,49 @@ def tried(family: str) -> Row:
         target = Target(model)
     except UserError as refusal:
         return Row(family, "refused", short(str(refusal)))
-    row, costs = Row(family), Costs(lambda path: CostCurve((1, 64), (1.0, 1.5)))
-    for name, config in {"plain": lambda: configured("none"), **DRAFTERS}.items():
+    row = Row(family, within=target.whole is not None)
+    ways: dict[str, Callable[[], str]] = {
+        name: partial(cell, target, config, expected)
+        for name, config in {"plain": lambda: configured("none"), **DRAFTERS}.items()
+    }
+    ways["batch"] = partial(cell, target, DRAFTERS["pool"], expected, rows=len(PROMPTS))
+    ways["bfloat16"] = partial(cell_in_bfloat16, family)
+    for name, way in ways.items():
         try:
-            decoder = Decoder(target, drafter_for(target, config(), costs), Stopping(frozenset(), NEW_TOKENS))
-            runs = [decoder.decode(prompt) for prompt in PROMPTS]
-            tokens, forwards = (sum(getattr(run.counts, n) for run in runs) for n in ("new_tokens", "target_forwards"))
-            same = [run.output for run in runs] == expected
-            row.cells[name] = f"{tokens / forwards:.2f}" if same else "**differs**"
+            row.cells[name] = way()
         except UserError as refusal:
             row.cells[name] = f"refused: {refusal}"
         except Exception as error:
             row.cells[name] = f"**{type(error).__name__}**: {first_line(error)}"
     return row
+
+
+def decoded(target: Target, config: DrafterConfig, rows: int = 1) -> list[Generation]:
+    """Return the answers of a drafter to all prompts, `rows` of them at once."""
+    costs = Costs(lambda path: CostCurve((1, 64), (1.0, 1.5)))
+    drafter, stopping = drafter_for(target, config, costs), Stopping(frozenset(), NEW_TOKENS)
+    return Decoder(target, drafter, stopping, batch_size=rows).answer([Request(prompt) for prompt in PROMPTS])
+
+
+def cell(target: Target, config: Callable[[], DrafterConfig], expected: list[list[int]], rows: int = 1) -> str:
+    """Return the tokens per forward of a drafter, or that a text is not the expected one."""
+    runs = decoded(target, config(), rows)
+    return per_forward(runs) if [run.output for run in runs] == expected else "**differs**"
+
+
+def cell_in_bfloat16(family: str) -> str:
+    """Return the tokens per forward of the pool on the family's model in bfloat16, or that a text is no tie."""
+    target = Target(small_model(family, torch.bfloat16))
+    runs, certifier = decoded(target, DRAFTERS["pool"]()), Certifier(target)
+    pairs = zip(PROMPTS, runs, strict=True)
+    verdicts = {certifier.by_stock_with_ties(prompt, run.output).verdict for prompt, run in pairs}
+    return "**differs**" if "mismatch" in verdicts else per_forward(runs)
+
+
+def per_forward(runs: list[Generation]) -> str:
+    """Return the tokens per forward of the target, for a cell."""
+    tokens, forwards = (sum(getattr(run.counts, n) for run in runs) for n in ("new_tokens", "target_forwards"))
+    return f"{tokens / forwards:.2f}"
 
 
 def short(refusal: str) -> str:
@@ -205,7 +178,7 @@ def page(rows: list[Row], command: str) -> str:
     cells = [cell for row in driven for cell in row.cells.values()]
     right = sum(cell[0].isdigit() for cell in cells)
     wrong = sum(cell.startswith("**") for cell in cells)
-    names, notes = ["plain", *DRAFTERS], []
+    names, notes = COLUMNS, []
     lines = [
         "# Model families",
         "",
@@ -213,14 +186,18 @@ def page(rows: list[Row], command: str) -> str:
         "",
         f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 on a CPU. Of "
         f"{len(rows)} families of causal language models, {len(driven)} are driven, {len(refused)} are refused by name "
-        f"and {len(missed)} were not tried. They are random models of four small layers; only the nine families of the "
-        "test suite (in *italics*) are also run with sliding windows, batches, sampling and every option.",
+        f"and {len(missed)} were not tried. They are random models of four small layers, with windows and chunks of "
+        f"{WINDOW} tokens where they have any. The nine families of the test suite (in *italics*) are also run with "
+        "sampling and every option. Layers of the families with ° run within the model's own forward: one engine "
+        "(`eager`), no training.",
         "",
         "## Driven",
         "",
         f"A number is tokens per forward of the target over {len(PROMPTS)} prompts of {NEW_TOKENS} new tokens. It is "
         "only there if every output is, token for token, that of transformers' own greedy `generate`: above 1, drafts "
-        f"were accepted and the text stayed the same. That holds for {right} of {len(cells)} cells; {wrong} are wrong, "
+        "were accepted and the text stayed the same. `batch` is the pool with all prompts at once. `bfloat16` is the "
+        "pool on the model in that dtype, where texts may part at ties that a float32 copy confirms. That holds for "
+        f"{right} of {len(cells)} cells; {wrong} are wrong, "
         f"and {len(cells) - right - wrong} are refused in one line.",
         "",
         "| family | " + " | ".join(names) + " |",
@@ -235,7 +212,7 @@ def page(rows: list[Row], command: str) -> str:
                 notes += [reason] * (reason not in notes)
                 cell = f"refused ({notes.index(reason) + 1})"
             told.append(cell)
-        label = f"*{row.family}*" if row.family in FAMILIES else row.family
+        label = f"*{row.family}*" if row.family in FAMILIES else f"{row.family}{' °' * row.within}"
         lines.append(f"| {label} | " + " | ".join(told) + " |")
     lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, start=1))]
     for title, some in (("Refused", refused), ("Not tried", missed)):

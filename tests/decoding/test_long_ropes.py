@@ -187,5 +187,5 @@ def test_a_difference_only_past_the_rope_limit_is_noticed_on_loading(monkeypatch
         return output
 
     monkeypatch.setattr(model, "forward", scaled)
-    with pytest.raises(UserError, match="differs from a drive through its layers"):
+    with pytest.raises(UserError, match="give other logits than its own forward"):
         Target(model)

@@ -93,7 +93,7 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.Monk
 def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target(tiny_model())
     monkeypatch.setattr(Target, "_distance_from_stock_forward", lambda self, first: 1.0)
-    with pytest.raises(UserError, match="differs from a drive through its layers"):
+    with pytest.raises(UserError, match="give other logits than its own forward"):
         compile_layers(target)
     assert target.compiled == {}
 

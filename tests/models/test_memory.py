@@ -57,12 +57,19 @@ def test_memory_is_estimated_without_reading_weights(tmp_path) -> None:
     assert sum(p.numel() for p in outline.parameters()) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("family", ["bloom", "mamba", "gpt2", "gemma3", "gemma4", "rwkv", "mllama"])
+@pytest.mark.parametrize("family", ["mpt", "rwkv", "openai-gpt"])
 def test_an_unsupported_family_is_refused_before_its_memory_is_estimated(family: str) -> None:
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(AutoConfig.for_model(family))
     with pytest.raises(UserError, match=f"model family '{family}"):
         needed(outline, torch.float32, CPU, rows=1, packed=True, new_tokens=1, certify=True)
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt2", "gemma3", "opt", "gptj"])
+def test_the_memory_of_families_that_name_their_sizes_otherwise_is_estimated(family: str) -> None:
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(AutoConfig.for_model(family))
+    assert needed(outline, torch.float32, CPU, rows=1, packed=True, new_tokens=1, certify=True).cache > 0
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.tree import TokenTree
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -90,11 +91,12 @@ def test_autocast_is_refused() -> None:
     Target(model)
 
 
-def test_a_composite_model_is_refused_as_such() -> None:
+def test_a_composite_model_is_driven_by_its_decoder() -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = Gemma3Config(text_config={**text, "num_key_value_heads": 1, "vocab_size": 96}, vision_config=vision)
-    with pytest.raises(
-        UserError, match=r"family 'gemma3' .* composed of several models \(text_config, vision_config\)"
-    ):
-        Target(Gemma3ForConditionalGeneration(config))
+    model = Gemma3ForConditionalGeneration(config).eval()
+    target, tokens = Target(model), torch.arange(12)[None]
+    assert target.whole is not None and target.vocab_size == 96
+    (ours,) = target.forward([0], [0], [TokenTree.chain(tokens[0, 1:])])
+    torch.testing.assert_close(ours, model(input_ids=tokens).logits[0], rtol=1e-3, atol=1e-3)

@@ -11,6 +11,8 @@ import pytest
 
 from script_module import script_module
 
+SAMPLE = ["qwen3_moe", "deepseek_v3", "gpt_oss", "cohere2"]
+
 
 @pytest.fixture
 def script() -> ModuleType:
@@ -23,15 +25,27 @@ def test_a_driven_and_a_refused_family_are_rows(
     monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:1])
     monkeypatch.setattr(script, "NEW_TOKENS", 10)
     page = tmp_path / "families.md"
-    assert script.main(["llama", "gpt2", "--out", str(page)]) == 0
+    assert script.main(["llama", "mamba", "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
-    assert "python scripts/families.py llama gpt2" in text
+    assert "python scripts/families.py llama mamba" in text
     assert "Of 2 families of causal language models, 1 are driven, 1 are refused by name" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| *llama* |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
-    assert len(cells) == 1 + len(script.DRAFTERS)
+    assert len(cells) == len(script.COLUMNS)
     assert cells[0] == "1.00" and all(float(cell) > 0 for cell in cells)
-    assert "| gpt2 | it has no rotary position embedding shared by its layers |" in text
+    assert "| mamba | it has no single stack of layers that keep their keys in a cache |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SAMPLE)
+def test_a_sample_of_the_families_is_lossless(script: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """`make families` tries them all."""
+    monkeypatch.setattr(script, "NEW_TOKENS", 8)
+    row = script.tried(family)
+    assert row.kind == "driven"
+    unlike = {name: cell for name, cell in row.cells.items() if not cell[0].isdigit()}
+    assert unlike.keys() <= {"width_skip", "pseudo_tokens"}
+    assert all(cell.startswith("refused: ") for cell in unlike.values())
 
 
 def test_a_crash_or_an_endless_loop_is_a_row(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,13 +60,13 @@ def test_an_exception_of_transformers_is_a_row(script: ModuleType, monkeypatch: 
     def broken(family: str) -> None:
         raise RuntimeError("sizes | do not fit\nat all")
 
-    monkeypatch.setattr(script, "made", broken)
+    monkeypatch.setattr(script, "small_model", broken)
     row = script.tried("llama")
     assert (row.kind, row.reason) == ("not tried", "RuntimeError: sizes / do not fit")
 
 
 def test_wrong_texts_and_refused_drafters_are_cells(script: ModuleType) -> None:
-    names = ["plain", *script.DRAFTERS]
+    names = script.COLUMNS
     cells = dict.fromkeys(names, "1.50") | {
         "plain": "**differs**",
         "swift": "refused: no MLP",
@@ -84,7 +98,7 @@ def test_an_unwritable_file_is_refused_before_any_family_is_tried(
 def test_a_wrong_text_ends_with_status_1(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = script.Row("llama", cells=dict.fromkeys(["plain", *script.DRAFTERS], "1.50") | {"pool": "**differs**"})
+    row = script.Row("llama", cells=dict.fromkeys(script.COLUMNS, "1.50") | {"pool": "**differs**"})
     monkeypatch.setattr(script, "in_its_own_process", lambda family: row)
     with pytest.raises(SystemExit) as ended:
         script.main(["llama", "--out", str(tmp_path / "x.md")])

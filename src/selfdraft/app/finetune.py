@@ -26,11 +26,13 @@ from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded_name
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
+from selfdraft.models.anatomy import text_config
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import LoadedModel, moved
 from selfdraft.models.memory import available
 from selfdraft.models.parts import attribute
 from selfdraft.models.target import Target
+from selfdraft.models.teacher import trainable
 from selfdraft.modules.checkpoints import (
     BEST,
     CHECKPOINTS,
@@ -85,8 +87,8 @@ def finetune(run: Run) -> float | None:
     )
     module = RECIPES[recipe.name](
         recipe,
-        lambda place: Target(moved(loaded.model, place), packed=False),
-        draft_ids=_frequent(train, recipe.vocabulary, int(loaded.model.config.vocab_size)),
+        lambda place: trainable(Target(moved(loaded.model, place), packed=False)),
+        draft_ids=_frequent(train, recipe.vocabulary, int(text_config(loaded.model).vocab_size)),
         seed=config.seed,
     )
     last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST

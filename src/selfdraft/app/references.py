@@ -16,6 +16,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import MalformedJSON, parse_json
 from selfdraft.core.paths import expanded
 from selfdraft.decoding.certify import Certifier
+from selfdraft.models.anatomy import position_limit, text_config
 from selfdraft.models.checkpoint import located
 from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.embedded_gguf import smollm2_135m_gguf
@@ -46,7 +47,7 @@ def reference_for(
         return StockGenerate(loaded, name, new_tokens)
     task = config.task
     assert isinstance(task, CompareConfig)
-    positions, eos = int(loaded.model.config.max_position_embeddings), sorted(loaded.eos)
+    positions, eos = position_limit(text_config(loaded.model)), sorted(loaded.eos)
     if name == SERVED:
         assert task.server is not None  # CompareConfig has checked it
         return ServedEngine(task.server, max_new_tokens=new_tokens, positions=positions, eos=eos)

@@ -21,6 +21,7 @@ from selfdraft.core.rounding import Ceiling, distance, expected
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.forcing import ForcedText
+from selfdraft.models.anatomy import text_config
 from selfdraft.models.float32 import Float32Reference
 from selfdraft.models.stock_forward import StockForward
 from selfdraft.models.target import Target
@@ -86,7 +87,7 @@ class StockCheck:
         self.target, self.rule = target, rule
         self.stock, self._float32 = StockForward(target.model), Float32Reference(target.model)
         self.narrow = target.dtype != torch.float32
-        self._usual = expected(torch.float32, len(target.full.layers), int(target.model.config.hidden_size))
+        self._usual = expected(torch.float32, len(target.full.layers), int(text_config(target.model).hidden_size))
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int]) -> Checked:
         """Compare an answer of at least one token to a prompt."""

@@ -66,7 +66,7 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
         path = path_of(trained={index: nn.Identity() for index in trained})  # a graph has their place
         if runs_as_graphs(driver, settled(target, path, trained=trained, reuse=reuse)):
             return path
-    path = path_of(trained={index: driver.driven(layer) for index, layer in trained.items()})
+    path = path_of(trained={index: driver.driven(layer, index) for index, layer in trained.items()})
     if driver.native is None:
         return path
     return _with_native_head(driver, settled(target, path, trained=trained, reuse=reuse))

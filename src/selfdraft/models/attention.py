@@ -6,17 +6,44 @@ Shapes: B rows, N query tokens, K key slots, H query heads, G key/value heads, D
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
 
-NAME, FLEX = "selfdraft_grouped_sdpa", "selfdraft_flex"
+NAME, FLEX, PROBE = "selfdraft_grouped_sdpa", "selfdraft_flex", "selfdraft_mask_rule"
 IMPLEMENTATIONS = ("sdpa", "eager", "flex")
 SMALLEST_FLEX = 16  # the smallest head size that the kernels of compiled flex attention take
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which positions a token may see in a layer, as the family defines it: a window, chunks, …
+
+    Attributes:
+        allows: from the indices of a row, a head, a query and a key, all tensors, to a bool tensor of their shape.
+    """
+
+    allows: Callable[..., Tensor]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees all positions up to its own."""
+        return self.allows is causal_mask_function
+
+    def __getitem__(self, _: object) -> MaskRule:
+        """Return the rule of a part of the queries and keys, which is the same: Gemma 4 cuts masks."""
+        return self
+
+    def between(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return (N, K) bool from the positions of N queries and K keys."""
+        first = torch.zeros((), dtype=torch.long)
+        return self.allows(first, first, queries[:, None], keys[None, :])
 
 
 def visible_slots(
@@ -29,6 +56,7 @@ def visible_slots(
     *,
     first_positions: Sequence[int] | None = None,
     held: Sequence[Tensor] | None = None,
+    rule: MaskRule | None = None,
 ) -> Tensor | None:
     """Return (B, N, K) bool: which key slots each token may see; None where all see everything.
 
@@ -41,12 +69,13 @@ def visible_slots(
         first_positions: B numbers: the position of each row's first token; None if it equals the token's slot. The row
             sees the slots before the smaller of the two: its prefix, in order of position unless `held` is given.
         held: per row, the positions of all slots before its start: a selection of its prefix, all of it seen.
+        rule: in place of `window`, any rule by positions.
     """
     rows, width = depths.shape
     first_positions = starts if first_positions is None else first_positions
     seen = [min(pair) for pair in zip(starts, first_positions, strict=True)]
     trivial = rows == 1 and width == 1 and span == seen[0] + 1 and (window is None or first_positions[0] < window)
-    if trivial:
+    if trivial and rule is None:
         return None
     if sees is None:
         sees = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, width, width)
@@ -54,13 +83,16 @@ def visible_slots(
     for row, start in enumerate(starts):
         visible[row, :, : seen[row]] = True
         visible[row, :, start : start + width] = sees[row]
-        if window is not None:
+        if window is not None or rule is not None:
             positions = torch.arange(span)  # of every slot: the prefix in order, then this forward's tokens by depth
             if held is not None:
                 positions[:start] = held[row]
             positions[start : start + width] = first_positions[row] + depths[row]
-            distance = (first_positions[row] + depths[row])[:, None] - positions[None, :]
-            visible[row] &= distance < window
+            queries = first_positions[row] + depths[row]
+            if rule is not None:
+                visible[row] &= rule.between(queries, positions)
+            elif window is not None:
+                visible[row] &= queries[:, None] - positions[None, :] < window
     return visible.to(device)
 
 
@@ -87,6 +119,8 @@ def grouped_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """torch's scaled dot product attention with the query heads of a group folded into the query length.
@@ -96,14 +130,23 @@ def grouped_sdpa(
     queries.
 
     Args:
-        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, H/G * N, K) of `additive`, or None.
+        query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, H/G * N, K) of `additive`, or
+            (B, 1, N, K), or None.
+        softcap, s_aux: what families give that cap their scores or have attention sinks.
 
     Returns:
         (B, N, H, D) and no weights, as transformers' attention functions do.
+
+    Raises:
+        TypeError: the scores are capped or there are sinks, which the family's own eager attention computes.
     """
+    if softcap is not None or s_aux is not None:
+        raise TypeError("grouped_sdpa neither caps scores nor knows attention sinks")
     batch, heads, width, size = query.shape
     groups = key.shape[1]
     share = heads // groups
+    if attention_mask is not None and attention_mask.shape[-2] != share * width:
+        attention_mask = attention_mask.repeat(1, 1, share, 1)
     folded = query.reshape(batch, groups, share * width, size)
     out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous(), None
@@ -151,3 +194,11 @@ def flex(
 
 AttentionInterface.register(FLEX, flex)
 AttentionInterface.register(NAME, grouped_sdpa)  # transformers' public registry of attention functions
+
+
+def _rule_only(*_: object, mask_function: Callable[..., Tensor], **__: object) -> MaskRule:
+    """Make, in place of a mask, the rule that it follows."""
+    return MaskRule(mask_function)
+
+
+AttentionMaskInterface.register(PROBE, _rule_only)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,21 @@ class Block:
     held: Sequence[Tensor] | None = None
     finals: Sequence[Tensor | None] | None = None
     key_block: int = 1
+
+    def row(self, index: int) -> Block:
+        """Return the block of one of the rows."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            rows=self.rows[one],
+            starts=self.starts[one],
+            tokens=self.tokens[one],
+            depths=self.depths[one],
+            sees=None if self.sees is None else self.sees[one],
+            first_positions=self.first_positions[one],
+            held=None if self.held is None else self.held[one],
+            finals=None if self.finals is None else self.finals[one],
+        )
 
     @staticmethod
     def of_trees(

@@ -8,6 +8,7 @@ overwrites, so neither drafting nor rejecting ever copies or crops anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,6 +164,8 @@ class CacheWindow:
         self._cache, self._rows, self._starts, self._width = cache, rows, starts, width
         self.span = span  # keys that layers are given; those after the written ones are masked
         self._index: tuple[Tensor, Tensor] | None = None
+        self.before: Tensor | None = None  # (N,) what layers add the numbers 0, 1, … to, to get the tokens' positions
+        self.asked = False  # whether a layer wanted the number of tokens before this forward
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Write one layer's (B, H, N, D) keys and values; return those of all slots up to the span, (B, H, span, D)."""
@@ -187,6 +190,16 @@ class CacheWindow:
             count = len(self._rows)  # the usual case: a view, no copy of the cache
             return all_keys[:count, :, : self.span], all_values[:count, :, : self.span]
         return all_keys[rows.flatten(), :, : self.span], all_values[rows.flatten(), :, : self.span]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return a layer's keys and values of all slots up to the span, (B, H, span, D); None if it has none yet."""
+        keys, values = self._cache._keys[layer], self._cache._values[layer]
+        if keys is None or values is None:
+            return None
+        rows: Any = slice(self._rows[0], self._rows[0] + 1)
+        if len(self._rows) > 1:
+            rows = torch.tensor(self._rows, device=keys.device)
+        return keys[rows, :, : self.span], values[rows, :, : self.span]
 
     @property
     def starts(self) -> Sequence[int]:
@@ -248,9 +261,10 @@ class CacheWindow:
         for at, layer in enumerate(layers):
             self.update(new[at], new[count + at], layer)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
         """Return the number of tokens before this forward, which some families' layers ask for."""
-        return self._starts[0]
+        self.asked = True
+        return self._starts[0] if self.before is None else self.before
 
 
 def _in_blocks(slots: int) -> int:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.anatomy import dissect, refusing
+from selfdraft.models.anatomy import Anatomy, dissect, refusing, text_config
 from selfdraft.models.attention import FLEX
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.fusing import fast_module
@@ -26,6 +27,7 @@ from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
 from selfdraft.models.threads import single_threaded
 from selfdraft.models.weights import SAME
+from selfdraft.models.whole import WholeForward, with_attention
 
 
 class Driver:
@@ -36,6 +38,7 @@ class Driver:
     Attributes:
         full: the path of all layers. norm, head: the modules that come after the layers.
         rotary: the rotary positions (see `rotary`).
+        whole: runs paths in the model's own forward; None: layers are called one by one.
         rotated: how many numbers of an attention head are rotated, one entry for each way that layers do it.
         share: query heads that `grouped_sdpa` folds into the query length; 1 with other attention functions.
         native: puts together what runs a path's layers in C++; None: layers are run in another way.
@@ -46,35 +49,49 @@ class Driver:
         tell: called with a line before something that takes seconds.
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, packed: bool, attention: str, anatomy: Anatomy | None = None) -> None:
         """Take a loaded model in eval mode. See `Target` for the arguments.
+
+        Args:
+            anatomy: its parts; None: they are looked for.
 
         Raises:
             UserError: the family cannot be driven; the message names it.
         """
         self.model = model
-        self.anatomy = dissect(model)
+        self.anatomy = anatomy or dissect(model)
         self.device, self.dtype = model.device, model.dtype
         self.packed, self.attention = packed, attention
-        self.vocab_size = int(model.config.vocab_size)
-        self.pad_id = _first_in(self.vocab_size, model.config.pad_token_id, model.config.eos_token_id)
+        self.vocab_size = int(text_config(model).vocab_size)
+        self.pad_id = _first_in(
+            self.vocab_size, *(getattr(model.config, n, None) for n in ("pad_token_id", "eos_token_id"))
+        )
         self.native: NativeEngine | None = None
         self.compiled: dict[tuple[int, ...], Graph] = {}
         self.compiled_head: Callable[[Tensor], Tensor] | None = None
         self.weights = SAME
         self.tell: Callable[[str], object] = lambda line: None
         with refusing(model):
+            self.whole = None if self.anatomy.decoder is None else WholeForward(model, self.anatomy)
+            if self.whole is not None:
+                self.anatomy = replace(self.anatomy, returned=self.whole.returned)
             self.rotary = Rotary(model, self.anatomy)
             self.rotated = self._rotated()
-            layers = [self.driven(layer) for layer in self.anatomy.layers]
+            layers = [self.driven(layer, place) for place, layer in enumerate(self.anatomy.layers)]
             self.full = Path(tuple(layers), self.anatomy.layer_types, SkipSet(), leading=len(layers))
             self.norm, self.head = self.fastest(self.anatomy.norm), self.fastest(self.anatomy.head)
 
-    def driven(self, layer: nn.Module) -> nn.Module:
-        """Return a light copy of a stock layer for forwards: with our attention, fused and packed where possible."""
+    def driven(self, layer: nn.Module, place: int) -> nn.Module:
+        """Return a light copy of a stock layer for forwards: with our attention, fused and packed where possible.
+
+        Args:
+            place: which layer of the model it is.
+        """
         layer = light_copy(layer, _stock)
         self._set_attention(layer)
-        return self.fastest(layer)
+        layer = self.fastest(layer)
+        layer.__dict__["place"] = place
+        return layer
 
     def fastest(self, module: nn.Module) -> nn.Module:
         """Return a light copy of a module, fused and packed where possible."""
@@ -101,7 +118,8 @@ class Driver:
         # One 2-D contiguous product of the real tokens only: F.linear on anything else may copy the head's weight.
         real = torch.cat([hidden[b, : 1 + len(tree)] for b, tree in enumerate(trees)])
         with single_threaded(path.head is None and self.compiled_head is not None):
-            logits = (path.head or self.compiled_head or self.head)(real)
+            head = path.head or self.compiled_head or self.head
+            logits = head(real) if self.whole is None else self.whole.logits(real, head)
             if self.anatomy.softcap is not None:
                 logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
         logits = spread_out(logits, path.vocabulary, self.vocab_size)
@@ -110,18 +128,31 @@ class Driver:
     @torch.inference_mode()
     def _rotated(self) -> frozenset[int]:
         """Return how many numbers of a head are rotated, for every layer type: some families rotate only a part."""
+        if self.whole is not None:
+            return frozenset()
         hidden = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device)
         first = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         return frozenset(self.rotary(hidden, first, kind)[0].shape[-1] for kind in set(self.anatomy.layer_types))
 
     def _set_attention(self, layer: nn.Module) -> None:
         """Give a light copy its attention function: eager in place of sdpa if scores are capped (Gemma 2)."""
+        if self.whole is not None:
+            self.share = 1
+            self._set_attentions(layer)
+            return
         attention, name = getattr(layer, self.anatomy.attention_name), self.attention
         attention.config = copy.copy(attention.config)
         if name == "sdpa" and getattr(attention.config, "attn_logit_softcapping", None) is not None:
             name = "eager"
         attention.config._attn_implementation = {"sdpa": GROUPED_SDPA, "flex": FLEX}.get(name, name)
         self.share = int(getattr(attention, "num_key_value_groups", 1)) if name == "sdpa" else 1
+
+    def _set_attentions(self, layer: nn.Module) -> None:
+        """Give every part of a light copy that has a configuration one that names our attention function."""
+        name = {"sdpa": GROUPED_SDPA, "flex": FLEX, "stock": "sdpa"}.get(self.attention, self.attention)
+        for part in layer.modules():
+            if isinstance(config := part.__dict__.get("config"), PreTrainedConfig):
+                part.__dict__["config"] = with_attention(config, name)
 
 
 def _stock(_: str, __: nn.Module) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.block import Block
 from selfdraft.models.layered import layered
+from selfdraft.models.places import apart, together
 from selfdraft.models.protocol import TargetProtocol
 
 
@@ -29,17 +31,23 @@ class _Choice(nn.Module):
         super().__init__()
         self.layer, self.wanted, self.most = layer, wanted, most
         self.bypassed = torch.zeros(0)
+        if "place" in layer.__dict__:
+            self.__dict__["place"] = layer.__dict__["place"]
 
-    def forward(self, states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Return the (1, M + 1, C) states after the layer, from those before it."""
-        ran = self.layer(states, *args, **kwargs)
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Any:
+        """Return the (1, M + 1, C) states after the layer, from those before it, as the layer returns them."""
+        out = self.layer(hidden, *args, **kwargs)
+        after = out if isinstance(out, Tensor) else out[0]
+        states, ran = together(hidden), together(after)
         bypassed = states.roll(1, dims=1)
         skipped = torch.arange(states.shape[1], device=states.device)
         near = [nn.functional.cosine_similarity(x.float(), self.wanted.float(), dim=-1)[0] for x in (ran, bypassed)]
         near[0] = near[0].masked_fill(skipped > self.most, -2.0)  # such a state does not exist
         near[1] = near[1].masked_fill((skipped == 0) | (skipped > self.most + 1), -3.0)
         self.bypassed = near[1] > near[0]
-        return torch.where(self.bypassed[None, :, None], bypassed, ran)
+        chosen = torch.where(self.bypassed[None, :, None], bypassed, ran)
+        chosen = apart(chosen, len(after)) if after.dim() == 4 else chosen
+        return chosen if isinstance(out, Tensor) else (chosen, *out[1:])
 
 
 @singledispatch
@@ -80,4 +88,6 @@ def most_similar_skips(
 def exit_tokens(target: TargetProtocol, states: Tensor) -> Tensor:
     """Return the (m,) most likely ids for (m, C) hidden states of any layer: final norm, head and argmax."""
     driver = layered(target)
+    if driver.whole is not None:
+        states = states.unflatten(-1, (driver.whole.streams, -1)).mean(-2)
     return driver.head(driver.norm(states)).argmax(-1)

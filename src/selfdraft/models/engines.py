@@ -84,6 +84,8 @@ def use_engine(
 
 def obstacle(target: Target) -> str:
     """Return why the layers of a target cannot run at once; empty if nothing is known to be in the way."""
+    if target.whole is not None:
+        return f"layers of model family '{target.model.config.model_type}' run within the model's own forward"
     if target.device.type != "cpu" or target.dtype != torch.float32:
         return "layers run at once in float32 on a CPU only"
     if target.attention != "sdpa":

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.adapter import Adapter
@@ -133,6 +134,11 @@ class FusedRows(PseudoTokens):
     def __init__(self, target: Driver, adapter: Adapter, name: str = "null") -> None:
         """See `PseudoTokens`."""
         self.kept: dict[int, Tensor] = {}
+        if target.whole is not None and target.whole.streams > 1:
+            family = target.model.config.model_type
+            raise UserError(
+                f"drafter=fused_jacobi: layers of model family '{family}' pass several streams of states on"
+            )
         super().__init__(target, adapter, name)
         try:
             self.heads = DraftHeads.of(adapter.tensors).to(target.device, target.dtype).eval()

@@ -8,10 +8,12 @@ layer (a few hundred bytes) and swap children in the copy; parameters are shared
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Swap = Callable[[str, nn.Module], nn.Module | None]
 
@@ -38,16 +40,39 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
 
 
 class SkippedAttention(nn.Module):
-    """Replaces an attention sublayer: adds nothing to the residual stream, reads and writes no cache."""
+    """Replaces an attention sublayer: adds nothing to the residual stream, reads and writes no cache.
 
-    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+    Attributes:
+        returned: how many things the sublayer returns; 0: a tensor by itself.
+        residual: which of its inputs is the residual stream that it adds itself to, if it does that; else None.
+        keys_of: the sublayer, if later layers read its keys: they are computed all the same.
+    """
+
+    def __init__(self, returned: int = 2, residual: int | None = None, keys_of: nn.Module | None = None) -> None:
+        super().__init__()
+        self.returned, self.residual, self.keys_of = returned, residual, keys_of
+
+    @classmethod
+    def of(cls, stock: nn.Module, returned: int) -> SkippedAttention:
+        """Return what replaces a sublayer."""
+        names = list(inspect.signature(stock.forward).parameters)
+        stores = bool(getattr(stock, "store_full_length_kv", False))
+        return cls(returned, names.index("residual") if "residual" in names else None, stock if stores else None)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
         """Return zeros of the same shape, (B, N, C); post-norms of zero are zero, so every family bypasses."""
-        return torch.zeros_like(hidden_states), None
+        if self.keys_of is not None:
+            self.keys_of(*given, **named)
+        hidden = given[0] if given else named["hidden_states"]
+        if self.residual is None:
+            nothing = torch.zeros_like(hidden)
+        else:
+            nothing = named["residual"] if "residual" in named else given[self.residual]
+        return (nothing, *[None] * (self.returned - 1)) if self.returned else nothing
 
 
-class SkippedMLP(nn.Module):
+class SkippedMLP(SkippedAttention):
     """Replaces an MLP sublayer: adds nothing to the residual stream."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return zeros of the same shape, (B, N, C)."""
-        return torch.zeros_like(hidden_states)
+    def __init__(self, returned: int = 0, residual: int | None = None, keys_of: nn.Module | None = None) -> None:
+        super().__init__(returned, residual, keys_of)

@@ -26,7 +26,12 @@ def low_bit_path(target: TargetProtocol, bits: int) -> Path:
     anatomy, full, weights = driver.anatomy, driver.full, {4: INT4, 8: INT8}[bits]
     stock, head = [rounded(layer, bits) for layer in anatomy.layers], rounded(anatomy.head, 8)
     if driver.native is not None:
-        path = replace(full, layers=tuple(map(driver.driven, stock)), leading=0, head=driver.native.product(head))
+        path = replace(
+            full,
+            layers=tuple(map(driver.driven, stock, range(len(stock)))),
+            leading=0,
+            head=driver.native.product(head),
+        )
         compile_parts(driver, [(path.layers, stock, full.types)])
         return path
     if driver.compiled:
@@ -34,4 +39,6 @@ def low_bit_path(target: TargetProtocol, bits: int) -> Path:
         compile_parts(driver, [(layers, stock, full.types)], weights)
         if tuple(map(id, layers)) in driver.compiled:
             return replace(full, layers=tuple(layers), leading=0, head=CompiledHead(head, weights))
-    return replace(full, layers=tuple(map(driver.driven, stock)), leading=0, head=driver.fastest(head))
+    return replace(
+        full, layers=tuple(map(driver.driven, stock, range(len(stock)))), leading=0, head=driver.fastest(head)
+    )

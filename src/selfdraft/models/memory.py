@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.anatomy import dissect, refusing
+from selfdraft.models.anatomy import dissect, position_limit, refusing, text_config
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
 
@@ -64,12 +64,12 @@ def needed(
         UserError: the family cannot be driven, so that no run would begin.
     """
     dissect(outline)
-    config, size = outline.config, dtype.itemsize
+    config, size = text_config(outline), dtype.itemsize
     weights = sum(p.numel() for p in outline.parameters())
     matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))
     with refusing(outline):
         keys = sum(_key_size(layer) for layer in _layer_configs(config))
-    slots = min(PROMPT + new_tokens, config.max_position_embeddings) + TREE
+    slots = min(PROMPT + new_tokens, position_limit(config)) + TREE
     slots = -(-slots // BLOCK) * BLOCK
     return Needed(
         weights=-(-weights * size // parts),

@@ -20,6 +20,7 @@ from selfdraft.models.block import Block
 from selfdraft.models.cache import CacheWindow
 from selfdraft.models.rotary import Rotary, Rotation
 from selfdraft.models.threads import single_threaded
+from selfdraft.models.whole import WholeForward
 
 Trees = Sequence[TokenTree]
 States = list[Tensor] | None
@@ -49,11 +50,12 @@ class Runner(Protocol):
     """What a path needs around its layers; `Driver` has it.
 
     Attributes:
-        norm: the model's final norm. rotary: its rotary positions. share: see `Driver`.
+        norm: the model's final norm. rotary: its rotary positions. whole, share: see `Driver`.
     """
 
     anatomy: Anatomy
     rotary: Rotary
+    whole: WholeForward | None
     norm: nn.Module
     device: torch.device
     dtype: torch.dtype
@@ -139,6 +141,7 @@ class Path:
         block: Block,
         hidden: Tensor | None = None,
         *,
+        embedded: Tensor | None = None,
         states: States = None,
         since: int = 0,
         normed: bool = True,
@@ -147,10 +150,17 @@ class Path:
 
         Args:
             hidden: (B, N, C) input of the first layer; None for the tokens' embeddings.
+            embedded: (B, N, C), in place of what the embedding returns for the block's tokens.
             states: see `run`.
             since: compute only the tokens from this one on, because the keys of those before are in the cache.
             normed: whether the final norm is applied.
         """
+        if runner.whole is not None:
+            return runner.whole.run(
+                self.layers, block, runner.device, runner.dtype, runner.rotary,
+                hidden=hidden, embedded=embedded, states=states, since=since, normed=normed,
+            )  # fmt: skip
+        hidden = embedded if hidden is None else hidden
         compiled = None if states is not None else runner.graph(self.layers, self.types)
         with single_threaded(compiled):
             anatomy, (_, width) = runner.anatomy, block.tokens.shape

@@ -82,7 +82,7 @@ def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labe
         for size in (sizes if name == "full" else PART_SIZES)
         if size in sizes
     }
-    hidden = torch.randn(max(PART_SIZES), attribute(target.anatomy.norm, "weight", Tensor).shape[0]).to(
+    hidden = torch.randn(max(PART_SIZES), attribute(target.anatomy.head, "weight", Tensor).shape[1]).to(
         target.device, target.dtype
     )
     head = target.linears()[-1]

@@ -56,7 +56,7 @@ class PseudoPath(Path):
         embedded = self.embeddings.index_select(0, which[rows].to(hidden.device))
         hidden.view(-1, hidden.shape[-1]).index_copy_(0, rows.to(hidden.device), embedded)
         with self.gate.open(rows, which.numel(), hidden.device):
-            return self.drive(runner, block, hidden, states=states)
+            return self.drive(runner, block, embedded=hidden, states=states)
 
 
 class PseudoTokens:
@@ -82,6 +82,11 @@ class PseudoTokens:
         Raises:
             UserError: it holds no pseudo tokens, or was made for another model.
         """
+        if target.whole is not None and target.whole.asks:
+            raise UserError(
+                f"{self.noun} cannot be used with model family '{target.model.config.model_type}': its layers take "
+                "the rows of a batch one by one"
+            )
         self.target, self.gate = target, Gate()
         self._name, self._family = name, target.model.config.model_type
         if (found := adapter.tensors.get(self.tensor)) is None:

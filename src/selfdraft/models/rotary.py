@@ -19,6 +19,7 @@ Shapes: B rows of one forward, N tokens a row, C hidden size, D head size.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
-from selfdraft.models.anatomy import Anatomy, refuse
+from selfdraft.models.anatomy import Anatomy, position_limit, refuse, text_config
 
 Rotation = tuple[Tensor, Tensor]
 PROBE = 4  # positions on which a rotary embedding is tried
@@ -73,8 +74,16 @@ class Rotary:
         self._own = self._fresh_copy() if self.rules else None
         self._tables: dict[tuple[str, torch.dtype], Rotation] = {}  # (P, D) of the first positions, by kind of layer
         self.recomputed_past = _recomputed_past(model, self.rules)
+        if anatomy.decoder is not None and "position_ids" not in inspect.signature(anatomy.rotary.forward).parameters:
+            return  # positions are not rotated, or within the layers
         for kind in set(anatomy.layer_types) - self.rules.keys():
-            if self._depends_on_length(model, kind):
+            try:
+                depends = self._depends_on_length(model, kind)
+            except KeyError:
+                if anatomy.decoder is None:
+                    raise
+                continue  # the family has other names for its types, and gives them itself
+            if depends:
                 raise refuse(model, "its rotary positions depend on the length of the text in a way of their own")
 
     @property
@@ -145,7 +154,7 @@ class Rotary:
         """Whether a far position in the same forward changes how the others are rotated."""
         stock = copy.deepcopy(self._stock, {id(model.config): model.config})
         near = torch.arange(PROBE, device=_device(stock))[None]
-        far = torch.cat([near, near[:, -1:] + 2 * int(model.config.max_position_embeddings)], dim=1)
+        far = torch.cat([near, near[:, -1:] + 2 * position_limit(text_config(model))], dim=1)
         x = torch.zeros(1, 1, 1, dtype=model.dtype, device=near.device)
         short, extended = (stock(x, positions, *self._types(kind)) for positions in (near, far))
         pairs = zip(*((r,) if isinstance(r, Tensor) else r for r in (short, extended)), strict=True)
@@ -157,7 +166,7 @@ class Rotary:
 
 def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
     """Return the length rules by layer type, from the types of rope that the configuration names."""
-    parameters: Mapping[str, Any] = getattr(model.config, "rope_parameters", None) or {}
+    parameters: Mapping[str, Any] = getattr(text_config(model), "rope_parameters", None) or {}
     rules = {}
     for kind in set(anatomy.layer_types):
         own = parameters.get(kind, parameters) if anatomy.rotary_per_type else parameters
@@ -165,7 +174,7 @@ def _rules(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, LengthRule]:
         if name == "longrope":
             rules[kind] = LengthRule(int(own["original_max_position_embeddings"]), grows=False)
         elif "dynamic" in name:
-            rules[kind] = LengthRule(int(model.config.max_position_embeddings), grows=True)
+            rules[kind] = LengthRule(position_limit(text_config(model)), grows=True)
     return rules
 
 
@@ -175,7 +184,7 @@ def _recomputed_past(model: Any, rules: Mapping[str, LengthRule]) -> int | None:
         return None
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return None
-    named = getattr(model.config, "original_max_position_embeddings", None)
+    named = getattr(text_config(model), "original_max_position_embeddings", None)
     for limit in sorted({rule.limit for rule in rules.values()} | ({int(named)} if named else set())):
         ids = torch.zeros(1, limit + 1, dtype=torch.long, device=model.device)
         prepared = model.prepare_inputs_for_generation(

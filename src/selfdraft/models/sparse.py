@@ -14,6 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.anatomy import Anatomy
 from selfdraft.models.driver import Driver
@@ -54,7 +55,7 @@ def sparse_path(
     anatomy, full = driver.anatomy, driver.full
     trained, mlps = trained or {}, mlps or {}
     whole = skip.whole_layers()
-    types = [kind for index, kind in enumerate(full.types) if index not in whole]
+    types = [kind for index, kind in enumerate(full.types) if index not in whole or anatomy.shares_keys(index)]
     layers = without([trained.get(index, layer) for index, layer in enumerate(full.layers)], anatomy, skip, mlps)
     leading = min([*skip.attention, *skip.mlp, *mlps, *trained], default=len(full.layers))
     head, ids = (None, None) if vocabulary is None else sliced_head(driver, vocabulary)
@@ -77,13 +78,13 @@ def without(
     """
     kept, whole = [], skip.whole_layers()
     for index, layer in enumerate(layers):
-        if index in whole:
+        if index in whole and not anatomy.shares_keys(index):
             continue
         replaced: dict[str, nn.Module] = {}
         if index in skip.attention:
-            replaced[anatomy.attention_name] = SkippedAttention()
+            replaced[anatomy.attention_name] = _skipped(SkippedAttention, layer, index, anatomy, anatomy.attention_name)
         if index in skip.mlp:
-            replaced[anatomy.mlp_name] = SkippedMLP()
+            replaced[anatomy.mlp_name] = _skipped(SkippedMLP, layer, index, anatomy, anatomy.mlp_name)
         elif mlps and index in mlps:
             replaced[anatomy.mlp_name] = mlps[index]
         if replaced:
@@ -91,6 +92,25 @@ def without(
             layer._modules = {**layer._modules, **replaced}
         kept.append(layer)
     return kept
+
+
+def _skipped(
+    kind: type[SkippedAttention], layer: nn.Module, index: int, anatomy: Anatomy, name: str
+) -> SkippedAttention:
+    """Return what stands for a sublayer that is left out.
+
+    Raises:
+        UserError: the family's layers have no such sublayer.
+    """
+    if not name:
+        what = "MLP" if kind is SkippedMLP else "attention"
+        raise UserError(
+            f"the {what} of model family '{anatomy.family}' is no part of its own, so it cannot be left out by itself: "
+            "leave out whole layers (drafter=early_exit, or the same numbers in skip_attention and skip_mlp)"
+        )
+    if anatomy.decoder is None:
+        return kind()
+    return kind.of(getattr(layer, name), anatomy.returned[index, name])
 
 
 @singledispatch

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from selfdraft.models.anatomy import position_limit, text_config
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.stock_forward import generate
 
@@ -61,7 +62,7 @@ class StockGenerate:
 
     def __init__(self, loaded: LoadedModel, name: str, max_new_tokens: int) -> None:
         self.model: PreTrainedModel = loaded.model
-        self.positions = int(loaded.model.config.max_position_embeddings)
+        self.positions = position_limit(text_config(loaded.model))
         # The checkpoint's own config is not used: it may have penalties and bans that greedy decoding must not have.
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,

@@ -5,22 +5,34 @@ Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.anatomy import refuse, refusing
+from selfdraft.models.anatomy import (
+    Anatomy,
+    dissect_layers,
+    dissect_whole,
+    position_limit,
+    refuse,
+    refusing,
+    text_config,
+)
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.driver import Driver
 from selfdraft.models.packing import PackedLinear, unpacked
 from selfdraft.models.path import Path, Reuse, ready_tokens
+from selfdraft.models.peculiar import peculiarity
 from selfdraft.models.rotary import UNLIMITED
 from selfdraft.models.threads import single_threaded
+from selfdraft.models.trial import distance_of_trees
 
 TRIED = 12  # tokens on which our run through the layers is compared with the model's own forward
 PREFILL_CHUNK = 512  # tokens per prefill forward: bounds the (N, K) mask of long prompts
@@ -43,8 +55,33 @@ class Target(Driver):
         Raises:
             UserError: the family cannot be driven; the message names it.
         """
-        super().__init__(model, packed=packed, attention=attention)
-        self.max_positions = int(model.config.max_position_embeddings)
+        refusal: UserError | None = None
+        for way in self._ways(model, packed, attention):
+            try:
+                way()
+            except UserError as reason:
+                refusal = reason
+            else:
+                return
+        assert refusal is not None
+        raise refusal
+
+    def _ways(self, model: PreTrainedModel, packed: bool, attention: str) -> Iterator[Callable[[], None]]:
+        """Yield ways to drive a model, the fastest first; each raises `UserError` if the model is of another kind.
+
+        A model that was changed by its user is tried only as it is: what was changed would be ignored.
+        """
+        yield lambda: self._drive(model, packed, attention, dissect_layers(model))  # which may refuse it
+        if peculiarity(model) is None:
+            whole = dissect_whole(model)
+            for name in dict.fromkeys([attention, "eager", "stock"]):
+                yield partial(self._drive, model, packed, name, whole)
+            if packed:
+                yield partial(self._drive, model, False, "stock", whole)
+
+    def _drive(self, model: PreTrainedModel, packed: bool, attention: str, anatomy: Anatomy) -> None:
+        super().__init__(model, packed=packed, attention=attention, anatomy=anatomy)
+        self.max_positions = position_limit(text_config(model))
         # Shapes of forwards are rounded up to multiples of these, and drafts keep to these limits (see invariance.py).
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = UNLIMITED, False
@@ -53,6 +90,11 @@ class Target(Driver):
         self.parameters = sum(p.numel() for p in model.parameters())
         self.cache = KVCache(len(self.full.layers), rows=1, slots=0)
         self.compare_with_stock_forward()
+        if self.whole is not None:
+            with refusing(model), unpacked():
+                error = distance_of_trees(self, model)
+            self.cache, self.forwards = KVCache(len(self.full.layers), rows=1, slots=0), 0
+            self._refuse_beyond_rounding(error)
 
     def compare_with_stock_forward(self) -> None:
         """Run a few tokens through our layers and through the model's own forward.
@@ -67,11 +109,12 @@ class Target(Driver):
             # Past its limits a rope uses other tables, so forwards there are compared as well.
             starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
             errors = [self._distance_from_stock_forward(max(start, 0)) for start in starts]
-        allowed = 1e-3 if self.dtype == torch.float32 else 0.1
-        for error in errors:
-            if not error < allowed:  # written so that NaN counts as large
-                said = f"its forward differs from a drive through its layers (by {error:.2g} of a sigma)"
-                raise refuse(self.model, said)
+        self._refuse_beyond_rounding(max(errors, key=lambda error: (error != error, error)))
+
+    def _refuse_beyond_rounding(self, error: float) -> None:
+        if not error < (1e-3 if self.dtype == torch.float32 else 0.1):  # written so that NaN counts as large
+            said = f"its layers, run for a draft, give other logits than its own forward (by {error:.2g} of a sigma)"
+            raise refuse(self.model, said)
 
     def allocate(self, rows: int, slots: int) -> None:
         """Empty the cache, with room for `rows` requests of at least `slots` tokens each.

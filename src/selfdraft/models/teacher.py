@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfdraft.core.errors import UserError
 from selfdraft.models.anatomy import SLIDING
 from selfdraft.models.attention import additive
 from selfdraft.models.target import Target
@@ -106,6 +107,20 @@ class _Recorder:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
+
+
+def trainable(target: Target) -> Target:
+    """Return a target whose layers training can call one by one.
+
+    Raises:
+        UserError: they run only within the model's own forward.
+    """
+    if target.whole is not None:
+        raise UserError(
+            f"task=finetune: layers of model family '{target.model.config.model_type}' run within the model's own "
+            "forward, and training calls them one by one; drafters that need no training work with this model"
+        )
+    return target
 
 
 @torch.no_grad()

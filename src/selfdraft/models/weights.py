@@ -9,6 +9,7 @@ Shapes: O outputs and I inputs of a matrix, groups of G = 32 inputs.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +88,10 @@ def rounded(module: nn.Module, bits: int) -> nn.Module:
     def swap(_: str, part: nn.Module) -> nn.Module | None:
         if not isinstance(part, nn.Linear) or part.weight.shape[1] % GROUP:
             return None
-        small = nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
-        values = encoded(part.weight, bits).values().to(part.weight)
-        small.weight, small.bias = nn.Parameter(values, requires_grad=False), part.bias
-        return small.eval()
+        small = copy.copy(part)  # of its own class: routers return more than a product
+        small._parameters = dict(part._parameters)
+        small.weight = nn.Parameter(encoded(part.weight, bits).values().to(part.weight), requires_grad=False)
+        return small
 
     return light_copy(module, swap)
 

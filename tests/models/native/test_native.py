@@ -193,7 +193,7 @@ def test_a_part_that_is_refused_is_not_run_by_another_path() -> None:
     run_natively(target)
     assert target.native is not None
     stock = list(tiny_model("llama", seed=9).model.layers)
-    layers, types = [target.driven(layer) for layer in stock], target.full.types
+    layers, types = [target.driven(layer, place) for place, layer in enumerate(stock)], target.full.types
     stock[2].mlp.act_fn = nn.Tanh()
     with pytest.raises(UserError, match="it computes something else than these layers"):
         target.native.add(layers, stock, types, next(iter(target.rotated)))

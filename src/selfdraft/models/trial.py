@@ -1,0 +1,65 @@
+"""Compare forwards of token trees with the model's own forwards of the texts that the trees hold.
+
+A family that runs in its own forward (see `whole`) may read the order of slots where it should read positions: in a
+window of its own, or in a bias by distance. A chain after nothing would not show that, so this tries what decoding
+does: rows of different lengths, branches, and a branch that is committed.
+
+Shapes: n nodes of a tree, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.protocol import TargetProtocol
+
+PREFIXES = (9, 4)  # tokens before the roots of two rows
+PARENTS = (ROOT, 0, ROOT, 1, 2, 0, 4)
+TAKEN = (2, 4, 6)  # nodes that are committed
+LEAVES = (3, 5, 6)
+
+
+@torch.inference_mode()
+def distance_of_trees(target: TargetProtocol, model: PreTrainedModel) -> float:
+    """Return how far logits at the nodes of trees differ from stock ones at most, in sigmas of the stock ones."""
+    random = torch.Generator().manual_seed(1)
+    texts = [torch.randint(target.vocab_size, (size + 1,), generator=random).tolist() for size in PREFIXES]
+    drawn = torch.randint(target.vocab_size, (len(PARENTS),), generator=random)
+    tree = TokenTree(drawn, torch.tensor(PARENTS), torch.ones(len(PARENTS), dtype=torch.bool))
+    tokens, errors = tree.tokens.tolist(), []
+    target.allocate(len(texts), max(PREFIXES) + len(PARENTS))
+    for row, text in enumerate(texts):
+        target.prefill(row, text[:-1])
+    found = target.forward([0, 1], [text[-1] for text in texts], [tree, tree])
+    for text, ours in zip(texts, found, strict=True):
+        for leaf in LEAVES:
+            path = _path_to(leaf)
+            stock = _stock(model, [*text, *(tokens[node] for node in path)])[len(text) - 1 :]
+            errors.append(_distance(ours[[0, *(node + 1 for node in path)]], stock))
+    target.commit(1, TAKEN)
+    after = [*texts[1], *(tokens[node] for node in TAKEN)]
+    (ours,) = target.forward([1], [tokens[0]], [TokenTree.chain(tokens[1:2])])
+    errors.append(_distance(ours, _stock(model, [*after, *tokens[:2]])[len(after) :]))
+    return max(errors, key=lambda error: (error != error, error))  # NaN counts as the largest
+
+
+def _path_to(node: int) -> list[int]:
+    path = [node]
+    while PARENTS[path[0]] != ROOT:
+        path.insert(0, PARENTS[path[0]])
+    return path
+
+
+def _stock(model: PreTrainedModel, text: Sequence[int]) -> Tensor:
+    """Return (len(text), V) logits of the model's own forward."""
+    ids = torch.tensor([text], device=model.device)
+    return model(input_ids=ids, use_cache=False).logits[0].float()
+
+
+def _distance(ours: Tensor, stock: Tensor) -> float:
+    return float((stock - ours.float()).abs().mean() / stock.std(dim=-1).mean())
