@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -40,9 +41,9 @@ class CostCurve:
         (x0, x1), (y0, y1) = self.sizes[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
         return max(y0 + (y1 - y0) * (size - x0) / (x1 - x0), 0.0)
 
-    def up_to(self, size: int) -> list[float]:
-        """Return the seconds of forwards of 1, 2, … `size` tokens."""
-        return [self(tokens) for tokens in range(1, size + 1)]
+    def up_to(self, size: int) -> Sequence[float]:
+        """Return the seconds of forwards of 1, 2, … `size` tokens; drafters that grow trees ask at every step."""
+        return _up_to(self, size)
 
     def shared_by(self, rows: int) -> CostCurve:
         """Return the cost per row of a batched forward of `rows` rows, by the tokens of each row.
@@ -54,6 +55,11 @@ class CostCurve:
     def relative(self, size: float) -> float:
         """Return the cost of a forward of `size` tokens as a multiple of that of one token."""
         return self(size) / self(1)
+
+
+@lru_cache(maxsize=64)
+def _up_to(curve: CostCurve, size: int) -> tuple[float, ...]:
+    return tuple(curve(tokens) for tokens in range(1, size + 1))
 
 
 class Shaped(Protocol):
