@@ -20,7 +20,7 @@ from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.atomic import write_text_atomic
 from selfdraft.tracking.plain import read_plain_yaml
 
-LIMIT = 8_000_000  # bytes of all weights that come with SelfDraft
+LIMIT = 8 << 20  # bytes of all weights that come with SelfDraft
 SETTINGS = ("copies", "block", "vocabulary", "batch_size", "length", "learning_rate", "steps", "minutes")
 
 

@@ -21,7 +21,7 @@ from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from subjects import PROMPTS, Subject, subject
 
-LIMIT = 8_000_000  # bytes of all weights that come with SelfDraft
+LIMIT = 8 << 20  # bytes of all weights that come with SelfDraft
 
 
 @pytest.fixture
