@@ -8,6 +8,7 @@ paired by prompt, and its standard error that of a ratio over prompts.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def shares(counts: Counts) -> NDArray[np.float64]:
 @one_line_script("curve")
 def main(arguments: list[str]) -> None:
     """Write curve.png and print the table."""
-    if len(arguments) != 2:
-        raise UserError("give two folders of task=evaluate: learning, then not")
-    runs = [counts_of(Path(folder)) for folder in arguments]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN_DIR", help="folders of task=evaluate: learning, then not")
+    runs = [counts_of(folder) for folder in parser.parse_args(arguments).runs]
     turns = [turn for turn in runs[0] if turn in runs[1]]
     learning, fixed = (np.array([run[turn] for turn in turns], dtype=float) for run in runs)
     print("| turns | learning | fixed | difference |\n|---|---|---|---|")
