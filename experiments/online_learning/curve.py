@@ -51,7 +51,9 @@ def shares(counts: Counts) -> NDArray[np.float64]:
 def main(arguments: list[str]) -> None:
     """Write curve.png and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN_DIR", help="folders of task=evaluate: learning, then not")
+    parser.add_argument(
+        "runs", nargs=2, type=Path, metavar="RUN_DIR", help="folders of task=evaluate: learning, then not"
+    )
     runs = [counts_of(folder) for folder in parser.parse_args(arguments).runs]
     turns = [turn for turn in runs[0] if turn in runs[1]]
     learning, fixed = (np.array([run[turn] for turn in turns], dtype=float) for run in runs)

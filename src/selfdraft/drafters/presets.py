@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
     "sparse_kv": Preset("chain", "sparse_kv"),
     "low_bit": Preset("chain", "low_bit"),
     "trained": Preset("chain", "trained"),
-    "jump": Preset("chain", "jump"),
+    "jump": Preset("chain", "jump", {"draft_length": 2, "length": "gain"}),
     "sparse_jacobi": Preset("jacobi", "layer_skip", {"window": 6, "init": "previous_tail", "mode": "literal"}),
     "cascade": Preset("pool", "layer_skip", {"sparse_length": 4}),
 }
