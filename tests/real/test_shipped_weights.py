@@ -1,4 +1,4 @@
-"""The trained weights that come with SelfDraft: fit the default model, and accepted far more often than untrained ones."""
+"""The trained weights that come with SelfDraft fit the default model, and beat untrained ones by far."""
 
 from __future__ import annotations
 
