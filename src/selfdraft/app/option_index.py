@@ -27,7 +27,7 @@ from selfdraft.core.options import Options
 FILE = "options.json"  # in the folder of the configuration's groups
 PLAIN: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "None": NoneType, "Any": Any}
 # Tasks whose run folders are named by the task: they have many drafters, or none.
-WITHOUT_DRAFTER = frozenset({"compare", "advise", "audit", "profile", "distill_data", "report"})
+WITHOUT_DRAFTER = frozenset({"compare", "advise", "audit", "profile", "distill_data", "report", "doctor"})
 
 
 def written(schemas: Mapping[str, Sequence[type[Options]]], whole: type[Options]) -> str:

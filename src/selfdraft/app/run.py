@@ -18,6 +18,7 @@ from selfdraft.app.build import settled
 from selfdraft.app.calibrate import calibrate
 from selfdraft.app.compare import compare
 from selfdraft.app.distill_data import distill_data
+from selfdraft.app.doctor import doctor, how_to_ask
 from selfdraft.app.errors import explain, fail, is_terse
 from selfdraft.app.evaluate import evaluate
 from selfdraft.app.export import export
@@ -30,7 +31,7 @@ from selfdraft.app.reporting import report
 from selfdraft.app.signals import INTERRUPTED
 from selfdraft.app.trace import trace
 from selfdraft.app.typed_config import to_config
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.tracking.run_status import RunStatus
 
 
@@ -51,6 +52,7 @@ TASKS: dict[str, Task] = {
     "evaluate": Task(evaluate, "finished prompts are kept"),
     "compare": Task(compare, "finished prompts are kept"),
     "advise": Task(advise),
+    "doctor": Task(doctor),
     "generate": Task(generate),
     "trace": Task(trace),
     "profile": Task(profile),
@@ -82,6 +84,8 @@ def run_task(composed: DictConfig) -> float | None:
     except Exception as error:
         # Caught here, before Hydra prints the job's overrides.
         line = explain(error)
+        if isinstance(error, Unsupported):
+            line = f"{line}; {how_to_ask(HydraConfig.get().overrides.task)}"
         if line is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
             # In a sweep whose launcher shares this process with other jobs, only this job has failed.
             raise JobFailed(line) from error

@@ -105,6 +105,13 @@ class AdviseConfig(TaskConfig):
 
 
 @dataclass
+class DoctorConfig(TaskConfig):
+    """Show what works for this model on this machine, and why the rest does not."""
+
+    name: str = choice_name("doctor")
+
+
+@dataclass
 class GenerateConfig(TaskConfig):
     """Stream one answer."""
 

@@ -1,4 +1,4 @@
-"""The one exception that users see."""
+"""The exceptions that users see."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The entry point prints that line and exits with status 2; everything else is a bug and shows its traceback.
     """
+
+
+class Unsupported(UserError):
+    """The model, or this machine, cannot do what was asked. The entry point adds how to see what it can."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.models.peculiar import peculiarity
 
 FULL = "full_attention"
@@ -74,11 +74,11 @@ def refuse(model: PreTrainedModel, reason: str) -> UserError:
         reason: what is missing or differs.
     """
     if (found := peculiarity(model)) is not None:
-        return UserError(f"this {type(model).__name__} cannot be driven as it is: {found} ({reason})")
+        return Unsupported(f"this {type(model).__name__} cannot be driven as it is: {found} ({reason})")
     subs = {name: vars(model.config).get(name) for name in model.config.sub_configs}
     if parts := [name for name, sub in subs.items() if hasattr(sub, "num_hidden_layers")]:
         reason = f"it is composed of several models ({', '.join(parts)})"
-    return UserError(
+    return Unsupported(
         f"model family '{model.config.model_type}' ({type(model).__name__}) is not supported: {reason}; "
         "supported are decoder-only models whose layers all attend to a cache of keys, such as Llama, Qwen, Mistral, "
         "Gemma, Phi, GPT-OSS, Cohere and DeepSeek; docs/families.md lists them"

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.json_text import parse_json
 from selfdraft.core.paths import expanded
 
@@ -102,7 +102,7 @@ def read_config(path: str, source: str, revision: str | None = None) -> PreTrain
             _refuse_entry(path, key, value)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False):
-            raise UserError(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
+            raise Unsupported(f"model family '{config.model_type}' is not supported: it is an encoder-decoder")
         return config
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.messages import one_line
 from selfdraft.models.compiled import CompiledHead, CompiledLayers
 from selfdraft.models.driver import Driver
@@ -74,7 +74,7 @@ def use_engine(
             said = use(target, weights, tell)
         except UserError as reason:
             if engine == name:
-                raise UserError(f"model.engine={name}: {reason}") from None
+                raise Unsupported(f"model.engine={name}: {reason}") from None
             reasons.append(str(reason))
         else:
             return f"{said}{stored}, in {time.perf_counter() - begun:.1f} s"

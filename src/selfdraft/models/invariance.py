@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import torch
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.target import Target
@@ -57,7 +57,7 @@ def make_shape_invariant(target: Target) -> None:
 
 
 def _differs(what: str, instead: str) -> UserError:
-    return UserError(
+    return Unsupported(
         f"decoding.shape_invariant=true: on this machine and model, {what} have the bits of tokens computed one by "
         f"one; use decoding.shape_invariant=false (or {instead})"
     )

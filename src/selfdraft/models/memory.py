@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported
 from selfdraft.models.anatomy import dissect, position_limit, refusing, text_config
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
@@ -110,7 +110,7 @@ def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 
     free = available(device)
     if need.total * processes > free:
         times = f"{processes} processes of " if processes > 1 else ""
-        raise UserError(
+        raise Unsupported(
             f"memory: this run needs about {times}{need.total / 1e6:,.0f} MB ({need}), but {device.type} has "
             f"{free / 1e6:,.0f} MB left: take a smaller model, a narrower model.dtype, model.engine=eager or "
             "model.packed=false"

@@ -13,7 +13,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.cache import KVCache
 from selfdraft.models.fusing import fast_module
@@ -64,7 +64,7 @@ def require_gated_mlps(target: Target) -> None:
         # Weights of any other part, such as BitNet's norm in the MLP, are sized for all neurons.
         weighted = {name for name, part in mlp.named_children() if next(part.parameters(), None) is not None}
         if weighted not in GATED_MLPS:
-            raise UserError(
+            raise Unsupported(
                 f"drafter/path=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
                 f"{DOWN} to be sliced; Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3 and OLMo2 have"
             )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from selfdraft.core.errors import UserError
+from selfdraft.core.errors import Unsupported
 from selfdraft.models.attention import NAME as GROUPED_SDPA
 from selfdraft.models.attention import grouped_sdpa
 from selfdraft.models.block import Block
@@ -110,7 +110,7 @@ def scoring(target: TargetProtocol, path: Path) -> tuple[Path, Scores]:
             layers.append(layer)
             continue
         if attention.config._attn_implementation != GROUPED_SDPA or driver.anatomy.window is not None:
-            raise UserError(
+            raise Unsupported(
                 f"drafter.path.top_k: attention scores of model family '{driver.model.config.model_type}' cannot be "
                 "read; use drafter.path.top_k=0, which keeps the sink and the recent tokens"
             )

@@ -1,0 +1,127 @@
+"""task=doctor: a table of what works for one model, whatever is wrong with it; refused runs point to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertLMHeadModel
+
+from command_line import SMOKE, ErrorLine, said_by, tamper
+from selfdraft.app import checkup
+from selfdraft.app.doctor import how_to_ask
+from selfdraft.core.errors import UserError
+from selfdraft.drafters.jacobi import Jacobi
+from selfdraft.drafters.presets import PRESETS
+from selfdraft.drafters.suffix import Suffix
+from selfdraft.models.attention import IMPLEMENTATIONS
+from selfdraft.models.engines import COMPILED, EAGER
+from selfdraft.models.loading import DTYPES
+from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+
+Findings = dict[str, dict[str, Any]]
+
+
+def findings(folder: Path, *overrides: str) -> Findings:
+    """What the task wrote, by choice; the table on the terminal has a line for each."""
+    said = said_by(folder, *SMOKE, "task=doctor", "logger=none", *overrides)
+    result = json.loads((folder / "doctor.json").read_text())
+    found = result["findings"]
+    assert result["tried"] == len(found) and result["works"] == sum(each["works"] for each in found)
+    assert f"{result['works']} of {result['tried']} work for {result['model']} on this machine" in said
+    assert "Traceback" not in said
+    return {each["choice"]: each for each in found}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what compiles, which takes seconds."""
+    monkeypatch.setattr(checkup, "COMPILED", EAGER)
+    monkeypatch.setattr(checkup, "NATIVE", EAGER)
+
+
+@pytest.mark.slow
+def test_everything_is_tried_and_works_on_a_tiny_model(tmp_path: Path) -> None:
+    found = findings(tmp_path / "run")
+    assert {f"drafter={name}" for name in PRESETS if name != "chain"} <= found.keys()
+    assert {f"model.dtype={name}" for name in DTYPES} <= found.keys()
+    assert {f"model.attention={name}" for name in IMPLEMENTATIONS} <= found.keys()
+    assert found[f"model.engine={COMPILED}"]["part"] == "engine"
+    assert [choice for choice, each in found.items() if not each["works"]] == ["drafter=trained"]
+
+
+def test_a_model_folder_in_another_dtype_is_tried_in_float32(tmp_path: Path, quick: None) -> None:
+    tokenizer = tiny_tokenizer()
+    tiny_model("gemma2", vocab_size=len(tokenizer), layers=6).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = findings(tmp_path / "run", "model=hf", f"model.path='{tmp_path}/model'", "model.dtype=bfloat16")
+    assert (
+        found["gemma2"]["reason"]
+        == "3 layers with sliding attention, 3 layers with full attention, a window of 8 tokens"
+    )
+    assert found["first 4 layers"]["reason"].endswith("of the model's weights, in float32")
+    assert found["drafter=pool"]["works"] and found["decoding.batch_size=2"]["works"]
+
+
+def test_large_weights_are_not_read(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "READ_UP_TO", 1000)
+    monkeypatch.setattr("selfdraft.app.schema_model.TinyModelConfig.load", None)
+    found = findings(tmp_path / "run")
+    assert "not tried, because its weights are large" in found["model.dtype=float32"]["reason"]
+    assert found["first 4 layers"]["reason"].endswith("with random weights, in float32")
+    assert found["drafter=jacobi"]["works"]
+
+
+def test_what_does_not_fit_in_memory_is_a_line(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfdraft.models.memory.available", lambda device: 1000)
+    found = findings(tmp_path / "run")
+    assert found["model.dtype=float32"]["reason"].startswith("memory: this run needs about")
+
+
+def test_a_missing_folder_and_a_refused_family_are_lines(tmp_path: Path) -> None:
+    nowhere = findings(tmp_path / "one", "model=hf", f"model.path='{tmp_path}/nowhere'")
+    (line,) = nowhere.values()
+    assert not line["works"] and "no such folder" in line["reason"]
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertLMHeadModel(BertConfig(vocab_size=300, is_decoder=True, **sizes)).save_pretrained(tmp_path / "bert")
+    refused = findings(tmp_path / "two", "model=hf", f"model.path='{tmp_path}/bert'")
+    assert list(refused)[-1] == "bert" and not refused["bert"]["works"]
+    assert refused["bert"]["reason"].startswith("it has no")
+
+
+def test_whatever_fails_is_a_line_and_the_rest_goes_on(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("wires\ncrossed")
+
+    monkeypatch.setattr(Suffix, "propose", broken)
+    monkeypatch.setattr(Jacobi, "observe", tamper)
+    found = findings(tmp_path / "run")
+    assert found["drafter=suffix"]["reason"].startswith("it fails (RuntimeError: wires crossed)")
+    assert found["drafter=jacobi"]["reason"].startswith("its text is not that of plain decoding")
+    assert found["drafter=prompt_lookup"]["works"]
+
+
+def test_a_refused_run_points_to_it(tmp_path: Path, error_line: ErrorLine) -> None:
+    said = error_line("model=tiny", "model.family=gpt_neox", "drafter=width_skip")
+    assert said.startswith("drafter/path=width_skip: ")
+    assert said.endswith("; task=doctor model=tiny model.family=gpt_neox shows what works")
+
+
+def test_a_mistake_that_says_nothing_about_the_model_does_not(error_line: ErrorLine) -> None:
+    assert "task=doctor" not in error_line("model=tiny", "task=generate")
+
+
+def test_the_pointer_repeats_what_says_which_model() -> None:
+    typed = ["model=hf", "drafter=pool", "model.path=a folder", "hardware=gpu", "seed=1"]
+    assert how_to_ask(typed) == "task=doctor model=hf model.path=a folder hardware=gpu shows what works"
+    assert how_to_ask([]) == "task=doctor shows what works"
+
+
+def test_messages_lose_what_the_line_says_already() -> None:
+    said = str(UserError("model family 'x' (XModel) is not supported: it is odd"))
+    assert checkup.short_reason(said, "x") == "it is odd"
+    assert checkup.short_reason("model.engine=native: no compiler", "model.engine=native") == "no compiler"
