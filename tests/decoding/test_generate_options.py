@@ -9,8 +9,6 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GenerationConfig,
     LogitsProcessorList,
-    MambaConfig,
-    MambaForCausalLM,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
@@ -135,10 +133,6 @@ def test_two_streamers_are_refused(model: PreTrainedModel) -> None:
         model.generate(BATCH[1:2], custom_generate=Drafting("none"), streamer=Pieces(), stream=Pieces(), **GREEDY)
 
 
-def mamba() -> PreTrainedModel:
-    return MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=2, state_size=4))
-
-
 def t5() -> PreTrainedModel:
     return T5ForConditionalGeneration(
         T5Config(vocab_size=96, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
@@ -158,7 +152,7 @@ def composite() -> PreTrainedModel:
     return Gemma3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("make", [mamba, t5, composite])
+@pytest.mark.parametrize("make", [t5, composite])
 def test_unsupported_families_are_refused_without_blaming_an_argument(make) -> None:
     model = make().eval()
     with pytest.raises(UserError, match=f"'{model.config.model_type}'") as refused:

@@ -41,6 +41,7 @@ from selfdraft.models.processors import repetition_penalty
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.target import Target
+from selfdraft.models.targets import target_of
 from selfdraft.modules.bench import BASELINE, DRAFTER, Bench
 from selfdraft.modules.online import learns
 from selfdraft.tracking.artifact import Artifact
@@ -180,7 +181,7 @@ def build_target(
     Raises:
         UserError: the model is not supported, or not by the engine that is asked for.
     """
-    target = Target(model, packed=config.packed, attention=config.attention)
+    target = target_of(model, packed=config.packed, attention=config.attention)
     tell = rank_zero_only(make_console().print)
     engine = use_engine(target, config.engine, one_by_one, tell, config.weights, invariant)
     return target, engine

@@ -30,7 +30,9 @@ from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import DTYPES, LoadedModel, StockModel
 from selfdraft.models.memory import Needed, needed, refuse_what_cannot_fit
 from selfdraft.models.shortened import enough_layers, random_first_layers, shortened
+from selfdraft.models.stateful import keeps_state
 from selfdraft.models.target import Target
+from selfdraft.models.targets import target_of
 
 READ_UP_TO = 2_000_000_000  # bytes of weights; those of a larger model are not read
 NEW_TOKENS = 8  # of every text that is tried
@@ -82,7 +84,8 @@ class Checkup:
         for dtype in DTYPES:
             yield self._tried("dtype", f"model.dtype={dtype}", partial(self._dtype, outline, dtype, small))
         yield from self._of_tokenizer()
-        layers = enough_layers(outline.config)
+        # Layers that keep a state are of many forms, and are not taken apart.
+        layers = outline.config.num_hidden_layers if keeps_state(outline.config) else enough_layers(outline.config)
         yield self._tried("forward", f"first {layers} layers", partial(self._first, outline, layers))
         if self._short is not None:
             yield from self._of_engines(self._short)
@@ -99,7 +102,7 @@ class Checkup:
             return f"{UNTRIED} ({need.total / 1e6:,.0f} MB)"
         self.tell(f"loading {self.config.model.label} in {dtype}")
         loaded = replace(self.config.model, dtype=dtype).load(self.device)
-        Target(loaded.model, packed=False, attention=self.config.model.attention)
+        target_of(loaded.model, packed=False, attention=self.config.model.attention)
         if dtype == self.config.model.dtype:
             self._loaded = loaded
         return f"{need.total / 1e6:,.0f} MB; its forward is that of transformers"
@@ -125,14 +128,15 @@ class Checkup:
     def _first(self, outline: StockModel, layers: int) -> str:
         """Make the model that the rest is tried on, in float32, so that texts differ only where something is wrong."""
         if self._loaded is not None:
-            short = shortened(self._loaded.model, layers)
+            whole = layers == outline.config.num_hidden_layers
+            short = self._loaded.model if whole else shortened(self._loaded.model, layers)
             said = "of the model's weights"
             if short.dtype != torch.float32:
                 short, said = copy.deepcopy(short).float(), f"{said}, in float32"
         else:
             short = random_first_layers(outline, layers, torch.float32, self.device)
             said = "with random weights, in float32"
-        Target(short, packed=False)
+        target_of(short, packed=False)
         self._short = short
         return f"what follows is tried on these layers {said}"
 
@@ -144,19 +148,19 @@ class Checkup:
         yield self._tried("mode", "decoding.shape_invariant=true", partial(self._invariant, short))
 
     def _attends(self, short: StockModel, kind: str) -> str:
-        Target(short, packed=False, attention=kind)
+        target_of(short, packed=False, attention=kind)
         return ""
 
     def _runs(self, short: StockModel, engine: str) -> str:
         self.tell(f"trying model.engine={engine}")
-        target = Target(short, packed=self.config.model.packed, attention=self.config.model.attention)
+        target = target_of(short, packed=self.config.model.packed, attention=self.config.model.attention)
         said = use_engine(target, engine)
         if engine != EAGER and self.config.model.dtype != "float32":
             return f"with model.dtype=float32: {said}"
         return said
 
     def _invariant(self, short: StockModel) -> str:
-        target = Target(short, packed=self.config.model.packed)
+        target = target_of(short, packed=self.config.model.packed)
         use_engine(target, EAGER)
         make_shape_invariant(target)
         return f"with model.engine=eager: chains of up to {target.widest_draft} tokens"
@@ -176,7 +180,7 @@ class Checkup:
         yield self._tried("mode", "decoding.batch_size=2", partial(self._same, target, "prompt_lookup", rows=2))
 
     def _plainly(self, short: StockModel) -> str:
-        target = Target(short, packed=False)
+        target = target_of(short, packed=False)
         self._plain = self._decoded(target, "none")
         self._target = target
         return ""
@@ -213,6 +217,10 @@ def described(outline: StockModel) -> str:
     Raises:
         UserError: the family cannot be driven.
     """
+    if keeps_state(outline.config):
+        known = Counter(getattr(outline.config, "layer_types", None) or [])
+        counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in known.items())
+        return f"layers that keep a state{f' ({counts})' if counts else ''}: drafts are chains, by the whole model"
     anatomy = dissect(outline)
     kinds = Counter(kind.replace("_", " ") for kind in anatomy.layer_types)
     told = [f"{count} layers with {kind}" for kind, count in kinds.items()]

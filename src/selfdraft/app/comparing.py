@@ -22,7 +22,7 @@ from selfdraft.models.loading import LoadedModel, StockModel, ends_of
 from selfdraft.models.others import OTHERS
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.stock import StockGenerate
-from selfdraft.models.target import Target
+from selfdraft.models.targets import target_of
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.tracking.comparison import summarize_comparison
@@ -74,7 +74,7 @@ def compare(
     if answers and len(answers) != len(prompts):
         raise UserError(f"compare: give one answer for each prompt; there are {len(answers)} for {len(prompts)}")
     console, chat, ends = make_console(quiet=quiet), Chat(tokenizer), ends_of(model, tokenizer)
-    target = Target(model)
+    target = target_of(model)
     said = use_engine(target, engine, tell=console.print)
     costs, stopping = costs_on(target), Stopping(ends, max_new_tokens)
     bench = Bench(

@@ -17,7 +17,6 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.anatomy import dissect
 from selfdraft.models.currency import Currency
 from selfdraft.models.engines import EAGER, ENGINES, use_engine
 from selfdraft.models.generate_call import GenerateCall, kept_back
@@ -25,6 +24,7 @@ from selfdraft.models.loading import StockModel
 from selfdraft.models.overrides import refuse_overrides
 from selfdraft.models.profiling import costs_on
 from selfdraft.models.target import Target
+from selfdraft.models.targets import refuse_undrivable, target_of
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ class Drafting:
         if self._prepared is not None and self._prepared.currency.holds(model):
             return self._prepared
         self._prepared = None  # frees its memory before a new one is built
-        dissect(model)
+        refuse_undrivable(model)
         return None
 
     def _prepare(self, model: StockModel) -> _Prepared:
-        target = Target(model, packed=self.packed)
+        target = target_of(model, packed=self.packed)
         use_engine(target, self.engine)
         currency = Currency(target)
         return _Prepared(target, drafter_for(target, self.config, self._costs(target)), currency)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfdraft.models.packing import PackedLinear
+from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.target import Target
 
 _LANE = 8  # bytes that are summed as one integer
@@ -37,7 +38,8 @@ class Currency:
         model = target.model
         self._model = model
         watched = dict.fromkeys(model.modules(), _watched)
-        watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # others change with texts
+        if not isinstance(target, StatefulTarget):  # which takes no rope that changes
+            watched |= dict.fromkeys(target.anatomy.rotary.modules(), _watched_calls)  # others change with texts
         self._modules = [(m, type(m), attributes, _frozen(attributes(m))) for m, attributes in watched.items()]
         self._forwards = {type(m): type(m).forward for m in watched}
         self._configs = [(config, _frozen(vars(config))) for config in _configs(model)]

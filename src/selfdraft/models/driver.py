@@ -63,7 +63,7 @@ class Driver:
         self.device, self.dtype = model.device, model.dtype
         self.packed, self.attention = packed, attention
         self.vocab_size = int(text_config(model).vocab_size)
-        self.pad_id = _first_in(
+        self.pad_id = first_in(
             self.vocab_size, *(getattr(model.config, n, None) for n in ("pad_token_id", "eos_token_id"))
         )
         self.native: NativeEngine | None = None
@@ -166,7 +166,7 @@ def spread_out(logits: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:
     return logits.new_full((len(logits), size), float("-inf")).index_copy_(1, vocabulary, logits)
 
 
-def _first_in(size: int, *ids: int | Sequence[int] | None) -> int:
+def first_in(size: int, *ids: int | Sequence[int] | None) -> int:
     """Return the first id of a vocabulary of this size among several that may be given; 0 if there is none."""
     flat = [i for given in ids if given is not None for i in ([given] if isinstance(given, int) else given)]
     return next((int(i) for i in flat if 0 <= i < size), 0)

@@ -28,6 +28,7 @@ from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Graph, Path
 from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import without
+from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.target import Target
 from selfdraft.models.weights import SAME
 
@@ -58,6 +59,10 @@ def use_engine(
         UserError: the engine that is asked for is not possible here, or packed layers differ from the model's own
             forward.
     """
+    if isinstance(target, StatefulTarget):
+        if engine not in (AUTO, EAGER):
+            raise Unsupported(f"model.engine={engine}: layers that keep a state run in the model's own forward only")
+        return "eager: layers that keep a state run in the model's own forward"
     stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
         _pack(target)

@@ -25,6 +25,7 @@ import torch
 from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.packing import PackedLinear
+from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced
 
@@ -42,6 +43,8 @@ def make_shape_invariant(target: Target) -> None:
     Raises:
         UserError: blocks and single tokens still round differently on this machine or model.
     """
+    if isinstance(target, StatefulTarget):
+        raise _differs("layers that keep a state do not: tokens in blocks", "another model")
     if target.native is not None:
         if not alike_in_trees(target):
             raise _differs("tokens of a tree do not", "model.engine=eager")

@@ -17,6 +17,7 @@ from selfdraft.core.errors import Unsupported
 from selfdraft.models.anatomy import dissect, position_limit, refusing, text_config
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
+from selfdraft.models.stateful import NO_LIMIT, keeps_state
 
 PROMPT = 1024  # tokens of a long prompt, because the real lengths are known only after the tokenizer is loaded
 TREE = 64  # tokens of a large tree
@@ -63,7 +64,10 @@ def needed(
     Raises:
         UserError: the family cannot be driven, so that no run would begin.
     """
-    dissect(outline)
+    if keeps_state(text_config(outline)):
+        packed = compiled = False
+    else:
+        dissect(outline)
     config, size = text_config(outline), dtype.itemsize
     weights = sum(p.numel() for p in outline.parameters())
     matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))
@@ -89,6 +93,8 @@ def _layer_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
 
 def _key_size(config: PreTrainedConfig) -> int:
     """Return how many numbers one token's keys have in a layer."""
+    if not getattr(config, "num_attention_heads", None):
+        return 0  # a state space model: its layers keep states, which are small
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 

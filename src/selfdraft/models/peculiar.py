@@ -31,4 +31,7 @@ def peculiarity(model: nn.Module) -> str | None:
         return "torch.autocast is on; leave it, and load the model in the dtype that you want"
     if len(devices := {str(parameter.device) for parameter in model.parameters()}) > 1:
         return f"its weights lie on {' and '.join(sorted(devices))}; load the model whole on one device"
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if len(dtypes) > 1:
+        return f"its parameters are in {' and '.join(sorted(dtypes))}; load the model in one dtype"
     return None

@@ -1,0 +1,151 @@
+"""What checkpoints of layers that keep a state cost, and what drafting gains there:  python checkpoints.py [FAMILY ...]
+
+Each family is a model of the shape of a small published one, with random weights in float32: times and bytes are those
+of trained weights, and texts are not. The text of a random model repeats itself, which is what a lookup finds most
+easily: the speedup is that of a text that could be copied, and an upper bound for others.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from selfdraft.core.tree import TokenTree
+from selfdraft.decoding.loop import Decoder
+from selfdraft.decoding.stopping import Stopping
+from selfdraft.drafters.presets import configured, drafter_for
+from selfdraft.models.profiling import costs_on
+from selfdraft.models.stateful import StatefulTarget, checkpoint_bytes
+
+NEW_TOKENS, ROUNDS, CONTEXT = 48, 5, 128
+PROMPTS = [[5, 17, 3, 60, 42, 8, 9, 11] * 8, [*range(100, 140)] * 2, [64, 12] * 20]
+COLUMNS = (
+    "family",
+    "million weights",
+    "checkpoint, MB",
+    "copying it, ms",
+    "forward of 1, ms",
+    "of 9",
+    "of 25",
+    "pool: tokens per forward",
+    "replays",
+    "pool / plain",
+)
+SHAPES: dict[str, dict[str, object]] = {
+    "lfm2": {  # LFM2-350M
+        "hidden_size": 1024,
+        "intermediate_size": 6656,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "layer_types": ["full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)],
+    },
+    "falcon_h1": {  # Falcon-H1-0.5B
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "mamba_d_ssm": 1536,
+        "mamba_n_heads": 24,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "mamba_n_groups": 1,
+        "vocab_size": 32784,
+    },
+    "qwen3_5_text": {  # Qwen3.5-0.8B
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 16,
+        "vocab_size": 65536,
+    },
+}
+
+
+def model_of(family: str) -> PreTrainedModel:
+    """Return a random model of a family's shape."""
+    config = AutoConfig.for_model(family, **SHAPES[family], bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def forward_ms(target: StatefulTarget, tokens: int) -> float:
+    """Return the median milliseconds of a forward of a chain, without the checkpoint before it."""
+    taken, chain = [], TokenTree.chain(list(range(1, tokens)))
+    for _ in range(ROUNDS):
+        copied, begun = target.copied_s, time.perf_counter()
+        target.forward([0], [1], [chain])
+        taken.append(time.perf_counter() - begun - (target.copied_s - copied))
+        target.commit(0, range(len(chain)))
+    return 1e3 * median(taken)
+
+
+def decoded(decoder: Decoder, prompt: list[int]) -> tuple[list[int], float, int]:
+    """Return an answer, its seconds of decoding and its forwards."""
+    found = decoder.decode(prompt)
+    return list(found.output), found.clock.decode_s, found.counts.target_forwards
+
+
+@torch.inference_mode()
+def measure(family: str) -> str:
+    """Return a family's row of the table.
+
+    Raises:
+        AssertionError: texts differ.
+    """
+    model = model_of(family)
+    target = StatefulTarget(model)
+    target.allocate(1, 0)
+    target.prefill(0, list(range(CONTEXT)))
+    one, nine, twenty_five = (forward_ms(target, tokens) for tokens in (1, 9, 25))
+    copied = target.copied_s
+    for _ in range(ROUNDS):
+        target.forward([0], [1], [TokenTree.chain([2])])
+        target.commit(0, [])
+    checkpoint = 1e3 * (target.copied_s - copied) / ROUNDS
+    size = checkpoint_bytes(target, 0) / 1e6
+    costs, stopping = costs_on(target), Stopping(frozenset(), NEW_TOKENS)  # type: ignore[arg-type]
+    plain, pool = (Decoder(target, drafter_for(target, configured(name), costs), stopping) for name in ("none", "pool"))
+    seconds, forwards = {"none": 0.0, "pool": 0.0}, 0
+    target.replays, target.copied_s = 0, 0.0
+    for prompt in PROMPTS:
+        text, slow, _ = decoded(plain, prompt)
+        drafted, fast, count = decoded(pool, prompt)
+        assert drafted == text, f"{family}: the pool's text differs"
+        forwards += count
+        seconds = {"none": seconds["none"] + slow, "pool": seconds["pool"] + fast}
+    cells = (
+        family,
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:,.0f}",
+        f"{size:.2f}",
+        f"{checkpoint:.2f}",
+        *(f"{milliseconds:.0f}" for milliseconds in (one, nine, twenty_five)),
+        f"{len(PROMPTS) * NEW_TOKENS / forwards:.2f}",
+        f"{target.replays} of {forwards}",
+        f"{seconds['none'] / seconds['pool']:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
+    for family in sys.argv[1:] or SHAPES:
+        print(measure(family), flush=True)
+
+
+if __name__ == "__main__":
+    main()

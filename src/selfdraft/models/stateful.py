@@ -1,0 +1,337 @@
+"""A target for families whose layers keep a state: convolutions, linear attention, state spaces.
+
+Such a state is a summary of the whole text, so it cannot be rolled back by a length, as keys and values can. This
+target calls the model's own forward with transformers' cache, and verifies chains:
+
+1. Before a draft is verified, the states are copied: a checkpoint.
+2. A draft that is accepted as a whole leaves the cache as it should be.
+3. Otherwise the checkpoint is restored. The accepted tokens are then owed: they go before the next block, in the same
+   forward, and cost no forward of their own. Only when `MOST_OWED` have gathered are they run by themselves.
+
+Where all states are those of short convolutions (LFM2), transformers' cache can drop tokens, and nothing is owed.
+
+A tree has several texts in one forward, and a state has one, so forwards take chains only. Rows run one after another.
+
+Shapes: n nodes of a chain, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from selfdraft.core.errors import Unsupported, UserError
+from selfdraft.core.skipset import SkipSet
+from selfdraft.core.tree import TokenTree
+from selfdraft.models.anatomy import refuse, refusing
+from selfdraft.models.driver import first_in
+from selfdraft.models.path import Graph, Path, Reuse
+from selfdraft.models.rotary import UNLIMITED
+from selfdraft.models.weights import SAME
+
+MOST_OWED = 16  # tokens; up to about as many, a forward takes hardly longer
+PREFILL_CHUNK = 512  # tokens per prefill forward
+NO_LIMIT = 2**20  # positions of a model whose configuration has no limit
+TRIED = 14  # tokens on which forwards with checkpoints are compared with the model's own
+
+Checkpoint = list[dict[str, Any]] | None  # by layer, the attributes of its cache; None: there was no cache yet
+
+
+def keeps_state(config: PreTrainedConfig | None) -> bool:
+    """Return whether layers of a model keep a state besides keys and values, as its configuration says."""
+    try:
+        layers = DynamicCache(config=config).layers
+    except Exception:  # a family with a cache of its own kind: its layers are looked at elsewhere
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+@dataclass
+class _Row:
+    """The text of one request, and the cache of its first tokens.
+
+    Attributes:
+        tokens: all committed tokens. covered: how many of them the cache holds.
+        checkpoint: the cache before the last block. block: how many tokens of that block may have to be dropped.
+        scratch: the tokens of the draft that `draft_forward` writes.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    covered: int = 0
+    cache: Any = None
+    checkpoint: Checkpoint = None
+    block: list[int] = field(default_factory=list)
+    scratch: list[int] = field(default_factory=list)
+
+
+class StateCache:
+    """Rows of committed tokens, with the part of `KVCache`'s interface that decoding asks for."""
+
+    def __init__(self, rows: int) -> None:
+        self.held = [_Row() for _ in range(rows)]
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return len(self.held)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the number of committed tokens of every row."""
+        return [len(row.tokens) for row in self.held]
+
+    @property
+    def prefilled_at(self) -> list[int]:
+        """Return lengths that say: never look for an earlier prefill, see `teacher_forced_in`."""
+        return [0] * self.rows
+
+    def clear(self, row: int) -> None:
+        """Forget a row."""
+        self.held[row] = _Row()
+
+    def reserve(self, slots: int) -> None:
+        """Do nothing: transformers' cache grows with the text."""
+
+    def move(self, source: int, destination: int) -> None:
+        """Give a row's text to another row; the source is empty afterwards."""
+        self.held[destination], self.held[source] = self.held[source], _Row()
+
+
+class StatefulTarget:
+    """A model whose layers keep a state, as `TargetProtocol` asks for it.
+
+    Attributes:
+        replays: forwards that ran accepted tokens anew, and verified nothing.
+        copied_s: seconds spent on checkpoints.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take a loaded model in eval mode.
+
+        Raises:
+            UserError: its forward with a cache is not that without one; the message names the family.
+        """
+        config = model.config
+        self.model, self.device, self.dtype = model, model.device, model.dtype
+        self.vocab_size = int(config.vocab_size)
+        self.max_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        self.pad_id = first_in(self.vocab_size, config.pad_token_id, config.eos_token_id)
+        rope = str(getattr(config, "rope_parameters", None) or {})
+        if "longrope" in rope or "dynamic" in rope:
+            raise refuse(model, "its layers keep a state, and its rotary positions depend on the length of the text")
+        depth = int(config.num_hidden_layers)
+        stacks = (m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
+        stack = next(stacks, torch.nn.ModuleList())
+        self.full = Path(tuple(stack), ("",) * depth, SkipSet(), leading=depth)
+        self.rotary = SimpleNamespace(recomputed_past=None, rules={}, limits=set(), alike_after=lambda root: UNLIMITED)
+        self.chains_only, self.forwards, self.replays, self.copied_s = True, 0, 0, 0.0
+        self.compiled: dict[tuple[int, ...], Graph] = {}
+        self.native, self.packed, self.weights = None, False, SAME
+        self.attention = str(config._attn_implementation)
+        takes = inspect.signature(model.forward).parameters
+        self._name = next((name for name in ("past_key_values", "cache_params") if name in takes), "")
+        self.cache = StateCache(1)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        if not self._name or "logits_to_keep" not in takes:
+            raise refuse(model, "its forward takes no cache")
+        self.compare_with_stock_forward()
+
+    def graph(self, *_: object) -> None:
+        """Return None: layers run one by one, within the model's own forward."""
+
+    def linears(self) -> list[torch.nn.Module]:
+        """Return no matrices: there are no copies of any."""
+        return []
+
+    def allocate(self, rows: int, slots: int) -> None:
+        """See `TargetProtocol.allocate`."""
+        self.cache = StateCache(max(rows, self.cache.rows))
+
+    def longest_draft(self, row: int) -> int:
+        """See `TargetProtocol.longest_draft`."""
+        return UNLIMITED
+
+    def refresh(self, row: int, tokens: Sequence[int]) -> None:
+        """Do nothing: such families are refused where their rope depends on the length of the text."""
+
+    @torch.inference_mode()
+    def prefill(self, row: int, tokens: Sequence[int]) -> None:
+        """See `TargetProtocol.prefill`."""
+        held = self.cache.held[row]
+        held.tokens += tokens
+        self._catch_up(held, 0)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        rows: Sequence[int],
+        roots: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        reuse: Sequence[Reuse | None] | None = None,
+        keep: Sequence[list[Tensor]] | None = None,
+        through: Path | None = None,
+    ) -> list[Tensor]:
+        """See `TargetProtocol.forward`."""
+        if keep is not None or through is not None:
+            raise self.undivided()
+        self.forwards += 1
+        out = []
+        for row, root, tree in zip(rows, roots, trees, strict=True):
+            held = self.cache.held[row]
+            block = [root, *self._chain(tree)]
+            self._catch_up(held, MOST_OWED)
+            held.checkpoint = self._checkpoint(held) if len(block) > 1 else None
+            out.append(self._run(held, [*held.tokens[held.covered :], *block], len(block)))
+            held.block = block
+        return out
+
+    @torch.inference_mode()
+    def draft_forward(
+        self,
+        path: Path,
+        rows: Sequence[int],
+        offset: int,
+        tokens: Sequence[int],
+        trees: Sequence[TokenTree],
+        *,
+        keep: Sequence[list[Tensor]] | None = None,
+    ) -> list[Tensor]:
+        """See `TargetProtocol.draft_forward`: a draft is run from its beginning each time it grows."""
+        if path is not self.full or keep is not None:
+            raise self.undivided()
+        self.forwards += 1
+        out = []
+        for row, token, tree in zip(rows, tokens, trees, strict=True):
+            held = self.cache.held[row]
+            block = [token, *self._chain(tree)]
+            held.scratch = [*held.scratch[:offset], *block]
+            self._catch_up(held, MOST_OWED)
+            checkpoint = self._checkpoint(held)
+            run = [*held.tokens[held.covered :], *held.scratch]
+            out.append(self._run(held, run, len(block)))
+            self._undo(held, checkpoint, len(run))
+        return out
+
+    def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
+        """Refuse: only drafters that run a part of the model ask for it."""
+        raise self.undivided()
+
+    @torch.inference_mode()
+    def commit(self, row: int, nodes: Sequence[int]) -> None:
+        """See `TargetProtocol.commit`."""
+        held, kept = self.cache.held[row], 1 + len(nodes)
+        owed, dropped = len(held.tokens) - held.covered, len(held.block) - kept
+        held.tokens += held.block[:kept]
+        stays = not dropped or (held.covered > 0 and _drops_tokens(held.cache))
+        self._undo(held, held.checkpoint, dropped)
+        held.covered += owed + kept if stays else 0
+        held.checkpoint, held.block, held.scratch = None, [], []
+
+    def undivided(self) -> UserError:
+        """Return the error for drafters that run a part of the model, or look into it."""
+        return Unsupported(
+            f"model family '{self.model.config.model_type}' keeps a state in its layers, so it is run as a whole: take "
+            "a drafter that runs no part of it, such as pool, suffix, prompt_lookup or jacobi"
+        )
+
+    @torch.inference_mode()
+    def compare_with_stock_forward(self) -> None:
+        """Decode a few tokens with drafts that are accepted in part, and compare with the model's own forward.
+
+        Raises:
+            UserError: the logits differ.
+        """
+        drawn = torch.randint(self.vocab_size, (TRIED,), generator=torch.Generator().manual_seed(0))
+        text = drawn.tolist()
+        with refusing(self.model):
+            stock = self.model(input_ids=drawn[None].to(self.device), use_cache=False).logits[0].float()
+            found = []
+            self.prefill(0, text[:5])
+            for first, end, wrong in ((5, 8, 3), (8, 9, 2), (9, 10, 0), (10, 13, 2), (13, 14, 0)):
+                chain = [*text[first + 1 : end], *text[:wrong]]
+                (logits,) = self.forward([0], [text[first]], [TokenTree.chain(chain)])
+                self.commit(0, range(end - first - 1))
+                found.append(logits[: end - first].float())
+        self.cache, self.forwards, self.replays, self.copied_s = StateCache(1), 0, 0, 0.0
+        error = float((stock[5:] - torch.cat(found)).abs().mean() / stock.std(dim=-1).mean())
+        if not error < (1e-3 if self.dtype == torch.float32 else 0.1):  # written so that NaN counts as large
+            raise refuse(self.model, f"its forward after a checkpoint differs from its own (by {error:.2g} of a sigma)")
+
+    def _catch_up(self, held: _Row, most: int) -> None:
+        """Run the tokens that the cache lacks, if they are more than `most`."""
+        if len(held.tokens) - held.covered <= most:
+            return
+        self.replays += held.covered > 0
+        while held.covered < len(held.tokens):
+            chunk = held.tokens[held.covered : held.covered + PREFILL_CHUNK]
+            self._run(held, chunk, 1)
+            if _drops_tokens(held.cache):
+                held.cache.crop(0)
+            held.covered += len(chunk)
+
+    def _run(self, held: _Row, tokens: Sequence[int], count: int) -> Tensor:
+        """Run tokens after those in the cache; return the (count, V) logits after the last ones."""
+        ids = torch.tensor([list(tokens)], device=self.device)
+        given = {self._name: held.cache} if held.cache is not None else {}
+        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=count, **given)
+        if held.cache is None:
+            held.cache = out[self._name]
+            if held.cache.is_croppable:
+                held.cache.activate_past_recording()
+        return out.logits[0, -count:]
+
+    def _checkpoint(self, held: _Row) -> Checkpoint:
+        """Return a copy of the states, and of what else the cache has: keys and values are never written in place."""
+        if held.cache is None or _drops_tokens(held.cache):
+            return None
+        begun = time.perf_counter()
+        saved = [
+            {name: _copied(value) if isinstance(value, dict) else value for name, value in vars(layer).items()}
+            for layer in held.cache.layers
+        ]
+        self.copied_s += time.perf_counter() - begun
+        return saved
+
+    def _undo(self, held: _Row, checkpoint: Checkpoint, dropped: int) -> None:
+        """Make the cache forget the last `dropped` tokens, or what it took up since a checkpoint."""
+        if dropped and not held.covered:  # there was no cache before
+            held.cache = None
+        elif held.cache is not None and _drops_tokens(held.cache):
+            held.cache.crop(-dropped)
+        elif dropped and checkpoint is not None:
+            for layer, saved in zip(held.cache.layers, checkpoint, strict=True):
+                layer.__dict__.update(saved)
+
+    def _chain(self, tree: TokenTree) -> list[int]:
+        if not tree.is_chain:
+            raise Unsupported(
+                f"model family '{self.model.config.model_type}' keeps a state in its layers, so it verifies chains "
+                "only, and no tree with branches"
+            )
+        return [int(token) for token in tree.tokens.tolist()]
+
+
+def checkpoint_bytes(target: StatefulTarget, row: int) -> int:
+    """Return the bytes that a checkpoint of a row copies."""
+    cache = target.cache.held[row].cache
+    states = (value for layer in cache.layers for value in vars(layer).values() if isinstance(value, dict))
+    return sum(tensor.nbytes for each in states for tensor in each.values() if isinstance(tensor, Tensor))
+
+
+def _drops_tokens(cache: Any) -> bool:
+    """Return whether a cache can forget its last tokens: it does where `_run` has made it record them."""
+    return any(getattr(layer, "record_past", False) for layer in cache.layers)
+
+
+def _copied(states: dict[Any, Any]) -> dict[Any, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in states.items()}

@@ -1,0 +1,40 @@
+"""Which target runs a model: one that drives its layers, or one that runs it as a whole."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from transformers import PreTrainedModel
+
+from selfdraft.core.errors import Unsupported
+from selfdraft.models.anatomy import dissect
+from selfdraft.models.stateful import StatefulTarget, keeps_state
+from selfdraft.models.target import Target
+
+
+def target_of(model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> Target:
+    """Return the target of a loaded model. See `Target` for the arguments.
+
+    A `StatefulTarget` has what decoding, costs and certificates ask of a `Target`, so it is returned as one; what takes
+    layers apart asks `layered` first, which refuses it.
+
+    Raises:
+        UserError: the family is not supported; the message names it.
+    """
+    if keeps_state(getattr(model, "config", None)):
+        if attention != "sdpa":
+            raise Unsupported(
+                f"model.attention={attention}: layers that keep a state run in the model's own forward only"
+            )
+        return cast("Target", StatefulTarget(model))
+    return Target(model, packed=packed, attention=attention)
+
+
+def refuse_undrivable(model: PreTrainedModel) -> None:
+    """Check what can be known of a model without a forward: its weights may be anywhere.
+
+    Raises:
+        UserError: the family is not supported.
+    """
+    if not keeps_state(getattr(model, "config", None)):
+        dissect(model)
