@@ -19,7 +19,8 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.profiling import costs_on
-from selfdraft.models.stateful import StatefulTarget, checkpoint_bytes
+from selfdraft.models.state_cache import checkpoint_bytes
+from selfdraft.models.stateful import StatefulTarget
 
 NEW_TOKENS, ROUNDS, CONTEXT = 48, 5, 128
 PROMPTS = [[5, 17, 3, 60, 42, 8, 9, 11] * 8, [*range(100, 140)] * 2, [64, 12] * 20]
@@ -115,7 +116,7 @@ def measure(family: str) -> str:
         target.forward([0], [1], [TokenTree.chain([2])])
         target.commit(0, [])
     checkpoint = 1e3 * (target.copied_s - copied) / ROUNDS
-    size = checkpoint_bytes(target, 0) / 1e6
+    size = checkpoint_bytes(target.cache.held[0]) / 1e6
     costs, stopping = costs_on(target), Stopping(frozenset(), NEW_TOKENS)  # type: ignore[arg-type]
     plain, pool = (Decoder(target, drafter_for(target, configured(name), costs), stopping) for name in ("none", "pool"))
     seconds, forwards = {"none": 0.0, "pool": 0.0}, 0

@@ -10,6 +10,7 @@ import pytest
 from transformers import BertConfig, BertLMHeadModel
 
 from command_line import SMOKE, ErrorLine, said_by, tamper
+from hybrids import save_hybrid
 from selfdraft.app import checkup
 from selfdraft.app.doctor import how_to_ask
 from selfdraft.core.errors import UserError
@@ -125,3 +126,14 @@ def test_messages_lose_what_the_line_says_already() -> None:
     said = str(UserError("model family 'x' (XModel) is not supported: it is odd"))
     assert checkup.short_reason(said, "x") == "it is odd"
     assert checkup.short_reason("model.engine=native: no compiler", "model.engine=native") == "no compiler"
+
+
+def test_a_model_that_keeps_a_state_is_run_and_described(tmp_path: Path, error_line: ErrorLine) -> None:
+    save_hybrid("lfm2", tmp_path / "model")
+    model = ("model=hf", f"model.path='{tmp_path}/model'", "model.dtype=float32")
+    ask = ("task=generate", "prompt=Hello", "decoding.max_new_tokens=8", "logger=none")
+    assert "output: exact" in said_by(tmp_path / "one", *SMOKE, *model, *ask, "drafter=pool")
+    assert "keeps a state in its layers, so it is run as a whole" in error_line(*model, *ask, "drafter=layer_skip")
+    said = " ".join(said_by(tmp_path / "two", *SMOKE, *model, "task=doctor", "logger=none").split())
+    assert "layers that keep a state (2 conv, 2 full attention)" in said
+    assert "drafter=pool yes" in said and "drafter=swift no" in said and "trees no" in said

@@ -30,7 +30,7 @@ from selfdraft.models.invariance import make_shape_invariant
 from selfdraft.models.loading import DTYPES, LoadedModel, StockModel
 from selfdraft.models.memory import Needed, needed, refuse_what_cannot_fit
 from selfdraft.models.shortened import enough_layers, random_first_layers, shortened
-from selfdraft.models.stateful import keeps_state
+from selfdraft.models.state_cache import keeps_state
 from selfdraft.models.target import Target
 from selfdraft.models.targets import target_of
 

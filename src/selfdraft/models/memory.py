@@ -17,7 +17,8 @@ from selfdraft.core.errors import Unsupported
 from selfdraft.models.anatomy import dissect, position_limit, refusing, text_config
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
-from selfdraft.models.stateful import NO_LIMIT, keeps_state
+from selfdraft.models.state_cache import keeps_state
+from selfdraft.models.stateful import NO_LIMIT
 
 PROMPT = 1024  # tokens of a long prompt, because the real lengths are known only after the tokenizer is loaded
 TREE = 64  # tokens of a large tree
@@ -65,7 +66,7 @@ def needed(
         UserError: the family cannot be driven, so that no run would begin.
     """
     if keeps_state(text_config(outline)):
-        packed = compiled = False
+        compiled = False
     else:
         dissect(outline)
     config, size = text_config(outline), dtype.itemsize

@@ -20,90 +20,29 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers import PreTrainedModel
 
 from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import refuse, refusing
 from selfdraft.models.driver import first_in
+from selfdraft.models.hooks import called_otherwise
+from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.path import Graph, Path, Reuse
 from selfdraft.models.rotary import UNLIMITED
+from selfdraft.models.state_cache import Checkpoint, Row, StateCache
 from selfdraft.models.weights import SAME
 
 MOST_OWED = 16  # tokens; up to about as many, a forward takes hardly longer
 PREFILL_CHUNK = 512  # tokens per prefill forward
 NO_LIMIT = 2**20  # positions of a model whose configuration has no limit
 TRIED = 14  # tokens on which forwards with checkpoints are compared with the model's own
-
-Checkpoint = list[dict[str, Any]] | None  # by layer, the attributes of its cache; None: there was no cache yet
-
-
-def keeps_state(config: PreTrainedConfig | None) -> bool:
-    """Return whether layers of a model keep a state besides keys and values, as its configuration says."""
-    try:
-        layers = DynamicCache(config=config).layers
-    except Exception:  # a family with a cache of its own kind: its layers are looked at elsewhere
-        return False
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-
-
-@dataclass
-class _Row:
-    """The text of one request, and the cache of its first tokens.
-
-    Attributes:
-        tokens: all committed tokens. covered: how many of them the cache holds.
-        checkpoint: the cache before the last block. block: how many tokens of that block may have to be dropped.
-        scratch: the tokens of the draft that `draft_forward` writes.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    covered: int = 0
-    cache: Any = None
-    checkpoint: Checkpoint = None
-    block: list[int] = field(default_factory=list)
-    scratch: list[int] = field(default_factory=list)
-
-
-class StateCache:
-    """Rows of committed tokens, with the part of `KVCache`'s interface that decoding asks for."""
-
-    def __init__(self, rows: int) -> None:
-        self.held = [_Row() for _ in range(rows)]
-
-    @property
-    def rows(self) -> int:
-        """Return the number of rows."""
-        return len(self.held)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Return the number of committed tokens of every row."""
-        return [len(row.tokens) for row in self.held]
-
-    @property
-    def prefilled_at(self) -> list[int]:
-        """Return lengths that say: never look for an earlier prefill, see `teacher_forced_in`."""
-        return [0] * self.rows
-
-    def clear(self, row: int) -> None:
-        """Forget a row."""
-        self.held[row] = _Row()
-
-    def reserve(self, slots: int) -> None:
-        """Do nothing: transformers' cache grows with the text."""
-
-    def move(self, source: int, destination: int) -> None:
-        """Give a row's text to another row; the source is empty afterwards."""
-        self.held[destination], self.held[source] = self.held[source], _Row()
 
 
 class StatefulTarget:
@@ -114,8 +53,11 @@ class StatefulTarget:
         copied_s: seconds spent on checkpoints.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, packed: bool = True) -> None:
         """Take a loaded model in eval mode.
+
+        Args:
+            packed: on a CPU, run a light copy of the model whose matrices are packed for oneDNN.
 
         Raises:
             UserError: its forward with a cache is not that without one; the message names the family.
@@ -135,7 +77,8 @@ class StatefulTarget:
         self.rotary = SimpleNamespace(recomputed_past=None, rules={}, limits=set(), alike_after=lambda root: UNLIMITED)
         self.chains_only, self.forwards, self.replays, self.copied_s = True, 0, 0, 0.0
         self.compiled: dict[tuple[int, ...], Graph] = {}
-        self.native, self.packed, self.weights = None, False, SAME
+        self.native, self.packed, self.weights = None, packed, SAME
+        self._running = light_copy(model, _packed) if packed else model
         self.attention = str(config._attn_implementation)
         takes = inspect.signature(model.forward).parameters
         self._name = next((name for name in ("past_key_values", "cache_params") if name in takes), "")
@@ -149,8 +92,8 @@ class StatefulTarget:
         """Return None: layers run one by one, within the model's own forward."""
 
     def linears(self) -> list[torch.nn.Module]:
-        """Return no matrices: there are no copies of any."""
-        return []
+        """Return the matrices that have packed copies."""
+        return [part for part in self._running.modules() if isinstance(part, PackedLinear)]
 
     def allocate(self, rows: int, slots: int) -> None:
         """See `TargetProtocol.allocate`."""
@@ -190,7 +133,7 @@ class StatefulTarget:
             held = self.cache.held[row]
             block = [root, *self._chain(tree)]
             self._catch_up(held, MOST_OWED)
-            held.checkpoint = self._checkpoint(held) if len(block) > 1 else None
+            held.checkpoint = self._copied(held) if len(block) > 1 else None
             out.append(self._run(held, [*held.tokens[held.covered :], *block], len(block)))
             held.block = block
         return out
@@ -216,10 +159,10 @@ class StatefulTarget:
             block = [token, *self._chain(tree)]
             held.scratch = [*held.scratch[:offset], *block]
             self._catch_up(held, MOST_OWED)
-            checkpoint = self._checkpoint(held)
+            checkpoint = self._copied(held)
             run = [*held.tokens[held.covered :], *held.scratch]
             out.append(self._run(held, run, len(block)))
-            self._undo(held, checkpoint, len(run))
+            held.undo(checkpoint, len(run))
         return out
 
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
@@ -232,8 +175,8 @@ class StatefulTarget:
         held, kept = self.cache.held[row], 1 + len(nodes)
         owed, dropped = len(held.tokens) - held.covered, len(held.block) - kept
         held.tokens += held.block[:kept]
-        stays = not dropped or (held.covered > 0 and _drops_tokens(held.cache))
-        self._undo(held, held.checkpoint, dropped)
+        stays = not dropped or (held.covered > 0 and held.drops_tokens)
+        held.undo(held.checkpoint, dropped)
         held.covered += owed + kept if stays else 0
         held.checkpoint, held.block, held.scratch = None, [], []
 
@@ -265,9 +208,10 @@ class StatefulTarget:
         self.cache, self.forwards, self.replays, self.copied_s = StateCache(1), 0, 0, 0.0
         error = float((stock[5:] - torch.cat(found)).abs().mean() / stock.std(dim=-1).mean())
         if not error < (1e-3 if self.dtype == torch.float32 else 0.1):  # written so that NaN counts as large
-            raise refuse(self.model, f"its forward after a checkpoint differs from its own (by {error:.2g} of a sigma)")
+            said = "its layers keep a state, and its forward goes on from a state one token at a time only"
+            raise refuse(self.model, f"{said} (several tokens differ by {error:.2g} of a sigma)")
 
-    def _catch_up(self, held: _Row, most: int) -> None:
+    def _catch_up(self, held: Row, most: int) -> None:
         """Run the tokens that the cache lacks, if they are more than `most`."""
         if len(held.tokens) - held.covered <= most:
             return
@@ -275,42 +219,27 @@ class StatefulTarget:
         while held.covered < len(held.tokens):
             chunk = held.tokens[held.covered : held.covered + PREFILL_CHUNK]
             self._run(held, chunk, 1)
-            if _drops_tokens(held.cache):
+            if held.drops_tokens:
                 held.cache.crop(0)
             held.covered += len(chunk)
 
-    def _run(self, held: _Row, tokens: Sequence[int], count: int) -> Tensor:
+    def _run(self, held: Row, tokens: Sequence[int], count: int) -> Tensor:
         """Run tokens after those in the cache; return the (count, V) logits after the last ones."""
         ids = torch.tensor([list(tokens)], device=self.device)
         given = {self._name: held.cache} if held.cache is not None else {}
-        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=count, **given)
+        out = self._running(input_ids=ids, use_cache=True, logits_to_keep=count, **given)
         if held.cache is None:
             held.cache = out[self._name]
             if held.cache.is_croppable:
                 held.cache.activate_past_recording()
         return out.logits[0, -count:]
 
-    def _checkpoint(self, held: _Row) -> Checkpoint:
-        """Return a copy of the states, and of what else the cache has: keys and values are never written in place."""
-        if held.cache is None or _drops_tokens(held.cache):
-            return None
+    def _copied(self, held: Row) -> Checkpoint:
+        """Return a checkpoint, and count its seconds."""
         begun = time.perf_counter()
-        saved = [
-            {name: _copied(value) if isinstance(value, dict) else value for name, value in vars(layer).items()}
-            for layer in held.cache.layers
-        ]
+        checkpoint = held.copied()
         self.copied_s += time.perf_counter() - begun
-        return saved
-
-    def _undo(self, held: _Row, checkpoint: Checkpoint, dropped: int) -> None:
-        """Make the cache forget the last `dropped` tokens, or what it took up since a checkpoint."""
-        if dropped and not held.covered:  # there was no cache before
-            held.cache = None
-        elif held.cache is not None and _drops_tokens(held.cache):
-            held.cache.crop(-dropped)
-        elif dropped and checkpoint is not None:
-            for layer, saved in zip(held.cache.layers, checkpoint, strict=True):
-                layer.__dict__.update(saved)
+        return checkpoint
 
     def _chain(self, tree: TokenTree) -> list[int]:
         if not tree.is_chain:
@@ -321,17 +250,8 @@ class StatefulTarget:
         return [int(token) for token in tree.tokens.tolist()]
 
 
-def checkpoint_bytes(target: StatefulTarget, row: int) -> int:
-    """Return the bytes that a checkpoint of a row copies."""
-    cache = target.cache.held[row].cache
-    states = (value for layer in cache.layers for value in vars(layer).values() if isinstance(value, dict))
-    return sum(tensor.nbytes for each in states for tensor in each.values() if isinstance(tensor, Tensor))
-
-
-def _drops_tokens(cache: Any) -> bool:
-    """Return whether a cache can forget its last tokens: it does where `_run` has made it record them."""
-    return any(getattr(layer, "record_past", False) for layer in cache.layers)
-
-
-def _copied(states: dict[Any, Any]) -> dict[Any, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in states.items()}
+def _packed(_: str, module: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the packed form of a matrix on a CPU, or None: a `Swap` for `light_copy`."""
+    if isinstance(module, torch.nn.Linear) and can_pack(module) and not called_otherwise(module):
+        return PackedLinear(module)
+    return None

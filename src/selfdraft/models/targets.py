@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from selfdraft.core.errors import Unsupported
 from selfdraft.models.anatomy import dissect
-from selfdraft.models.stateful import StatefulTarget, keeps_state
+from selfdraft.models.state_cache import keeps_state
+from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.target import Target
 
 
@@ -26,7 +27,7 @@ def target_of(model: PreTrainedModel, *, packed: bool = True, attention: str = "
             raise Unsupported(
                 f"model.attention={attention}: layers that keep a state run in the model's own forward only"
             )
-        return cast("Target", StatefulTarget(model))
+        return cast("Target", StatefulTarget(model, packed=packed))
     return Target(model, packed=packed, attention=attention)
 
 
