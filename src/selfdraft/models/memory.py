@@ -18,7 +18,6 @@ from selfdraft.models.anatomy import dissect, position_limit, refusing, text_con
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
 from selfdraft.models.state_cache import keeps_state
-from selfdraft.models.stateful import NO_LIMIT
 
 PROMPT = 1024  # tokens of a long prompt, because the real lengths are known only after the tokenizer is loaded
 TREE = 64  # tokens of a large tree
