@@ -60,17 +60,6 @@ SHAPES: dict[str, dict[str, object]] = {
         "mamba_n_groups": 1,
         "vocab_size": 32784,
     },
-    "qwen3_5_text": {  # Qwen3.5-0.8B
-        "hidden_size": 1024,
-        "intermediate_size": 3584,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 256,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 16,
-        "vocab_size": 65536,
-    },
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from selfdraft.models.anatomy import dissect
 from selfdraft.models.shortened import enough_layers, random_first_layers, shortened
 from selfdraft.models.tiny import FAMILIES, tiny_model
 
@@ -15,9 +16,10 @@ def test_it_is_the_model_without_its_last_layers(family: str) -> None:
     short = shortened(model, 2)
     ids = torch.tensor([[5, 17, 3, 60, 42, 8, 8, 9, 1, 2, 3]])
     with torch.inference_mode():
+        last = short.base_model(ids, use_cache=False).last_hidden_state
         whole = model(ids, output_hidden_states=True, use_cache=False)
-        states = short(ids, output_hidden_states=True, use_cache=False).hidden_states
-    assert len(states) == 3 and torch.equal(states[1], whole.hidden_states[1])
+        expected = dissect(model).norm(whole.hidden_states[2])
+    torch.testing.assert_close(last, expected)
     assert short.config.num_hidden_layers == 2 and model.config.num_hidden_layers == 5
     weights = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in short.parameters()} < weights

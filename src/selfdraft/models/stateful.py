@@ -63,6 +63,8 @@ class StatefulTarget:
             UserError: its forward with a cache is not that without one; the message names the family.
         """
         config = model.config
+        if str(config.model_type).startswith("qwen3_5"):
+            raise refuse(model, "its layers round more than certificates allow, so its outputs could not be judged")
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self.vocab_size = int(config.vocab_size)
         self.max_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
