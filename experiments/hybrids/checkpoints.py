@@ -7,6 +7,7 @@ easily: the speedup is that of a text that could be copied, and an upper bound f
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from statistics import median
@@ -14,6 +15,8 @@ from statistics import median
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -129,13 +132,19 @@ def measure(family: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+@one_line_script("checkpoints")
+def main(arguments: list[str]) -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(SHAPES)}; all, if none is named")
+    families = parser.parse_args(arguments).families or list(SHAPES)
+    if unknown := [family for family in families if family not in SHAPES]:
+        raise UserError(f"there is no shape of {unknown[0]!r:.60}; there are {', '.join(SHAPES)}")
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|")
-    for family in sys.argv[1:] or SHAPES:
+    for family in families:
         print(measure(family), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -34,6 +34,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/engines/widened.py": ["nowhere/f16.gguf"],
     "experiments/growth/growth.py": ["--rounds", "0"],
     "experiments/guard_and_cascade/guard_cost.py": ["nowhere", "--hardware", "nowhere.json"],
+    "experiments/hybrids/checkpoints.py": ["nowhere"],
     "experiments/invariance/invariance_cost.py": ["nowhere.jsonl"],
     "experiments/invariance/step_costs.py": ["6"],
     "experiments/jacobi_inits/table.py": ["nowhere"],
