@@ -1,4 +1,6 @@
-"""What checkpoints of layers that keep a state cost, and what drafting gains there:  python checkpoints.py [FAMILY ...]
+"""What checkpoints of layers that keep a state cost, and what drafting gains there.
+
+    python experiments/hybrids/checkpoints.py [FAMILY ...]
 
 Each family is a model of the shape of a small published one, with random weights in float32: times and bytes are those
 of trained weights, and texts are not. The text of a random model repeats itself, which is what a lookup finds most

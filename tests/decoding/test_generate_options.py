@@ -152,9 +152,14 @@ def composite() -> PreTrainedModel:
     return Gemma3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("make", [t5, composite])
-def test_unsupported_families_are_refused_without_blaming_an_argument(make) -> None:
-    model = make().eval()
+def test_a_model_for_images_and_text_is_decoded_without_images() -> None:
+    model = composite().eval()
+    expected = model.generate(BATCH[1:2], **GREEDY)
+    assert torch.equal(model.generate(BATCH[1:2], custom_generate=Drafting("pool"), **GREEDY), expected)
+
+
+def test_unsupported_families_are_refused_without_blaming_an_argument() -> None:
+    model = t5().eval()
     with pytest.raises(UserError, match=f"'{model.config.model_type}'") as refused:
         model.generate(BATCH[1:2], custom_generate=Drafting("none"), **GREEDY)
     assert "leave it out" not in str(refused.value) and "\n" not in str(refused.value)

@@ -147,7 +147,11 @@ def _refuse(
     cache = others.get("past_key_values")
     if getattr(cache, "_is_user_defined", False) or (cache is not None and cache.get_seq_length() > 0):
         raise UserError("custom_generate: past_key_values is not supported: drafts need a cache of their own")
-    unknown = sorted(name for name, value in others.items() if name not in _EXPECTED and value is not None)
+    # `generate` gives models for images and text an empty dictionary of what it encoded, if that is nothing.
+    given = {
+        name for name, value in others.items() if value is not None and not (isinstance(value, dict) and not value)
+    }
+    unknown = sorted(given - _EXPECTED)
     if unknown:
         raise UserError(f"custom_generate: {unknown[0]} is not supported; leave it out")
     mask, positions = others.get("attention_mask"), others.get("position_ids")
