@@ -35,8 +35,10 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.loading import LoadedModel
 from selfdraft.models.small import WINDOW, TooLarge, families, small_model
+from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
+from selfdraft.models.targets import target_of
 from selfdraft.models.tiny import FAMILIES
 from selfdraft.tracking.atomic import write_text_atomic
 
@@ -88,10 +90,10 @@ def tried(family: str) -> Row:
     except Exception as error:  # transformers' own, which say nothing about us
         return Row(family, "not tried", f"{type(error).__name__}: {first_line(error)}")
     try:
-        target = Target(model)
+        target = target_of(model)
     except UserError as refusal:
         return Row(family, "refused", short(str(refusal)))
-    row = Row(family, within=target.whole is not None)
+    row = Row(family, within=target.whole is not None or isinstance(target, StatefulTarget))
     ways: dict[str, Callable[[], str]] = {
         name: partial(cell, target, config, expected)
         for name, config in {"plain": lambda: configured("none"), **DRAFTERS}.items()
@@ -123,7 +125,7 @@ def cell(target: Target, config: Callable[[], DrafterConfig], expected: list[lis
 
 def cell_in_bfloat16(family: str) -> str:
     """Return the tokens per forward of the pool on the family's model in bfloat16, or that a text is no tie."""
-    target = Target(small_model(family, torch.bfloat16))
+    target = target_of(small_model(family, torch.bfloat16))
     runs, certifier = decoded(target, DRAFTERS["pool"]()), Certifier(target)
     pairs = zip(PROMPTS, runs, strict=True)
     verdicts = {certifier.by_stock_with_ties(prompt, run.output).verdict for prompt, run in pairs}

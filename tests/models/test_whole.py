@@ -117,6 +117,16 @@ def test_a_family_that_reads_the_order_of_slots_is_refused() -> None:
         Target(model)
 
 
+def test_mlps_that_are_no_part_of_their_own_cannot_be_sliced() -> None:
+    with pytest.raises(UserError, match="'opt' has no gated MLPs"):
+        made(Target(small_model("opt")), configured("width_skip"))
+
+
+def test_layers_that_attend_to_images_are_refused() -> None:
+    with pytest.raises(UserError, match="some of its layers attend to images"):
+        Target(small_model("mllama"))
+
+
 def _by_slots(stock):
     forward = type(stock.__self__).forward
 

@@ -192,6 +192,8 @@ def dissect_whole(model: PreTrainedModel) -> Anatomy:
     if len(stacks) != 1:
         raise refuse(model, "it has no single stack of layers that keep their keys in a cache")
     name, layers = stacks[0]
+    if any("cross_attn" in layer._modules for layer in layers):
+        raise refuse(model, "some of its layers attend to images, and are left out where there are none")
     decoder: nn.Module | None = None
     while decoder is None or "input_ids" not in inspect.signature(decoder.forward).parameters:
         if not name:

@@ -60,7 +60,7 @@ def require_gated_mlps(target: Target) -> None:
         UserError: there is such an MLP; the message names the family.
     """
     for layer in target.anatomy.layers:
-        mlp = getattr(layer, target.anatomy.mlp_name)
+        mlp = getattr(layer, target.anatomy.mlp_name) if target.anatomy.mlp_name else nn.Identity()
         # Weights of any other part, such as BitNet's norm in the MLP, are sized for all neurons.
         weighted = {name for name, part in mlp.named_children() if next(part.parameters(), None) is not None}
         if weighted not in GATED_MLPS:

@@ -79,7 +79,7 @@ class StatefulTarget:
         self.rotary = SimpleNamespace(recomputed_past=None, rules={}, limits=set(), alike_after=lambda root: UNLIMITED)
         self.chains_only, self.forwards, self.replays, self.copied_s = True, 0, 0, 0.0
         self.compiled: dict[tuple[int, ...], Graph] = {}
-        self.native, self.packed, self.weights = None, packed, SAME
+        self.native, self.whole, self.packed, self.weights = None, None, packed, SAME
         self._running = light_copy(model, _packed) if packed else model
         self.attention = str(config._attn_implementation)
         takes = inspect.signature(model.forward).parameters
