@@ -32,6 +32,8 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/costs/roofline.py": ["nowhere"],
     "experiments/engines/forwards.py": ["--rounds", "0"],
     "experiments/engines/widened.py": ["nowhere/f16.gguf"],
+    "experiments/fused_jacobi/table.py": ["nowhere"],
+    "experiments/fused_jacobi/variants.py": ["nowhere", "nowhere", "nowhere"],
     "experiments/growth/growth.py": ["--rounds", "0"],
     "experiments/guard_and_cascade/guard_cost.py": ["nowhere", "--hardware", "nowhere.json"],
     "experiments/hybrids/checkpoints.py": ["nowhere"],

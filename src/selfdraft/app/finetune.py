@@ -88,7 +88,7 @@ def finetune(run: Run) -> float | None:
     module = RECIPES[recipe.name](
         recipe,
         lambda place: trainable(Target(moved(loaded.model, place), packed=False)),
-        draft_ids=_frequent(train, recipe.vocabulary, int(text_config(loaded.model).vocab_size)),
+        draft_ids=frequent(train, recipe.vocabulary, int(text_config(loaded.model).vocab_size)),
         seed=config.seed,
     )
     last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
@@ -122,7 +122,7 @@ def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 
-def _frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:
+def frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:
     """Return the `count` most frequent token ids, filled up with the lowest other ids; None if that is all of them."""
     if count is None or count >= size:
         return None

@@ -154,9 +154,13 @@ class FusedJacobiRecipe(FinetuneModule):
             )
         return loss
 
-    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs) -> Tensor:
-        """Return (B, G, K) whether each prediction is the target's most likely token; no prediction is fed back."""
-        hidden = self.student(self._given(blocks, teacher, None), blocks, teacher)
+    def right(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, fed: Tensor | None = None) -> Tensor:
+        """Return (B, G, K) whether each prediction is the target's most likely token.
+
+        Args:
+            fed: (B, G, K) predictions that are fed back, see `after_a_step`; None for none.
+        """
+        hidden = self.student(self._given(blocks, teacher, fed), blocks, teacher)
         counted, agree = blocks.valid.flatten(1), torch.zeros_like(blocks.valid.flatten(1))
         theirs = self.target.head(blocks.gathered(teacher.final)[counted]).argmax(-1)
         before = self._embedded(blocks.gathered(batch.tokens)[counted])
