@@ -187,7 +187,7 @@ def dissect_whole(model: PreTrainedModel) -> Anatomy:
     stacks = [
         (name, stack)
         for name, stack in base.named_modules()
-        if isinstance(stack, nn.ModuleList) and len(stack) == depth and _takes_cache(stack[0])
+        if isinstance(stack, nn.ModuleList) and len(stack) and len(stack) == depth and _takes_cache(stack[0])
     ]
     if len(stacks) != 1:
         raise refuse(model, "it has no single stack of layers that keep their keys in a cache")

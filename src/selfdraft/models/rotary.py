@@ -121,7 +121,8 @@ class Rotary:
 
     def _looked_up(self, hidden: Tensor, positions: Tensor, kind: str) -> Rotation:
         """Return what the stock module does, on a CPU from a table: the module takes long for a few numbers."""
-        furthest = int(positions.max()) if positions.device.type == "cpu" else MOST_KEPT
+        whole = positions.device.type == "cpu" and not positions.is_floating_point()
+        furthest = int(positions.max()) if whole else MOST_KEPT
         if furthest >= MOST_KEPT:
             return self._stock(hidden, positions, *self._types(kind))
         key = kind, hidden.dtype
