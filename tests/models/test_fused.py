@@ -129,6 +129,7 @@ def test_the_path_keeps_the_normed_states_that_the_head_reads() -> None:
 
 
 def test_heads_add_the_token_before_and_survive_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     target = begun()
     heads = DraftHeads(SamplerHead(32, 48), MarkovHead(32, target.vocab_size, 4), ConfidenceHead(32, 8))
     hidden, previous = torch.randn(3, 32), torch.randn(3, 32)
