@@ -136,7 +136,7 @@ def test_heads_add_the_token_before_and_survive_a_folder(tmp_path: Path) -> None
     head = torch.nn.Linear(32, target.vocab_size)
     assert torch.equal(heads.logits(hidden, previous, head), head(hidden))  # at first they add nothing
     for parameter in heads.parameters():
-        torch.nn.init.normal_(parameter)
+        torch.nn.init.normal_(parameter, std=0.2)
     said = heads.logits(hidden, previous, head)
     assert not torch.allclose(said, heads.logits(hidden, previous.roll(1, 0), head))
     base = untrained_rows(target, 2)
