@@ -81,10 +81,12 @@ def test_what_does_not_fit_in_memory_is_a_line(tmp_path: Path, quick: None, monk
     assert found["model.dtype=float32"]["reason"].startswith("memory: this run needs about")
 
 
-def test_a_missing_folder_and_a_refused_family_are_lines(tmp_path: Path) -> None:
-    nowhere = findings(tmp_path / "one", "model=hf", f"model.path='{tmp_path}/nowhere'")
-    (line,) = nowhere.values()
-    assert not line["works"] and "no such folder" in line["reason"]
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        findings(tmp_path / "one", "model=hf", f"model.path='{tmp_path}/nowhere'")
+
+
+def test_a_refused_family_is_a_line(tmp_path: Path) -> None:
     MptForCausalLM(MptConfig(vocab_size=300, d_model=8, n_layers=1, n_heads=1)).save_pretrained(tmp_path / "mpt")
     refused = findings(tmp_path / "two", "model=hf", f"model.path='{tmp_path}/mpt'")
     assert list(refused)[-1] == "mpt" and not refused["mpt"]["works"]

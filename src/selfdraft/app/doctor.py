@@ -11,16 +11,23 @@ from rich.text import Text
 
 from selfdraft.app.checkup import Checkup, Finding
 from selfdraft.app.lifecycle import Run
+from selfdraft.core.errors import UserError
 from selfdraft.core.messages import printable
 from selfdraft.tracking.atomic import write_json_atomic
 
 
 def doctor(run: Run) -> None:
-    """Try the model with every dtype, engine, attention function and drafter; print a table and write doctor.json."""
+    """Try the model with every dtype, engine, attention function and drafter; print a table and write doctor.json.
+
+    Raises:
+        UserError: there is no model to try.
+    """
     config, console = run.config, run.console
     run.begin(name="doctor", started=run.folder / "doctor.json")
     with console.status(f"looking at {config.model.label}") as status:
         found = list(Checkup(config, status.update).findings())
+    if len(found) == 1 and not found[0].works:  # its configuration could not be read
+        raise UserError(found[0].reason)
     console.print(table_of(found))
     works = sum(each.works for each in found)
     console.print(f"{works} of {len(found)} work for {config.model.label} on this machine")
