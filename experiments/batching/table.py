@@ -13,8 +13,8 @@ from selfdraft.app.errors import one_line_script
 from selfdraft.tracking.result_file import markdown, taken_from
 
 HEADER = (
-    "| dtype | drafter | batch | tokens/s | × batch 1 | the target alone | speedup over it "
-    "| latency: median, p95 (s) | alone (s) | exact / tie / mismatch |"
+    "| dtype | drafter | batch | tokens/s | × batch 1 | plain, tokens/s | speedup "
+    "| latency: median, p95 (s) | plain latency (s) | exact / tie / mismatch |"
 )
 
 
