@@ -6,12 +6,38 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from command_line import SMOKE, run
+from selfdraft.app.resuming_launcher import complete_ray
 
-pytestmark = pytest.mark.slow
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 
 
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ({"address": None}, {"address": None, "log_to_driver": False}),
+        ({"address": "auto"}, {"address": "auto", "log_to_driver": False, "object_store_memory": None}),
+        (
+            {"address": "auto", "log_to_driver": True},
+            {"address": "auto", "log_to_driver": True, "object_store_memory": None},
+        ),
+    ],
+)
+def test_ray_is_quiet_and_accepts_a_cluster_that_runs(init: dict[str, object], expected: dict[str, object]) -> None:
+    launcher = OmegaConf.create({"_target_": RAY, "ray": {"init": init}})
+    complete_ray(launcher)
+    assert launcher.ray.init == expected
+
+
+def test_other_launchers_keep_their_options() -> None:
+    launcher = OmegaConf.create({"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"})
+    complete_ray(launcher)
+    assert list(launcher) == ["_target_"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", "ray"])
 def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_path: Path) -> None:
     pytest.importorskip({"submitit_local": "submitit", "ray": "ray"}.get(launcher, "hydra"))
@@ -23,6 +49,7 @@ def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_p
     assert "drafter.window=0" in table.loc[0, "reason"]
     assert (table.loc[[4, 8], "speedup"] > 0).all()
     assert "Sweep of 3 jobs, best first" in done.stdout
+    assert "_run_job pid=" not in done.stdout  # Ray's copy of what jobs print
     assert "Traceback" not in done.stderr
     assert {"window=4", "window=0", "window=8"} < {path.name for path in (tmp_path / "sweep").iterdir()}
 
@@ -40,3 +67,13 @@ def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_p
     assert other.returncode == 0, other.stdout + other.stderr
     assert "finished before" not in other.stdout
     assert (tmp_path / "sweep" / "window=4-2" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_an_address_without_a_ray_cluster_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    ray = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")
+    done = run("-m", *SMOKE, *ray, "drafter.window=4,8", f"hydra.sweep.dir={tmp_path}/sweep", RAY_ADDRESS="")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("selfdraft: hydra.launcher.ray.init.address: no Ray cluster")
+    assert "Traceback" not in done.stderr

@@ -21,8 +21,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from selfdraft.app.launcher import BY_NUMBER
 from selfdraft.app.sweep_index import SweepIndex, folder_name, identity_of, varying_keys
+from selfdraft.core.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def complete_ray(launcher: DictConfig) -> None:
+    """Set options of Ray's launcher that the user has left open, in place; do nothing with another launcher.
+
+    - What jobs print is not shown. Ray would mix the lines of all jobs; each job has its own in `run.log`.
+    - Ray's launcher asks for a small object store, and Ray refuses that for a cluster which runs already.
+    """
+    if not launcher._target_.endswith(".RayLauncher"):
+        return
+    init = launcher.ray.init
+    init.setdefault("log_to_driver", False)
+    if init.get("address") is not None:
+        init.setdefault("object_store_memory", None)
 
 
 class ResumingLauncher(Launcher):
@@ -37,6 +52,7 @@ class ResumingLauncher(Launcher):
         self.context, self.config = hydra_context, config
         with read_write(config), open_dict(config):
             config.hydra.launcher = self.inner_config
+            complete_ray(config.hydra.launcher)
         self.inner = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -47,7 +63,11 @@ class ResumingLauncher(Launcher):
         self.varying = varying_keys(settings["overrides"]["task"], parameters)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of jobs, and return all of them in their order."""
+        """Run a batch of jobs, and return all of them in their order.
+
+        Raises:
+            UserError: Ray finds no cluster at the address that it was given.
+        """
         if not self.names:  # the user names the folders, and only Hydra knows their names before a job runs
             return self.inner.launch(job_overrides, initial_job_idx)
         index = SweepIndex(self.folder)
@@ -62,7 +82,13 @@ class ResumingLauncher(Launcher):
         if found:
             log.info(f"{len(found)} of {len(job_overrides)} jobs had finished before")
         if todo:
-            ended = self.inner.launch(list(todo.values()), initial_job_idx)
+            try:
+                ended = self.inner.launch(list(todo.values()), initial_job_idx)
+            except ConnectionError as error:  # only from Ray: what jobs raise is kept in their results
+                raise UserError(
+                    "hydra.launcher.ray.init.address: no Ray cluster answers there; start one with `ray start --head`, "
+                    "or leave the address out for a cluster of this machine"
+                ) from error
             found |= dict(zip(todo, ended, strict=True))
         return [found[place] for place in sorted(found)]
 
