@@ -186,21 +186,31 @@ def page(rows: list[Row], command: str) -> str:
         "",
         f"```bash\n{command}    # writes this page\n```",
         "",
-        f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 on a CPU. Of "
-        f"{len(rows)} families of causal language models, {len(driven)} are driven, {len(refused)} are refused by name "
-        f"and {len(missed)} were not tried. They are random models of four small layers, with windows and chunks of "
-        f"{WINDOW} tokens where they have any. The nine families of the test suite (in *italics*) are also run with "
-        "sampling and every option. Layers of the families with ° run within the model's own forward: one engine "
-        "(`eager`), no training.",
+        f"Which of transformers' causal language models work with SelfDraft? Of {len(rows)} families (model types), "
+        f"**{len(driven)} work**, {len(refused)} are refused with a reason, and {len(missed)} were not tried, because "
+        "no small model of them could be made or run. To try your own model: `python run.py task=doctor model=hf "
+        "model.path=<folder>`.",
         "",
-        "## Driven",
+        f"Each family was tried with a random model of four small layers, with windows and chunks of {WINDOW} tokens "
+        f"if it has any: transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 "
+        "on a CPU.",
         "",
-        f"A number is tokens per forward of the target over {len(PROMPTS)} prompts of {NEW_TOKENS} new tokens. It is "
-        "only there if every output is, token for token, that of transformers' own greedy `generate`: above 1, drafts "
-        "were accepted and the text stayed the same. `batch` is the pool with all prompts at once. `bfloat16` is the "
-        "pool on the model in that dtype, where texts may part at ties that a float32 copy confirms. That holds for "
-        f"{right} of {len(cells)} cells; {wrong} are wrong, "
-        f"and {len(cells) - right - wrong} are refused in one line.",
+        "## Families that work",
+        "",
+        "Each column is a drafter. A number means that it works: every output is, token for token, that of "
+        "transformers' own greedy `generate`. The number is the tokens per forward of the target, over "
+        f"{len(PROMPTS)} prompts of {NEW_TOKENS} new tokens: above 1, drafts were accepted. It says nothing about "
+        "speed, because the models are random.",
+        "",
+        "- `batch` is `pool` with all prompts at once.",
+        "- `bfloat16` is `pool` on the model in that dtype. There texts may differ after a tie that a float32 copy "
+        "confirms.",
+        "- *Italics*: the nine families of the test suite, which are also run with sampling and every option.",
+        "- °: layers of the family run within the model's own forward. It takes `model.engine=eager` only, and no "
+        "training.",
+        "- **differs**: the text is wrong. *refused*: the note below the table says why.",
+        "",
+        f"Of {len(cells)} cells, {right} are right, {wrong} are wrong and {len(cells) - right - wrong} are refused.",
         "",
         "| family | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",

@@ -28,7 +28,7 @@ def test_a_driven_and_a_refused_family_are_rows(
     assert script.main(["llama", "mamba", "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert "python scripts/families.py llama mamba" in text
-    assert "Of 2 families of causal language models, 1 are driven, 1 are refused by name" in text
+    assert "Of 2 families (model types), **1 work**, 1 are refused with a reason" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| *llama* |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
     assert len(cells) == len(script.COLUMNS)
@@ -75,7 +75,7 @@ def test_wrong_texts_and_refused_drafters_are_cells(script: ModuleType) -> None:
     text = script.page([script.Row("here", cells=cells)], "python scripts/families.py here")
     assert "| here | **differs** | 1.50 | refused (1) | 1.50 | refused (2) |" in text
     assert "1. `pool`: no MLP" in text and "2. `swift`: no MLP" in text
-    assert f"That holds for {len(names) - 3} of {len(names)} cells; 1 are wrong, and 2 are refused" in text
+    assert f"Of {len(names)} cells, {len(names) - 3} are right, 1 are wrong and 2 are refused." in text
 
 
 def test_an_unknown_family_is_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
