@@ -1,6 +1,6 @@
 """Put the weights of a run of task=finetune, in 8 bits, among those that come with SelfDraft.
 
-    python scripts/ship_weights.py RUN_DIR jump --command "scripts/build_shipped.sh PROMPTS"
+    python scripts/ship_weights.py RUN_DIR jump --command "experiments/jump/build.sh PROMPTS"
 
 The folder src/selfdraft/shipped/<path> then has `adapter.safetensors` and `about.json`.
 """

@@ -1,8 +1,11 @@
-"""Decide which drafted nodes are accepted: exact acceptance over chains and trees, greedy and sampled.
+"""Decide which drafted nodes are accepted, so that the text is the one that the target would write by itself.
 
-1. On the device, for all nodes at once: `match` or `reject` decides for each node whether *its parent* would take it
-   (`right`), and for each position which token follows if no child is taken (`after`).
-2. On the host: `follow` walks down the tree and returns the accepted nodes and the bonus token.
+1. On the device, for all nodes at once: `match` (greedy, or a draft that was not sampled) or `reject` (a sampled draft)
+   decides whether each node's token may follow its parent (`right`), and which token follows a node if acceptance ends
+   there (`after`).
+2. On the host: `follow` walks down the tree along right nodes, and returns them and the bonus token.
+
+Both steps know nothing of models, so the tests check them with made-up logits.
 """
 
 from __future__ import annotations

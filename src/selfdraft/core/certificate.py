@@ -1,9 +1,11 @@
-"""The losslessness certificate of one output (DESIGN: grade 2, *numbers*).
+"""The verdict on one output: is it the text of plain decoding, or may it differ because of rounding only?
 
-A forward of k tokens (M=k) and k forwards of one token (M=1) round differently, so if the logits of the two best tokens
-are closer than that rounding, either may win. Such a divergence is a *tie*; any other is a *mismatch*, and fails the
-run. The effect of rounding is measured on the same text (the *control*). The control has a limit, the largest effect
-that rounding can have (`rounding.Ceiling`): above it our forward is wrong, even if the texts agree.
+A forward of k tokens (M=k) and k forwards of one token (M=1) round differently. If the logits of the two best tokens
+are closer than that rounding, either may win. Such a difference is a *tie*. Any other is a *mismatch*, and fails the
+run.
+
+How far rounding moves logits is measured on the same text: the *control*. It has a limit, the largest effect that
+rounding can have (`rounding.Ceiling`). If the control is above it, our forward is wrong, even if the texts agree.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Guessed chains of several kinds: how often each kind was right so far, and how much of each chain pays.
+"""Learn how often guessed chains were right, and choose how many tokens of each pay.
 
-A kind is whatever tells chains of different worth apart, such as the length of the n-gram that was matched.
+Chains are counted by *kind*, so that good and bad guesses are told apart. For prompt lookup the kind is the length of
+the matched n-gram: a match of three tokens is right more often than a match of one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from selfdraft.core.rates import FADING, Rate, lookup_prior
 K = TypeVar("K", bound=Hashable)
 
 RIVAL = 0.2  # each earlier match multiplies the prior probability of a match's first token by this
-WEIGHT = 6.0  # number of trials that a prior counts like
+WEIGHT = 6.0  # number of trials that a prior counts as
 
 
 class Chances:

@@ -1,4 +1,6 @@
-"""The cost of one model's forwards on one machine, in parts that add up to the cost of any skip set.
+"""The cost of one model's forwards on one machine, as the sum of its parts: attentions, MLPs, head and so on.
+
+So the cost of a model that skips any sublayers is known without running it.
 
 The parts are measured by `task=profile`, or computed from published figures by `roofline`. Both give the same
 structure, so decisions and predictions can be made for another machine in the same way as for this one.

@@ -1,4 +1,7 @@
-"""Online estimates of how often each kind of guess is right, from a prior and counts that fade with time."""
+"""Estimate how often each kind of guess is right, while decoding.
+
+An estimate begins at a prior and follows what is observed. Older observations count less, because texts change.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Jacobi iteration over a block of draft tokens (Santilli et al. 2023, arXiv 2305.10427).
 
-Greedy decoding is the fixed point of ``y[i] = argmax p(. | prefix, y[:i])``. One parallel forward over a block y gives
-the right-hand side for all i at once; feeding it back in place of y is one Jacobi iteration.
+One iteration: put guesses y at the next W positions, run one forward over all of them, and replace each guess by the
+prediction made from the guesses before it. Every iteration makes at least one more token right, because the first guess
+is predicted from the text alone. When nothing changes any more, y is the greedy continuation: the fixed point of
+``y[i] = argmax p(. | prefix, y[:i])``.
 
 Shapes: W tokens per block, k blocks tried at once.
 """

@@ -1,6 +1,7 @@
-"""Length rules: decide when to stop drafting a chain, from the drafter's confidence in each of its tokens.
+"""Length rules: decide after each drafted token whether to draft one more.
 
-The *confidence* of a drafted token is its probability in the drafting model.
+Too short a draft wastes a verification that could have accepted more; too long a draft wastes drafting on tokens that
+will be rejected. The rules decide by the *confidence* of the drafted tokens: their probability in the drafting model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The 2-D window of lookahead decoding, and the pool of n-grams that it fills (Fu et al. 2024, arXiv 2402.02057).
 
 The window is a Jacobi iteration that keeps its last iterates: row 0 is the oldest one, and each row was predicted from
-the one above it. So every column, read downwards, is an n-gram that the model itself has written.
+the one above it. So every column, read downwards, is an n-gram that the model itself has written. The pool keeps these
+n-grams. When the text later arrives at the first token of one, the rest of it is drafted.
 
 Shapes: w columns, f + 1 rows; N tokens per n-gram. Column 0 of row 0 is the root, which is not a node of the tree.
 """

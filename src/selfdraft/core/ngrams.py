@@ -1,4 +1,7 @@
-"""Look up the last n-gram of a text in its earlier part."""
+"""Find where the last few tokens of a text occurred earlier in it, and what followed there.
+
+This is what prompt lookup drafts from. The index grows with the text, so a look-up does not scan it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Config options, declared once with default, range and description, and checked whenever an object is made."""
+"""Options of the configuration: each is declared once, with its default, range and description.
+
+They are checked whenever an object is made, from YAML, the command line or Python alike.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class PathCosts:
     def break_even(self, step: DraftCosts) -> float:
         """Return how many of a step's drafted tokens must be accepted on average, so that drafting pays.
 
-        Of a single drafted token this is its acceptance rate. The verification reuses the draft's work if it can.
+        For a single drafted token this is the acceptance rate that it needs. The verification reuses the draft's work
+        if it can.
         """
         verify = step.verify if step.reuse is None else step.reuse
         return (step.drafted * self.draft + verify) / self.plain - 1

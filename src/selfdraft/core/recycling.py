@@ -1,4 +1,7 @@
-"""Token recycling (Luo et al. 2024, arXiv 2408.08696): an adjacency matrix of tokens, and draft trees made from it.
+"""Token recycling (Luo et al. 2024, arXiv 2408.08696): remember what may follow each token, and draft trees from that.
+
+The adjacency matrix has a row for each token: the K tokens that the model last predicted after it (its *edges*). A
+template says how large the tree is and which edges fill it.
 
 Shapes: V vocabulary, K edges per token, n nodes. NumPy, because these arrays are small and a torch call costs more.
 """

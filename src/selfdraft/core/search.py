@@ -1,7 +1,8 @@
-"""Search a skip set online: random candidates, and at intervals the most promising one by a Gaussian process.
+"""Search which sublayers to skip while drafting, one candidate at a time, while decoding goes on.
 
-This is SWIFT's procedure (Xia et al. 2025, arXiv 2410.06916). A candidate is a set of sublayers of all layers except
-the first and the last. The caller scores each candidate and reports the score.
+This is SWIFT's procedure (Xia et al. 2025, arXiv 2410.06916): most candidates are random, and at intervals a Gaussian
+process names the most promising one. A candidate is a set of sublayers of all layers except the first and the last. The
+caller scores each candidate and reports the score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Training of drafters: blocks of positions in a text, losses over them, and the acceptance they would have.
+"""What the recipes of task=finetune share: blocks of positions in a text, losses over them, and their acceptance.
+
+A drafter is trained to predict, at many places of a text (*blocks*), the next few tokens as the target would write
+them. Validation counts how many of these tokens would be accepted.
 
 Shapes: B rows of packed text, N tokens per row; G blocks of K positions per row; v tokens of the draft vocabulary.
 """

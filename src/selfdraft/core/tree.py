@@ -1,7 +1,10 @@
 """Token trees: the one structure that every drafter proposes and every target forward verifies.
 
-Shapes: n nodes. The parent of node i is node ``parents[i] < i``, or the *root*, the last committed token, if
-``parents[i] == -1``. The root is not a node of the tree, because every forward contains it in any case.
+A tree holds several guesses of how the text goes on, which share their common beginnings. "is Paris", "is in" and "was"
+make the tree with tokens [is, Paris, in, was] and parents [-1, 0, 0, -1].
+
+Shapes: n nodes. The parent of node i is node ``parents[i] < i``, or the *root* if ``parents[i] == -1``. The root is the
+last token of the text so far. It is not a node of the tree, because every forward contains it in any case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Forward a given text through our own forwards in the most difficult form of drafting: trees with wrong branches."""
+"""Run our own forwards over a given text, in single tokens and in trees with wrong branches beside the text.
+
+Certificates compare the logits of these forwards. Wrong branches make it the hardest case for masks and cache.
+"""
 
 from __future__ import annotations
 

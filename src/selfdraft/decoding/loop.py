@@ -1,12 +1,14 @@
-"""The decoding loop, for any drafter, sampling rule and batch size.
+"""The decoding loop, for any drafter, sampling rule and batch size. Read this file first to see how decoding works.
 
 Each step (`Decoder._step`):
 
 1. propose: the drafter proposes a tree for every request.
 2. forward: the target verifies all trees at once.
 3. accept: the device decides which nodes are right, and the host follows them to the bonus token.
-4. commit: the target keeps the keys of the accepted nodes.
+4. commit: the target keeps the keys of the accepted nodes, and drops those of the others.
 5. observe: the drafter learns from the step.
+
+A request occupies one row of the target's cache. A finished request makes room for a waiting one.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class _Verdict:
         after: (n + 1,) the token that follows the root and each node if it is the last accepted one.
         right: (n,) whether each node is accepted if its parent is; None if the host decides by comparing tokens.
         distributions: (n + 1, V) see `Step`.
-        best: (2, n + 1, k) the likeliest tokens and their chances, if the drafter wants them; see `Step`.
+        best: (2, n + 1, k) the most probable tokens and their probabilities, if the drafter wants them; see `Step`.
     """
 
     after: Tensor
@@ -115,7 +117,7 @@ class Decoder:
         batch_size: int = 1,
         memory: PeakMemory | None = None,
     ) -> None:
-        """Take what decodes; `memory` measures the prefills of all requests, for who wants to know."""
+        """Take the parts; `memory` measures the peak memory of prefills, if the caller wants to know it."""
         self.memory = memory or _unmeasured
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size

@@ -1,4 +1,8 @@
-"""The rules by which an answer ends."""
+"""Decide where an answer ends: at an end of sequence, a stop string, or the length limit.
+
+A step writes several tokens at once, so an answer may end within them. Tokens after the end are neither kept nor
+counted.
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Lookahead parallelism (Fu et al. 2024, arXiv 2402.02057, section 3.4) for any dr
 
 1. A process forwards the branches down to its share of the leaves.
 2. The logits of all nodes are exchanged, and all processes go on with the same ones. Keys and values are not exchanged.
-3. A process that did not compute an accepted node *owes* its token to its own cache. It forwards the owed tokens with
-   its next share, as a chain between its committed tokens and the root.
+3. A process that did not compute an accepted node lacks its keys in its own cache. It *owes* that token: it forwards
+   the owed tokens with its next share, as a chain between its committed tokens and the root.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class DrafterConfig(Options):
 
 @dataclass
 class PathDrafterConfig(DrafterConfig):
-    """Base class of the options of drafters that run a part of the model; `path` says which part, and its options.
+    """Base class of the options of drafters that run a part of the model. `path` says which part, with its own options.
 
     Attributes:
         presets: names of the drafters that are this way to propose with a path, by the path's name.
@@ -69,16 +69,21 @@ class PathDrafterConfig(DrafterConfig):
 
 
 class Drafter(ABC):
-    """Base class. A new way to propose is a file beside this one, a YAML in conf/drafter, and a line each in
-    drafters/__init__ and drafters/presets.
+    """Base class. A subclass needs only `propose`; the other methods have defaults.
+
+    A new way to propose is a file beside this one, a YAML in conf/drafter, and a line each in drafters/__init__ and
+    drafters/presets. CONTRIBUTING.md has a whole example. The loop calls, for each request: `start` once, then in every
+    step `propose`, `observe` and `explore`.
 
     Attributes:
         Config: the class of its options; the schema of its YAML.
         tree_parallel: whether it works when several processes verify shares of one tree. Such a drafter may read the
             cache and the results of the verification only through `draft_forward` and `Step`.
-        tensor_parallel: whether it works where each process has a part of every matrix: it has none of its own.
-        best: number of the target's likeliest tokens at every node that `observe` wants. They are transferred together
-            with the verdict: fetching them from the logits would make the host wait for the device again.
+        tensor_parallel: whether it works if each process has only a part of every matrix. A drafter with matrices of
+            its own does not.
+        best: how many of the target's most probable tokens at every node `observe` wants (`Step.best`). They are
+            transferred together with the verdict: fetching them from the logits would make the host wait for the
+            device again.
         said: a line for the user about what it drafts with, said once; None for none.
         costs: what forwards cost on this machine. Ask in `__init__` and `settle` only, see `Costs`.
     """
@@ -165,5 +170,5 @@ class PathDrafter(Drafter):
         """Ask for the costs of the policy's typical path, for drafters whose decisions depend on them."""
 
     def finished(self, context: Context, draft: Draft) -> Draft:
-        """Return the draft, with the hidden states asked for that the policy wants to observe."""
+        """Return the draft. If the policy wants the hidden states of its verification, the draft asks for them."""
         return replace(draft, wants_states=True) if self.policy.wants_states(context) else draft

@@ -1,7 +1,10 @@
-"""A chain, panel (b): a part of the model drafts token by token.
+"""Draft a chain, panel (b): a part of the model drafts token by token, as a small model would.
 
-The path policy says which part. This file drafts the chain and its siblings, decides when the chain ends, and hands
-over the hidden states that the verification may reuse.
+1. The path policy says which part of the model runs.
+2. One forward of that part per token drafts the chain, and *siblings*: other likely tokens beside each drafted one.
+3. The length rule (`core.lengths`) decides after each token whether to go on.
+4. If the part consists of the model's own first layers, the draft also holds their hidden states, so that the
+   verification need not compute them again (*reuse*).
 """
 
 from __future__ import annotations

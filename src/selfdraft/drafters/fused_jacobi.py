@@ -1,7 +1,8 @@
-"""Trained Jacobi, panel (a): one forward verifies the present block and refines the next one (see `models.fused`).
+"""Trained Jacobi, panel (a): one forward verifies this step's draft and makes the next step's (see `models.fused`).
 
-Gated rows follow the nodes at which acceptance is likely to end. They get the predictions of the step before for their
-positions, and predict the tokens after: those of the row under the last accepted node are the next step's tree.
+The draft itself is verified as usual. Below each node at which acceptance is likely to end hang extra positions, to
+which trained weights are added (*gated rows*). As inputs they get the predictions of the step before, and they predict
+the tokens after that node. Those below the node that is in fact the last accepted one make the next draft.
 """
 
 from __future__ import annotations

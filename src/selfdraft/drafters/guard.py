@@ -1,9 +1,8 @@
-"""Never slower: a drafter around another one, which lets it draft only where that pays, or is cheap to try.
+"""The guard: a drafter around another one, which stops it while drafting makes decoding slower (decoding.guard=true).
 
 1. *Prediction*: a request drafts on while its own recent drafts gave more tokens per second than plain decoding.
-2. *Balance*: the seconds that drafts gain and lose are kept in an account, which holds few gains. A request whose
-   drafts do not pay may try again only while the account is not overdrawn. A share `BUDGET` of the decoding time is
-   paid into it.
+2. *Balance*: otherwise it may try again only if there is time to spend. An account holds that time: seconds that drafts
+   gain go in (up to a small limit), seconds that they lose come out, and a share `BUDGET` of the decoding time goes in.
 
 So a drafter that never pays costs no more than that share and the first few tries. Work that only helps later drafts,
 such as a search, is paid from the same account.

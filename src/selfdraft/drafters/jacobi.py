@@ -1,10 +1,13 @@
-"""Jacobi drafting, panel (a): the full model predicts a block at once and refines its own predictions.
+"""Jacobi drafting, panel (a): the full model predicts a block of tokens at once and refines its own predictions.
 
 Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 
-* `fused`: every pass refines *and* verifies. It commits the block's matching prefix; the other predictions are carried
-  to the next pass as its iterate. One forward per step.
-* `literal`: N refining forwards, then one that verifies, as in the figure. N + 1 forwards per step.
+* `fused`: one forward per step refines *and* verifies. The tokens that match are accepted; the predictions after them
+  are kept as guesses for the next step.
+* `literal`: N forwards refine the block, then one verifies it, as in the figure. N + 1 forwards per step. With a sparse
+  path, the refining forwards are cheaper.
+
+How a block begins is in `core.blocks`, the arithmetic of one iteration in `core.jacobi`.
 """
 
 from __future__ import annotations

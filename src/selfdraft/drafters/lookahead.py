@@ -1,7 +1,8 @@
 """Lookahead decoding (Fu et al. 2024, arXiv 2402.02057): Jacobi iterations that keep the n-grams they find.
 
-Every step forwards one tree. Its candidates are n-grams of the pool that begin with the last token. Its probes are the
-2-D window; their predictions give new n-grams.
+Every step forwards one tree with two parts. Its candidates are n-grams from the pool that begin with the last token.
+Its probes are the window, a block of guesses with its history (see `core.lookahead`). Their predictions complete new
+n-grams for the pool.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
-"""A part of the model as a further source of guesses, asked where that is expected to pay.
+"""A part of the model as one more source of `pool`: it is asked for tokens where that is expected to pay.
 
-The other sources make a tree. Asked at one of its nodes, the path reads the branch down to that node in one forward and
-predicts the next token, then the token after that, and so on. The node and the number of tokens are chosen for the most
-expected tokens per second; this depends on how likely the text reaches the node, how often the path then knows what the
-other sources do not, and the cost of its forwards and of the larger verification on this machine.
+1. The other sources, which cost nothing, make a tree.
+2. One node of that tree is chosen, at which the part of the model (the *path*) predicts the next token, then the token
+   after that, and so on. This takes one forward of the path per token.
+3. Its guesses become nodes of the tree.
+
+The node and the number of tokens are those with the most expected tokens per second. That depends on three things: how
+likely the text reaches the node, how often the path knows a token there that the other sources do not know (learned
+while decoding), and what its forwards and the larger verification cost on this machine. If nothing pays, it is not
+asked.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ _EMPTY = TokenTree.empty()
 DECAY = 0.998
 GOES_ON = 0.7  # prior probability that the path's next guess is right too, after a right one
 
-Guesses = list[tuple[int, float]]  # tokens with their chances, the likeliest first
+Guesses = list[tuple[int, float]]  # tokens with their probabilities, the most probable first
 
 
 @dataclass(frozen=True)

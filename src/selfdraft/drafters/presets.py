@@ -1,4 +1,8 @@
-"""Drafters by name: ways to propose, and presets, which are a way to propose with a path and a few options."""
+"""Drafters by name. A *preset* is a way to propose with a path and a few options.
+
+For example, `drafter=swift` is the way to propose `chain` on the path `swift`, with longer drafts than its default.
+`configured` turns a name and options into checked options, and `drafter_for` these into a drafter for a target.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Trained pseudo tokens: one forward verifies and drafts (PaSS, BiTA and gated LoRA: see `models.pseudo`).
 
-A chain of k pseudo tokens follows the root and each candidate, as probes. After the last accepted node, the target
-predicts the bonus token, and the probes there predict the tokens after it: the next step's candidates.
+A pseudo token is a learned input embedding that asks the model for a token further ahead. A chain of k of them hangs
+below the root and each candidate, as probes. Wherever acceptance ends, the target predicts the bonus token there, and
+the probes below that place predict the tokens after it. These are the next step's candidates.
 """
 
 from __future__ import annotations

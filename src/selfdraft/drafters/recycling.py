@@ -1,7 +1,8 @@
 """Token recycling (Luo et al. 2024, arXiv 2408.08696): draft from the model's earlier next-token predictions.
 
-After every forward, the K best next tokens at each node, also at rejected nodes, become the edges of that node's token.
-The draft is a tree of fixed shape, filled from these edges.
+Every forward predicts next tokens at each of its nodes, also at rejected ones. For each node's token, the K best of
+them are kept (its *edges*). The draft is a tree of fixed shape: the edges of the last token, then the edges of these,
+and so on.
 """
 
 from __future__ import annotations

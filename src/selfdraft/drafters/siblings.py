@@ -1,4 +1,7 @@
-"""Choose the leaves beside the tokens of a drafted chain; the chain's length rule says how many."""
+"""Choose *siblings*: other tokens to verify beside each token of a drafted chain, in case that one is wrong.
+
+They are leaves of the tree: nothing is drafted after them. The chain's length rule says how many there are.
+"""
 
 from __future__ import annotations
 

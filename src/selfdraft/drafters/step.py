@@ -1,4 +1,7 @@
-"""What passes between the loop and a drafter: the request, the draft, and the verified step."""
+"""The three objects that pass between the loop and a drafter: `Context` (a request), `Draft`, and the verified `Step`.
+
+The loop calls ``propose(context) -> Draft``, verifies the draft, and calls ``observe(context, step)``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Suffix decoding (after Oliaro et al. 2024, arXiv 2411.04975): draft a tree of what followed the longest match.
 
-The longest suffix of the text that occurs earlier, in prompt, output or (warm) other requests, is looked up. Counts
-give each branch an estimated probability, and the tree takes the most probable nodes.
+It looks up the longest end of the text that occurs earlier: in the prompt, in the output or, if `warm`, in other
+requests. How often each continuation followed there gives it an estimated probability. The tree takes the most probable
+nodes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The interface of path policies: which part of the model does a request run now to draft?
 
-A policy makes paths of the target and chooses one for every draft. A new part of the model is a file beside this one, a
-YAML in conf/drafter/path and a line in paths/__init__. A part that needs more than its layers run in a row is also a
-subclass of `models.path.Path`.
+A *path* is a part of the model that can be run, such as its first layers. A *policy* makes paths and chooses one for
+every draft: always the same, or another one as the text goes on.
+
+A new policy is a file beside this one, a YAML in conf/drafter/path and a line in paths/__init__ (CONTRIBUTING.md has an
+example). A part that needs more than its layers run in a row is also a subclass of `models.path.Path`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Sparse keys: drafting attends to the first tokens, the latest ones, and those with the highest attention scores.
 
-Sink and window as in StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), top-k of the attention scores as in MagicDec
-and SparseSpec. All layers may run: drafting saves the attention over a long prompt.
+After a long text, attention over all of its keys takes most of a forward's time. A draft needs only a few of them. The
+first and latest tokens are kept as in StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), and those with the highest
+scores as in MagicDec and SparseSpec. All layers may run.
 """
 
 from __future__ import annotations

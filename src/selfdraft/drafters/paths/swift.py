@@ -1,8 +1,8 @@
 """SWIFT (Xia et al. 2025, arXiv 2410.06916): search for the skip set while decoding, on the text decoded so far.
 
 Each step of the search scores one candidate skip set by its *matchness*: the share of a window's tokens that one
-parallel forward of the sparse model predicts. Options default to the paper's procedure; each further option mends one
-weakness of it.
+parallel forward of the sparse model predicts. Options default to the paper's procedure; each further option corrects
+one weakness of it.
 """
 
 from __future__ import annotations
