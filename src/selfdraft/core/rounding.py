@@ -33,6 +33,7 @@ AMPLIFIED = 100.0
 AMPLIFIED_MARGIN = 300.0
 AS_FAR = 2.0
 MARGINS = 20.0
+STEPS, NARROW_STEPS = 1e-3, 0.1  # of a sigma, in float32 and in narrower dtypes
 BANNED = 1e5  # a logit of larger magnitude marks a token that the model bans
 
 # Unit roundoff of a float32 product, by torch's setting.
@@ -90,6 +91,10 @@ class Ceiling:
     sigmas: float
     margin: float
 
+    def or_larger(self, other: Ceiling) -> Ceiling:
+        """Return the larger ones of the limits of two ceilings."""
+        return Ceiling(max(self.sigmas, other.sigmas), max(self.margin, other.margin))
+
     @staticmethod
     def reckoned(usual: float, sigma: float) -> Ceiling:
         """Return the ceiling for a dtype that is compared with itself.
@@ -102,10 +107,10 @@ class Ceiling:
 
     @staticmethod
     def measured(stock: Distance, usual: float) -> Ceiling:
-        """Return the ceiling for a dtype narrower than float32.
+        """Return the ceiling for a dtype or a family whose rounding is measured.
 
         Args:
-            stock: the distance between the stock model in that dtype and its float32 copy.
+            stock: the distance between two forwards of the stock model: that of its dtype, or in steps, and the truth.
             usual: the usual effect of rounding in float32, in sigmas; a smaller measured distance counts as this.
         """
         noise = max(stock.sigmas, usual)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.routing import Notes
 from selfdraft.models.target import Target
 
 DEPTH = 7  # depth of a tree, which with its root covers eight tokens of the text
@@ -24,9 +25,13 @@ class ForcedText:
     keys: a fault in any of these shows in the logits. In a mode that verifies only chains, the siblings are left out.
     """
 
-    def __init__(self, target: Target, text: Sequence[int], prompt_length: int) -> None:
-        """Take a text whose first `prompt_length` tokens are the prompt. `stretches` overwrites the target's cache."""
-        self.target, self.text, self.prompt_length = target, text, prompt_length
+    def __init__(self, target: Target, text: Sequence[int], prompt_length: int, notes: Notes | None = None) -> None:
+        """Take a text whose first `prompt_length` tokens are the prompt. `stretches` overwrites the target's cache.
+
+        Args:
+            notes: keeps the experts that are chosen for each token of the text.
+        """
+        self.target, self.text, self.prompt_length, self.notes = target, text, prompt_length, notes
         self._siblings = torch.Generator().manual_seed(0)
 
     @torch.inference_mode()
@@ -38,6 +43,8 @@ class ForcedText:
         target = self.target
         target.allocate(1, len(self.text) + 2 * DEPTH)
         target.prefill(0, self.text[: bounds[0]])
+        if self.notes is not None:
+            self.notes.keep()
         for first, end in pairwise(bounds):
             parts = []
             while first < end:
@@ -54,7 +61,10 @@ class ForcedText:
         (logits,) = self.target.forward([0], [self.text[first]], [tree])
         self.target.commit(0, path)
         self.target.forwards = forwards
-        return logits[[0, *(1 + node for node in path)]]
+        rows = [0, *(1 + node for node in path)]
+        if self.notes is not None:
+            self.notes.keep(rows)
+        return logits[rows]
 
     def _tree(self, tokens: Sequence[int]) -> tuple[TokenTree, list[int]]:
         """Return a tree of `tokens` with their wrong siblings, and the nodes that hold `tokens`."""

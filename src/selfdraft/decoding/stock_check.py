@@ -7,7 +7,7 @@ the positions or the parts of the model. The stock forward uses none of our code
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -20,7 +20,7 @@ from selfdraft.core.certificate import margin_control
 from selfdraft.core.rounding import Ceiling, distance, expected
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
-from selfdraft.decoding.forcing import ForcedText
+from selfdraft.decoding.stretches import Stretch, StretchReader
 from selfdraft.models.anatomy import text_config
 from selfdraft.models.float32 import Float32Reference
 from selfdraft.models.stock_forward import StockForward
@@ -74,6 +74,11 @@ class Checked:
     control: Measure
     gaps: list[Gap]
 
+    @property
+    def excess(self) -> float:
+        """Return how many times as large as rounding can make it the worse of the two measures is."""
+        return max(self.distance.excess, self.control.excess)
+
 
 class StockCheck:
     """Compares texts with the stock model's forward in float32; in a narrower dtype, with that of a float32 copy.
@@ -90,24 +95,41 @@ class StockCheck:
         self._usual = expected(torch.float32, len(target.full.layers), int(text_config(target.model).hidden_size))
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int]) -> Checked:
-        """Compare an answer of at least one token to a prompt."""
+        """Compare an answer of at least one token to a prompt.
+
+        What differs by more than rounding usually does is looked at again: first with one routing for all forwards,
+        then with the rounding that the stock model itself shows when it takes the text in steps.
+        """
+        text = [*prompt, *answer[:-1]]
+        bounds = self._bounds(len(prompt) - 1, len(text))
+        looks = StretchReader(self.target, self.stock, self.truth if self.narrow else None, len(prompt))
+        found = self._compared(prompt, answer, bounds, looks.plain(text, bounds))
+        for look in (looks.with_one_routing, looks.with_steps):
+            if found.excess <= 1 or self.stock.depends_on_length:
+                break
+            if (again := look(text, bounds)) is not None:
+                first_gaps, found = found.gaps, self._compared(prompt, answer, bounds, again)
+                found.gaps = _in_both(first_gaps, found.gaps)
+        return found
+
+    def _compared(
+        self, prompt: Sequence[int], answer: Sequence[int], bounds: Sequence[int], read: Iterable[Stretch]
+    ) -> Checked:
+        """Return what the stretches of a text show."""
         text, begin = [*prompt, *answer[:-1]], len(prompt) - 1
-        bounds = self._bounds(begin, len(text))
-        ours = ForcedText(self.target, text, len(prompt)).stretches(bounds)
-        stock = self.stock.stretches(text, len(prompt), bounds)
-        truths = self.truth.stretches(text, len(prompt), bounds) if self.narrow else stock
         distances, margins, gaps = [], [], []
-        for (first, end), mine, truth in zip(pairwise(bounds), ours, truths, strict=True):
-            apart = distance(mine, truth)
-            controls, ceiling = [margin_control(truth, mine)], Ceiling.reckoned(self._usual, apart.sigma)
-            if self.narrow:
-                narrow = next(stock)
-                controls.append(margin_control(truth, narrow))
-                ceiling = Ceiling.measured(distance(narrow, truth), self._usual)
+        for (first, end), stretch in zip(pairwise(bounds), read, strict=True):
+            apart = distance(stretch.ours, stretch.truth)
+            ceiling = Ceiling.reckoned(self._usual, apart.sigma)
+            if stretch.rounded:
+                noise = max((distance(*pair) for pair in stretch.rounded), key=attrgetter("sigmas"))
+                measured = Ceiling.measured(noise, self._usual)
+                ceiling = measured if self.narrow else ceiling.or_larger(measured)
+            pairs = [(stretch.ours, stretch.truth), *stretch.rounded]
             distances.append(Measure(apart.sigmas, ceiling.sigmas))
-            margins += [Measure(control, ceiling.margin) for control in controls]
+            margins += [Measure(margin_control(truth, logits), ceiling.margin) for logits, truth in pairs]
             if not self.rule.sample:
-                gaps += _gaps(self._scores(truth, text[:end], first, len(prompt)), answer, first - begin)
+                gaps += _gaps(self._scores(stretch.truth, text[:end], first, len(prompt)), answer, first - begin)
         worst = attrgetter("excess")
         return Checked(max(distances, key=worst), max(margins, key=worst), gaps)
 
@@ -155,6 +177,16 @@ class StockCheck:
             begin = max(min(begin, end - LEAST), 0)
         count = -(-(end - begin) // STRETCH)
         return [begin + (end - begin) * i // count for i in range(count + 1)]
+
+
+def _in_both(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
+    """Return the gaps at tokens which two forwards of the stock model, both right, would not have written.
+
+    Of the two gaps at a token the one with the smaller margin is returned.
+    """
+    found = {gap.index: gap for gap in others}
+    both = ((gap, found[gap.index]) for gap in gaps if gap.index in found)
+    return [min(pair, key=attrgetter("margin")) for pair in both]
 
 
 def _gaps(scores: Tensor, answer: Sequence[int], offset: int) -> list[Gap]:

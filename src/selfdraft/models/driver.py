@@ -25,6 +25,7 @@ from selfdraft.models.native.engine import NativeEngine
 from selfdraft.models.packing import PackedLinear
 from selfdraft.models.path import Graph, Path
 from selfdraft.models.rotary import Rotary
+from selfdraft.models.routing import mixtures
 from selfdraft.models.threads import single_threaded
 from selfdraft.models.weights import SAME
 from selfdraft.models.whole import WholeForward, with_attention
@@ -112,6 +113,10 @@ class Driver:
         """Return every matrix of the full path and the head, packed or not."""
         modules = (part for module in (*self.full.layers, self.head) for part in module.modules())
         return [part for part in modules if isinstance(part, nn.Linear | PackedLinear)]
+
+    def mixtures(self) -> list[nn.Module]:
+        """Return the parts of the full path that run experts."""
+        return mixtures(self.full.layers)
 
     def logits(self, path: Path, hidden: Tensor, trees: Sequence[TokenTree]) -> list[Tensor]:
         """Return (n + 1, V) logits per row, from (B, N, C) final hidden states."""

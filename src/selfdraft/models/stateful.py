@@ -36,6 +36,7 @@ from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.path import Graph, Path, Reuse
 from selfdraft.models.rotary import UNLIMITED
+from selfdraft.models.routing import mixtures
 from selfdraft.models.state_cache import Checkpoint, Row, StateCache
 from selfdraft.models.weights import SAME
 
@@ -63,8 +64,6 @@ class StatefulTarget:
             UserError: its forward with a cache is not that without one; the message names the family.
         """
         config = model.config
-        if str(config.model_type).startswith("qwen3_5"):
-            raise refuse(model, "its layers round more than certificates allow, so its outputs could not be judged")
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self.vocab_size = int(config.vocab_size)
         self.max_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
@@ -96,6 +95,10 @@ class StatefulTarget:
     def linears(self) -> list[torch.nn.Module]:
         """Return the matrices that have packed copies."""
         return [part for part in self._running.modules() if isinstance(part, PackedLinear)]
+
+    def mixtures(self) -> list[torch.nn.Module]:
+        """Return the parts that run experts."""
+        return mixtures([self._running])
 
     def allocate(self, rows: int, slots: int) -> None:
         """See `TargetProtocol.allocate`."""

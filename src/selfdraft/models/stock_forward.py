@@ -6,6 +6,7 @@ One forward of transformers gives all of them, without a cache. Where rotary pos
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+CACHES = ("past_key_values", "cache_params")  # the names of the cache that a model's forward takes and returns
 
 
 class StockForward:
@@ -44,6 +47,28 @@ class StockForward:
             return
         for first, end in pairwise(bounds):
             yield self._forward(text[:end], end - first)
+
+    @torch.inference_mode()
+    def in_steps(self, text: Sequence[int], bounds: Sequence[int], size: int) -> Iterator[Tensor]:
+        """Yield the same for a text that the model takes in steps of `size` tokens, with its own cache.
+
+        Raises:
+            Exception: of any kind: the model does not take a text in steps of this size.
+        """
+        takes = inspect.signature(self.model.forward).parameters
+        name = next(each for each in CACHES if each in takes)
+        cache: Any = None
+        at, logits = 0, []
+        while at < len(text):
+            count = min(size if at else max(bounds[0], size), len(text) - at)
+            ids = torch.tensor([list(text[at : at + count])], device=self.model.device)
+            out = self.model(input_ids=ids, use_cache=True, **({} if cache is None else {name: cache}))
+            cache = out[name]
+            logits.append(out.logits[0, max(bounds[0] - at, 0) :].float())
+            at += count
+        every = torch.cat(logits)
+        for first, end in pairwise(bounds):
+            yield every[first - bounds[0] : end - bounds[0]]
 
     def _forward(self, text: Sequence[int], count: int) -> Tensor:
         ids = torch.tensor([list(text)], device=self.model.device)
