@@ -149,6 +149,32 @@ def test_equal_seeds_train_equal_weights_and_a_finished_training_is_not_repeated
         run_here(tmp_path, *training(data, "sparse_distill", "finetune.rank=3"))
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_training_begins_with_the_weights_of_an_earlier_one(recipe: str, data: Path, tmp_path: Path) -> None:
+    """One that learns nothing ends where the earlier one did; validated on texts of its own."""
+    run_here(tmp_path / "first", *training(data, recipe, "finetune.steps=2", "finetune.validate_every=2"))
+    still = ("finetune.steps=1", "finetune.validate_every=1", "finetune.learning_rate=0")
+    goes_on = training(data, recipe, *still, f"finetune.start={tmp_path / 'first'}", f"finetune.held_out=[{data}]")
+    said = " ".join(said_by(tmp_path / "second", *goes_on).split())
+    assert weights(tmp_path / "second") == weights(tmp_path / "first")
+    texts = len(load_texts(data, encode=None, vocabulary=10_000))
+    assert f"{texts} texts" in said.split(" to learn from, ")[0]
+    assert f"{texts} texts" in said.split(" to learn from, ")[1].split(" held out")[0]
+
+
+def test_weights_of_other_shapes_are_no_beginning(made: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    for recipe, option, reason in (
+        ("sparse_distill", "rank=3", "it trained other weights: scale is"),
+        ("exit_adapter", "rank=4", "it trained other weights: recipe is sparse_distill there and exit_adapter here"),
+        ("sparse_distill", "keep_layers=[0,3]", "it trained other weights: skip_attention is"),
+    ):
+        options = (f"finetune.{option}", f"finetune.start={made[0]}")
+        with pytest.raises(UserError, match=rf"^finetune\.start: {reason}"):
+            run_here(tmp_path, *training(data, recipe, *options))
+    with pytest.raises(UserError, match=r"^finetune\.start=/no/where: "):
+        run_here(tmp_path, *training(data, "sparse_distill", "finetune.start=/no/where"))
+
+
 def test_a_training_without_gains_stops_early_even_if_resumed(data: Path, tmp_path: Path) -> None:
     brief = ("finetune.steps=100", "finetune.validate_every=1", "finetune.patience=2")
     still = training(data, "sparse_distill", *brief, "finetune.learning_rate=0")

@@ -34,10 +34,15 @@ def target_of(seed: int = 4, vocabulary: int = 97) -> Target:
     return Target(tiny_model("llama", seed=seed, vocab_size=vocabulary, max_positions=256), packed=False)
 
 
-def write_untrained(target: Target, folder: Path) -> None:
-    """Write weights of an exit after the first layer that nobody has trained yet."""
-    config = RECIPES["exit_adapter"].Config(exit_layer=1, twins=[3], feature=True, vocabulary=None)
-    recipe = RECIPES["exit_adapter"](config, lambda device: target, draft_ids=None, seed=0)
+UNTRAINED = {
+    "exit_adapter": {"exit_layer": 1, "twins": [3], "feature": True, "vocabulary": None},
+    "jump": {"copies": [2, 3], "vocabulary": None},
+}
+
+
+def write_untrained(target: Target, folder: Path, name: str = "exit_adapter") -> None:
+    """Write weights of an exit after the first layer, or of a jump, that nobody has trained yet."""
+    recipe = RECIPES[name](RECIPES[name].Config(**UNTRAINED[name]), lambda device: target, draft_ids=None, seed=0)
     recipe.prepare(target)
     recipe.adapter().write(folder)
 
@@ -48,15 +53,18 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def drafter_of(target: Target, folder: Path, **options: Any) -> Drafter:
-    usual = {"draft_length": 2, "reuse": True, "bonus": "keep", "learn": True, "learn_every": 4, "learn_rate": 3e-3}
-    return made(target, configured("trained", adapter=str(folder), **{**usual, **options}))
+def drafter_of(target: Target, folder: Path, name: str = "trained", **options: Any) -> Drafter:
+    usual = {"draft_length": 2, "learn": True, "learn_every": 4, "learn_rate": 3e-3}
+    reused = {"reuse": True, "bonus": "keep"} if name == "trained" else {"length": "threshold", "siblings": False}
+    return made(target, configured(name, adapter=str(folder), **{**usual, **reused, **options}))
 
 
-def test_acceptance_grows_over_the_stream_and_the_text_stays(adapter: Path) -> None:
-    target = target_of()
+@pytest.mark.parametrize(("recipe", "name"), [("exit_adapter", "trained"), ("jump", "jump")])
+def test_acceptance_grows_over_the_stream_and_the_text_stays(recipe: str, name: str, tmp_path: Path) -> None:
+    target, adapter = target_of(), tmp_path
+    write_untrained(target, adapter, recipe)
     expected = [Decoder(target, made(target, configured("none")), stopping()).decode(p).output for p in PROMPTS]
-    drafter = drafter_of(target, adapter)
+    drafter = drafter_of(target, adapter, name)
     learner, rates = OnlineLearner(target, drafter, seed=0), []
     decoder = Decoder(target, drafter, stopping())
     for _ in range(ROUNDS):

@@ -26,6 +26,7 @@ from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded_name
 from selfdraft.data.distilled import Text, load_texts, split_by_prompt
 from selfdraft.data.textmodule import TextDataModule
+from selfdraft.models.adapter import Adapter
 from selfdraft.models.anatomy import text_config
 from selfdraft.models.fingerprint import fingerprint
 from selfdraft.models.loading import LoadedModel, moved
@@ -43,7 +44,7 @@ from selfdraft.modules.checkpoints import (
     fitted,
     read_checkpoint,
 )
-from selfdraft.modules.finetune import WATCHED, FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import START, WATCHED, FinetuneModule, RecipeConfig
 from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.tracking.artifact import FILE, Artifact
@@ -73,8 +74,8 @@ def finetune(run: Run) -> float | None:
         refuse_a_run_that_cannot_fit(config, certify=False, rows=recipe.batch_size)
     device = torch.device(config.hardware.torch_device)
     loaded = config.model.load(torch.device("cpu"))
-    texts = _texts(recipe, loaded)
-    train, validation = split_by_prompt(texts, recipe.validation, config.seed)
+    texts, held_out = _texts(recipe.data, "finetune.data", loaded), _texts(recipe.held_out, "finetune.held_out", loaded)
+    train, validation = (texts, held_out) if held_out else split_by_prompt(texts, recipe.validation, config.seed)
     data = TextDataModule(
         train,
         validation,
@@ -88,7 +89,7 @@ def finetune(run: Run) -> float | None:
     module = RECIPES[recipe.name](
         recipe,
         lambda place: trainable(Target(moved(loaded.model, place), packed=False)),
-        draft_ids=frequent(train, recipe.vocabulary, int(text_config(loaded.model).vocab_size)),
+        draft_ids=_draft_ids(recipe, train, int(text_config(loaded.model).vocab_size)),
         seed=config.seed,
     )
     last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
@@ -97,7 +98,7 @@ def finetune(run: Run) -> float | None:
         f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
     )
     memory = _memory_line(recipe, loaded, device, len(data.train_rows) + len(data.validation_rows))
-    facts = {"model": fingerprint(loaded.model), "finetune.data": digest(texts)}
+    facts = {"model": fingerprint(loaded.model), "finetune.data": digest([*texts, *held_out])}
     run.begin([announcement, memory], name=recipe.name, started=last, facts=facts)
     begun = last.exists()
     if begun:  # find a damaged checkpoint before other processes start and hours are spent
@@ -113,12 +114,20 @@ def finetune(run: Run) -> float | None:
     return objective
 
 
-def _texts(recipe: RecipeConfig, loaded: LoadedModel) -> list[Text]:
+def _draft_ids(recipe: RecipeConfig, texts: Sequence[Text], size: int) -> list[int] | None:
+    """Return the token ids that drafts may contain: those of the weights to begin with, or the most frequent ones."""
+    if recipe.start is None:
+        return frequent(texts, recipe.vocabulary, size)
+    ids = Adapter.read(expanded_name(recipe.start, START), START).tensors.get("vocabulary")
+    return None if ids is None else ids.tolist()
+
+
+def _texts(sources: Sequence[str], option: str, loaded: LoadedModel) -> list[Text]:
     """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
     encode = loaded.tokenizer.encode
     vocabulary = attribute(loaded.model.get_input_embeddings(), "num_embeddings", int)
     # Neither a shell nor `with_home` expands ~ in the items of a list.
-    paths = [expanded_name(path, "finetune.data") for path in recipe.data]
+    paths = [expanded_name(path, option) for path in sources]
     return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
 
 

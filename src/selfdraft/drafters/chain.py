@@ -82,8 +82,9 @@ class ChainConfig(PathDrafterConfig):
     )
     learn: bool = option(
         False,
-        help="true: with weights of finetune=exit_adapter, task=evaluate trains them further between prompts, on the "
-        "texts that it decodes, and saves them; needs float32, and layers that run one by one (model.engine=eager)",
+        help="true: with weights of finetune=exit_adapter or finetune=jump, task=evaluate trains them further between "
+        "prompts, on the texts that it decodes, and saves them; needs float32, and layers that run one by one "
+        "(model.engine=eager)",
     )
     learn_every: int = option(16, at_least=1, help="with learn, verifications for each gradient step")
     learn_rate: float = option(3e-4, at_least=0.0, help="with learn, the learning rate")

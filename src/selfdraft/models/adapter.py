@@ -88,6 +88,29 @@ class Adapter:
         except _NoAdapter as error:
             raise UserError(f"{option}={path}: {error}; give the folder that task=finetune wrote") from None
 
+    @torch.no_grad()
+    def begin_with(self, earlier: Adapter, option: str) -> None:
+        """Copy the values of an earlier training into these weights, which are about to be trained.
+
+        Raises:
+            UserError: it trained other weights; `option` named it.
+        """
+        mine, theirs = (
+            {
+                "recipe": each.recipe,
+                **each.settings,
+                **{f"shape of {n}": tuple(t.shape) for n, t in each.tensors.items()},
+            }
+            for each in (self, earlier)
+        )
+        if wrong := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
+            raise UserError(
+                f"{option}: it trained other weights: {wrong[0]} is {theirs.get(wrong[0])} there and "
+                f"{mine.get(wrong[0])} here; give the options that it was trained with"
+            )
+        for name, tensor in self.tensors.items():
+            tensor.copy_(earlier.tensors[name])
+
     def refuse_beyond(self, layers: int, vocabulary: int, name: str | None = None) -> None:
         """Refuse an adapter that was trained for a model with more layers or token ids than this one has.
 

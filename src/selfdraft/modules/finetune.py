@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
 from selfdraft.core.options import Options, choice_name, option
+from selfdraft.core.paths import expanded_name
 from selfdraft.core.training import (
     Blocks,
     blocks_of,
@@ -41,6 +42,7 @@ from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.checkpoints import fitted
 
 WATCHED = "expected_accepted"
+START = "finetune.start"
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -61,7 +63,11 @@ class RecipeConfig(Options):
     length: int = option(256, at_least=16, help="tokens in a row; texts are packed into rows")
     longest_prompt: int = option(128, at_least=1, help="longer prompts are cut to this many last tokens")
     answers_only: bool = option(False, help="true: do not learn from prompts")
+    start: str | None = option(
+        None, help="folder of an earlier training by this recipe: this one begins with its weights; null: anew"
+    )
     validation: float = option(0.1, at_least=0.001, at_most=0.9, help="share of the prompts held out for validation")
+    held_out: list[str] = option([], help="folders of texts to validate on, as in data; all of data is then trained on")
     validate_every: int = option(
         50, at_least=1, help="steps between two validations, which count the drafted tokens that would be accepted"
     )
@@ -184,6 +190,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         vocabulary = None if self.draft_ids is None else torch.tensor(sorted(self.draft_ids), device=self.target.device)
         self.draft_path = self.path(self.target)
         self.student = self.make_student(self.target, self.draft_path, vocabulary)
+        if self.config.start is not None:
+            self.adapter().begin_with(Adapter.read(expanded_name(self.config.start, START), START), START)
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
         self._teacher_outputs: Callable[..., TeacherOutputs] = compute
         if self.config.remember:

@@ -31,12 +31,16 @@ from selfdraft.decoding.record import Generation
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.chain import Chain, ChainConfig
 from selfdraft.drafters.guard import Guard
-from selfdraft.drafters.paths.trained import Trained, TrainedConfig
+from selfdraft.drafters.paths.jump import Jump
+from selfdraft.drafters.paths.trained import Trained
 from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
-from selfdraft.modules.recipes.exit_adapter import ExitAdapter, ExitAdapterConfig
+from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.recipes import RECIPES
+from selfdraft.modules.recipes.exit_adapter import ExitAdapterConfig
+from selfdraft.modules.recipes.jump import JumpRecipeConfig
 
 RECENT = 16  # texts that steps are taken on: a step repeats an old one half of the time, so that it is not forgotten
 LONGEST = 512  # last tokens of a text that are learnt from: bounds a step's time and memory
@@ -72,23 +76,17 @@ class OnlineLearner:
             UserError: the drafter has no weights that can be trained on this target.
         """
         drafter = drafter.inner if isinstance(drafter, Guard) else drafter
-        if not isinstance(drafter, Chain) or not isinstance(drafter.policy, Trained):
+        if not isinstance(drafter, Chain) or not isinstance(drafter.policy, Trained | Jump):
             raise UserError(
                 f"drafter.learn=true: drafter={drafter.config.label} has no trained weights to go on with; use "
-                "drafter.from=<run of finetune=exit_adapter>"
+                "drafter.from=<run of finetune=exit_adapter or finetune=jump>"
             )
         if target.dtype != torch.float32:
             raise UserError("drafter.learn=true trains in float32: use model.dtype=float32")
         if target.compiled:
             raise UserError("drafter.learn=true: this engine has copies of the weights; use model.engine=eager")
         self.drafter, self.policy, self.config = drafter, drafter.policy, drafter.config
-        assert isinstance(self.policy.config, TrainedConfig)
-        adapter = Adapter.read(self.policy.config.adapter, "drafter.path.adapter")
-        if adapter.recipe != ExitAdapterConfig().name:
-            raise UserError(
-                f"drafter.learn=true: weights of recipe {adapter.recipe!r:.40} cannot learn while decoding; "
-                "those of finetune=exit_adapter can"
-            )
+        adapter = Adapter.read(self.policy.folder, "drafter.path.adapter")
         self.target, self.seed, self.steps, self.seconds, self.owed, self.seen = target, seed, 0, 0.0, 0, 0
         self.texts: deque[_Verified] = deque(maxlen=RECENT)
         with torch.inference_mode(False):
@@ -154,24 +152,33 @@ def learns(config: object) -> bool:
     return isinstance(config, ChainConfig) and config.learn
 
 
-def _recipe_of(adapter: Adapter, plain: Target, seed: int) -> ExitAdapter:
-    """Return the recipe that trained an adapter, with its weights, ready to go on."""
-    layers = sorted({int(name.split(".")[1]) for name in adapter.tensors if name.startswith("layer.")})
+def _recipe_of(adapter: Adapter, plain: Target, seed: int) -> FinetuneModule:
+    """Return the recipe that trained an adapter, with its weights, ready to go on.
+
+    Raises:
+        UserError: weights of this recipe cannot learn while decoding.
+    """
     ids = adapter.tensors.get("vocabulary")
-    config = ExitAdapterConfig(
-        exit_layer=int(adapter.settings["first"]),
-        twins=layers,
-        feature=FEATURE in adapter.tensors,
-        vocabulary=None if ids is None else len(ids),
-        remember=False,
-    )
-    recipe = ExitAdapter(config, lambda device: plain, draft_ids=None if ids is None else ids.tolist(), seed=seed)
+    config = _config_of(adapter)
+    config.vocabulary, config.remember = None if ids is None else len(ids), False
+    draft_ids = None if ids is None else ids.tolist()
+    recipe = RECIPES[config.name](config, lambda device: plain, draft_ids=draft_ids, seed=seed)
     recipe.prepare(plain)
-    with torch.no_grad():
-        for name, tensor in recipe.student.tensors().items():
-            if name in adapter.tensors and name != "vocabulary":
-                tensor.copy_(adapter.tensors[name])
+    recipe.adapter().begin_with(adapter, "drafter.learn=true")
     return recipe
+
+
+def _config_of(adapter: Adapter) -> RecipeConfig:
+    layers = sorted({int(name.split(".")[1]) for name in adapter.tensors if name.startswith("layer.")})
+    if adapter.recipe == ExitAdapterConfig().name:
+        first, feature = int(adapter.settings["first"]), FEATURE in adapter.tensors
+        return ExitAdapterConfig(exit_layer=first, twins=layers, feature=feature)
+    if adapter.recipe == JumpRecipeConfig().name:
+        return JumpRecipeConfig(copies=layers)
+    raise UserError(
+        f"drafter.learn=true: weights of recipe {adapter.recipe!r:.40} cannot learn while decoding; those of "
+        "finetune=exit_adapter and finetune=jump can"
+    )
 
 
 def _verified(generation: Generation) -> _Verified:

@@ -48,9 +48,10 @@ class Jump(FixedPath):
         shipped = Shipped.read("jump") if config.adapter is None else None
         if config.adapter is None and (shipped is None or not shipped.fits(target)):
             raise UserError(f"drafter.path.adapter: no trained jump comes with SelfDraft for this model; {TRAIN}")
-        folder = config.adapter if shipped is None else shipped.folder
+        folder = config.adapter if shipped is None else str(shipped.folder)
         self.said = None if shipped is None else shipped.line
         assert folder is not None
+        self.folder = folder
         self.typical = adapted_path(target, Adapter.read(folder, "drafter.path.adapter"), reuse=use.reuse)
         if not isinstance(self.typical, JumpPath):
             raise UserError(

@@ -39,4 +39,5 @@ class Trained(FixedPath):
             UserError: the adapter cannot be used with this model.
         """
         super().__init__(target, config, costs, use)
-        self.typical = adapted_path(target, Adapter.read(config.adapter, "drafter.path.adapter"), reuse=use.reuse)
+        self.folder = config.adapter
+        self.typical = adapted_path(target, Adapter.read(self.folder, "drafter.path.adapter"), reuse=use.reuse)

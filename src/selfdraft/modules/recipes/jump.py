@@ -80,10 +80,11 @@ class Jump(FinetuneModule):
         return (self.copied[0],)
 
     def setup(self, stage: str) -> None:
-        """Build target and student, and fit the predictor."""
+        """Build target and student, and fit the predictor, unless an earlier training has left one."""
         if self.student is None:
             super().setup(stage)
-            self._fit_predictor()
+            if self.config.start is None:
+                self._fit_predictor()
 
     def inputs(self, batch: PackedBatch, blocks: Blocks, teacher: TeacherOutputs, rng: Generator) -> Tensor:
         """Return (B, M, C) predicted states; the final states after drafted tokens are the student's own."""
