@@ -40,6 +40,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/invariance/invariance_cost.py": ["nowhere.jsonl"],
     "experiments/invariance/step_costs.py": ["6"],
     "experiments/jacobi_inits/table.py": ["nowhere"],
+    "experiments/jump/reread.py": ["nowhere", "somewhere"],
     "experiments/jump/rounded.py": ["nowhere", "somewhere"],
     "experiments/lookahead_sweep/plot.py": ["nowhere.csv"],
     "experiments/replicas/replicas.py": ["nowhere", "nowhere"],
