@@ -42,10 +42,11 @@ def made(target: Any, config: DrafterConfig) -> Drafter:
 
 
 def measure_once(patch: pytest.MonkeyPatch) -> None:
-    """Let costs be measured in one round, not in five: where no test looks at them, that is a third of a short run."""
-    every = profiling.fastest_of
+    """Let costs be measured in one round, where no test looks at them: that is a third of a short run."""
+    every = profiling.runs_of
 
-    def fastest(target: Any, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
+    def once(target: Any, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
         return every(target, jobs, 1, before)
 
-    patch.setattr(profiling, "fastest_of", fastest)
+    patch.setattr(profiling, "runs_of", once)
+    patch.setattr(profiling, "MORE", 0)

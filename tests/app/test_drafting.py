@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 import selfdraft
 from command_line import environment
 from forked import run_forked
+from made import measure_once
 from selfdraft import Drafting
 from selfdraft.app import drafting as face
 from selfdraft.core.errors import UserError
@@ -46,7 +47,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A line for every curve that is measured, in one round each."""
     lines: list[str] = []
-    measure, fastest = profiling.measure_costs, profiling.fastest_of
+    measure = profiling.measure_costs
 
     def noted(target, *, path=None, **options):
         lines.append("full" if path is None else "path")
@@ -54,7 +55,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(profiling, "measure_costs", noted)
     monkeypatch.setattr(cost_cache, "crowded", lambda *_: False)  # as tests do run beside each other
-    monkeypatch.setattr(profiling, "fastest_of", lambda target, jobs, rounds, before=None: fastest(target, jobs, 0))
+    measure_once(monkeypatch)
     return lines
 
 

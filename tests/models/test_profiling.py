@@ -2,7 +2,7 @@ import pytest
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.path import Path
-from selfdraft.models.profiling import measure_costs, measure_path
+from selfdraft.models.profiling import MORE, MORE_S, measure_costs, measure_path
 from selfdraft.models.sparse import sparse_path
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
@@ -22,6 +22,40 @@ def test_costs_are_measured_within_the_model_s_positions() -> None:
     assert max(measure_costs(target, context=20, rounds=1).sizes) <= 24
 
 
+def test_forwards_are_timed_after_one_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in decoding; after a forward of many tokens, one of one token takes longer than it does there."""
+    target = Target(tiny_model("llama"))
+    ran, forward = [], target.draft_forward
+    monkeypatch.setattr(target, "draft_forward", lambda *given: (ran.append(1 + len(given[4][0])), forward(*given))[1])
+    monkeypatch.setattr("selfdraft.models.profiling.MORE_S", 1e9)
+    measure_costs(target, sizes=(1, 4, 16), context=8, rounds=1)
+    every, small = [1, 1, 1, 4, 1, 16], [1, 1, 1, 4]
+    assert ran == every * 2 + small * (1 + MORE)  # each time with a round to warm up
+
+
+def test_costs_do_not_depend_on_how_fast_the_machine_happened_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is now and then twice as fast: the fastest run of one size says nothing about that of another."""
+    seconds = {1: [1.0, 1.0, 2.0, 2.0, 2.0], 2: [2.6, 2.6, 2.6, 2.6, 1.3], 16: [8.0, 16.0, 16.0, 16.0, 16.0]}
+    monkeypatch.setattr(
+        "selfdraft.models.profiling.runs_of", lambda target, jobs, *_: {size: seconds[size] for size in jobs}
+    )
+    curve = measure_costs(Target(tiny_model("llama")), sizes=(1, 2, 16), context=8, rounds=5)
+    assert curve.seconds == pytest.approx((1.0, 1.3, 8.0))
+
+
+def test_further_rounds_end_where_forwards_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rounds = Target(tiny_model("llama")), []
+    monkeypatch.setattr(
+        "selfdraft.models.profiling.runs_of",
+        lambda target, jobs, count, before: (rounds.append(count), {size: [0.1] for size in jobs})[1],
+    )
+    measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5)
+    assert rounds == [5, int(MORE_S / 0.4)]
+    monkeypatch.setattr("selfdraft.models.profiling.MORE_S", 0.3)
+    measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5)
+    assert rounds[2:] == [5]
+
+
 def test_a_path_is_timed_after_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in drafting; otherwise weights that only the path reads would already be in the processor's caches."""
     target = Target(tiny_model("llama"))
@@ -29,7 +63,9 @@ def test_a_path_is_timed_after_full_forwards(monkeypatch: pytest.MonkeyPatch) ->
     ran, forward = [], target.draft_forward
     monkeypatch.setattr(target, "draft_forward", lambda p, *rest, **more: (ran.append(p), forward(p, *rest, **more))[1])
     measure_costs(target, path=path, sizes=(1, 4), context=8, rounds=2)
-    assert [p is path for p in ran] == [False, True] * (2 * 3)
+    full, of_path = ran[::2], ran[1::2]
+    assert all(p is target.full for p in full) and all(p is path for p in of_path)
+    assert len(full) == len(of_path) >= 2 * 3
 
 
 def test_drafts_of_a_path_are_timed_with_their_verifications() -> None:

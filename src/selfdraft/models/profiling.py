@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,23 +26,41 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PART_SIZES = (1, 2, 4, 8, 16)
 CONTEXTS = (64, 128, 512, 1024, 2048)
 BATCHES = (2, 4, 8)
+# Most drafts are small, and whether they pay depends on small differences: forwards of up to SMALL tokens are timed in
+# further rounds, at most MORE for each first one, in about MORE_S seconds.
+SMALL, MORE, MORE_S = 8, 5, 2.0
 
 
 @torch.inference_mode()
 def measure_costs(
-    target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 5
+    target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 3
 ) -> CostCurve:
     """Time forwards of chains of every size after `context` tokens, interleaved, through the full path or another.
 
-    The fastest of `rounds` counts, because other processes on the machine can only add time. The cache is overwritten,
-    so call this between requests; the forwards are not counted as decoding. Each forward of a path is timed after a
-    full forward, as when drafting: a path that stays in the processor's caches would look cheaper than it is.
+    The fastest forward of one token counts, because other processes on the machine can only add time. How many times as
+    long larger forwards take is a ratio of medians, because the fastest of a few runs, each in another moment of a
+    machine whose speed drifts, are not comparable. The cache is overwritten, so call this between requests; the
+    forwards are not counted as decoding.
+
+    Each forward is timed after a full forward of one token, as when decoding. A path that stays in the processor's
+    caches would look cheaper than it is. A forward of one token takes longer after one of many, so without this, drafts
+    would look cheaper beside it than they are.
+
+    Args:
+        rounds: forwards of each size; small ones are timed more often (see `SMALL`).
     """
     sizes = _fitting(target, context, sizes)
     context = prepare(target, rows=1, context=context, longest=max(sizes))
     jobs = {size: _forward(target, path or target.full, rows=1, size=size) for size in sizes}
-    before = None if path is None else _forward(target, target.full, rows=1, size=1)
-    return CostCurve.measured(sizes, list(fastest_of(target, jobs, rounds, before).values()))
+    before = _forward(target, target.full, rows=1, size=1)
+    runs = runs_of(target, jobs, rounds, before)
+    small = {size: jobs[size] for size in sizes if size <= SMALL}
+    round_s = sum(min(runs[size]) + min(runs[sizes[0]]) for size in small)
+    if small and (more := min(int(MORE_S / round_s), MORE * rounds)):
+        for size, again in runs_of(target, small, more, before).items():
+            runs[size] = [*runs[size], *again]
+    least = min(runs[sizes[0]]) / median(runs[sizes[0]])
+    return CostCurve.measured(sizes, [least * median(runs[size]) for size in sizes])
 
 
 def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
@@ -196,20 +215,27 @@ def _product(matrix: nn.Module, hidden: Tensor) -> object:
     return matrix(hidden)[0, 0].item()  # waits for the device
 
 
-@torch.inference_mode()
 def fastest_of(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
-    """Return the seconds of every job: the fastest of `rounds` interleaved runs, after one warm-up run.
+    """Return the seconds of the fastest run of every job. See `runs_of`."""
+    return {key: min(seconds) for key, seconds in runs_of(target, jobs, rounds, before).items()}
+
+
+@torch.inference_mode()
+def runs_of(target: Target, jobs: dict, rounds: int, before: Callable[[], object] | None = None) -> dict:
+    """Return the seconds of every run of each job, a list for each: `rounds` interleaved ones, after one to warm up.
 
     Args:
         before: called before every run, and not timed.
     """
-    forwards, fastest = target.forwards, dict.fromkeys(jobs, float("inf"))
-    for _ in range(rounds + 1):
+    forwards: int = target.forwards
+    runs: dict[Any, list[float]] = {key: [] for key in jobs}
+    for turn in range(rounds + 1):
         for key, job in jobs.items():
             if before is not None:
                 before()
             begin = time.perf_counter()
             job()
-            fastest[key] = min(fastest[key], time.perf_counter() - begin)
+            if turn:
+                runs[key].append(time.perf_counter() - begin)
     target.forwards = forwards
-    return fastest
+    return runs
