@@ -145,7 +145,7 @@ def test_a_wrong_text_fails_the_task_and_is_not_kept(tmp_path: Path, monkeypatch
 def test_wrong_options_give_one_clear_line(error_line: ErrorLine) -> None:
     for options, said in [
         (["task.candidates=[transformers_greedy]"], "task.candidates: transformers_greedy is no drafter of ours"),
-        (["task.candidates=[polo]"], "there is no drafter 'polo'"),
+        (["task.candidates=[polo]"], "task.candidates, 'polo' (did you mean pool?): there is no drafter 'polo'"),
         (["task.candidates=[]"], "task.candidates: give at least one besides plain decoding"),
         (["task.candidates=[low_bit]", "task.prompts=1"], "no candidate can be used here: low_bit: drafts with fewer"),
         (["decoding.batch_size=2"], "task=advise answers prompt by prompt in one process"),

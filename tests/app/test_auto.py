@@ -123,7 +123,7 @@ def test_it_is_refused_where_it_has_no_meaning(error_line: ErrorLine) -> None:
             assert line.startswith("drafter=auto is for task=evaluate, task=generate, task=trace")
             assert f"task={task}" in line
     for options in (["decoding.batch_size=2"], ["hardware=cpu_ddp"]):
-        assert error_line("drafter=auto", *options).startswith("drafter=auto knows what is best for prompts decoded")
+        assert error_line("drafter=auto", *options).startswith("drafter=auto works with one process and ")
 
 
 def test_a_quick_measurement_has_as_many_prompts_and_tokens_as_there_is_time_for() -> None:

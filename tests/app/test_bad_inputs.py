@@ -62,6 +62,36 @@ def test_an_unknown_option_names_the_nearest_and_all_options(error_line: ErrorLi
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("window=4", "window: no such option (did you mean drafter.window?); there are "),
+        ("+window=4", "window: no such option (did you mean drafter.window?); there are "),
+        ("decoding.temperature=0.5", "decoding.temperature: no such option here; decoding=sample has it; there are "),
+        ("drafter.guesses=5", "drafter.guesses: no such option here; drafter=lookahead has it; there are "),
+        ("model.family=llama", "model.family: no such option here; model=tiny has it; there are "),
+    ],
+)
+def test_an_option_of_another_group_or_choice_is_named_with_it(error_line: ErrorLine, option: str, hint: str) -> None:
+    assert error_line("model=smollm2_135m", option).startswith(hint)
+
+
+def test_an_option_that_nothing_has_gets_no_suggestion(error_line: ErrorLine) -> None:
+    assert error_line("decoding.zzz=1").startswith("decoding.zzz: no such option; there are ")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("drafter.window=four", "drafter.window=four: must be a whole number"),
+        ("drafter.window=1.5", "drafter.window=1.5: must be a whole number"),
+        ("decoding.guard=maybe", "decoding.guard=maybe: must be true or false"),
+    ],
+)
+def test_a_value_of_a_wrong_type_says_which_is_right(error_line: ErrorLine, override: str, expected: str) -> None:
+    assert error_line(override) == expected
+
+
 def test_an_unknown_choice_lists_all_choices(error_line: ErrorLine) -> None:
     for group in groups_under(CONF):
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
@@ -100,7 +130,7 @@ def test_a_drafter_without_a_path_refuses_one(error_line: ErrorLine) -> None:
 
 def test_a_path_with_fused_jacobi_is_refused(error_line: ErrorLine) -> None:
     said = error_line("drafter=jacobi", "drafter/path=swift", "drafter.mode=fused")
-    assert said.startswith("drafter/path=swift refines, and ") and said.endswith("use drafter.mode=literal")
+    assert said.startswith("drafter/path=swift cannot verify, and ") and said.endswith("use drafter.mode=literal")
 
 
 def test_an_unknown_group_is_refused(error_line: ErrorLine) -> None:
@@ -202,7 +232,8 @@ def test_the_name_of_a_choice_cannot_be_overridden(error_line: ErrorLine) -> Non
 
 def test_a_missing_required_option_is_named(error_line: ErrorLine) -> None:
     for choice, key in (("dataset=hub", "dataset.name"), ("drafter/path=trained", "drafter.path.adapter")):
-        assert error_line(choice) == f"{key} is needed: give it as {key}=<value>"
+        said = error_line(choice)
+        assert said.startswith(f"{key} is needed: give it as {key}=<value> (") and said.endswith(")")
 
 
 def test_sharing_trees_needs_processes_and_branches(error_line: ErrorLine) -> None:

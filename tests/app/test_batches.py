@@ -171,8 +171,7 @@ def test_sampling_in_a_batch_gives_the_text_of_a_single_request(runs: Runs, tmp_
         ),
         (
             ["decoding.batch_size=4", "decoding.shape_invariant=true"],
-            "decoding.shape_invariant=true is shown to hold for prompts decoded one by one only: "
-            "use decoding.batch_size=1",
+            "decoding.shape_invariant=true decodes one prompt at a time: use decoding.batch_size=1, not 4",
         ),
         (
             ["task=generate", "prompt=Hello", "decoding.batch_size=4"],

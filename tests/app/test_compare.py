@@ -118,7 +118,9 @@ def test_wrong_contenders_give_one_clear_line() -> None:
         (["none"], "task.contenders: give at least one besides plain decoding"),
         ([], "task.contenders: give at least one besides plain decoding"),
         (["pool", "none", "pool "], "task.contenders: 'pool' is given twice"),
-        (["polo"], "there is no drafter 'polo'; choose one of none, "),
+        (["polo"], "task.contenders, 'polo' (did you mean pool?): there is no drafter 'polo'; choose one of none, "),
+        (["guarded openvinoo"], "task.contenders, 'guarded openvinoo' (did you mean openvino?): there is no drafter "),
+        (["pool edges=0"], "task.contenders, 'pool edges=0': drafter.edges=0: must be at least 1"),
     ]:
         with naming(given), pytest.raises(UserError) as refused:
             contenders_of(given)
@@ -128,7 +130,7 @@ def test_wrong_contenders_give_one_clear_line() -> None:
 def test_options_for_one_drafter_are_refused(error_line: ErrorLine) -> None:
     for options, said in [
         (["decoding.guard=true"], 'decoding.guard=true: write "guarded" before the contenders that it is for'),
-        (["task.contenders=['pool edges=0']"], "drafter.edges=0: must be at least 1"),
+        (["task.contenders=['pool edges=0']"], "task.contenders, 'pool edges=0': drafter.edges=0: must be at least 1"),
         (
             ["task.contenders=['pool warm=true']", "task.repeats=2"],
             "task.repeats=2 with drafter.warm=true: repeats would draft from the answers of the first",

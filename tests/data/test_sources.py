@@ -75,7 +75,7 @@ def test_errors_name_their_line(write):
         ([GOOD, '["a"]'], "FILE:2: a JSON array, but a line must be an object"),
         (["", '[{"prompt": "a"},', "{}x]"], "FILE: malformed JSON (Expecting ',' delimiter at line 3, column 3"),
         (['["a"]', '["b"]'], "FILE: malformed JSON (Extra data at line 2, column 1); a file that begins with ["),
-        ([[GOOD, {"id": 1}]], "FILE, item 2: none of turns, prompt, messages, conversations, instruction; the object"),
+        ([[GOOD, {"id": 1}]], "FILE, item 2: no prompt: none of the keys turns, prompt, messages, conversations, ins"),
         ([[GOOD | {"id": 1}, GOOD | {"id": 1}]], "FILE, item 2: the id '1' is already that of item 1; every id"),
         ([GOOD, '{"prompt": ' + "[" * 99_999], "FILE:2: malformed JSON (nested too deeply); a line must be one whole"),
         ([GOOD, f'{{"id": {"9" * 5000}}}'], "FILE:2: malformed JSON (a number has too many digits); a line must be"),
@@ -84,7 +84,7 @@ def test_errors_name_their_line(write):
         (['{"prompt": "a", "id": "\\ud83d"}'], "FILE:1: `id` has \\ud83d, one half of a character"),
         (['{"prompt": "a", "category": "\\ud83d"}'], "FILE:1: `category` has \\ud83d, one half of a character"),
         (['"a"'], "FILE:1: a JSON string, but a line must be an object"),
-        ([{}], "FILE:1: none of turns, prompt, messages, conversations, instruction; the object has no key. Give `tur"),
+        ([{}], "turns, prompt, messages, conversations, instruction; the object has no key. Give `turns`"),
         (
             [{"output": "b", "question": "a"}],
             "instruction; the object has output, question. Name the one that holds the prompt, e.g. dataset.prompt_"

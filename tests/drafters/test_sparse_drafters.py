@@ -193,7 +193,7 @@ def test_each_refinement_fixes_one_more_token_of_the_sparse_model_s_chain(refine
 
 
 def test_sparse_jacobi_is_never_fused() -> None:
-    with pytest.raises(UserError, match=r"^drafter/path=layer_skip refines, .*: use drafter\.mode=literal$"):
+    with pytest.raises(UserError, match=r"^drafter/path=layer_skip cannot verify, .*: use drafter\.mode=literal$"):
         configured("sparse_jacobi", mode="fused")
 
 

@@ -128,7 +128,8 @@ def _refuse(config: Config) -> None:
         )
     if config.hardware.devices > 1 or config.decoding.batch_size > 1:
         raise UserError(
-            "drafter=auto knows what is best for prompts decoded one by one in one process: name a drafter for several"
+            "drafter=auto works with one process and decoding.batch_size=1, because otherwise another drafter may be "
+            "the best: name a drafter"
         )
 
 

@@ -99,8 +99,7 @@ def build_bench(
         )
     if config.decoding.shape_invariant and batch_size > 1:
         raise UserError(
-            "decoding.shape_invariant=true is shown to hold for prompts decoded one by one only: "
-            "use decoding.batch_size=1"
+            f"decoding.shape_invariant=true decodes one prompt at a time: use decoding.batch_size=1, not {batch_size}"
         )
     if references and config.decoding != plain:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from functools import partial
 
 from rich.text import Text
@@ -15,11 +16,13 @@ from selfdraft.app.schema_tasks import CompareConfig
 from selfdraft.app.schemas import Config
 from selfdraft.app.score import all_in_words, scores_of
 from selfdraft.app.session import adapter_facts, shown, tell_resumed
+from selfdraft.app.suggestions import near
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.core.paths import expanded
 from selfdraft.data.prompts import Prompt
-from selfdraft.drafters.specs import Spec, spec_of
+from selfdraft.drafters.presets import PRESETS
+from selfdraft.drafters.specs import GUARDED, Spec, spec_of
 from selfdraft.models.others import OTHERS, OtherEngine
 from selfdraft.models.stock import REFERENCES
 from selfdraft.modules.bench import BASELINE, Bench, Measurement
@@ -106,12 +109,26 @@ def contenders_of(texts: list[str], option: str = "task.contenders") -> tuple[di
         raise UserError(f"{option}: {twice[0]!r:.80} is given twice")
     outside = {*REFERENCES, *OTHERS}
     references = [name for name in names if name in outside]
-    specs = {name: spec_of(name) for name in names if name not in outside}
+    specs = {name: _spec_of(name, outside, option) for name in names if name not in outside}
     if BASELINE not in specs:
         specs = {BASELINE: spec_of(BASELINE), **specs}
     if len(specs) + len(references) < 2:
         raise UserError(f"{option}: give at least one besides plain decoding, e.g. {option}=[none,jacobi,pool]")
     return specs, references
+
+
+def _spec_of(name: str, outside: Collection[str], option: str) -> Spec:
+    """Return a drafter of ours; a mistake names the contender in which it is.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return spec_of(name)
+    except UserError as error:
+        first = name.removeprefix(GUARDED).lstrip().partition(" ")[0]
+        hint = "" if first in PRESETS else near(first, [*PRESETS, *sorted(outside)])
+        raise UserError(f"{option}, {name!r:.80}{hint}: {error}") from None
 
 
 def _conclude(run: Run, bench: Bench, prompts: list[Prompt], ours: list[str], earlier: list[Earlier]) -> float | None:

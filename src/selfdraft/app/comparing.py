@@ -66,7 +66,7 @@ def compare(
         UserError: a contender cannot be read or does not fit the model; a prompt is longer than the model allows; there
             is no prompt; there are not as many answers as prompts.
     """
-    specs, references = contenders_of(list(contenders))
+    specs, references = contenders_of(list(contenders), "contenders")
     if other := [name for name in references if name in OTHERS]:
         raise UserError(f"{other[0]} is compared by task=compare, which starts its process")
     if not prompts:

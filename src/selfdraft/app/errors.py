@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,9 +13,7 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -28,6 +26,7 @@ from omegaconf.errors import (
 from selfdraft.app.console import drop_unwritten, shielded_output
 from selfdraft.app.jobs import JobFailed
 from selfdraft.app.ranks import tell_mistake
+from selfdraft.app.suggestions import choices_with, near, unknown_option
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 
@@ -50,6 +49,9 @@ OF_THE_DISK = {
     errno.EIO: "the disk fails",
     errno.ESTALE: "the network drive has lost it",
 }
+# How OmegaConf reports a value of a wrong type, and its types in words.
+NOT_CONVERTED = re.compile(r"Value '(.*)' of type '\w+' could not be converted to (Integer|Float|Boolean)")
+IN_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us: tells the processes we start that FULL_ERROR was not set by the user
 
@@ -124,7 +126,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         choices = sorted(option for option in error.options if option != "schema")
-        return f"{group}={choice}: no such choice{_near(choice, choices)}; choose one of {', '.join(choices)}"
+        return f"{group}={choice}: no such choice{near(choice, choices)}; choose one of {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: {HOW_TO_QUOTE}"
     if isinstance(error, OmegaConfBaseException):
@@ -165,31 +167,23 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         known = []
         if is_dataclass(error.object_type):
             known = [f.name for f in fields(error.object_type) if f.name not in ("name", "defaults")]
-        if key == f"drafter.{error.key}" and "path" in known and (owners := _paths_with(str(error.key))):
+        if (
+            key == f"drafter.{error.key}"
+            and "path" in known
+            and (owners := choices_with("drafter.path", str(error.key)))
+        ):
             if "trained" in owners:  # the path that takes the weights of every recipe
                 return f"{key}: an option of the path now: write drafter/path=trained drafter.path.{error.key}=<value>"
             which = f"the path{'s' * (len(owners) > 1)} {', '.join(owners)}"
             return f"{key}: an option of the path now: write drafter.path.{error.key}=<value>; {which} can have it"
-        there = f"; there are {', '.join(known)}" if known else ""
-        return f"{key}: no such option{_near(str(error.key), known)}{there}"
+        return unknown_option(key, known)
     if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
         return f"{key}: must be a list: give it as {key}=[<value>,<value>]"
     if isinstance(error, ValidationError) and str(error).splitlines()[0].endswith("is not Optional"):
         return f"{key}: null is no value for it; leave it out, or give one"
+    if isinstance(error, ValidationError) and (found := NOT_CONVERTED.match(str(error))):
+        return f"{key}={found[1]:.60}: must be {IN_WORDS[found[2]]}"
     return f"{key}: {_first_line(error)}"
-
-
-def _paths_with(option: str) -> list[str]:
-    """Return the names of the paths that have an option."""
-    registered = ConfigStore.instance().repo.get("drafter", {}).get("path", {}).get("schema", {}).values()
-    types = [OmegaConf.get_type(each.node) for each in registered]
-    schemas = [{f.name: f for f in fields(each)} for each in types if each is not None]
-    return [str(options["name"].default) for options in schemas if option in options.keys() - {"name"}]
-
-
-def _near(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

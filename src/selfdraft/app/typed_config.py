@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import MISSING as DATACLASS_MISSING
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from selfdraft.app.suggestions import unknown_option
 from selfdraft.core.errors import UserError
-from selfdraft.core.options import Options
+from selfdraft.core.options import Options, helps_of
 
 
 def to_config(composed: DictConfig) -> Any:
@@ -18,11 +19,10 @@ def to_config(composed: DictConfig) -> Any:
     In a run that is a `schemas.Config`.
 
     Raises:
-        UserError: an option is out of its range. OmegaConf's MissingMandatoryValue: a required option is missing.
+        UserError: an option is out of its range, or a required option is missing.
     """
-    missing = sorted(OmegaConf.missing_keys(composed) - {"prompt"})
-    if missing:
-        OmegaConf.select(composed, missing[0], throw_on_missing=True)
+    if missing := sorted(OmegaConf.missing_keys(composed) - {"prompt"}):
+        raise UserError(f"{missing[0]} is needed: give it as {missing[0]}=<value>{_described(composed, missing[0])}")
     config: Any = OmegaConf.to_object(OmegaConf.merge(composed, {"prompt": None}))
     # A prompt is text and may be ???, which OmegaConf would take for a missing value.
     config.prompt = MISSING if OmegaConf.is_missing(composed, "prompt") else composed.prompt
@@ -52,13 +52,19 @@ def defaults_of(options: Options) -> dict[str, Any]:
     return found
 
 
+def _described(composed: DictConfig, key: str) -> str:
+    """Return the description of an option in brackets, or nothing if it has none."""
+    group, _, option = key.rpartition(".")
+    schema = OmegaConf.get_type(composed, group) if group else OmegaConf.get_type(composed)
+    described = helps_of(schema).get(option) if is_dataclass(schema) else None
+    return f" ({described})" if described else ""
+
+
 def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:
     """Refuse keys that no schema has: `+key=value` adds them, nothing reads them, and a typo would go unnoticed."""
     known = {f.name for f in fields(options)}
     for key in map(str, composed):
         if key not in known:
-            raise UserError(
-                f"{prefix}{key}: no such option; there are {', '.join(sorted(known - {'name', 'defaults'})) or 'none'}"
-            )
+            raise UserError(unknown_option(f"{prefix}{key}", sorted(known - {"name", "defaults"})))
         if isinstance(value := getattr(options, key), Options):
             _refuse_unknown(composed[key], value, f"{prefix}{key}.")

@@ -190,7 +190,7 @@ def _no_prompt(record: Mapping[str, Any], prompt_field: str | None) -> str:
     names = [f"{key if key.isprintable() else ascii(key):.{MAX_NAME}}" for key in record if key]
     more = f" and {len(names) - MAX_KEYS_NAMED} more" if len(names) > MAX_KEYS_NAMED else ""
     found = f"the object has {', '.join(names[:MAX_KEYS_NAMED])}{more}" if names else "the object has no key"
-    lacking = f"none of {', '.join(KEYS)}" if prompt_field is None else f"no `{prompt_field}`"
+    lacking = f"no prompt: none of the keys {', '.join(KEYS)}" if prompt_field is None else f"no `{prompt_field}`"
     usable = [
         key
         for key, value in record.items()

@@ -118,13 +118,13 @@ def refuse_endless(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}; give the path of a JSONL file with one prompt a line.") from None
+        raise UserError(f"There is no file {path}; give the path of a file that exists.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable JSONL file.") from None
     except ValueError:  # a path with a NUL in it
         raise UserError(f"{str(path)!r} is not a path; give the path of a JSONL file.") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UserError(f"{path} is not a regular file; give the path of a JSONL file with one prompt a line.")
+        raise UserError(f"{path} is not a regular file; give the path of a file of text or JSON.")
 
 
 def decoded(raw: bytes, where: str) -> str:

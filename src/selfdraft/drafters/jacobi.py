@@ -106,12 +106,13 @@ class JacobiConfig(PathDrafterConfig):
         super().__post_init__()
         if self.mode == "fused" and self.path.name != "full":
             raise UserError(
-                f"drafter/path={self.path.name} refines, and a fused pass of the target verifies as well: use "
-                "drafter.mode=literal"
+                f"drafter/path={self.path.name} cannot verify, and with drafter.mode=fused the forward that refines "
+                "also verifies: use drafter.mode=literal"
             )
         if self.order == "gauss_seidel" and not self.literal:
             raise UserError(
-                "drafter.order=gauss_seidel refines in parts, and a fused pass is one forward: use drafter.mode=literal"
+                "drafter.order=gauss_seidel refines a block in several forwards, and drafter.mode=fused has only one: "
+                "use drafter.mode=literal"
             )
 
 
