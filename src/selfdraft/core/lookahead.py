@@ -70,7 +70,8 @@ def window_parents(width: int, depth: int) -> Tensor:
     Returns:
         (w - 1 + f * w,) int64.
     """
-    first = torch.arange(-1, width - 1)  # of row 1 (column 0 is under the root); without the last one, of row 0
+    # The parents of row 1, whose column 0 is under the root. Without the last one, they are the parents of row 0.
+    first = torch.arange(-1, width - 1)
     below = torch.arange(width - 1, width - 1 + max(depth - 1, 0) * width)
     return torch.cat([first[:-1], *([first] if depth else []), below])
 

@@ -13,9 +13,9 @@ from scipy.spatial.distance import cdist
 
 from selfdraft.core.skipset import SkipSet
 
-NOISE, KAPPA = 1e-2, 2.5  # of the process, and of its upper confidence bound; both as in the paper's code
+NOISE, KAPPA = 1e-2, 2.5  # noise of the process, factor of its upper confidence bound; as in the paper's code
 LENGTH_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # the one with the highest likelihood is used
-POOL = 1000  # candidates among which the bound is maximised
+POOL = 1000  # random candidates, of which the one with the highest bound is tried
 
 
 class SkipSearch:

@@ -159,7 +159,7 @@ class Decoder:
             if not active:
                 return
             now = time.perf_counter()
-            for a in active:  # all wait for the new requests' prefills; a new request from its arrival on
+            for a in active:  # every request has waited for the new prefills, a new one only since its arrival
                 a.generation.latency_s += now - max(begin, a.arrived)
             clock = PhaseClock()
             with clock.rest("other"):
@@ -260,7 +260,7 @@ class Decoder:
                     f"prompt{name} has {len(prompt)} tokens, but this model has {positions} positions: "
                     f"it takes prompts of 1 to {positions - 1}"
                 )
-            if not active:  # while a request is decoded, it would have to wait
+            if not active:  # a request that is being decoded would have to wait for it
                 self.drafter.settle()
             stopping = stopping.within(positions - len(prompt))
             row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)

@@ -34,7 +34,7 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Every YAML in conf/drafter is one of these, with the same options (a test holds it).
+# Every YAML in conf/drafter is one of these, with the same options (a test checks this).
 PRESETS: dict[str, Preset] = {
     "none": Preset("none"),
     "jacobi": Preset("jacobi", "full"),
