@@ -50,8 +50,10 @@ OF_THE_DISK = {
     errno.ESTALE: "the network drive has lost it",
 }
 # How OmegaConf reports a value of a wrong type, and its types in words.
-NOT_CONVERTED = re.compile(r"Value '(.*)' of type '\w+' could not be converted to (Integer|Float|Boolean)")
-IN_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+NOT_CONVERTED = re.compile(
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)"
+)
+IN_WORDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TERSE = "SELFDRAFT_TERSE_ERRORS"  # set by us: tells the processes we start that FULL_ERROR was not set by the user
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING as DATACLASS_MISSING
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -55,8 +55,8 @@ def defaults_of(options: Options) -> dict[str, Any]:
 def _described(composed: DictConfig, key: str) -> str:
     """Return the description of an option in brackets, or nothing if it has none."""
     group, _, option = key.rpartition(".")
-    schema = OmegaConf.get_type(composed, group) if group else OmegaConf.get_type(composed)
-    described = helps_of(schema).get(option) if is_dataclass(schema) else None
+    schema = OmegaConf.get_type(OmegaConf.select(composed, group) if group else composed)
+    described = helps_of(schema).get(option) if schema is not None and issubclass(schema, Options) else None
     return f" ({described})" if described else ""
 
 
