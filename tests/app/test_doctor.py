@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MptConfig, MptForCausalLM
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from command_line import SMOKE, ErrorLine, said_by, tamper
 from hybrids import save_hybrid
@@ -87,10 +87,10 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_refused_family_is_a_line(tmp_path: Path) -> None:
-    MptForCausalLM(MptConfig(vocab_size=300, d_model=8, n_layers=1, n_heads=1)).save_pretrained(tmp_path / "mpt")
-    refused = findings(tmp_path / "two", "model=hf", f"model.path='{tmp_path}/mpt'")
-    assert list(refused)[-1] == "mpt" and not refused["mpt"]["works"]
-    assert refused["mpt"]["reason"].startswith("its positions")
+    RwkvForCausalLM(RwkvConfig(vocab_size=300, hidden_size=8, num_hidden_layers=2)).save_pretrained(tmp_path / "rwkv")
+    refused = findings(tmp_path / "two", "model=hf", f"model.path='{tmp_path}/rwkv'")
+    assert list(refused)[-1] == "rwkv" and not refused["rwkv"]["works"]
+    assert refused["rwkv"]["reason"].startswith("its forward takes no cache")
 
 
 def test_whatever_fails_is_a_line_and_the_rest_goes_on(

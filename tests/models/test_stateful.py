@@ -121,7 +121,7 @@ def test_trees_and_parts_of_the_model_are_refused_by_name(target: StatefulTarget
     for engine in ("native", "compiled"):
         with pytest.raises(Unsupported, match=f"model.engine={engine}: "):
             use_engine(target, engine)  # type: ignore[arg-type]
-    assert use_engine(target, "auto").startswith("eager: layers that keep a state")  # type: ignore[arg-type]
+    assert use_engine(target, "auto").startswith("eager: a model that keeps a state in its layers")  # type: ignore[arg-type]
 
 
 def test_generate_takes_them(target: StatefulTarget) -> None:
@@ -160,7 +160,7 @@ def test_memory_is_estimated(family: str) -> None:
 def test_a_forward_that_differs_after_a_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = hybrid("qwen3_next")
     monkeypatch.setattr(Row, "undo", lambda *_: None)
-    with pytest.raises(UserError, match=r"'qwen3_next' .* goes on from a state one token at a time only"):
+    with pytest.raises(UserError, match=r"'qwen3_next' .* goes on from a text one token at a time only"):
         StatefulTarget(model)
 
 
@@ -173,6 +173,6 @@ def test_a_hook_takes_effect_because_the_model_runs_as_a_whole() -> None:
 
 
 def test_a_family_that_takes_up_a_text_token_by_token_only_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'mamba' .* goes on from a state one token at a time only") as refused:
+    with pytest.raises(UserError, match=r"'mamba' .* goes on from a text one token at a time only") as refused:
         target_of(hybrid("mamba"))
     assert "\n" not in str(refused.value)

@@ -33,6 +33,7 @@ from selfdraft.models.shortened import enough_layers, random_first_layers, short
 from selfdraft.models.state_cache import keeps_state
 from selfdraft.models.target import Target
 from selfdraft.models.targets import target_of
+from selfdraft.models.undivided import undivided
 
 READ_UP_TO = 2_000_000_000  # bytes of weights; those of a larger model are not read
 NEW_TOKENS = 8  # of every text that is tried
@@ -84,8 +85,8 @@ class Checkup:
         for dtype in DTYPES:
             yield self._tried("dtype", f"model.dtype={dtype}", partial(self._dtype, outline, dtype, small))
         yield from self._of_tokenizer()
-        # Layers that keep a state are of many forms, and are not taken apart.
-        layers = outline.config.num_hidden_layers if keeps_state(outline.config) else enough_layers(outline.config)
+        # Layers of a model that runs as a whole are not taken apart.
+        layers = outline.config.num_hidden_layers if undivided(outline) else enough_layers(outline.config)
         yield self._tried("forward", f"first {layers} layers", partial(self._first, outline, layers))
         if self._short is not None:
             yield from self._of_engines(self._short)
@@ -221,6 +222,8 @@ def described(outline: StockModel) -> str:
         known = Counter(getattr(outline.config, "layer_types", None) or [])
         counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in known.items())
         return f"layers that keep a state{f' ({counts})' if counts else ''}: drafts are chains, by the whole model"
+    if undivided(outline):
+        return "layers that cannot be taken apart: drafts are chains, by the whole model"
     anatomy = dissect(outline)
     kinds = Counter(kind.replace("_", " ") for kind in anatomy.layer_types)
     told = [f"{count} layers with {kind}" for kind, count in kinds.items()]

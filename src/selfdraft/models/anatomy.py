@@ -234,11 +234,11 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
 
 
-def position_limit(config: PreTrainedConfig) -> int:
-    """Return how many positions a model has; `USUAL_LENGTH` if it has no limit (biases by distance)."""
+def position_limit(config: PreTrainedConfig, unlimited: int = USUAL_LENGTH) -> int:
+    """Return how many positions a model has; `unlimited` if it has no limit (biases by distance)."""
     names = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
     found = (getattr(config, name, None) for name in names)
-    return next((int(limit) for limit in found if isinstance(limit, int)), USUAL_LENGTH)
+    return next((int(limit) for limit in found if isinstance(limit, int)), unlimited)
 
 
 def _parameters(layer: nn.Module) -> Mapping[str, inspect.Parameter]:

@@ -61,8 +61,8 @@ def use_engine(
     """
     if isinstance(target, StatefulTarget):
         if engine not in (AUTO, EAGER):
-            raise Unsupported(f"model.engine={engine}: layers that keep a state run in the model's own forward only")
-        return "eager: layers that keep a state run in the model's own forward"
+            raise Unsupported(f"model.engine={engine}: a model that {target.reason} runs in its own forward only")
+        return f"eager: a model that {target.reason} runs in its own forward"
     stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
         _pack(target)

@@ -44,7 +44,7 @@ def make_shape_invariant(target: Target) -> None:
         UserError: blocks and single tokens still round differently on this machine or model.
     """
     if isinstance(target, StatefulTarget):
-        raise _differs("layers that keep a state do not: tokens in blocks", "another model")
+        raise _differs("tokens in blocks of a model that runs as a whole do not", "another model")
     if target.native is not None:
         if not alike_in_trees(target):
             raise _differs("tokens of a tree do not", "model.engine=eager")

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfdraft.core.errors import Unsupported
-from selfdraft.models.anatomy import dissect, position_limit, refusing, text_config
+from selfdraft.models.anatomy import position_limit, refusing, text_config
 from selfdraft.models.cache import BLOCK
 from selfdraft.models.packing import packable
-from selfdraft.models.state_cache import keeps_state
+from selfdraft.models.undivided import undivided
 
 PROMPT = 1024  # tokens of a long prompt, because the real lengths are known only after the tokenizer is loaded
 TREE = 64  # tokens of a large tree
@@ -64,10 +64,7 @@ def needed(
     Raises:
         UserError: the family cannot be driven, so that no run would begin.
     """
-    if keeps_state(text_config(outline)):
-        compiled = False
-    else:
-        dissect(outline)
+    compiled = not undivided(outline) and compiled
     config, size = text_config(outline), dtype.itemsize
     weights = sum(p.numel() for p in outline.parameters())
     matrices = sum(m.weight.numel() for m in outline.modules() if isinstance(m, nn.Linear))

@@ -28,6 +28,8 @@ WINDOW = 8  # positions that a sliding layer sees, or that a chunk has: fewer th
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id")
 IDS = 95  # the special id of families that must have one
 TYPES = ["sliding_attention", "full_attention"] * 2
+HYBRID = ["linear_attention", "full_attention"] * 2
+SPACE = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 # Fields that make a configuration small, where it has them. Names of the same size differ from family to family.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 96),
@@ -61,6 +63,23 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": {"layer_types": TYPES, "num_kv_shared_layers": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "modernbert-decoder": {"layer_types": TYPES},
+    "bamba": {**SPACE, "attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {**SPACE, "layer_types": HYBRID},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "mamba2": {"num_heads": 8, "state_size": 8, "chunk_size": 8, "n_groups": 1},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "mamba_d_state": 8,
+        "chunk_size": 8,
+        "use_mamba_kernels": False,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "kimi_linear": {"layer_types": HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
+    "bailing_hybrid": {"layer_types": HYBRID, "first_k_dense_replace": 1},
+    "longcat_flash": {"moe_topk": 2, "num_experts_per_tok": 2},
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16)},
+    "xlm": {"pad_index": 0},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "cohere_compass_text": {
         "layer_types": TYPES,
         "rope_parameters": {name: {"rope_type": "default", "rope_theta": 10000.0} for name in TYPES},

@@ -1,4 +1,4 @@
-"""The texts of several requests, with transformers' cache of each, for layers that keep a state (see `stateful`)."""
+"""The texts of several requests, with transformers' cache of each, for models that run as a whole (see `stateful`)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Row:
         tokens: all committed tokens. covered: how many of them the cache holds.
         checkpoint: the cache before the last block. block: how many tokens of that block may have to be dropped.
         scratch: the tokens of the draft that `draft_forward` writes.
+        drops_tokens: whether the cache can forget its last tokens: it keeps what was before them.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,11 +38,7 @@ class Row:
     checkpoint: Checkpoint = None
     block: list[int] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
-
-    @property
-    def drops_tokens(self) -> bool:
-        """Whether the cache can forget its last tokens, because it has recorded what was before them."""
-        return self.cache is not None and any(getattr(layer, "record_past", False) for layer in self.cache.layers)
+    drops_tokens: bool = False
 
     def copied(self) -> Checkpoint:
         """Return a copy of the states, and of what else the cache has: keys and values are never written in place."""
@@ -55,7 +52,7 @@ class Row:
     def undo(self, checkpoint: Checkpoint, dropped: int) -> None:
         """Make the cache forget its last `dropped` tokens, or what it took up since a checkpoint."""
         if dropped and not self.covered:  # there was no cache before
-            self.cache = None
+            self.cache, self.drops_tokens = None, False
         elif self.drops_tokens:
             self.cache.crop(-dropped)
         elif dropped and checkpoint is not None:

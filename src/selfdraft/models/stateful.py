@@ -1,14 +1,16 @@
-"""A target for families whose layers keep a state: convolutions, linear attention, state spaces.
+"""A target that runs a model as a whole, by its own forward and transformers' cache of it.
 
-Such a state is a summary of the whole text, so it cannot be rolled back by a length, as keys and values can. This
-target calls the model's own forward with transformers' cache, and verifies chains:
+It is for families whose layers keep a state (convolutions, linear attention, state spaces), and for those whose layers
+cannot be taken apart. A state is a summary of the whole text, so it cannot be rolled back by a length, as keys and
+values can. This target verifies chains:
 
 1. Before a draft is verified, the states are copied: a checkpoint.
 2. A draft that is accepted as a whole leaves the cache as it should be.
 3. Otherwise the checkpoint is restored. The accepted tokens are then owed: they go before the next block, in the same
    forward, and cost no forward of their own. Only when `MOST_OWED` have gathered are they run by themselves.
 
-Where all states are those of short convolutions (LFM2), transformers' cache can drop tokens, and nothing is owed.
+Where transformers' cache can drop its last tokens, nothing is owed: it has no states, or only those of short
+convolutions (LFM2).
 
 A tree has several texts in one forward, and a state has one, so forwards take chains only. Rows run one after another.
 
@@ -29,7 +31,7 @@ from transformers import PreTrainedModel
 from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.anatomy import refuse, refusing
+from selfdraft.models.anatomy import position_limit, refuse, refusing, text_config
 from selfdraft.models.driver import first_in
 from selfdraft.models.hooks import called_otherwise
 from selfdraft.models.lightcopy import light_copy
@@ -37,7 +39,9 @@ from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.path import Graph, Path, Reuse
 from selfdraft.models.rotary import UNLIMITED
 from selfdraft.models.routing import mixtures
-from selfdraft.models.state_cache import Checkpoint, Row, StateCache
+from selfdraft.models.state_cache import Checkpoint, Row, StateCache, keeps_state
+from selfdraft.models.trial import stock_logits
+from selfdraft.models.undivided import cache_name
 from selfdraft.models.weights import SAME
 
 MOST_OWED = 16  # tokens; up to about as many, a forward takes hardly longer
@@ -47,9 +51,10 @@ TRIED = 14  # tokens on which forwards with checkpoints are compared with the mo
 
 
 class StatefulTarget:
-    """A model whose layers keep a state, as `TargetProtocol` asks for it.
+    """A model that is run as a whole, as `TargetProtocol` asks for it.
 
     Attributes:
+        reason: why, for messages: what there is to know of its layers.
         replays: forwards that ran accepted tokens anew, and verified nothing.
         copied_s: seconds spent on checkpoints.
     """
@@ -63,14 +68,17 @@ class StatefulTarget:
         Raises:
             UserError: its forward with a cache is not that without one; the message names the family.
         """
-        config = model.config
+        config = text_config(model)
+        self.reason = "keeps a state in its layers" if keeps_state(model.config) else "has layers of a kind of its own"
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self.vocab_size = int(config.vocab_size)
-        self.max_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
-        self.pad_id = first_in(self.vocab_size, config.pad_token_id, config.eos_token_id)
+        self.max_positions = position_limit(config, NO_LIMIT)
+        self.pad_id = first_in(
+            self.vocab_size, getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+        )
         rope = str(getattr(config, "rope_parameters", None) or {})
         if "longrope" in rope or "dynamic" in rope:
-            raise refuse(model, "its layers keep a state, and its rotary positions depend on the length of the text")
+            raise refuse(model, "it is run as a whole, and its rotary positions depend on the length of the text")
         depth = int(config.num_hidden_layers)
         stacks = (m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
         stack = next(stacks, torch.nn.ModuleList())
@@ -81,11 +89,11 @@ class StatefulTarget:
         self.native, self.whole, self.packed, self.weights = None, None, packed, SAME
         self._running = light_copy(model, _packed) if packed else model
         self.attention = str(config._attn_implementation)
-        takes = inspect.signature(model.forward).parameters
-        self._name = next((name for name in ("past_key_values", "cache_params") if name in takes), "")
+        self._name = cache_name(model)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache = StateCache(1)
         self.parameters = sum(p.numel() for p in model.parameters())
-        if not self._name or "logits_to_keep" not in takes:
+        if not self._name:
             raise refuse(model, "its forward takes no cache")
         self.compare_with_stock_forward()
 
@@ -188,8 +196,8 @@ class StatefulTarget:
     def undivided(self) -> UserError:
         """Return the error for drafters that run a part of the model, or look into it."""
         return Unsupported(
-            f"model family '{self.model.config.model_type}' keeps a state in its layers, so it is run as a whole: take "
-            "a drafter that runs no part of it, such as pool, suffix, prompt_lookup or jacobi"
+            f"model family '{self.model.config.model_type}' {self.reason}, so it is run as a whole: take a drafter "
+            "that runs no part of it, such as pool, suffix, prompt_lookup or jacobi"
         )
 
     @torch.inference_mode()
@@ -201,8 +209,8 @@ class StatefulTarget:
         """
         drawn = torch.randint(self.vocab_size, (TRIED,), generator=torch.Generator().manual_seed(0))
         text = drawn.tolist()
+        stock = stock_logits(self.model, drawn)
         with refusing(self.model):
-            stock = self.model(input_ids=drawn[None].to(self.device), use_cache=False).logits[0].float()
             found = []
             self.prefill(0, text[:5])
             for first, end, wrong in ((5, 8, 3), (8, 9, 2), (9, 10, 0), (10, 13, 2), (13, 14, 0)):
@@ -213,7 +221,7 @@ class StatefulTarget:
         self.cache, self.forwards, self.replays, self.copied_s = StateCache(1), 0, 0, 0.0
         error = float((stock[5:] - torch.cat(found)).abs().mean() / stock.std(dim=-1).mean())
         if not error < (1e-3 if self.dtype == torch.float32 else 0.1):  # written so that NaN counts as large
-            said = "its layers keep a state, and its forward goes on from a state one token at a time only"
+            said = f"it {self.reason}, and its forward goes on from a text one token at a time only"
             raise refuse(self.model, f"{said} (several tokens differ by {error:.2g} of a sigma)")
 
     def _catch_up(self, held: Row, most: int) -> None:
@@ -232,10 +240,15 @@ class StatefulTarget:
         """Run tokens after those in the cache; return the (count, V) logits after the last ones."""
         ids = torch.tensor([list(tokens)], device=self.device)
         given = {self._name: held.cache} if held.cache is not None else {}
-        out = self._running(input_ids=ids, use_cache=True, logits_to_keep=count, **given)
+        if self._keeps_logits:
+            given["logits_to_keep"] = count
+        out = self._running(input_ids=ids, use_cache=True, **given)
         if held.cache is None:
-            held.cache = out[self._name]
-            if held.cache.is_croppable:
+            if (cache := out.get(self._name)) is None:
+                raise refuse(self.model, "its forward returns no cache: its layers keep the text to themselves")
+            held.cache = cache
+            held.drops_tokens = held.cache.is_croppable
+            if held.drops_tokens:
                 held.cache.activate_past_recording()
         return out.logits[0, -count:]
 
@@ -249,8 +262,8 @@ class StatefulTarget:
     def _chain(self, tree: TokenTree) -> list[int]:
         if not tree.is_chain:
             raise Unsupported(
-                f"model family '{self.model.config.model_type}' keeps a state in its layers, so it verifies chains "
-                "only, and no tree with branches"
+                f"model family '{self.model.config.model_type}' {self.reason}, so it verifies chains only, and no tree "
+                "with branches"
             )
         return [int(token) for token in tree.tokens.tolist()]
 

@@ -6,7 +6,6 @@ One forward of transformers gives all of them, without a cache. Where rotary pos
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-CACHES = ("past_key_values", "cache_params")  # the names of the cache that a model's forward takes and returns
+from selfdraft.models.undivided import cache_name
 
 
 class StockForward:
@@ -55,8 +54,7 @@ class StockForward:
         Raises:
             Exception: of any kind: the model does not take a text in steps of this size.
         """
-        takes = inspect.signature(self.model.forward).parameters
-        name = next(each for each in CACHES if each in takes)
+        name = cache_name(self.model)
         cache: Any = None
         at, logits = 0, []
         while at < len(text):

@@ -7,14 +7,16 @@ from typing import cast
 from transformers import PreTrainedModel
 
 from selfdraft.core.errors import Unsupported
-from selfdraft.models.anatomy import dissect
 from selfdraft.models.state_cache import keeps_state
 from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.target import Target
+from selfdraft.models.undivided import may_run_whole, undivided
 
 
 def target_of(model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> Target:
     """Return the target of a loaded model. See `Target` for the arguments.
+
+    A family whose layers keep a state is run as a whole, and so is one whose layers cannot be taken apart.
 
     A `StatefulTarget` has what decoding, costs and certificates ask of a `Target`, so it is returned as one; what takes
     layers apart asks `layered` first, which refuses it.
@@ -28,7 +30,12 @@ def target_of(model: PreTrainedModel, *, packed: bool = True, attention: str = "
                 f"model.attention={attention}: layers that keep a state run in the model's own forward only"
             )
         return cast("Target", StatefulTarget(model, packed=packed))
-    return Target(model, packed=packed, attention=attention)
+    try:
+        return Target(model, packed=packed, attention=attention)
+    except Unsupported:
+        if attention != "sdpa" or not may_run_whole(model):
+            raise
+    return cast("Target", StatefulTarget(model, packed=packed))
 
 
 def refuse_undrivable(model: PreTrainedModel) -> None:
@@ -37,5 +44,4 @@ def refuse_undrivable(model: PreTrainedModel) -> None:
     Raises:
         UserError: the family is not supported.
     """
-    if not keeps_state(getattr(model, "config", None)):
-        dissect(model)
+    undivided(model)

@@ -9,13 +9,16 @@ Shapes: n nodes of a tree, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from selfdraft.core.tree import ROOT, TokenTree
+from selfdraft.models.anatomy import refuse
 from selfdraft.models.protocol import TargetProtocol
 
 PREFIXES = (9, 4)  # tokens before the roots of two rows
@@ -46,6 +49,30 @@ def distance_of_trees(target: TargetProtocol, model: PreTrainedModel) -> float:
     (ours,) = target.forward([1], [tokens[0]], [TokenTree.chain(tokens[1:2])])
     errors.append(_distance(ours, _stock(model, [*after, *tokens[:2]])[len(after) :]))
     return max(errors, key=lambda error: (error != error, error))  # NaN counts as the largest
+
+
+@torch.inference_mode()
+def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return (N, V) logits of the model's own forward of a text, (N,) tokens.
+
+    Raises:
+        UserError: it fails, or gives other logits if it is told the positions, as `generate` does.
+    """
+    given: dict[str, Any] = {"input_ids": tokens[None].to(model.device), "use_cache": False}
+    try:
+        stock = model(**given).logits[0].float()
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            given["position_ids"] = torch.arange(len(tokens), device=model.device)[None]
+        told = model(**given).logits[0].float()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as broken:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise refuse(model, f"its own forward of a text fails in {dtype} ({type(broken).__name__})") from broken
+    if _distance(told, stock) > 0.01:
+        said = "its own forward counts the positions of a text in another way than `generate`"
+        raise refuse(model, f"{said}, so that there is no one right text")
+    return stock
 
 
 def _path_to(node: int) -> list[int]:
