@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM, T5Config, T5ForConditionalGeneration
 
 from command_line import SMOKE, ErrorLine, run_here
 from selfdraft.models.tiny import tiny_model, tiny_tokenizer
@@ -80,11 +80,11 @@ def test_an_encoder_decoder_is_refused_by_name(error_line: ErrorLine, tmp_path: 
 
 
 def test_an_unsupported_family_is_refused_by_name(error_line: ErrorLine, tmp_path: Path) -> None:
-    config = MptConfig(vocab_size=260, d_model=16, n_layers=2, n_heads=2, max_seq_len=512)
-    MptForCausalLM(config).save_pretrained(tmp_path / "mpt")
-    tiny_tokenizer().save_pretrained(tmp_path / "mpt")
-    said = error_line(*hf(tmp_path / "mpt"))
-    assert "model family 'mpt' (MptForCausalLM) is not supported: its positions cannot be given" in said
+    config = RwkvConfig(vocab_size=260, hidden_size=16, num_hidden_layers=2)
+    RwkvForCausalLM(config).save_pretrained(tmp_path / "rwkv")
+    tiny_tokenizer().save_pretrained(tmp_path / "rwkv")
+    said = error_line(*hf(tmp_path / "rwkv"))
+    assert "model family 'rwkv' (RwkvForCausalLM) is not supported: its forward takes no cache" in said
     assert "Llama" in said
 
 

@@ -33,7 +33,7 @@ def test_a_driven_and_a_refused_family_are_rows(
     cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
     assert len(cells) == len(script.COLUMNS)
     assert cells[0] == "1.00" and all(float(cell) > 0 for cell in cells)
-    assert "| mamba | its layers " in text or "| mamba | its forward " in text
+    assert "| mamba | it keeps a state in its layers, and its forward goes on from a text one token at a time" in text
 
 
 @pytest.mark.slow

@@ -80,8 +80,8 @@ def refuse(model: PreTrainedModel, reason: str) -> UserError:
         reason = f"it is composed of several models ({', '.join(parts)})"
     return Unsupported(
         f"model family '{model.config.model_type}' ({type(model).__name__}) is not supported: {reason}; "
-        "supported are decoder-only models whose layers all attend to a cache of keys, such as Llama, Qwen, Mistral, "
-        "Gemma, Phi, GPT-OSS, Cohere and DeepSeek; docs/families.md lists them"
+        "supported are decoder-only models whose forward goes on from a cache of the text, such as Llama, Qwen, "
+        "Mistral, Gemma, Phi, GPT-OSS, Cohere and DeepSeek; docs/families.md lists them"
     )
 
 

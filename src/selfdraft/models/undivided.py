@@ -30,6 +30,9 @@ def may_run_whole(model: PreTrainedModel) -> bool:
     """
     if not hasattr(model, "config") or peculiarity(model) is not None or text_config(model).is_encoder_decoder:
         return False
+    depth = getattr(text_config(model), "num_hidden_layers", None)
+    if not isinstance(depth, int) or depth < 1:
+        return False
     if not cache_name(model):
         raise refuse(model, "its forward takes no cache, from which rejected tokens could be taken back")
     return True
