@@ -1,7 +1,9 @@
-"""Measure how far rounding moves logits, and set the limits above which a difference is a fault.
+"""How far may rounding move logits? Measure a difference, and set the limits above which it is a fault.
 
-Two forwards of one text round differently. Here a difference is measured in sigmas: the standard deviation of a
-position's logits over the vocabulary. Two unrelated logits differ by 1.4 sigmas.
+Two forwards of one text round differently, so their logits are never quite equal. A difference is measured in sigmas:
+the standard deviation of a position's logits over the vocabulary. Two unrelated logits differ by 1.4 sigmas. There are
+two limits: for the mean difference over a stretch of text, and for the change of a single *margin*, the difference
+between two tokens' logits.
 
 **float32.** The effect of rounding is calculated. A product of `width` terms, summed in float32, has a relative error
 of about u * sqrt(width) (u = 2^-24; Higham and Mary 2019, a random walk of roundings), and rounding its result adds the

@@ -1,8 +1,9 @@
-"""Certificates for real outputs: whether our forwards equal the model's, and whether two texts differ by rounding only.
+"""Certify a drafter's output: is it the text of plain decoding, or does it differ only where rounding decides?
 
-1. Compare the baseline's text with the stock model's own forward of it. Our forwards may differ by no more than
-   rounding, and the tokens must be those that the stock model would choose (see `stock_check`).
-2. If the drafter's text differs, look at the margin at the first token that differs: within the control it is a tie.
+1. Check the baseline's text (plain decoding) against the stock model's own forward of it. Our logits may differ by no
+   more than rounding, and the tokens must be those that the stock model would choose (see `stock_check`).
+2. If the drafter's text differs, look at the first token that differs. It is a tie if the margin between the two tokens
+   is within the *control*: the largest change of a margin that rounding makes in this text.
 3. Unless that is a mismatch, check the drafter's text as in step 1.
 
 Everything is measured on the text that is judged: measurements on one text never excuse another.

@@ -1,7 +1,7 @@
-"""Check a text against the stock model's own forward: our logits must equal its logits, and the tokens its choices.
+"""Check a text against the stock model: our logits must equal those of its own forward, and the tokens its choices.
 
-Comparing a drafter with our own autoregressive decoding cannot show a fault that both share, in the cache, the masks,
-the positions or the parts of the model. The stock forward uses none of our code for these.
+A comparison of a drafter with our own plain decoding cannot show a fault that both share: in the cache, the masks, the
+positions or the parts of the model. The stock forward uses none of our code for these, so it shows such faults.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The logits that a check of a text compares, stretch by stretch: ours, the true ones, and those of the stock model.
+"""Compute the logits that a check of a text compares, for one stretch of it at a time, so that memory stays small.
 
-The truth is the stock model's forward of the whole text, in float32. Three looks at a text differ in what rounding may
-excuse. Each measures the effect of rounding by forwards that are not ours.
+For each stretch there are our logits, the stock model's, and the *truth*: the stock model's in float32, by a forward of
+the whole text. A text is checked in up to three ways, which differ in what rounding may excuse. Each measures the
+effect of rounding by forwards that are not ours.
 
 1. Plain: the effect is calculated in float32; in a narrower dtype, it is that of the stock model's own forward.
 2. With one routing: forwards of a mixture of experts may differ because rounding decided which experts a token has
-   (see `routing`). The truth is made to take the experts of the forward that it is compared with. What then still
-   differs is no matter of routing. A router that is wrong would be excused by this, so only a small share of all
-   choices may differ.
+   (see `routing`). So the truth is made to take the experts of the forward that it is compared with. If the two still
+   differ, routing is not the reason. This would excuse a router that is wrong, so only a small share of all choices may
+   differ.
 3. With steps: the stock model takes the text in steps, as it does in `generate`.
 
 Shapes: n tokens of a stretch, V vocabulary.

@@ -1,1 +1,1 @@
-"""Floor F1, the only one that imports transformers: loading, the target's forward, its cache, sparse paths."""
+"""Everything that touches a model: loading, forwards, the cache, paths. The only package that imports transformers."""

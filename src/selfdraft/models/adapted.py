@@ -1,6 +1,6 @@
-"""Put an adapter's weights in place, as a draft path beside the model, which stays as it is.
+"""Make a draft path with trained weights: the model's own layers where nothing was trained, and copies where it was.
 
-LoRA is merged into copies of its matrices, so that drafting costs no more than without it.
+The model stays as it is. LoRA is merged into the copies, so drafting costs no more than without it.
 """
 
 from __future__ import annotations

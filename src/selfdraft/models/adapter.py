@@ -1,6 +1,7 @@
-"""Draft-only weights: what fine-tuning adds to a model, kept beside it. The model itself is never written to.
+"""Weights that were trained for drafting only, kept in files of their own. The model itself is never written to.
 
-An adapter is a folder: `adapter.safetensors`, and the `drafter.yaml` that says how to draft with it. Its tensors:
+`task=finetune` writes an adapter, and drafters read it. It is a folder with `adapter.safetensors`, and a `drafter.yaml`
+that says how to draft with it. The tensors in the file:
 
 * ``lora.{layer}.{module}.A`` (r, in) and ``….B`` (out, r): added to that layer's matrix, times ``settings["scale"]``;
 * ``layer.{layer}.{parameter}``: replaces that layer's own parameter;

@@ -1,4 +1,8 @@
-"""Attention masks, built as bool in one place and converted in one place, and our attention functions.
+"""Attention masks for token trees, and the attention functions that take them.
+
+A node of a tree sees the committed text and its own ancestors, and no other branch. `visible_slots` says this as bool,
+and `additive` turns it into numbers that are added to the attention scores. Two attention functions are registered with
+transformers: `grouped_sdpa`, which copies no keys for heads that share them, and `flex`.
 
 Shapes: B rows, N query tokens, K key slots, H query heads, G key/value heads, D head size.
 """

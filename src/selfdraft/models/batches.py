@@ -1,4 +1,7 @@
-"""How many rows to decode at once: by free memory, and by the measured seconds of a forward of so many rows."""
+"""Choose how many texts to decode at once, where the user does not say.
+
+The choice is limited by free memory. Within that, it follows the measured time of a forward of so many rows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tokens of one forward and their places in the cache: made of token trees, for the layers."""
+"""The input of one forward: its tokens, where their keys go in the cache, and which of them see each other.
+
+A block is made from the token trees of several requests, padded to one width. The layers only see the block.
+"""
 
 from __future__ import annotations
 

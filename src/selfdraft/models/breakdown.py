@@ -1,7 +1,9 @@
-"""Where a decoding step goes: the seconds of its parts, for one row and a draft of a given size.
+"""Measure which parts of a decoding step take how long: layers, head, acceptance, commit, and Python between them.
 
-1. `Block.of_trees` and a path of layers that do nothing give the block, the mask and the rotary positions.
-2. The time of the full path minus that of this empty path is the time of the layers. If they run one by one, torch's
+It is for one row and a draft of a given size (`task=profile` shows it):
+
+1. The block, the mask and the rotary positions are timed with an empty path, whose layers do nothing.
+2. The time of the full path minus that of the empty path is the time of the layers. If they run one by one, torch's
    profiler divides it further, by operator.
 3. The head, the acceptance and the commit are timed by themselves.
 4. `host` is the rest of the step: Python between the operators, and what waits for it.

@@ -1,8 +1,10 @@
-"""The target's key/value cache: preallocated, written at chosen slots, rolled back by not advancing a length.
+"""The target's key/value cache, in which drafting and rejecting cost no copy.
+
+A row belongs to one request. Its first ``lengths[row]`` slots hold the committed tokens, and the slots after them are
+scratch. Drafts write their keys to scratch slots. To accept them, the length grows; to reject them, nothing is done,
+because the next forward overwrites these slots. Memory is allocated in advance.
 
 Shapes: R cache rows (one a request), S slots, H key/value heads, D head size, N tokens of one forward.
-A row's first ``lengths[row]`` slots hold its committed tokens; slots after them are scratch that the next forward
-overwrites, so neither drafting nor rejecting ever copies or crops anything.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Check a checkpoint's files before they are used: they are data from others, and may be damaged, huge or hostile.
+"""Check a checkpoint's files before they are used: they come from others, and may be damaged, huge or hostile.
 
 These checks run before transformers reads a folder or a hub id, so that nothing in it runs code or takes for ever:
 
-1. files have plausible sizes, and `config.json` is an object with a plausible number of layers;
-2. weights are safetensors: pickles (.bin) can hold code, and are never loaded;
-3. no other code or model is asked for: no Python of the checkpoint, no kernels of a hub, no base model of an adapter.
+1. Files have plausible sizes, and `config.json` is an object with a plausible number of layers.
+2. Weights are safetensors: pickles (.bin) can hold code, and are never loaded.
+3. No other code or model is asked for: no Python of the checkpoint, no kernels of a hub, no base model of an adapter.
 
-An error that transformers, tokenizers or safetensors then raise about a file becomes one line that names the file.
+If transformers, tokenizers or safetensors then raise an error about a file, it becomes one line that names the file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Layers compiled by OpenVINO into one graph: a forward on a CPU then waits for memory, not for Python.
+"""The compiled engine: layers as one graph of OpenVINO, so that a forward on a CPU does not wait for Python.
 
-The graph is made by tracing the model's own layers, so no model code is written twice, and it takes any number of rows,
-tokens and slots. It is a pure function: the keys and values in the cache go in, those of the new tokens come out and
-are written to their slots afterwards.
+The graph is made by tracing the model's own layers, so no model code is written twice. It takes any number of rows,
+tokens and slots. The keys and values in the cache are its inputs. Those of the new tokens are outputs, which are
+written to the cache afterwards.
 
 Shapes: B rows of one forward, N tokens a row, S slots of the cache, C hidden size, H query heads, G key/value heads, D
 head size.

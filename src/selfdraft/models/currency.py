@@ -1,16 +1,15 @@
-"""Check whether a prepared target still matches its model.
+"""Check that a target still matches its model, because users train and change models between two calls.
 
-A prepared target holds copies: of module objects (their attributes, hooks and adapters' switches), and on a CPU of
-matrices in another layout. Models change between two calls: they are trained, adapters are switched or merged, hooks
-come and go. Nothing reports that: fused optimizers, `p.data` and numpy views do not even raise a tensor's version.
-Therefore
+A target holds copies: of module objects (their attributes, hooks and adapters' switches), and on a CPU of matrices in
+another layout. torch reports no change: fused optimizers, `p.data` and numpy views do not even raise a tensor's
+version. Therefore
 
 1. the attributes of modules and configurations that the copies depend on are compared with their earlier values;
 2. each row of every matrix that has a packed copy is summed as integers, over all its bits, so that one changed number
    changes its row's sum. That reads the weights once per call, which takes less than a forward of one token.
 
-Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums. A graph
-of compiled layers holds copies of everything, so all that it was made from is summed.
+Matrices that are shared, which are all of them on a GPU or with `packed=False`, need no sums. A graph of compiled
+layers holds copies of everything, so all that it was made from is summed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Choose layers to skip from hidden states of the full model (CLaSp, Chen et al. 2025, arXiv 2505.24196).
+"""Choose the layers to skip anew every few steps, by how little each changes the hidden state (CLaSp).
 
-Shapes: L layers, C hidden size, M layers to skip. ``g(i, j)`` is the state after the first i layers with j of them
-skipped. There are two candidates for it: ``g(i - 1, j)`` run through layer i, and ``g(i - 1, j - 1)`` bypassing it. The
-one more similar to the full model's state is kept. All j are tokens of one forward, so a choice costs about one forward
-of M + 1 tokens.
+Source: Chen et al. 2025, arXiv 2505.24196. A dynamic program finds, for each number of layers and of skipped layers,
+the state that is most similar to the full model's. ``g(i, j)`` is the state after the first i layers with j of them
+skipped. It has two candidates: ``g(i - 1, j)`` run through layer i, and ``g(i - 1, j - 1)`` bypassing it. All j are
+tokens of one forward, so a choice costs about one forward of M + 1 tokens.
+
+Shapes: L layers, C hidden size, M layers to skip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Matrices of an adapter's file in 8 bits, of which 32 inputs share a scale; they are read back as floats.
+"""Store an adapter's matrices in 8 bits, a quarter of their size; they are read back as floats.
 
-The scales are rounded to float16 first, so the values that are read have exact codes again: the C++ multiplies by those
-(see `native.stored`).
+32 inputs share a scale. The scales are rounded to float16 first, so the values that are read can be written as codes
+again without loss. The native engine multiplies by these codes (see `native.stored`).
 """
 
 from __future__ import annotations

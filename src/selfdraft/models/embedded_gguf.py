@@ -1,4 +1,4 @@
-"""The default model's 4-bit GGUF file, for engines that read such files: the very values of our float32 weights."""
+"""Find the default model as a 4-bit GGUF file, for other engines: it has exactly the values of our float32 weights."""
 
 from __future__ import annotations
 

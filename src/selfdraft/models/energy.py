@@ -1,7 +1,9 @@
-"""Energy that this machine used while a block of code ran, in joules, read from the counters of its hardware.
+"""Measure the energy that this machine used while a block of code ran, in joules.
 
-RAPL counts for processors (Intel and AMD, Linux only): each package with its cores, and the memory (`dram`) beside it.
-NVML counts for an NVIDIA GPU, if the package nvidia-ml-py is installed. Both count everything that runs on the machine.
+It reads the hardware's counters: RAPL for processors (Intel and AMD, Linux only), each package with its cores, and the
+memory (`dram`) beside it; NVML for an NVIDIA GPU, if the package nvidia-ml-py is installed. Both count everything that
+runs on the machine, not only this process.
+
 Source: the kernel's Documentation/power/powercap; NVML API reference, nvmlDeviceGetTotalEnergyConsumption.
 """
 

@@ -1,7 +1,7 @@
-"""A path that is given the full model's final hidden state of the last committed token.
+"""A draft path that begins with what the full model knew last: its final hidden state of the last committed token.
 
-EAGLE (Li et al. 2024, arXiv 2401.15077) calls that state the feature: it knows more about what comes next than the
-states of the first layers do.
+Drafts of a few layers lack what the later layers know. The final hidden state, which EAGLE calls the feature (Li et al.
+2024, arXiv 2401.15077), has it, and it is there anyway. A trained matrix adds it to the input of the path.
 """
 
 from __future__ import annotations

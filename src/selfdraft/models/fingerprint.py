@@ -1,4 +1,4 @@
-"""Identify a model, to check whether something was made or measured for it."""
+"""Identify a model by a short digest, so that what was made or measured for it is not used with another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stock model in float32: the logits that a low-precision model would have if it did not round."""
+"""A float32 copy of a low-precision model: it says which of two nearly equal tokens is the right one."""
 
 from __future__ import annotations
 

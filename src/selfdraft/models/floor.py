@@ -1,4 +1,4 @@
-"""The memory's floor: no forward is faster than reading its weights and the cache once."""
+"""The shortest possible time of a forward: it must at least read its weights and the cache from memory once."""
 
 from __future__ import annotations
 

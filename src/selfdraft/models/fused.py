@@ -1,11 +1,17 @@
-"""Gated rows that refine the next block in the forward that verifies the present one.
+"""The path of `drafter=fused_jacobi`: one forward verifies this draft and writes the next one.
 
-Every probe of a tree is a gated row. It follows a node (the root or a candidate): before layer `enter` it gets that
-node's hidden state, plus the embedding of the token predicted for its position by the step before, through a trained
-matrix, or a mask embedding where there is no prediction. From there on only these rows get the LoRA, and only they see
-each other: root and candidates keep the target's own logits, to the bit. Where the full path is one graph, root and
-candidates run through that, and the gated rows through the later layers after them. Sources: gated LoRA (see `gated`),
-I-DLM (predictions fed back), DSpark (heads, see `heads`).
+Besides the draft, each forward has *gated rows*: tokens that only guess, and that get LoRA weights which no other token
+of the forward gets. Every probe of a tree is a gated row and follows a node (the root or a candidate).
+
+1. Before layer `enter`, a gated row gets the hidden state of the node that it follows. To this is added, through a
+   trained matrix, the embedding of the token that the step before predicted for its position; or a mask embedding, if
+   there is no prediction.
+2. From there on, only gated rows get the LoRA, and only they see each other. Root and candidates keep the target's own
+   logits, to the bit.
+3. Where the full path is one graph, root and candidates run through it, and the gated rows through the later layers
+   after them.
+
+Sources: gated LoRA (see `gated`), I-DLM (predictions fed back), DSpark (heads, see `heads`).
 
 Shapes: k gated rows in a chain, C hidden size, B rows of N tokens, m of these B * N are gated rows.
 """

@@ -1,9 +1,9 @@
-"""Fewer and larger operations for the sublayers of the Llama kind: joined projections, one rotation for q and k.
+"""Run sublayers of the Llama kind with fewer and larger operations: joined projections, one rotation for q and k.
 
 At one token per forward, a small model on a CPU spends half its time in operations that move a few kilobytes. Fused
-modules compute what the stock module computes. That is tried on random input when a target is made, and a module whose
-output differs (another rotation, a norm of its own, …) stays stock. They are new modules around shared weights: the
-model itself is left as it is.
+modules compute the same with fewer of them. Each is tried on random input when a target is made. A module whose output
+differs (another rotation, a norm of its own, …) stays stock. The fused modules are new objects around shared weights,
+so the model itself is left as it is.
 
 Shapes: B rows, N tokens, C hidden size, H query heads, G key/value heads, D head size.
 """

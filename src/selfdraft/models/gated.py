@@ -1,4 +1,6 @@
-"""Gated LoRA: LoRA that is added to some rows of a forward and to no other (Samragh et al. 2025, arXiv 2507.11851).
+"""Gated LoRA: trained weights that apply to some tokens of a forward only (Samragh et al. 2025, arXiv 2507.11851).
+
+So tokens that guess can share a forward with tokens that are verified, and the latter keep the target's own logits.
 
 Shapes: B rows of N tokens, m of these B * N get the LoRA, r rank.
 """

@@ -1,4 +1,4 @@
-"""Parse a call of transformers' `generate`: turn the arguments that `custom_generate` gets into those of decoding.
+"""Read a call of transformers' `generate(…, custom_generate=…)`: turn its arguments into those of our decoding.
 
 By then `generate` has turned every option of its configuration into logits processors (warpers included, where it
 samples) and stopping criteria. They are used as they are, so each applies exactly once.

@@ -1,4 +1,4 @@
-"""Read a GGUF file into a stock model of transformers, with the file's very values in float32."""
+"""Load a GGUF file as a stock transformers model; its quantised values become float32 without a change."""
 
 from __future__ import annotations
 

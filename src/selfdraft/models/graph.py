@@ -1,4 +1,4 @@
-"""Compile a torch module into a graph of OpenVINO's, whose matrices may be stored in fewer bits."""
+"""Compile a torch module into a graph of OpenVINO, whose matrices may be stored in fewer bits."""
 
 from __future__ import annotations
 

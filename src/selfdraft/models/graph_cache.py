@@ -1,11 +1,11 @@
-"""Converted graphs, kept in files for the next process: without weights, which are those of the loaded model.
+"""Keep converted graphs in files, so that the next process need not trace and convert the model again.
 
-Tracing a model and converting the trace take seconds, and their outcome depends on the weights nowhere but in the
-constants that hold them. So a file has a named input in the place of each weight. Where it is read, the live tensor of
-that name becomes the constant, in shared memory: a graph never computes with weights of another time.
+Tracing and converting take seconds, and their outcome depends on the weights only in the constants that hold them. So a
+file has no weights, but a named input in the place of each. When it is read, the tensor of that name in the loaded
+model becomes the constant, in shared memory. A graph thus never computes with the weights of another model.
 
-A file is data: OpenVINO's XML and a few small constants, compressed, after a digest of them. One that is damaged, or
-that does not fit the module, counts as absent; one that cannot be written is not kept. Neither is an error.
+A file is data: OpenVINO's XML and a few small constants, compressed, after a digest of them. A file that is damaged, or
+that does not fit the module, counts as absent. A file that cannot be written is not kept. Neither is an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The key under which a converted graph is kept: a digest of all that the graph depends on, apart from the weights.
+"""Compute the key under which a converted graph is kept: a digest of all that it depends on, apart from the weights.
 
 That is the code of the modules (the files that define their classes, and the versions of the libraries), the plain
 values that the modules and their configurations hold, and the shapes of their tensors. Small tensors are part of the

@@ -1,4 +1,8 @@
-"""Small trained heads that read a gated row's hidden state together with the token drafted before its prediction.
+"""Small trained networks that correct or rate a guess, given the token that was drafted before it.
+
+Gated rows and pseudo tokens guess several tokens in one forward, so none of them knows what was drafted before it.
+These heads read a guess's hidden state together with that token. Two of them adjust the guess; one tells how likely it
+is right.
 
 Shapes: n predictions, C hidden size, r rank, v tokens of the draft vocabulary.
 """

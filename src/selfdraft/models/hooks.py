@@ -1,7 +1,7 @@
-"""Find what users add to modules: hooks, and a `forward` method on one object that replaces its class's.
+"""Find what users added to modules: hooks, and a `forward` method on one object that replaces its class's.
 
-A module that is fused or packed is replaced by another one, which would not call them: modules that have them stay as
-they are.
+Fusing or packing replaces a module by another one, which would not call them. So modules that have them stay as they
+are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Shape-invariant forwards: a token's logits have the same bits in every block that computes them (grade 3, *bits*).
+"""Make a token's logits the same, to the bit, in every forward that computes them (`decoding.shape_invariant=true`).
 
-The native engine's forwards are: it sums in the same order for any number of tokens, and takes the keys that a token
-sees in the order of the text, wherever in the cache a tree has put them. So it verifies trees of any form without
+Usually a forward of five tokens rounds differently from five forwards of one, so a draft can change a token where two
+are nearly equal. With the rules of this file it cannot, in any dtype (certificate grade 3, *bits*).
+
+The native engine needs no such rules. It sums in the same order for any number of tokens, and takes the keys that a
+token sees in the order of the text, wherever in the cache a tree has put them. So it verifies trees of any form without
 padding. The rest is about layers that run one by one.
 
 Measured on oneDNN's packed CPU kernels, in float32 and bfloat16:

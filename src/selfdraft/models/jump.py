@@ -1,8 +1,8 @@
-"""A path that begins in the middle of the model, at a state that is predicted and not computed.
+"""A draft path of the model's last layers only: their input is predicted, not computed by the layers before them.
 
-The state of a new token before the path's first layer is predicted from the final hidden state of the token before it
-and from its own embedding, so all layers before that one are left out. After the first drafted token, the final hidden
-state is the path's own, as in EAGLE (Li et al. 2024, arXiv 2401.15077).
+The predicted state of a new token is made from its own embedding and the final hidden state of the token before it, by
+two trained matrices. All layers before the path's first one are thus left out. From the second drafted token on, the
+final hidden state is the path's own, as in EAGLE (Li et al. 2024, arXiv 2401.15077).
 
 Shapes: B rows of one forward, N tokens a row, C hidden size.
 """

@@ -1,4 +1,4 @@
-"""Targets whose layers can be taken apart, as paths that leave out or replace some of them need."""
+"""Get a target whose layers can be taken apart, for paths that leave out or replace some of them."""
 
 from __future__ import annotations
 

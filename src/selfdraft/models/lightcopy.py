@@ -1,8 +1,8 @@
-"""Light copies of stock modules: new module objects around the same weights.
+"""Copy modules without their weights, to change the copy and leave the user's model as it is.
 
 A sparse path, a packed matrix or another attention function must not change the model that the user loaded: several
-paths exist in one process, and the stock model stays the reference. So instead of patching, we copy the *objects* of a
-layer (a few hundred bytes) and swap children in the copy; parameters are shared.
+paths exist in one process, and the stock model stays the reference. So we copy the *objects* of a layer (a few hundred
+bytes) and replace children in the copy. The weights are shared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The path of a copy of the model whose matrices have fewer bits: all layers and the head."""
+"""Draft with a copy of the model in 4 or 8 bits: all layers and the head, but fewer bytes to read."""
 
 from __future__ import annotations
 

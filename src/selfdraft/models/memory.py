@@ -1,4 +1,4 @@
-"""Memory of the machine: estimated before a run starts, and measured in each of its phases. MB are 10^6 bytes."""
+"""Estimate the memory that a run needs before it starts, and measure what it uses. MB are 10^6 bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build MLPs of only the neurons that a prompt uses most (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
+"""Make narrow MLPs: only the neurons that a prompt uses most (GRIFFIN, Dong et al. 2024, arXiv 2404.01365).
 
 Shapes: S prompt tokens, F neurons of an MLP (its intermediate size), k of them kept.
 """

@@ -1,7 +1,7 @@
-"""Other engines as contenders, each in a process of its own, which waits on a pipe while others decode.
+"""Run other engines (llama.cpp, OpenVINO GenAI, …) for task=compare, each in a process of its own.
 
-Token ids go in and come out, and the engine's process times itself. Nothing of such an engine is imported here: its
-packages may be installed in another environment.
+Token ids go in and come out, and the engine's process times itself. It waits on a pipe while others decode, so it takes
+no time from them. Nothing of such an engine is imported here: its packages may be installed in another environment.
 """
 
 from __future__ import annotations

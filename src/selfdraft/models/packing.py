@@ -1,7 +1,7 @@
-"""Linear layers packed in advance for oneDNN: the same numbers, in a layout for few-row products on a CPU.
+"""Pack the weights of linear layers once, in the layout that oneDNN multiplies by when a product has few rows.
 
-A plain ``F.linear`` packs its weight again at every call; at the one to sixteen rows of decoding that is a large part
-of the cost.
+A plain ``F.linear`` on a CPU packs its weight again at every call. At the one to sixteen rows of decoding, that is a
+large part of its time. The numbers are the same; the packed copy needs as much memory as the weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attributes of torch modules with their types: torch only knows that each of them is a tensor or a module."""
+"""Read attributes of torch modules with their types; torch itself only knows that each is a tensor or a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A path: the part of the model that a forward runs through, and how it runs.
+"""A path: the part of the model that a forward runs through. Drafts run through a cheap path, verification through all.
+
+A path lists the layers that are run; it shares their weights with the model. It may also have a smaller head or another
+final norm. `Path.run` takes a block of tokens through the layers: in one call of an engine's graph where there is one,
+otherwise layer by layer.
 
 Shapes: B rows of one forward, N tokens a row, C hidden size.
 """

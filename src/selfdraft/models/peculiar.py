@@ -1,4 +1,4 @@
-"""Find changes to one model object that others of its family lack: a refusal then names them, and not the family."""
+"""Find what sets one model object apart from others of its family, so that a refusal blames that and not the family."""
 
 from __future__ import annotations
 

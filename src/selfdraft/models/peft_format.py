@@ -1,4 +1,4 @@
-"""Draft-only weights in the format of peft, so that other programs can load them.
+"""Write trained draft weights in the format of peft, so that other programs can load them.
 
 LoRA becomes peft's LoRA. Layers that were trained as a whole, and a trained norm, become its `modules_to_save`. Pseudo
 tokens, their sampler, the draft vocabulary and the skip set have no place in a peft adapter.

@@ -1,4 +1,4 @@
-"""transformers' logits processors, in the form that a sampling rule takes."""
+"""Use transformers' logits processors as a sampling rule of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What decoding and drafters ask of a target: the interface that every engine implements.
+"""The interface between decoding and models: what a target can do, whichever engine runs it.
+
+The decoding loop and the drafters call only these methods. In each step they run drafts through a path
+(`draft_forward`), verify them with the full model (`forward`), and keep what was accepted (`commit`). `target.Target`
+is the usual implementation.
 
 Shapes: B rows of one forward, n nodes of a tree, V vocabulary, C hidden size, L layers.
 """

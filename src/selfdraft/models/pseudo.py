@@ -1,8 +1,9 @@
-"""Learned pseudo tokens: probes whose embeddings and LoRA were trained to predict the tokens after the next one.
+"""Learned pseudo tokens: extra inputs that are trained to predict the tokens after the next one, all in one forward.
 
 In a forward with pseudo tokens every probe of a tree is one: the j-th of a chain of probes is the j-th pseudo token.
-Only their rows get the LoRA, and only probes see a probe: the root and the candidates keep the target's own logits, to
-the bit. Sources: PaSS (arXiv 2311.13581), BiTA (2401.12522), gated LoRA (see `gated`).
+Their embeddings are trained, and LoRA weights that only their rows get. Only probes see a probe, so the root and the
+candidates keep the target's own logits, to the bit. Sources: PaSS (arXiv 2311.13581), BiTA (2401.12522), gated LoRA
+(see `gated`).
 
 Shapes: k pseudo tokens, C hidden size, r rank, B rows of N tokens, m of these B * N probes, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Rotary positions, also those that depend on how long the text is.
+"""Compute rotary positions so that drafts get those of plain decoding, even if they depend on the text's length.
 
 Most rotary embeddings rotate a token only by its position. Two kinds also depend on the length of the whole text:
 `longrope` (Phi-3, Phi-4, PhiMoE) has two tables, one up to a limit and one past it, and `dynamic` NTK has another table

@@ -1,6 +1,6 @@
-"""Sparse keys: drafting that attends to a selection of the text instead of to all of it.
+"""Draft with a selection of the text: the cache of `drafter/path=sparse_kv`, which holds only some of the keys.
 
-The selected keys and values are gathered into a small cache of their own, so that attention over a long prompt really
+The selected keys and values are copied into a small cache of their own, so that attention over a long prompt really
 reads less. Keys keep the rotary positions that they were computed with, and a draft goes on at its position in the
 whole text.
 """

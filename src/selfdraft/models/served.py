@@ -1,4 +1,4 @@
-"""A server as a contender: vLLM, or another one with its completions API, to which token ids are sent over HTTP."""
+"""Time a running server in task=compare: vLLM, or another one with its completions API. Token ids go over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draft-only weights that come with SelfDraft: which model they are for, and how to draft with them.
+"""Find the trained draft weights that come with SelfDraft for a model, and how to draft with them.
 
 A folder of `selfdraft/shipped/` is named by the path that the weights are for. It has the weights in 8 bits
 (`adapter.safetensors`) and `about.json`: the fingerprint of the model, the drafter's options, and how the weights were

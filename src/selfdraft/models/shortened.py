@@ -1,4 +1,4 @@
-"""Cut a model to its first layers, on which a trial takes a fraction of the time."""
+"""Cut a model to its first layers, so that a trial of it takes a fraction of the time."""
 
 from __future__ import annotations
 

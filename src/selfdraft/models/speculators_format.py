@@ -1,4 +1,4 @@
-"""A trained jump as a checkpoint of vllm-project/speculators, of the kind `mtp`, which that package and vLLM load.
+"""Write a trained jump as a checkpoint of kind `mtp` of vllm-project/speculators, which that package and vLLM load.
 
 Such a head has one decoder layer. Its input is a matrix times the evened embedding and the evened final hidden state of
 the token before, which is what a `JumpPath` of one layer computes. One thing differs: the head has its own keys of the

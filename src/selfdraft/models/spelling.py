@@ -1,6 +1,6 @@
-"""Turn a prompt and an answer that were given as text into token ids again, and say where that is ambiguous.
+"""Turn a prompt and an answer that were recorded as text back into token ids, and say where that is ambiguous.
 
-A text can be written with different tokens, and the text does not show which ones a model wrote.
+The same text can be made of different tokens, and it does not show which ones a model wrote.
 """
 
 from __future__ import annotations

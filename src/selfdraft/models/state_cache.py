@@ -1,4 +1,4 @@
-"""The texts of several requests, with transformers' cache of each, for models that run as a whole (see `stateful`)."""
+"""The cache of models that run as a whole (see `stateful`): each request's text, with transformers' own cache of it."""
 
 from __future__ import annotations
 

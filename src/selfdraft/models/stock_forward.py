@@ -1,7 +1,8 @@
-"""The stock model's own logits of a whole text: the reference for our forwards, with none of our code in it.
+"""The logits of a whole text by the stock model's own forward: the reference that our forwards are compared with.
 
-One forward of transformers gives all of them, without a cache. Where rotary positions depend on the length of the text
-(`longrope`, `dynamic` NTK), such a forward differs from decoding: there `generate` itself is made to write the text.
+One forward of transformers gives all of them, without a cache and with none of our code in it. Where rotary positions
+depend on the length of the text (`longrope`, `dynamic` NTK), such a forward differs from decoding: there `generate`
+itself is made to write the text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Train draft-only layers: trainable copies of the target's layers, which attend to the target's own keys.
+"""Train layers for drafting: copies of the target's layers, which read the target's own keys.
 
-While drafting, a draft path sees the *full* model's keys and values of all committed tokens, and its own of the tokens
-drafted since. It is trained the same way: the target is run over a text once, and the trainable copies are run over
-blocks of it, each block seeing the target's keys before it and its own keys within.
+The training imitates drafting. There, a draft path sees the *full* model's keys and values of all committed tokens, and
+its own of the tokens drafted since. So the target is run over a text once, and the trainable copies are then run over
+blocks of it. Each block sees the target's keys before it and its own keys within.
 
 Shapes: B rows of packed text, N tokens a row, M = G * K trained positions (see `core.training`), C hidden size.
 """

@@ -1,4 +1,8 @@
-"""The target: runs a stock model, or sparse paths of it, over the token trees of many requests.
+"""The target: a stock transformers model with a cache for several requests, which verifies drafts and runs draft paths.
+
+A forward takes token trees of many requests at once. `driver.Driver` calls the layers; `Target` decides which tokens
+are run, where their keys are kept, and which of them are committed. A new target first runs a few tokens by our code
+and by the model's own forward, and refuses the model if the logits differ.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with the root), V vocabulary, C hidden size.
 """

@@ -1,4 +1,4 @@
-"""Which target runs a model: one that drives its layers, or one that runs it as a whole."""
+"""Choose the kind of target for a model: one that calls its layers, or one that calls the model as a whole."""
 
 from __future__ import annotations
 

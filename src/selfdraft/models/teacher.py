@@ -1,4 +1,7 @@
-"""Teacher outputs: the target's hidden states, keys and values over packed texts, kept for later epochs.
+"""Compute what trained drafters learn from: the target's hidden states, keys and values over texts.
+
+These *teacher outputs* do not change while a drafter is trained. So the target runs over each text once, and the
+outputs are kept in memory for later epochs.
 
 Shapes: B rows of packed text, N tokens a row, M positions that are run, C hidden size.
 """

@@ -1,4 +1,4 @@
-"""Our logits of a given text, computed in blocks of a given size: for controls and checks."""
+"""Compute our logits of a given text, in blocks of a given size, to see how the size of a block changes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random models of many families, small enough for tests, and a tokenizer for them: nothing is downloaded.
+"""Make random models of many families and a tokenizer for them, small enough for tests. Nothing is downloaded.
 
 They are stock transformers architectures, so a test on one of them (masks, windows, caches, skipped sublayers) runs the
 same code as a real checkpoint of the family. Only the sizes are small and the weights random.

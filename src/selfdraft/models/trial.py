@@ -1,7 +1,7 @@
-"""Compare forwards of token trees with the model's own forwards of the texts that the trees hold.
+"""Try a family: compare forwards of token trees with the model's own forwards of the texts that the trees hold.
 
 A family that runs in its own forward (see `whole`) may read the order of slots where it should read positions: in a
-window of its own, or in a bias by distance. A chain after nothing would not show that, so this tries what decoding
+window of its own, or in a bias by distance. An empty cache and a chain would not show that. So this tries what decoding
 does: rows of different lengths, branches, and a branch that is committed.
 
 Shapes: n nodes of a tree, V vocabulary.

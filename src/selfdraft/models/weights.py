@@ -1,6 +1,6 @@
-"""Weights in fewer bits: the values that they are rounded to, and the codes in which these values are stored.
+"""Round a model's weights to 8 or 4 bits, and find the codes of weights that were rounded before.
 
-`round_weights` changes a loaded model: from then on, it *is* the quantised model, for transformers' own forwards as for
+`round_weights` changes a loaded model. From then on it *is* the quantised model, for transformers' own forwards as for
 ours, in whatever dtype. So lossless means identical to that model, and certificates need to know nothing of bits. An
 engine that reads codes instead of values (see `graph`) reads fewer bytes and computes the same.
 

@@ -1,1 +1,1 @@
-"""Layers of the Llama kind on a CPU, in C++: few bits for the same values, and the same bits in any block."""
+"""The native engine: layers of the Llama kind on a CPU, in C++. A token gets the same bits in a block of any size."""

@@ -1,7 +1,7 @@
-"""Compile our C++ for this processor, once for each kind of it, with the compiler that the machine has.
+"""Compile our C++ on this machine, once for each kind of processor, with the compiler that is installed.
 
-The library is kept in the user's cache folder. It is loaded only if it and its folder belong to this user and nobody
-else may write to them, because what is loaded runs.
+The library is kept in the user's cache folder. Loading it runs it, so it is loaded only if it and its folder belong to
+this user and nobody else may write to them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Which layers of a model our C++ runs: it finds the form of each sublayer, and checks what they compute together.
+"""The native engine of one model: reads its sublayers for our C++, and checks that C++ and transformers agree.
 
-Paths of a model share its sublayers, in layers that are copies. So forms are kept by sublayer, each matrix is stored
-once, and any path whose sublayers are known runs at once, without anything to be compiled.
+The layers of a path may be copies, but their sublayers (attention, MLP, norms) are the model's own or trained ones. So
+each sublayer is read once, and each matrix is stored once. Any path whose sublayers were read can then be run at once;
+nothing is compiled for it.
 
 Shapes: B rows of one forward, N tokens a row, C hidden size, H query heads, G key/value heads, D head size.
 """

@@ -1,4 +1,7 @@
-"""Layers in a row, run by our C++.
+"""Call our C++: several layers in one call, a norm, or a product with one matrix.
+
+The structures here mirror those of layers.cpp and hold addresses of tensors. A call writes the new keys and values
+straight into the cache.
 
 Shapes: B rows of one forward, N tokens a row, C hidden size, G key/value heads, D head size.
 """

@@ -1,7 +1,8 @@
-"""What our C++ needs to know of a layer, read from a stock module of the Llama kind.
+"""Read from a stock layer what our C++ needs: its matrices, norms and sizes.
 
-Whether a family's layers are of that kind is not decided by names: these find the weights, and `engine` then compares
-what is computed with the module's own forward.
+These functions go by the names and forms of modules, so that new families of the Llama kind work without a list. They
+may be wrong about a module that only looks like one, so `engine` then compares the results with the module's own
+forward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Matrices as our C++ multiplies by them: in tiles of 32 outputs, in as few bits as keep their values.
+"""Store a matrix for our C++: in tiles of 32 outputs, and in as few bits as hold its values exactly.
+
+A forward on a CPU waits for weights from memory, so fewer bits make it faster. Values are never rounded here: a matrix
+that was quantised before it was loaded is stored as 4 or 8 bits, any other as bfloat16 or float32.
 
 Shapes: O outputs and I inputs of a matrix, T tiles.
 """
