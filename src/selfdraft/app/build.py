@@ -117,6 +117,8 @@ def build_bench(
         parts = config.hardware.tensor_parallel
         if parts:
             refuse_parts(config, specs)
+        if config.model.placed:
+            _refuse_own_matrices("model.device_map", _contenders(config, specs))
         with busy(f"loading {config.model.label}", tell):
             loaded, load_s = timed(lambda: config.model.load(device, shared=parts))
         model = replace(config.model, engine=EAGER, packed=False) if parts else config.model
@@ -180,6 +182,8 @@ def build_target(
     Raises:
         UserError: the model is not supported, or not by the engine that is asked for.
     """
+    if config.placed:  # packed matrices and engines would need all weights in one place
+        config = replace(config, engine=EAGER, packed=False)
     target = target_of(model, packed=config.packed, attention=config.attention)
     tell = rank_zero_only(make_console().print)
     engine = use_engine(target, config.engine, one_by_one, tell, config.weights, invariant)
@@ -213,21 +217,34 @@ def refuse_parts(config: Config, specs: Mapping[str, Spec] | None) -> None:
     Raises:
         UserError: a drafter makes copies of matrices; the guard goes by each process's clock; there are no processes.
     """
-    contenders = [Spec(config.drafter, config.decoding.guard)] if specs is None else list(specs.values())
-    for spec in contenders:
-        if not is_tensor_parallel(spec.config):
-            raise UserError(
-                f"hardware.tensor_parallel: drafter={spec.config.label} has matrices of its own, which no plan "
-                "divides; leave one of them out"
-            )
-        if spec.guarded:
-            raise UserError("hardware.tensor_parallel: every process would guard by its own clock; guard nothing")
+    contenders = _contenders(config, specs)
+    _refuse_own_matrices("hardware.tensor_parallel", contenders)
+    if any(spec.guarded for spec in contenders):
+        raise UserError("hardware.tensor_parallel: every process would guard by its own clock; guard nothing")
     if config.decoding.shape_invariant:
         raise UserError(
             "hardware.tensor_parallel: decoding.shape_invariant needs whole matrices; leave one of them out"
         )
     if not torch.distributed.is_initialized():
         raise UserError("hardware.tensor_parallel needs its processes, which task=evaluate and task=compare start")
+
+
+def _contenders(config: Config, specs: Mapping[str, Spec] | None) -> list[Spec]:
+    return [Spec(config.drafter, config.decoding.guard)] if specs is None else list(specs.values())
+
+
+def _refuse_own_matrices(option: str, contenders: list[Spec]) -> None:
+    """Refuse drafters that make matrices from the model's, all of which are then in no single place.
+
+    Raises:
+        UserError: there is one.
+    """
+    for spec in contenders:
+        if not is_tensor_parallel(spec.config):
+            raise UserError(
+                f"{option}: drafter={spec.config.label} has matrices of its own, which are not divided; leave one of "
+                "them out"
+            )
 
 
 def refuse_other_model(config: Config, model: StockModel) -> str:
@@ -251,8 +268,10 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         rows: number of texts that are in the cache at once; None for decoding.batch_size.
 
     Raises:
-        UserError: the run does not fit; the message has the numbers.
+        UserError: the run does not fit; the message has the numbers. Or several processes would each divide the model.
     """
+    if config.model.placed and config.hardware.devices > 1:
+        raise UserError("model.device_map divides a model within one process: use hardware.devices=1")
     device, outline = torch.device(config.hardware.torch_device), config.model.outline()
     refuse_layers_that_do_not_exist(config, outline.config.get_text_config().num_hidden_layers)
     need = needed(
@@ -260,13 +279,15 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         DTYPES[config.model.dtype],
         device,
         rows=config.decoding.batch_size if rows is None else rows,
-        packed=config.model.packed and not config.hardware.tensor_parallel,
+        packed=config.model.packed and not config.hardware.tensor_parallel and not config.model.placed,
         compiled=config.model.engine == COMPILED,  # auto does without where there is no room
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),
         parts=config.hardware.devices if config.hardware.tensor_parallel else 1,
     )
-    refuse_what_cannot_fit(need, device, processes=1 if device.type == "cuda" else config.hardware.devices)
+    processes = 1 if device.type == "cuda" else config.hardware.devices
+    if not config.model.on_disk:  # there, what fits into no memory finds its place
+        refuse_what_cannot_fit(need, device, processes, everywhere=config.model.placed)
 
 
 def refuse_layers_that_do_not_exist(config: Config, layers: int) -> None:

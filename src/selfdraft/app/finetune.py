@@ -66,6 +66,8 @@ def finetune(run: Run) -> float | None:
     # Trained in float32, because bfloat16 would round small updates away. The adapter fits the model in any dtype.
     config, folder = replace(run.config, model=replace(run.config.model, dtype="float32", packed=False)), run.folder
     recipe = config.finetune
+    if config.model.placed:
+        raise UserError("task=finetune trains on one device, or in several processes: leave model.device_map out")
     if not recipe.data:
         raise UserError(
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"

@@ -19,6 +19,7 @@ from selfdraft.app.lifecycle import Run
 from selfdraft.app.profile_steps import compiled_target, measure_engines
 from selfdraft.app.schema_tasks import ProfileConfig
 from selfdraft.app.session import adapter_facts, shown
+from selfdraft.core.errors import UserError
 from selfdraft.core.messages import harmless
 from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.presets import policy_for
@@ -42,6 +43,8 @@ def profile(run: Run) -> None:
     config, folder, console = run.config, run.folder, run.console
     task = config.task
     assert isinstance(task, ProfileConfig)
+    if config.model.placed:
+        raise UserError("task=profile measures a model on one device: leave model.device_map out")
     refuse_a_run_that_cannot_fit(config, certify=False, rows=max(BATCHES) if task.grid else 1)
     run.begin(name="profile", started=folder / "profile.json", facts=adapter_facts(config.drafter))
     curve = Curve(run.logger, "forward_tokens", ("forward_s/*", "step_s/*"))

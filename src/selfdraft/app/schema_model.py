@@ -15,8 +15,10 @@ from selfdraft.models.embedded import smollm2_135m
 from selfdraft.models.engines import EAGER, ENGINES
 from selfdraft.models.loading import (
     AUTO,
+    DEVICE_MAPS,
     DTYPES,
     LoadedModel,
+    Placement,
     StockModel,
     load_embedded,
     load_part,
@@ -70,6 +72,16 @@ class ModelConfig(Options):
     def label(self) -> str:
         """The model's name in results."""
         return self.name
+
+    @property
+    def placed(self) -> bool:
+        """Whether the layers are placed on several devices."""
+        return False
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether layers may also stay on a disk."""
+        return False
 
     def load(self, device: torch.device, *, shared: bool = False) -> LoadedModel:
         """Load the model onto a device, its matrices rounded as `weights` says.
@@ -132,14 +144,47 @@ class PretrainedModelConfig(ModelConfig):
     name: str = choice_name("hf")
     path: str = option(MISSING, help="a folder, or an id on the Hugging Face Hub")
     revision: str | None = option(None, help="branch, tag or commit on the hub; null: the newest")
+    device_map: str | None = option(
+        None,
+        choices=DEVICE_MAPS,
+        help="divide the layers among all GPUs of this process, then the CPU, then the disk, as accelerate does: auto, "
+        "balanced or sequential; null: all on one device",
+    )
+    max_memory: list[str] = option(
+        [],
+        help="with device_map, how much of each device to use, e.g. [0=60GiB,1=60GiB,cpu=100GiB]; empty: what is free",
+    )
+    offload_folder: str | None = option(
+        None, help="with device_map, a folder for layers that fit nowhere else; null: refuse such a model"
+    )
 
     @property
     def label(self) -> str:
         """The name of the folder or of the model on the hub."""
         return self.path.rstrip("/").rpartition("/")[2]
 
+    @property
+    def placed(self) -> bool:
+        """Whether the layers are placed on several devices."""
+        return self.device_map is not None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether layers may also stay on a disk."""
+        return self.placed and self.offload_folder is not None
+
     def _load(self, device: torch.device) -> LoadedModel:
-        return load_pretrained(self.path, self.dtype, device, self.revision)
+        if self.device_map is None:
+            if self.max_memory or self.offload_folder:
+                raise UserError("model.max_memory and model.offload_folder need model.device_map=auto")
+            return load_pretrained(self.path, self.dtype, device, self.revision)
+        if self.engine not in (AUTO, EAGER) or self.weights != SAME:
+            raise UserError(
+                "model.device_map takes weights as they are and runs layers one by one: leave model.engine "
+                "and model.weights out"
+            )
+        placement = Placement(self.device_map, tuple(self.max_memory), self.offload_folder)
+        return load_pretrained(self.path, self.dtype, device, self.revision, placement=placement)
 
     def _load_part(self, device: torch.device) -> LoadedModel:
         return load_part(self.path, self.dtype, device, self.revision)

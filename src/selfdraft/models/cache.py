@@ -165,7 +165,7 @@ class CacheWindow:
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int, span: int) -> None:
         self._cache, self._rows, self._starts, self._width = cache, rows, starts, width
         self.span = span  # keys that layers are given; those after the written ones are masked
-        self._index: tuple[Tensor, Tensor] | None = None
+        self._indices: dict[torch.device, tuple[Tensor, Tensor]] = {}  # layers may be on several devices
         self.before: Tensor | None = None  # (N,) what layers add the numbers 0, 1, … to, to get the tokens' positions
         self.asked = False  # whether a layer wanted the number of tokens before this forward
 
@@ -178,13 +178,13 @@ class CacheWindow:
             row_keys[:, :, start : start + self._width] = keys
             row_values[:, :, start : start + self._width] = values
             return row_keys[:, :, : self.span], row_values[:, :, : self.span]
-        if self._index is None:
+        if keys.device not in self._indices:
             rows = torch.tensor(self._rows, device=keys.device)[:, None]
             slots = torch.tensor(self._starts, device=keys.device)[:, None] + torch.arange(
                 self._width, device=keys.device
             )
-            self._index = rows, slots
-        rows, slots = self._index
+            self._indices[keys.device] = rows, slots
+        rows, slots = self._indices[keys.device]
         # Advanced indices around a slice put the indexed dimensions first: (B, N, H, D).
         all_keys[rows, :, slots] = keys.transpose(1, 2)
         all_values[rows, :, slots] = values.transpose(1, 2)

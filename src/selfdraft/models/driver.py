@@ -19,6 +19,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import Anatomy, dissect, refusing, text_config
 from selfdraft.models.attention import FLEX
 from selfdraft.models.attention import NAME as GROUPED_SDPA
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.native.engine import NativeEngine
@@ -61,7 +62,7 @@ class Driver:
         """
         self.model = model
         self.anatomy = anatomy or dissect(model)
-        self.device, self.dtype = model.device, model.dtype
+        self.device, self.dtype = device_of(model), model.dtype
         self.packed, self.attention = packed, attention
         self.vocab_size = int(text_config(model).vocab_size)
         self.pad_id = first_in(
@@ -127,7 +128,8 @@ class Driver:
             logits = head(real) if self.whole is None else self.whole.logits(real, head)
             if self.anatomy.softcap is not None:
                 logits = torch.tanh(logits / self.anatomy.softcap) * self.anatomy.softcap
-        logits = spread_out(logits, path.vocabulary, self.vocab_size)
+        # The head may be on another device (see `dispatch`); drafters and acceptance know only that of the first layer.
+        logits = spread_out(logits, path.vocabulary, self.vocab_size).to(self.device)
         return list(logits.split([1 + len(tree) for tree in trees]))
 
     @torch.inference_mode()

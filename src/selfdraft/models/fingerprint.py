@@ -9,6 +9,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from selfdraft.models.dispatch import weights_of
+
 PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "quantization_config")
 SAMPLES = 64  # weights looked at in each tensor, evenly spread
 
@@ -36,10 +38,13 @@ def fingerprint(model: PreTrainedModel) -> str:
     loaded from; they differ after fine-tuning.
     """
     digest = hashlib.sha256(_configuration(model).encode())
-    for name, weight in sorted(model.named_parameters()):
+    samples: dict[str, bytes] = {}
+    for name, weight in weights_of(model):
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight  # of which processes have parts
         flat = whole.detach().flatten()
         picked = flat[:: max(len(flat) // SAMPLES, 1)][:SAMPLES]
         # Rounded to bfloat16, so that float32 weights give the same digits as their bfloat16 copies.
-        digest.update(name.encode() + picked.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+        samples[name] = picked.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
+    for name in sorted(samples):
+        digest.update(name.encode() + samples[name])
     return digest.hexdigest()[:16]

@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from selfdraft.models.dispatch import is_placed, place_alike
+
 Swap = Callable[[str, nn.Module], nn.Module | None]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
@@ -28,7 +31,7 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
     replacement = swap(name, module)
     if replacement is not None:
         return replacement
-    new = copy.copy(module)
+    new = copy_of(module)
     new._modules = {
         child_name: None if child is None else light_copy(child, swap, f"{name}.{child_name}" if name else child_name)
         for child_name, child in module._modules.items()
@@ -36,6 +39,14 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
     for attribute, value in module.__dict__.items():
         if attribute.endswith("_hooks"):  # copies present hooks; later ones stay where they are added
             new.__dict__[attribute] = value.copy()
+    return new
+
+
+def copy_of(module: _Module) -> _Module:
+    """Return a copy of one module object with the same children; change its `_modules` to change them."""
+    new = copy.copy(module)
+    if is_placed(module):
+        place_alike(new)
     return new
 
 

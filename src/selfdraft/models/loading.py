@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from psutil import virtual_memory
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from selfdraft.core.errors import UserError
+from selfdraft.core.paths import expanded
 from selfdraft.models.chat import Chat
 from selfdraft.models.checkpoint import has_file, located, read_config, refuse_pickles, told_in_one_line
 from selfdraft.models.embedded import smollm2_135m
@@ -29,6 +31,7 @@ from selfdraft.models.tiny import tiny_model, tiny_tokenizer
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
+DEVICE_MAPS = (AUTO, "balanced", "sequential")
 StockModel = PreTrainedModel  # the name by which folders that do not know transformers call it
 
 
@@ -50,6 +53,41 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How accelerate divides a model among devices.
+
+    Attributes:
+        device_map: one of `DEVICE_MAPS`.
+        max_memory: how much of each device may be used, such as ``0=60GiB``; empty for what is free.
+        folder: for weights that fit on no device; None to refuse such a model.
+    """
+
+    device_map: str
+    max_memory: tuple[str, ...] = ()
+    folder: str | None = None
+
+    def options(self, device: torch.device) -> dict[str, object]:
+        """Return the options of `from_pretrained`; with a CPU as the device, no GPU is used.
+
+        Raises:
+            UserError: an entry of `max_memory` cannot be read.
+        """
+        limits: dict[int | str, str | int] = {}
+        for entry in self.max_memory:
+            name, equals, amount = entry.partition("=")
+            if not equals or not (name == "cpu" or name.isdigit()):
+                raise UserError(f"model.max_memory={entry}: give a GPU's number or cpu, and an amount, e.g. 0=60GiB")
+            limits[int(name) if name.isdigit() else name] = int(amount) if amount.isdigit() else amount
+        if device.type == "cpu":
+            limits = {"cpu": limits.get("cpu", virtual_memory().available)}
+        return {
+            "device_map": self.device_map,
+            "max_memory": limits or None,
+            "offload_folder": None if self.folder is None else str(expanded(self.folder, "model.offload_folder")),
+        }
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -97,11 +135,13 @@ def load_pretrained(
     *,
     mapped: bool = False,
     part: bool = False,
+    placement: Placement | None = None,
 ) -> LoadedModel:
     """Load any causal LM from a folder or a hub id.
 
     Args:
         part: load only this process's part of every matrix, see `load_part`.
+        placement: divide the layers among several devices.
         mapped: leave weights in the pages of their file, where the dtype is the file's. The system may drop such pages
             when memory is short; a change makes a private copy of its page. The file must never be written to again.
 
@@ -125,6 +165,7 @@ def load_pretrained(
                 source,
                 **options,
                 **({"tp_plan": "auto"} if part else {}),
+                **(placement.options(device) if placement is not None else {}),
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
@@ -134,9 +175,10 @@ def load_pretrained(
         with told_in_one_line(path, "config.json"):  # transformers takes it from there
             ends = _ids(model.generation_config.eos_token_id)
     model.eval()
-    if device.type == "cpu" and not mapped and not part:
+    stays = part or placement is not None
+    if device.type == "cpu" and not mapped and not stays:
         _into_memory(model)
-    return LoadedModel(model if part else model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
+    return LoadedModel(model if stays else model.to(device), tokenizer, ends | _ids(tokenizer.eos_token_id))
 
 
 def load_part(path: str, dtype: str, device: torch.device, revision: str | None = None) -> LoadedModel:

@@ -101,16 +101,23 @@ def available(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 1) -> None:
+def available_everywhere(device: torch.device) -> int:
+    """Return the free bytes of all GPUs and of the machine; with a CPU as the device, of the machine only."""
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    return available(torch.device("cpu")) + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+
+
+def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 1, *, everywhere: bool = False) -> None:
     """Refuse a run that needs more memory than is free, before anything is loaded.
 
     Args:
         processes: how many processes, each with that need, share the device's memory.
+        everywhere: whether the layers are placed on all GPUs and the CPU.
 
     Raises:
         UserError: the run does not fit; the message has the numbers.
     """
-    free = available(device)
+    free = available_everywhere(device) if everywhere else available(device)
     if need.total * processes > free:
         times = f"{processes} processes of " if processes > 1 else ""
         raise Unsupported(

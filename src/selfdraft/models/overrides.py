@@ -8,6 +8,7 @@ builds the next forward's input by itself. Changes in between (PEFT's prompt and
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.dispatch import device_of, is_placed
 from selfdraft.models.hooks import has_global_hooks, has_hooks, per_call_arguments
 
 _OF_MODEL = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
@@ -36,7 +38,7 @@ def refuse_overrides(model: PreTrainedModel) -> None:
             raise _refusal(f"{type(owner).__name__} has hooks of its own, and drafts call its layers without it")
     if has_global_hooks():
         raise _refusal("torch calls a hook for every module of this process, and drafts do not call every module")
-    if torch.is_autocast_enabled(model.device.type):
+    if torch.is_autocast_enabled(device_of(model).type):
         raise _refusal("torch.autocast is on; leave it, and load the model in the dtype that you want")
     for name, part in model.named_modules():
         if (argument := per_call_arguments(part)) is not None:
@@ -58,7 +60,7 @@ def _is_stock(owner: nn.Module, name: str) -> bool:
         stock = getattr(known, name)
         if not str(getattr(inspect.unwrap(stock), "__module__", "")).startswith("transformers."):
             return False  # the class's own was replaced
-    found = getattr(owner, name)
+    found: Any = owner._old_forward if name == "forward" and is_placed(owner) else getattr(owner, name)
     found = getattr(found, "_torchdynamo_orig_callable", found)  # the method before torch.compile
     return getattr(found, "__func__", None) is stock and found.__self__ is owner
 

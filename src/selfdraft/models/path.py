@@ -192,7 +192,7 @@ class Path:
                     held=block.held,
                 )
                 visible[kind] = None if seen is None else seen[:, since:]
-                rotations[kind] = runner.rotary(hidden, positions, kind, lengths)
+                rotations[kind] = runner.rotary(hidden.to(runner.device), positions, kind, lengths)
             if compiled is not None:
                 hidden = compiled(hidden, rotations, visible, view)
             else:

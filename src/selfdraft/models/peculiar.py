@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.hooks import has_hooks
 
 
@@ -27,7 +28,7 @@ def peculiarity(model: nn.Module) -> str | None:
             return f"{where} has a forward of its own; give it back that of its class"
         if has_hooks(part):
             return f"{where} has hooks; remove them"
-    if whole and torch.is_autocast_enabled(model.device.type):
+    if whole and torch.is_autocast_enabled(device_of(model).type):
         return "torch.autocast is on; leave it, and load the model in the dtype that you want"
     if len(devices := {str(parameter.device) for parameter in model.parameters()}) > 1:
         return f"its weights lie on {' and '.join(sorted(devices))}; load the model whole on one device"

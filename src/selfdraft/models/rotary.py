@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from selfdraft.models.anatomy import Anatomy, position_limit, refuse, text_config
+from selfdraft.models.dispatch import device_of
 
 Rotation = tuple[Tensor, Tensor]
 PROBE = 4  # positions on which a rotary embedding is tried
@@ -187,7 +188,7 @@ def _recomputed_past(model: Any, rules: Mapping[str, LengthRule]) -> int | None:
         return None
     named = getattr(text_config(model), "original_max_position_embeddings", None)
     for limit in sorted({rule.limit for rule in rules.values()} | ({int(named)} if named else set())):
-        ids = torch.zeros(1, limit + 1, dtype=torch.long, device=model.device)
+        ids = torch.zeros(1, limit + 1, dtype=torch.long, device=device_of(model))
         prepared = model.prepare_inputs_for_generation(
             ids, past_key_values=_Held(limit), attention_mask=torch.ones_like(ids), next_sequence_length=1
         )

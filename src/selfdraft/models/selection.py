@@ -23,6 +23,7 @@ from selfdraft.models.attention import grouped_sdpa
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
 from selfdraft.models.layered import layered
+from selfdraft.models.lightcopy import copy_of
 from selfdraft.models.path import Path, Runner, States, Trees
 from selfdraft.models.protocol import TargetProtocol
 
@@ -114,11 +115,11 @@ def scoring(target: TargetProtocol, path: Path) -> tuple[Path, Scores]:
                 f"drafter.path.top_k: attention scores of model family '{driver.model.config.model_type}' cannot be "
                 "read; use drafter.path.top_k=0, which keeps the sink and the recent tokens"
             )
-        scored = copy.copy(attention)
+        scored = copy_of(attention)
         scored.config = copy.copy(attention.config)
         scored.config._attn_implementation = SCORED
         scored.scores = scores
-        changed = copy.copy(layer)
+        changed = copy_of(layer)
         changed._modules = dict(layer._modules) | {name: scored}
         layers.append(changed)
     return replace(path, layers=tuple(layers)), scores

@@ -7,7 +7,6 @@ and neither the model nor other paths are changed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import singledispatch
@@ -22,7 +21,7 @@ from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath, Product
 from selfdraft.models.jump import JumpPath
 from selfdraft.models.layered import layered
-from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
+from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, copy_of
 from selfdraft.models.packing import PackedLinear, can_pack
 from selfdraft.models.parts import matrix
 from selfdraft.models.path import Path
@@ -89,7 +88,7 @@ def without(
         elif mlps and index in mlps:
             replaced[anatomy.mlp_name] = mlps[index]
         if replaced:
-            layer = copy.copy(layer)
+            layer = copy_of(layer)
             layer._modules = {**layer._modules, **replaced}
         kept.append(layer)
     return kept

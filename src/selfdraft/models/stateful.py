@@ -32,6 +32,7 @@ from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import position_limit, refuse, refusing, text_config
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.driver import first_in
 from selfdraft.models.hooks import called_otherwise
 from selfdraft.models.lightcopy import light_copy
@@ -70,7 +71,7 @@ class StatefulTarget:
         """
         config = text_config(model)
         self.reason = "keeps a state in its layers" if keeps_state(model.config) else "has layers of a kind of its own"
-        self.model, self.device, self.dtype = model, model.device, model.dtype
+        self.model, self.device, self.dtype = model, device_of(model), model.dtype
         self.vocab_size = int(config.vocab_size)
         self.max_positions = position_limit(config, NO_LIMIT)
         self.pad_id = first_in(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.undivided import cache_name
 
 
@@ -60,7 +61,7 @@ class StockForward:
         at, logits = 0, []
         while at < len(text):
             count = min(size if at else max(bounds[0], size), len(text) - at)
-            ids = torch.tensor([list(text[at : at + count])], device=self.model.device)
+            ids = torch.tensor([list(text[at : at + count])], device=device_of(self.model))
             out = self.model(input_ids=ids, use_cache=True, **({} if cache is None else {name: cache}))
             cache = out[name]
             logits.append(out.logits[0, max(bounds[0] - at, 0) :].float())
@@ -70,7 +71,7 @@ class StockForward:
             yield every[first - bounds[0] : end - bounds[0]]
 
     def _forward(self, text: Sequence[int], count: int) -> Tensor:
-        ids = torch.tensor([list(text)], device=self.model.device)
+        ids = torch.tensor([list(text)], device=device_of(self.model))
         return self.model(input_ids=ids, use_cache=False, logits_to_keep=count).logits[0, -count:].float()
 
     def _generated(self, text: Sequence[int], prompt_length: int) -> Tensor:
@@ -103,7 +104,7 @@ def generate(model: Any, prompt: Sequence[int], config: GenerationConfig, **opti
     Returns:
         What `generate` returns.
     """
-    ids = torch.tensor([list(prompt)], device=model.device)
+    ids = torch.tensor([list(prompt)], device=device_of(model))
     # During the call the model has an empty config, because options that ours leaves open would be taken from it.
     with patch.object(model, "generation_config", GenerationConfig()):
         return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)

@@ -178,7 +178,7 @@ class Target(Driver):
         hidden = self._rest(block, reuse, ready) if ready else (through or self.full).run(self, block, trees, states)
         self._last = rows, hidden
         for b, row_keep in enumerate(keep or ()):
-            row_keep.append(torch.stack([state[b, : 1 + len(trees[b])] for state in states or ()]))
+            row_keep.append(torch.stack([state[b, : 1 + len(trees[b])].to(self.device) for state in states or ()]))
         return self.logits(self.full, hidden, trees)
 
     @torch.inference_mode()

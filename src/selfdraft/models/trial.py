@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.anatomy import refuse
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.protocol import TargetProtocol
 
 PREFIXES = (9, 4)  # tokens before the roots of two rows
@@ -58,11 +59,11 @@ def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     Raises:
         UserError: it fails, or gives other logits if it is told the positions, as `generate` does.
     """
-    given: dict[str, Any] = {"input_ids": tokens[None].to(model.device), "use_cache": False}
+    given: dict[str, Any] = {"input_ids": tokens[None].to(device_of(model)), "use_cache": False}
     try:
         stock = model(**given).logits[0].float()
         if "position_ids" in inspect.signature(model.forward).parameters:
-            given["position_ids"] = torch.arange(len(tokens), device=model.device)[None]
+            given["position_ids"] = torch.arange(len(tokens), device=device_of(model))[None]
         told = model(**given).logits[0].float()
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -84,7 +85,7 @@ def _path_to(node: int) -> list[int]:
 
 def _stock(model: PreTrainedModel, text: Sequence[int]) -> Tensor:
     """Return (len(text), V) logits of the model's own forward."""
-    ids = torch.tensor([text], device=model.device)
+    ids = torch.tensor([text], device=device_of(model))
     return model(input_ids=ids, use_cache=False).logits[0].float()
 
 

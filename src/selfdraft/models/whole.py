@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from selfdraft.models.anatomy import FULL, Anatomy, refuse, text_config
 from selfdraft.models.attention import NAME, PROBE, MaskRule, additive, visible_slots
 from selfdraft.models.block import Block
+from selfdraft.models.dispatch import device_of
 from selfdraft.models.lightcopy import light_copy
 from selfdraft.models.places import Call, Called, Given, Lengths, Noting, Output, Place, States
 from selfdraft.models.rotary import Rotary
@@ -219,7 +220,7 @@ class WholeForward:
         self._try(call, None)
         width = call.entered.shape[-1] if call.entered is not None else 0
         self.streams = (
-            width // self._anatomy.embed(torch.zeros(1, 1, dtype=torch.long, device=self._model.device)).shape[-1]
+            width // self._anatomy.embed(torch.zeros(1, 1, dtype=torch.long, device=device_of(self._model))).shape[-1]
         )
         self._returned = call.returned
         if call.bias is not None:
@@ -238,7 +239,7 @@ class WholeForward:
         return [rule if isinstance(rule, MaskRule) and not rule.causal else None for rule in found]
 
     def _try(self, call: Call, attention: str | None) -> None:
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=self._model.device)
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(self._model))
         self._copy(call, {}, attention)(input_ids=tokens, use_cache=False)
 
 
