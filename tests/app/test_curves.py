@@ -30,6 +30,14 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+def axes(folder: Path) -> dict[str, str]:
+    """By number, the axis that it is plotted over by its own name: `wandb leet` knows no patterns."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, check=True)
+    metrics = [record["metric"] for record in map(json.loads, done.stdout.splitlines()) if record["type"] == "metric"]
+    return {metric["name"]: metric.get("step_metric", "") for metric in metrics if "name" in metric}
+
+
 def along(folder: Path, axis: str) -> list[dict[str, Any]]:
     return [item for item in history(folder) if axis in item]
 
@@ -39,6 +47,8 @@ def test_candidates_of_a_calibration_come_with_the_best_so_far(tmp_path: Path) -
     points = along(tmp_path, "candidate")
     assert [point["candidate"] for point in points] == [0, 1, 2, 3]
     values = [point["candidate/value"] for point in points]
+    named = axes(tmp_path)
+    assert named["candidate/value"] == named["best/value"] == "candidate"
     assert [point["best/value"] for point in points] == [max(values[: i + 1]) for i in range(4)]
     assert all({"candidate/matchness", "candidate/predicted_speedup"} < set(point) for point in points)
     checked = along(tmp_path, "checked")

@@ -166,3 +166,10 @@ def test_it_can_be_printed(opened: Any) -> None:
     assert not opened.is_visible("nav") and opened.is_visible("#leaderboard table")
     assert opened.eval_on_selector("#v-answer", "each => getComputedStyle(each).maxHeight") == "none"
     assert opened.pdf()[:4] == b"%PDF"
+    # A section that had to stay whole would leave the rest of the page before it empty.
+    kept = opened.eval_on_selector_all("section", "found => found.map(each => getComputedStyle(each).breakInside)")
+    assert set(kept) == {"auto"}
+    assert opened.eval_on_selector("h2", "each => getComputedStyle(each).breakAfter") == "avoid"
+    opened.emulate_media(media="print", color_scheme="dark")  # dark colours stay on the screen
+    assert opened.eval_on_selector("body", "each => getComputedStyle(each).backgroundColor") == "rgb(255, 255, 255)"
+    assert opened.eval_on_selector(".quiet", "each => getComputedStyle(each).color") == "rgb(68, 68, 68)"

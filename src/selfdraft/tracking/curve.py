@@ -25,6 +25,7 @@ class Curve:
             names: of the numbers; one that ends with ``*`` stands for all that begin so.
         """
         self.logger, self.axis = logger if process_rank() == 0 else None, axis
+        self._named: set[str] = set()
         with self._until_it_fails() as used:
             if isinstance(used, WandbLogger):
                 used.experiment.define_metric(axis, hidden=True, summary="none")
@@ -36,6 +37,10 @@ class Curve:
         known = {name: float(value) for name, value in numbers.items() if value is not None}
         with self._until_it_fails() as used:
             if isinstance(used, WandbLogger):
+                # By its own name as well: `wandb leet` knows no patterns, and would plot it over Lightning's steps.
+                for name in known.keys() - self._named:
+                    used.experiment.define_metric(name, step_metric=self.axis, summary="none")
+                self._named |= known.keys()
                 used.log_metrics({**known, self.axis: at})
             elif used is not None:
                 used.log_metrics(known, at)
