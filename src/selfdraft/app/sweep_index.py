@@ -15,9 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from selfdraft.app.sweep_table import split_override
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.run_folder import digest
+from selfdraft.tracking.run_label import OWN_GROUPS
 
 INDEX = "jobs.json"
 PENDING, COMPLETED, PRUNED = "pending", "completed", "pruned"
+OF_ONE_TASK = ("calibrate", "finetune", "distill", "audit")  # config groups that no other task reads
 MAX_NAME = 120  # characters of a folder's name, which many file systems limit to 255 bytes
 _UNSAFE = re.compile(r"[^\w.,=+-]+")
 
@@ -82,8 +84,14 @@ class SweepIndex:
 
 
 def identity_of(config: Mapping[str, Any]) -> str:
-    """Return a digest of a job's configuration without its logger, which does not change what is measured."""
-    measured = {key: value for key, value in config.items() if key != "logger"}
+    """Return a digest of a job's configuration: of all that can change what is measured.
+
+    The logger cannot, and neither can the options of other tasks. A version of SelfDraft that adds one of these would
+    otherwise start finished jobs anew.
+    """
+    task = config["task"]["name"] if isinstance(config.get("task"), Mapping) else None
+    others = {group for group in OF_ONE_TASK if task is not None and task not in OWN_GROUPS[group]}
+    measured = {key: value for key, value in config.items() if key not in {"logger", *others}}
     return digest([json.dumps(measured, sort_keys=True, default=str)])
 
 
