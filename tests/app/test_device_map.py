@@ -24,7 +24,7 @@ def test_an_evaluation_writes_what_it_does_with_all_layers_in_memory(
 ) -> None:
     model = (*SMALLEST, "model=hf", f"model.path={checkpoint}", f"model.dtype={dtype}")
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) // (1 if dtype == "float32" else 2)
-    spread = ("model.device_map=auto", f"model.max_memory=['cpu={size * 6 // 10}']",
+    spread = ("model.device_map=auto", f"model.max_memory=['cpu:{size * 6 // 10}']",
               f"model.offload_folder={tmp_path}/offloaded")  # fmt: skip
     run_here(tmp_path / "disk", *model, *spread)
     run_here(tmp_path / "memory", *model, "model.engine=eager", "model.packed=false")
@@ -36,7 +36,7 @@ def test_an_evaluation_writes_what_it_does_with_all_layers_in_memory(
 
 def test_what_it_does_not_go_with_is_one_clear_line(checkpoint: Path, error_line: ErrorLine) -> None:
     model = ("model=hf", f"model.path={checkpoint}")
-    assert "need model.device_map=auto" in error_line(*model, "model.max_memory=['cpu=1GiB']")
+    assert "need model.device_map=auto" in error_line(*model, "model.max_memory=[cpu:1GiB]")
     spread = (*model, "model.device_map=auto")
     assert "leave model.engine and model.weights out" in error_line(*spread, "model.engine=native")
     assert "drafter=width_skip has matrices of its own" in error_line(*spread, "drafter=width_skip")

@@ -52,7 +52,7 @@ def placed(checkpoint: Path, plain: LoadedModel, tmp_path_factory: pytest.TempPa
 
 def partly_on_disk(checkpoint: Path, plain: LoadedModel, folder: Path) -> LoadedModel:
     size = sum(p.numel() * 4 for p in plain.model.parameters())
-    placement = Placement("auto", (f"cpu={size * 6 // 10}",), str(folder))
+    placement = Placement("auto", (f"cpu:{size * 6 // 10}",), str(folder))
     return load_pretrained(str(checkpoint), "float32", CPU, placement=placement)
 
 
@@ -92,11 +92,11 @@ def test_what_a_path_leaves_out_is_left_out(plain: LoadedModel, placed: LoadedMo
 
 
 def test_a_wrong_amount_gives_one_clear_line(checkpoint: Path) -> None:
-    for entry in ("gpu0=1GiB", "cpu"):
-        with pytest.raises(UserError, match=r"model.max_memory=.*e.g. 0=60GiB"):
+    for entry in ("gpu0:1GiB", "cpu"):
+        with pytest.raises(UserError, match=r"model.max_memory=.*e.g. 0:60GiB"):
             load_pretrained(str(checkpoint), "float32", CPU, placement=Placement("auto", (entry,)))
     with pytest.raises(UserError, match=r"."):
-        load_pretrained(str(checkpoint), "float32", CPU, placement=Placement("auto", ("cpu=some",)))
+        load_pretrained(str(checkpoint), "float32", CPU, placement=Placement("auto", ("cpu:some",)))
 
 
 def test_a_family_whose_layers_keep_a_state_writes_the_same(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTraine
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
+from selfdraft.models.engines import use_engine
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 
@@ -64,8 +65,6 @@ def patched(model: PreTrainedModel, _: Path) -> nn.Module:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda model, _: cpu_offload(model, execution_device=CPU), "offloaded or placed by accelerate"),
-        (lambda model, folder: disk_offload(model, folder, execution_device=CPU), "offloaded or placed by accelerate"),
         (parametrized, "model.layers.1.mlp.down_proj is parametrized"),
         (weight_norm, "model.layers.0.self_attn.q_proj is parametrized"),
         (compiled, "model.layers.0 is compiled"),
@@ -82,6 +81,26 @@ def test_a_changed_model_is_refused_for_the_change_not_for_its_family(
         Target(model)
     assert expected in str(caught.value)
     assert "family" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda model, _: cpu_offload(model, execution_device=CPU),
+        lambda model, folder: disk_offload(model, folder, execution_device=CPU),
+    ],
+)
+def test_a_model_that_accelerate_has_placed_is_driven(
+    tmp_path: Path, place: Callable[[PreTrainedModel, Path], PreTrainedModel]
+) -> None:
+    found = []
+    for model in (tiny_model(), place(tiny_model(), tmp_path)):
+        target = Target(model)
+        assert use_engine(target, "eager") == "eager"
+        found += target.forward([0], [4], [TokenTree.chain([5, 6])])
+    torch.testing.assert_close(*found)
+    with pytest.raises(UserError, match="lie on several devices or a disk"):
+        use_engine(target, "native")
 
 
 def test_autocast_is_refused() -> None:

@@ -152,7 +152,7 @@ class PretrainedModelConfig(ModelConfig):
     )
     max_memory: list[str] = option(
         [],
-        help="with device_map, how much of each device to use, e.g. [0=60GiB,1=60GiB,cpu=100GiB]; empty: what is free",
+        help="with device_map, how much of each device to use, e.g. [0:60GiB,1:60GiB,cpu:100GiB]; empty: what is free",
     )
     offload_folder: str | None = option(
         None, help="with device_map, a folder for layers that fit nowhere else; null: refuse such a model"

@@ -21,10 +21,12 @@ _HOOK, _BEFORE = "_hf_hook", "_old_forward"  # what accelerate adds to a module:
 
 def device_of(model: PreTrainedModel) -> torch.device:
     """Return the device that a model takes its input on, also where its first weights are on a disk."""
-    hook = model.__dict__.get(_HOOK)
-    if hook is None or model.device.type != "meta":
+    if _HOOK not in model.__dict__ or model.device.type != "meta":
         return model.device
-    return torch.device(hook.execution_device)
+    hooks = (module.__dict__.get(_HOOK) for module in model.modules())
+    each = (one for hook in hooks for one in getattr(hook, "hooks", [hook]))  # a chain of hooks, or a single one
+    devices = (getattr(one, "execution_device", None) for one in each)
+    return torch.device(next((device for device in devices if device is not None), "cpu"))
 
 
 def is_placed(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.messages import one_line
 from selfdraft.models.compiled import CompiledHead, CompiledLayers
+from selfdraft.models.dispatch import is_placed
 from selfdraft.models.driver import Driver
 from selfdraft.models.feature import FeaturePath
 from selfdraft.models.graph import HOW_TO_INSTALL
@@ -63,6 +64,8 @@ def use_engine(
         if engine not in (AUTO, EAGER):
             raise Unsupported(f"model.engine={engine}: a model that {target.reason} runs in its own forward only")
         return f"eager: a model that {target.reason} runs in its own forward"
+    if is_placed(target.model):
+        one_by_one = one_by_one or "its layers lie on several devices or a disk"
     stored = "" if weights == SAME else f" with {weights} weights (the target is the model that was rounded to them)"
     if engine == EAGER:
         _pack(target)

@@ -61,7 +61,7 @@ class Placement:
 
     Attributes:
         device_map: one of `DEVICE_MAPS`.
-        max_memory: how much of each device may be used, such as ``0=60GiB``; empty for what is free.
+        max_memory: how much of each device may be used, such as ``0:60GiB``; empty for what is free.
         folder: for weights that fit on no device; None to refuse such a model.
     """
 
@@ -77,9 +77,9 @@ class Placement:
         """
         limits: dict[int | str, str | int] = {}
         for entry in self.max_memory:
-            name, equals, amount = entry.partition("=")
-            if not equals or not (name == "cpu" or name.isdigit()):
-                raise UserError(f"model.max_memory={entry}: give a GPU's number or cpu, and an amount, e.g. 0=60GiB")
+            name, colon, amount = entry.partition(":")
+            if not colon or not (name == "cpu" or name.isdigit()):
+                raise UserError(f"model.max_memory={entry}: give a GPU's number or cpu, and an amount, e.g. 0:60GiB")
             limits[int(name) if name.isdigit() else name] = int(amount) if amount.isdigit() else amount
         if device.type == "cpu":
             limits = {"cpu": limits.get("cpu", virtual_memory().available)}

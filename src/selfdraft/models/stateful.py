@@ -32,7 +32,7 @@ from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import position_limit, refuse, refusing, text_config
-from selfdraft.models.dispatch import device_of
+from selfdraft.models.dispatch import device_of, is_placed
 from selfdraft.models.driver import first_in
 from selfdraft.models.hooks import called_otherwise
 from selfdraft.models.lightcopy import light_copy
@@ -87,6 +87,7 @@ class StatefulTarget:
         self.rotary = SimpleNamespace(recomputed_past=None, rules={}, limits=set(), alike_after=lambda root: UNLIMITED)
         self.chains_only, self.forwards, self.replays, self.copied_s = True, 0, 0, 0.0
         self.compiled: dict[tuple[int, ...], Graph] = {}
+        packed = packed and not is_placed(model)
         self.native, self.whole, self.packed, self.weights = None, None, packed, SAME
         self._running = light_copy(model, _packed) if packed else model
         self.attention = str(config._attn_implementation)

@@ -30,6 +30,7 @@ from selfdraft.models.anatomy import (
 )
 from selfdraft.models.block import Block
 from selfdraft.models.cache import KVCache
+from selfdraft.models.dispatch import is_placed
 from selfdraft.models.driver import Driver
 from selfdraft.models.packing import PackedLinear, unpacked
 from selfdraft.models.path import Path, Reuse, ready_tokens
@@ -60,6 +61,7 @@ class Target(Driver):
             UserError: the family cannot be driven; the message names it.
         """
         refusal: UserError | None = None
+        packed = packed and not is_placed(model)  # packed copies would need all weights in one place
         for way in self._ways(model, packed, attention):
             try:
                 way()
