@@ -351,8 +351,16 @@ def test_invalid_trainings_give_one_clear_line(recipe: str, data: Path, tmp_path
 def test_an_unfinished_data_folder_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "texts.jsonl").write_bytes((data / "texts.jsonl").read_bytes())
-    with pytest.raises(UserError, match="holds a run of task=distill_data that is not finished"):
+    with pytest.raises(UserError, match=r"^finetune\.data: .* holds a run of task=distill_data that is not finished"):
         run_here(tmp_path / "run", *training(tmp_path / "half", "sparse_distill"))
+
+
+def test_a_folder_of_texts_that_is_not_there_is_refused_with_its_option(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^finetune\.data: .*nowhere' could not be loaded .*; give the folder"):
+        run_here(tmp_path / "run", *training(tmp_path / "nowhere", "sparse_distill"))
+    held_out = f"finetune.held_out=[{tmp_path / 'nowhere'}]"
+    with pytest.raises(UserError, match=r"^finetune\.held_out: .*nowhere' could not be loaded"):
+        run_here(tmp_path / "run", *training(data, "sparse_distill", held_out))
 
 
 @pytest.mark.slow

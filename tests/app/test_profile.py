@@ -67,5 +67,6 @@ def test_both_engines_are_shown_where_layers_can_be_compiled(tmp_path: Path) -> 
 
 
 def test_an_engine_that_is_not_possible_gives_one_clear_line(error_line: ErrorLine) -> None:
-    said = error_line("task=profile", "task.grid=false", "model.engine=compiled", "model.dtype=bfloat16")
-    assert "model.engine=compiled: layers run at once in float32 on a CPU only" in said
+    for engine in ("native", "compiled"):
+        said = error_line("task=profile", "task.grid=false", f"model.engine={engine}", "model.dtype=bfloat16")
+        assert f"model.engine={engine}: layers run at once in float32 on a CPU only: use model.dtype=float32" in said

@@ -125,12 +125,19 @@ def _draft_ids(recipe: RecipeConfig, texts: Sequence[Text], size: int) -> list[i
 
 
 def _texts(sources: Sequence[str], option: str, loaded: LoadedModel) -> list[Text]:
-    """Return all texts of all sources; prompts with the same id in two sources are the same prompt."""
+    """Return all texts of all sources; prompts with the same id in two sources are the same prompt.
+
+    Raises:
+        UserError: a source cannot be read; the message begins with the option that names it.
+    """
     encode = loaded.tokenizer.encode
     vocabulary = attribute(loaded.model.get_input_embeddings(), "num_embeddings", int)
     # Neither a shell nor `with_home` expands ~ in the items of a list.
     paths = [expanded_name(path, option) for path in sources]
-    return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
+    try:
+        return [text for path in paths for text in load_texts(path, encode, vocabulary=vocabulary)]
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 def frequent(texts: Sequence[Text], count: int | None, size: int) -> list[int] | None:

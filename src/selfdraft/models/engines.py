@@ -1,8 +1,10 @@
-"""Engines: how a target's layers are run.
+"""Choose the engine that runs a target's layers (`model.engine`), and check that it computes what the model does.
 
-- `eager`: one by one, in Python.
-- `native`: all at once, in our C++: families of the Llama kind, and every path that is made of their layers.
-- `compiled`: as one graph, by OpenVINO. Parts of a model that draft for long are compiled as well (`settled`).
+- `eager`: layers run one by one, in Python. Works with every model, dtype and device.
+- `native`: all layers in one call of our C++, and every path that is made of their sublayers. For families of the Llama
+  kind in float32 on a CPU; the fastest one there.
+- `compiled`: all layers as one graph of OpenVINO. Float32 on a CPU; other paths are compiled if they will be used for
+  long (`settled`).
 """
 
 from __future__ import annotations
@@ -94,8 +96,10 @@ def obstacle(target: Target) -> str:
     """Return why the layers of a target cannot run at once; empty if nothing is known to be in the way."""
     if target.whole is not None:
         return f"layers of model family '{target.model.config.model_type}' run within the model's own forward"
-    if target.device.type != "cpu" or target.dtype != torch.float32:
+    if target.device.type != "cpu":
         return "layers run at once in float32 on a CPU only"
+    if target.dtype != torch.float32:
+        return "layers run at once in float32 on a CPU only: use model.dtype=float32"
     if target.attention != "sdpa":
         return f"model.attention={target.attention} is for layers that run one by one"
     return ""
