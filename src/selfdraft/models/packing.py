@@ -164,10 +164,16 @@ def joined(parts: list[Tensor] | tuple[Tensor, ...], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Return whether a weight is a tensor of its values; others, as torchao has them, bring kernels of their own."""
+    return type(weight) in (Tensor, nn.Parameter)
+
+
 def can_pack(*linears: nn.Module) -> bool:
     """Whether packing is possible and wanted: plain linears on the CPU, in a dtype with oneDNN kernels, all alike."""
     return all(
         type(linear) is nn.Linear
+        and is_plain(linear.weight)
         and linear.weight.device.type == "cpu"
         and packable(linear.weight.dtype)
         and (linear.bias is None) == (linears[0].bias is None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.packing import is_plain
 
 SAME, INT8, INT4 = "same", "int8", "int4"
 WEIGHTS = (SAME, INT8, INT4)
@@ -86,7 +87,7 @@ def rounded(module: nn.Module, bits: int) -> nn.Module:
     """Return a light copy of a module whose matrices are rounded; those without whole groups are shared."""
 
     def swap(_: str, part: nn.Module) -> nn.Module | None:
-        if not isinstance(part, nn.Linear) or part.weight.shape[1] % GROUP:
+        if not isinstance(part, nn.Linear) or part.weight.shape[1] % GROUP or not is_plain(part.weight):
             return None
         small = copy.copy(part)  # of its own class: routers return more than a product
         small._parameters = dict(part._parameters)

@@ -23,6 +23,7 @@ from selfdraft.models.native.build import is_built, library
 from selfdraft.models.native.layers import NativeLayer, NativeLayers, NativeNorm, NativeProduct
 from selfdraft.models.native.parts import MLP, NORMS, Attention, Norm, OtherKind, attention_of, mlp_of, norm_of
 from selfdraft.models.native.stored import BFLOAT16, CODES4, CODES8, FLOAT32, Stored, stored
+from selfdraft.models.packing import is_plain
 
 Form = Attention | MLP | Norm | None
 LANES = 16  # numbers of the widest vector
@@ -169,6 +170,7 @@ class NativeEngine:
     def _store(self, linear: nn.Module) -> Stored:
         if (
             not isinstance(linear, nn.Linear)
+            or not is_plain(linear.weight)
             or linear.weight.dtype != torch.float32
             or linear.weight.device.type != "cpu"
         ):
