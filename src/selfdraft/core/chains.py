@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.growth import paying_lengths
-from selfdraft.core.rates import FADING, Rate, lookup_prior
+from selfdraft.core.rates import FADING, Rate, lookup_priors
 
 K = TypeVar("K", bound=Hashable)
 
@@ -54,8 +54,8 @@ def lookup_chances(matched: int, rank: int) -> Chances:
         matched: number of tokens in the n-gram.
         rank: number of better matches, whose tokens are more likely right.
     """
-    prior = lookup_prior(matched)
-    return Chances(prior * RIVAL**rank, prior)
+    first, later = lookup_priors(matched)
+    return Chances(first * RIVAL**rank, later)
 
 
 class Chains(Generic[K]):
