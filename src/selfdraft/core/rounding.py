@@ -35,7 +35,7 @@ AMPLIFIED = 100.0
 AMPLIFIED_MARGIN = 300.0
 AS_FAR = 2.0
 MARGINS = 20.0
-STEPS, NARROW_STEPS = 1e-3, 0.1  # of a sigma, in float32 and in narrower dtypes
+STEPS, NARROW_STEPS = 1e-3, 0.1  # sigmas by which steps may differ from one forward, in float32 and narrower dtypes
 BANNED = 1e5  # a logit of larger magnitude marks a token that the model bans
 
 # Unit roundoff of a float32 product, by torch's setting.

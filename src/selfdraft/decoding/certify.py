@@ -35,9 +35,9 @@ from selfdraft.decoding.stock_check import Gap, StockCheck
 from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced_in
 
-CONTROL_BLOCKS = (2, 4, 8, 16)  # the k of "M=1 versus M=k": usual sizes of a verified block
-WINDOW = 16  # the control is first measured on so many tokens up to the divergence
-WIDEST = 256  # and at last on the whole answer, with the end of the prompt if the answer is shorter than this
+CONTROL_BLOCKS = (2, 4, 8, 16)  # sizes of forwards that are compared with forwards of one token: those of usual drafts
+WINDOW = 16  # tokens, up to the first that differs, on which the control is measured at first
+WIDEST = 256  # tokens on which it is measured at last: the whole answer, and the end of the prompt if that is shorter
 SPANS = (
     3  # number of stretches whose scores are kept: several contenders that differ from a text are judged by the same
 )
@@ -83,8 +83,8 @@ class Certifier:
     def by_stock_with_ties(self, prompt: Sequence[int], output: Sequence[int]) -> Certificate:
         """Return the same; but `tie` where the stock model would have written another token, within rounding.
 
-        A tie has the largest margin among the tokens that it would not have written, a mismatch that of the first one
-        which rounding does not explain.
+        The certificate of a tie has the largest margin among the tokens that it would not have written. That of a
+        mismatch has the margin of the first token which rounding does not explain.
         """
         if not output:
             return Certificate("exact")
@@ -136,9 +136,9 @@ class Certifier:
     def allowance(self, prompt: Sequence[int], output: Sequence[int], gap: Gap) -> float:
         """Return the largest margin of a gap that rounding explains, in logits, measured on its two tokens.
 
-        The control is measured on the two best tokens of every place, of which the token written may be neither. So the
+        The control is measured on the two best tokens of every place, and the written token may be neither. So the
         change of this very margin is measured: by the stock model in its dtype, and by our forwards of one token and of
-        k. An engine that is audited rounds in its own way, which may be up to `AS_FAR` times as far.
+        several. An audited engine rounds in its own way, which may move logits up to `AS_FAR` times as far.
         """
         ceiling, at = self._check(tuple(prompt), tuple(output)).control.ceiling, len(prompt) - 1 + gap.index
         if gap.margin > ceiling:

@@ -76,7 +76,7 @@ class Checked:
 
     @property
     def excess(self) -> float:
-        """Return how many times as large as rounding can make it the worse of the two measures is."""
+        """Return the larger ratio of a measure to its ceiling; above 1, rounding does not explain the difference."""
         return max(self.distance.excess, self.control.excess)
 
 
@@ -97,8 +97,9 @@ class StockCheck:
     def __call__(self, prompt: Sequence[int], answer: Sequence[int]) -> Checked:
         """Compare an answer of at least one token to a prompt.
 
-        What differs by more than rounding usually does is looked at again: first with one routing for all forwards,
-        then with the rounding that the stock model itself shows when it takes the text in steps.
+        If they differ by more than rounding usually does, they are compared again in the other ways of `stretches`:
+        with one routing for all forwards, then with the rounding that the stock model shows when it takes the text in
+        steps.
         """
         text = [*prompt, *answer[:-1]]
         bounds = self._bounds(len(prompt) - 1, len(text))
@@ -180,9 +181,9 @@ class StockCheck:
 
 
 def _in_both(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
-    """Return the gaps at tokens which two forwards of the stock model, both right, would not have written.
+    """Return the gaps at tokens that neither of two right forwards of the stock model would have written.
 
-    Of the two gaps at a token the one with the smaller margin is returned.
+    For each of these tokens, the gap with the smaller margin is returned.
     """
     found = {gap.index: gap for gap in others}
     both = ((gap, found[gap.index]) for gap in gaps if gap.index in found)

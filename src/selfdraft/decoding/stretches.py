@@ -29,8 +29,8 @@ from selfdraft.models.routing import Forced, Notes, forced, mixtures
 from selfdraft.models.stock_forward import StockForward
 from selfdraft.models.target import Target
 
-REROUTED = 0.05  # share of the choices of experts in which two forwards may differ
-SIZES = (1, 8)  # tokens of a step
+REROUTED = 0.05  # largest share of the choices of experts in which two forwards may differ
+SIZES = (1, 8)  # numbers of tokens in a step that are tried
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Stretch:
     """Logits of one stretch of a text, (n, V) each.
 
     Attributes:
-        rounded: pairs of logits of the stock model that only rounding makes different: with it, and the truth.
+        rounded: pairs of logits of the stock model that differ by rounding only; the second of a pair is the truth.
     """
 
     ours: Tensor
@@ -59,7 +59,7 @@ class StretchReader:
         self.truth = wide or stock
 
     def plain(self, text: Sequence[int], bounds: Sequence[int]) -> Iterator[Stretch]:
-        """Yield every stretch as it is."""
+        """Yield every stretch for the first way: plain."""
         ours = ForcedText(self.target, text, self.prompt_length).stretches(bounds)
         truths = self.truth.stretches(text, self.prompt_length, bounds)
         narrow: Iterable[Tensor | None] = itertools.repeat(None, len(bounds) - 1)
@@ -69,7 +69,7 @@ class StretchReader:
             yield Stretch(mine, truth, [] if stock is None else [(stock, truth)])
 
     def with_one_routing(self, text: Sequence[int], bounds: Sequence[int]) -> list[Stretch] | None:
-        """Return every stretch with a truth that takes the same experts; None if that would excuse too much."""
+        """Return every stretch for the second way: with one routing; None if that would excuse too much."""
         wide, parts = mixtures([self.truth.model]), self.target.mixtures()
         if not wide or len(wide) != len(parts):
             return None
@@ -93,7 +93,7 @@ class StretchReader:
         return stretches if by_us.share <= max(REROUTED, AS_FAR * by_stock.share) else None
 
     def with_steps(self, text: Sequence[int], bounds: Sequence[int]) -> list[Stretch] | None:
-        """Return every stretch with the rounding of steps; None if more than rounding makes these different."""
+        """Return every stretch for the third way: with steps; None if these differ by more than rounding."""
         stretches, most = list(self.plain(text, bounds)), STEPS if self.wide is None else NARROW_STEPS
         for size in SIZES:
             for stretch, steps in zip(stretches, self.stock.in_steps(text, bounds, size), strict=True):

@@ -1,4 +1,4 @@
-"""Trained Jacobi, panel (a): one forward verifies this step's draft and makes the next step's (see `models.fused`).
+"""Trained Jacobi drafting: one forward verifies this step's draft and makes the next step's (see `models.fused`).
 
 The draft itself is verified as usual. Below each node at which acceptance is likely to end hang extra positions, to
 which trained weights are added (*gated rows*). As inputs they get the predictions of the step before, and they predict

@@ -1,4 +1,4 @@
-"""Jacobi drafting, panel (a): the full model predicts a block of tokens at once and refines its own predictions.
+"""Jacobi drafting: the full model predicts a block of tokens at once and refines its own predictions (panel (a)).
 
 Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 

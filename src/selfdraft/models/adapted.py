@@ -73,7 +73,7 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
 
 
 def _with_native_head(driver: Driver, path: Path) -> Path:
-    """Return the path with its part of the head in our C++, too, which reads fewer bytes of a head in few bits."""
+    """Return the path with its head run by our C++ as well, which reads fewer bytes if the head has few bits."""
     assert driver.native is not None
     if path.vocabulary is None:
         return path
@@ -85,7 +85,7 @@ def _with_native_head(driver: Driver, path: Path) -> Path:
 
 
 def _norm(driver: Driver, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return the trained final norm; in our C++, where layers are."""
+    """Return the trained final norm; run by our C++ if the layers are."""
     trained = _replaced(driver.anatomy.norm, tensors)
     native = None if driver.native is None else driver.native.norm(trained)
     return native or driver.fastest(trained)

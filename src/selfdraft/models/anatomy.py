@@ -1,7 +1,7 @@
-"""Find the parts of a stock transformers decoder, and how its layers are called.
+"""Find the parts of a loaded model: its embedding, layers, norm and head, and how its layers are called.
 
-Parts are found by structure rather than by a list of classes, so that most new families just work; `target.py` then
-compares our forward through the parts with the model's own, and a family that differs is refused by name.
+Parts are found by structure and not by a list of classes, so that most new families just work. `target` then compares
+our forward through the parts with the model's own. A family whose logits differ is refused by name.
 """
 
 from __future__ import annotations

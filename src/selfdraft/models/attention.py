@@ -27,10 +27,10 @@ SMALLEST_FLEX = 16  # the smallest head size that the kernels of compiled flex a
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Which positions a token may see in a layer, as the family defines it: a window, chunks, …
+    """Says which positions a token may see in a layer, as the family defines it: a window, chunks, …
 
     Attributes:
-        allows: from the indices of a row, a head, a query and a key, all tensors, to a bool tensor of their shape.
+        allows: takes tensors of the indices of a row, a head, a query and a key; returns a bool tensor of their shape.
     """
 
     allows: Callable[..., Tensor]
@@ -127,16 +127,16 @@ def grouped_sdpa(
     s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """torch's scaled dot product attention with the query heads of a group folded into the query length.
+    """Run torch's scaled dot product attention without repeating the keys that several query heads share.
 
-    The stock function repeats keys and values for every query head of a group, which copies the whole cache at every
-    layer of every step. Folding instead moves the group's heads, (B, H, N, D) to (B, G, H/G * N, D), and copies only
-    queries.
+    The stock function repeats keys and values for every query head of a group, which copies the whole cache in every
+    layer of every step. Here the heads of a group become further queries of one head, (B, H, N, D) to
+    (B, G, H/G * N, D), so that only queries are copied.
 
     Args:
         query: (B, H, N, D). key, value: (B, G, K, D). attention_mask: (B, 1, H/G * N, K) of `additive`, or
             (B, 1, N, K), or None.
-        softcap, s_aux: what families give that cap their scores or have attention sinks.
+        softcap, s_aux: given by families that cap their scores or have attention sinks.
 
     Returns:
         (B, N, H, D) and no weights, as transformers' attention functions do.
@@ -158,7 +158,7 @@ def grouped_sdpa(
 
 @cache
 def _flex_attention(compiled: bool) -> Callable[..., Any]:
-    """Return torch's flex attention. Its import takes a second, as it brings the compiler: only who uses it pays."""
+    """Return torch's flex attention. Its import takes a second (it loads the compiler), so it is imported only here."""
     from torch.nn.attention.flex_attention import flex_attention
 
     run: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -175,7 +175,7 @@ def flex(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """torch's flex attention with the mask added to the scores, after the family's capping of scores, if any.
+    """Run torch's flex attention with the mask added to the scores, after these were capped if the family does that.
 
     Not compiled for small heads, nor on a CPU: there, torch 2.13's compiled kernel corrupts memory if it reads a mask.
 
@@ -201,7 +201,7 @@ AttentionInterface.register(NAME, grouped_sdpa)  # transformers' public registry
 
 
 def _rule_only(*_: object, mask_function: Callable[..., Tensor], **__: object) -> MaskRule:
-    """Make, in place of a mask, the rule that it follows."""
+    """Return, in place of a mask, the rule that it would follow."""
     return MaskRule(mask_function)
 
 

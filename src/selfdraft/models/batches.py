@@ -17,7 +17,7 @@ from selfdraft.models.target import Target
 
 MOST_ROWS = 128  # on CPUs the rate hardly grows after 64 rows
 GAIN = 1.04  # more rows have to raise the rate by at least this factor: they also make the last texts wait longer
-MEMORY_SHARE = 0.5  # of the free memory that rows may take
+MEMORY_SHARE = 0.5  # the share of the free memory that rows may take
 ROUNDS = 2
 UNUSED = 2  # token id of timed forwards; any would do
 
@@ -39,7 +39,7 @@ def rows_that_fit(target: Target, new_tokens: int, processes: int = 1) -> int:
     """Return how many rows a share of the free memory holds, at least 1 and at most `MOST_ROWS`.
 
     Args:
-        new_tokens: of each text. processes: that share the memory, each with as many rows.
+        new_tokens: number of new tokens of each text. processes: number of processes that share the memory equally.
     """
     one, two = (
         needed(
@@ -75,7 +75,7 @@ def _rates(target: Target, most: int, context: int) -> Iterator[BatchRate]:
     while True:
         target.allocate(rows, context + 1)
         target.prefill(0, [UNUSED] * context)
-        for row in range(1, rows):  # what their keys are changes no forward's time, so they need no prefill
+        for row in range(1, rows):  # the values of their keys do not change the time, so these rows need no prefill
             target.cache.extend(row, context)
         fastest = float("inf")
         for _ in range(ROUNDS + 1):

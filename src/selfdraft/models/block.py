@@ -18,12 +18,13 @@ from selfdraft.models.cache import KVCache
 
 @dataclass(frozen=True)
 class Block:
-    """B rows of N tokens.
+    """B rows of N tokens, one row for each request.
 
     Attributes:
-        rows, starts: cache rows, and the slot of each row's first token.
-        tokens, depths: (B, N); depths count from each row's first token. sees: (B, N, N), None for causal.
-        cache: where their keys are written. first_positions, held: see `visible_slots`.
+        rows, starts: rows of the cache, and the slot of each row's first token.
+        tokens, depths: (B, N) ids, and distances from the row's first token in the tree.
+        sees: (B, N, N) bool: which tokens of its row each token sees; None: all before it, and itself.
+        cache: where the keys are written. first_positions, held: see `visible_slots`.
         finals: per row, the full model's (C,) final hidden state of the last committed token, or None where it is not
             known; None if the block does not begin with the root of a draft.
         key_block: the number of keys that they attend to is rounded up to a multiple of this (see `invariance`).

@@ -37,10 +37,10 @@ ATTENTIONS = ("attention", "softmax", "bmm")  # with attention=eager, its produc
 
 @dataclass(frozen=True)
 class StepParts:
-    """One step of one row.
+    """The seconds of one decoding step of one row.
 
     Attributes:
-        tokens: of the forward, the root included.
+        tokens: number of tokens of the forward, the root included.
         forward_s, step_s: seconds of the target's forward, and of the whole step with it.
         parts_s: seconds of the parts, which sum to `step_s`; `host` is the rest.
     """
@@ -51,14 +51,14 @@ class StepParts:
     parts_s: dict[str, float]
 
     def with_drafter(self, seconds: float) -> StepParts:
-        """Return the step of a drafter that takes so long to propose and observe."""
+        """Return the step with the seconds that a drafter takes to propose and to observe."""
         parts = {**self.parts_s, "drafter": seconds}
         parts[HOST] = parts.pop(HOST)  # stays last
         return replace(self, step_s=self.step_s + seconds, parts_s=parts)
 
 
 def step_parts(tokens: int, forward_s: float, step_s: float, measured: Mapping[str, float]) -> StepParts:
-    """Return a step whose parts were measured; where noise makes them longer than the step, the step is their sum."""
+    """Return a step with its measured parts; if noise makes them longer than the step, the step is set to their sum."""
     measured = {name: max(seconds, 0.0) for name, seconds in measured.items()}
     known = sum(measured.values())
     whole = max(step_s, known)
@@ -166,7 +166,7 @@ class _Nothing(nn.Module):
 
 
 def _without_layers(target: Target) -> Path:
-    """Return a path whose layers do nothing: it costs what comes before the first one."""
+    """Return a path whose layers do nothing: its time is that of everything before the first layer."""
     kinds = tuple(dict.fromkeys(target.full.types))
     return Path(tuple(_Nothing() for _ in kinds), kinds, SkipSet())
 

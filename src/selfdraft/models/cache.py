@@ -22,9 +22,9 @@ BLOCK = 128  # slots by which the cache grows: few reallocations, little waste
 class KVCache:
     """Keys and values of every layer, for R rows of S slots each.
 
-    Memory is allocated when a layer is first written, in the shape that the layer produces, so no family's head sizes
-    need to be known here. It is one tensor for all layers, so moving tokens is one operation, not two for each layer.
-    A layer that turns out to have another shape gets tensors of its own; its place in the common one stays unused.
+    Memory is allocated when a layer is first written, in the shape that the layer produces, so this class need not know
+    the head sizes of families. All layers share one tensor, so moving tokens is one operation, not two for each layer.
+    A layer with another shape gets tensors of its own.
 
     Attributes:
         lengths: committed tokens of every row.
@@ -92,7 +92,7 @@ class KVCache:
         self.lengths[row] = length + 1 + kept
 
     def extend(self, row: int, count: int) -> None:
-        """Declare the next `count` slots, already written by a forward, committed (prefill)."""
+        """Commit the next `count` slots, which a prefill forward has written."""
         self.lengths[row] += count
 
     @torch.inference_mode()
@@ -157,9 +157,9 @@ class KVCache:
 
 
 class CacheWindow:
-    """The cache as one forward's layers see it: the two methods that stock attention layers call, and nothing global.
+    """The cache as the layers of one forward see it. Stock attention layers call it like transformers' own.
 
-    The slots are fixed when the window is made, so skipped layers cannot drift out of step with the others.
+    The slots are fixed when the window is made, so that all layers write to the same ones, even if some are skipped.
     """
 
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], width: int, span: int) -> None:

@@ -11,7 +11,7 @@ from selfdraft.core.json_text import lone_surrogate
 from selfdraft.models.rendering import render
 from selfdraft.models.tiny import TINY_TEMPLATE
 
-MARK = "selfdraft marks the place"  # a message that is looked for in the text that a template makes of it
+MARK = "selfdraft marks the place"  # a message whose place is then looked for in the text that the template makes
 NO_SYSTEM = "this model's chat template takes no system message: leave the system prompts out of the dataset"
 
 

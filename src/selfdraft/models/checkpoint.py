@@ -43,7 +43,7 @@ _NAMED = (AttributeError, IndexError, KeyError, TypeError)  # their messages are
 
 @contextmanager
 def told_in_one_line(path: str, part: str) -> Iterator[None]:
-    """Report an exception from reading a user's file in one line: there, any exception is the file's fault.
+    """Report an exception in one line while a user's file is read, where any exception is the file's fault.
 
     Args:
         path: the user's name for the checkpoint. part: the file or the part of it that is read.

@@ -42,7 +42,7 @@ def two_part(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention over keys in two pieces: those of the cache, and those of the new tokens, which are not in it yet.
+    """Run attention over keys in two pieces: those in the cache, and those of the new tokens, not yet in it.
 
     Query heads that share keys are folded into the query length, so that keys are not repeated for each of them.
 
@@ -92,7 +92,7 @@ class _Layers(nn.Module):
         super().__init__()
         self.layers, self.types, self.cache_argument = nn.ModuleList(layers), list(types), cache_argument
         self.kinds = sorted(set(types))
-        self.indices: list[int] = []  # of the layers that write keys
+        self.indices: list[int] = []  # which layers write keys
 
     def run(self, hidden: Tensor, by_kind: Sequence[Tensor], cache: _TwoParts) -> Tensor:
         """Return the (B, N, C) output. `by_kind`: mask, cosines and sines of each kind of layer, in turn."""
@@ -112,7 +112,7 @@ class _Layers(nn.Module):
 
 
 class CompiledLayers:
-    """Some layers of a model in a row, as one graph."""
+    """Several layers of a model, one after the other, as one graph."""
 
     def __init__(
         self,
@@ -128,8 +128,8 @@ class CompiledLayers:
         Args:
             layers: stock layers. types: `full_attention` or `sliding_attention`, for each of them.
             weights: one of `weights.WEIGHTS`: how the graph stores matrices, where that keeps their values.
-            of: the layers of the paths that this graph runs for. It is found by their identities, so it keeps them: the
-                identity of a layer that is gone may be given to another one.
+            of: the path's own layers that this graph runs for. Graphs are found by the identities of these layers. So
+                the graph keeps them: Python may give the identity of a deleted layer to another one.
 
         Raises:
             ImportError: OpenVINO is not installed. Exception: of many types, if the layers cannot be traced.
@@ -154,7 +154,7 @@ class CompiledLayers:
 
     @property
     def alike(self) -> int:
-        """See `path.Graph`: a graph costs what no other one does."""
+        """See `path.Graph`: no other graph is known to cost the same."""
         return id(self)
 
     def _example(self, driver: Driver) -> list[Tensor]:

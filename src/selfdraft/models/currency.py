@@ -30,7 +30,7 @@ _LANE = 8  # bytes that are summed as one integer
 
 
 class Currency:
-    """The state of a model when a target was made from it."""
+    """Records the state of a model when a target was made from it, to tell later whether it has changed."""
 
     def __init__(self, target: Target) -> None:
         """Record the state of the model of `target`, which was made a moment ago."""

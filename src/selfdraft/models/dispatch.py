@@ -1,7 +1,7 @@
-"""Models whose layers lie on several devices, or partly on a disk, as accelerate's `device_map` places them.
+"""Support models that accelerate's `device_map` has placed: layers on several devices, or partly on a disk.
 
-accelerate replaces `forward` of the modules that it places: the new one fetches the weights, where they are elsewhere,
-and moves the inputs to the module's device. A light copy of such a module has to do the same for itself.
+accelerate replaces `forward` of the modules that it places. The new one fetches the weights, if they are elsewhere, and
+moves the inputs to the module's device. It belongs to the original module, so a light copy needs one of its own.
 """
 
 from __future__ import annotations

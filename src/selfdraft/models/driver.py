@@ -1,4 +1,8 @@
-"""Run a stock model layer by layer: any of its layers, on blocks of tokens at any place of a cache.
+"""Call the layers of a stock model: any of them, one by one or by an engine, on tokens at any place of a cache.
+
+`Driver` prepares a loaded model. It makes light copies of the layers, in which the attention function is ours and the
+matrices are fused or packed; the model itself stays as it is. It finds the engine's graph for layers that run at once,
+and turns final hidden states into logits. `target.Target` adds the cache and the requests.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree (N = n + 1 with the root), V vocabulary, C hidden size.
 """

@@ -26,7 +26,7 @@ from selfdraft.models.protocol import TargetProtocol
 
 
 class _Choice(nn.Module):
-    """A layer that each of the M + 1 states runs through or bypasses."""
+    """One layer of the dynamic program: each of the M + 1 states runs through it or bypasses it."""
 
     def __init__(self, layer: nn.Module, wanted: Tensor, most: int) -> None:
         """`wanted`: (C,) the full model's state after the layer. `most`: how many may have been skipped before it."""

@@ -43,10 +43,10 @@ class Counter:
 
 @dataclass
 class Reading:
-    """What a block of code used.
+    """The energy that a block of code used.
 
     Attributes:
-        joules: of all counters together; None before the block has ended, and if they cannot be read.
+        joules: sum of all counters; None before the block has ended, and if they cannot be read.
     """
 
     joules: float | None = None

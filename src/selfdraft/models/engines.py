@@ -49,11 +49,11 @@ def use_engine(
     weights: str = SAME,
     invariant: bool = False,
 ) -> str:
-    """Make `target` run its layers by an engine; return, in a line, by which one and why.
+    """Make `target` run its layers by an engine; return one line that says which engine and why.
 
     Args:
         engine: one of `ENGINES`; `auto` takes the native one, else the compiled one, else the eager one.
-        one_by_one: why this target's layers have to be run one by one; empty if they need not.
+        one_by_one: why this target's layers have to be run one by one (eager); empty if they need not.
         tell: called with a line before something that takes seconds.
         weights: one of `weights.WEIGHTS`: how a graph stores matrices; the model's are rounded already.
         invariant: whether a token's bits must not depend on the block that computes it (see `invariance`).
@@ -93,7 +93,7 @@ def use_engine(
 
 
 def obstacle(target: Target) -> str:
-    """Return why the layers of a target cannot run at once; empty if nothing is known to be in the way."""
+    """Return why the layers of a target cannot run in one call; empty if nothing is known to be in the way."""
     if target.whole is not None:
         return f"layers of model family '{target.model.config.model_type}' run within the model's own forward"
     if target.device.type != "cpu":
@@ -106,7 +106,7 @@ def obstacle(target: Target) -> str:
 
 
 def run_natively(target: Target, weights: str = SAME, tell: Callable[[str], object] = lambda line: None) -> str:
-    """Let `target` run its layers and head by our C++; return what to call that.
+    """Let `target` run its layers and head by our C++; return a description of that.
 
     Args:
         weights: see `use_engine`; matrices are stored in the fewest bits that keep their values, whatever it says.
@@ -130,7 +130,7 @@ def run_natively(target: Target, weights: str = SAME, tell: Callable[[str], obje
 
 
 def _compile_if_it_fits(target: Target, weights: str, tell: Callable[[str], object]) -> str:
-    # A graph has a copy of the weights, and OpenVINO holds another one while it makes it.
+    # A graph has a copy of the weights, and OpenVINO needs memory for a second one while it makes the graph.
     copies = 2 * sum(p.nbytes for layer in target.anatomy.layers for p in layer.parameters())
     if copies > available(target.device):
         raise UserError(f"making a graph needs {copies / 1e6:,.0f} MB, which are not free")
@@ -153,8 +153,8 @@ def compile_layers(target: Target, weights: str = SAME) -> None:
     if reason := obstacle(target):
         raise UserError(reason)
     full = target.full
-    # Layers that have run one by one before are packed. Most runs need no packed copy beside a graph, and one that does
-    # makes it again. Giving that memory back before the graph needs as much keeps the peak low.
+    # Layers that have run one by one before have packed copies. Most runs do not need these beside a graph; a run that
+    # does packs again. They are freed before the graph is made, because the graph needs as much memory.
     for linear in target.linears():
         if isinstance(linear, PackedLinear):
             linear.release()
@@ -173,7 +173,7 @@ def _use(
     weights: str,
     native: NativeEngine | None = None,
 ) -> None:
-    """Let `target` run by these, if its logits are then those of the model's own forward.
+    """Let `target` use this graph and head, if its logits are then those of the model's own forward.
 
     Raises:
         UserError: they are not.
@@ -196,16 +196,16 @@ def settled(
     reuse: bool = False,
     why: str = "",
 ) -> Path:
-    """Compile the layers of a path that a drafter will run for long, if those of the target are compiled; return it.
+    """Compile the layers of a draft path that will not change any more, if the target's are compiled; return the path.
 
     Compiling takes seconds, so this is not for paths that change with the prompt or within it: those of `clasp`,
     `dynamic_exit`, `width_skip` and `sparse_kv`, and of `swift` while it searches. Their layers run one by one.
 
     Args:
         trained: by index, the stock layers whose weights the path has in place of the model's.
-        reuse: whether verification goes on from the states after the path's leading layers. These then are a part of
-            their own, and so are the layers after them, the path's and the model's.
-        why: said first in the line that tells of it.
+        reuse: whether verification goes on from the states after the path's leading layers. The leading layers then are
+            compiled by themselves, and so are the layers after them, both the path's and the model's.
+        why: the beginning of the line that says that layers are compiled.
     """
     if not target.compiled or type(path) not in (Path, FeaturePath, JumpPath):
         return path
@@ -227,7 +227,7 @@ def settled(
 
 
 def compile_parts(driver: Driver, parts: Sequence[Part], weights: str | None = None, why: str = "") -> None:
-    """Compile layers in a row, for the paths that run them; where that fails, they stay as they are.
+    """Compile parts of a model, for the paths that run them; where that fails, the layers run one by one.
 
     Args:
         weights: see `CompiledLayers`; None for the driver's own.

@@ -1,7 +1,8 @@
-"""A draft path that begins with what the full model knew last: its final hidden state of the last committed token.
+"""A draft path that also gets what the full model knew last: its final hidden state of the last committed token.
 
 Drafts of a few layers lack what the later layers know. The final hidden state, which EAGLE calls the feature (Li et al.
-2024, arXiv 2401.15077), has it, and it is there anyway. A trained matrix adds it to the input of the path.
+2024, arXiv 2401.15077), has it, and it is there anyway. It is multiplied by a trained matrix, and added to the draft's
+first state after the path's leading layers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from selfdraft.models.parts import matrix
 from selfdraft.models.target import Target
 from selfdraft.models.weights import BITS, GROUP, SAME
 
-NUMBERS = 1 << 26  # of the array that is summed: 256 MiB in float32, more than most caches hold
+NUMBERS = 1 << 26  # length of the array that is summed: 256 MiB in float32, more than most caches hold
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Traffic:
     """The bytes that a forward of one row reads at least.
 
     Attributes:
-        weights: of the layers, the final norm and the head. The few rows of the embedding are left out.
-        cache: keys and values of the context, in all layers.
+        weights: bytes of the layers, the final norm and the head. The few rows of the embedding are left out.
+        cache: bytes of the context's keys and values, in all layers.
     """
 
     weights: int

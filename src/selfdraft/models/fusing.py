@@ -28,14 +28,14 @@ GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 class StockNorm(Protocol):
-    """What is read of a stock norm."""
+    """The attributes of a stock norm that fusing reads."""
 
     weight: Tensor
     variance_epsilon: float
 
 
 class StockMLP(Protocol):
-    """What is read of a stock MLP, see `GATED`."""
+    """The attributes of a stock MLP that fusing reads, see `GATED`."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -44,7 +44,7 @@ class StockMLP(Protocol):
 
 
 class StockAttention(Protocol):
-    """What is read of a stock attention sublayer."""
+    """The attributes of a stock attention sublayer that fusing reads."""
 
     q_proj: nn.Linear
     k_proj: nn.Linear
@@ -58,7 +58,7 @@ class StockAttention(Protocol):
 
 
 class LayerCache(Protocol):
-    """What attention needs of a cache."""
+    """The method that attention calls on a cache."""
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]:
         """Write a layer's new (B, G, N, D) keys and values; return those of all slots, (B, G, K, D)."""
@@ -128,7 +128,7 @@ class FusedAttention(nn.Module):
 
 
 def stays_stock(fuse: Callable[..., nn.Module | None]) -> Callable[..., nn.Module | None]:
-    """Make a function return None if trying a module raises anything: the module is then of another kind."""
+    """Make a function return None if it raises anything: the module is then of another kind and stays stock."""
 
     @wraps(fuse)
     def attempt(stock: nn.Module, **options: object) -> nn.Module | None:
@@ -211,7 +211,7 @@ def _qkv(attention: StockAttention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
 
 
 class _NoCache:
-    """The cache of a trial's attention, which sees only its own keys."""
+    """The cache that attention gets in a trial: it sees only the keys of the same forward."""
 
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return keys, values

@@ -18,11 +18,11 @@ from selfdraft.models.packing import PackedLinear, product_by
 
 
 class Gate:
-    """The probes among the B * N rows of the current forward.
+    """Says which of the B * N rows of the current forward are probes, and so get the LoRA.
 
     Attributes:
         rows: the probes, as a slice or (m,) indices; None for none.
-        total: B * N. A product of any other number of rows (an expert's, which gets some of the tokens) has no probes.
+        total: B * N. A product of another number of rows gets no LoRA: it is an expert's, which sees some tokens only.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Gate:
 
 
 class GatedLinear(nn.Module):
-    """A matrix of the full path, or several joined, that adds its LoRA to the rows that the gate lets through."""
+    """A matrix of the full path, or several joined, which adds its LoRA to the probes' rows only."""
 
     def __init__(
         self, base: nn.Linear | PackedLinear, loras: Sequence[tuple[Tensor, Tensor] | None], scale: float, gate: Gate

@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """A whole call. `pad_id`: the id that fills up the rows whose answers end before others."""
+    """A call of `generate`. `pad_id`: the id that fills up rows whose answers end before others."""
 
     rows: list[Row]
     eos: frozenset[int]

@@ -14,7 +14,7 @@ from selfdraft.models.graph_cache import KeptGraph
 from selfdraft.models.weights import SAME, Codes, exactly_encoded
 
 HOW_TO_INSTALL = "pip install openvino"
-DIFFERENCE = 1e-3  # of the outputs' spread: more than rounding makes between a graph and its module
+DIFFERENCE = 1e-3  # as a share of the outputs' spread: more than rounding makes between a graph and its module
 
 
 def compiled(module: nn.Module, example: Sequence[Tensor], shapes: Sequence[Sequence[int]], weights: str = SAME) -> Any:
@@ -82,7 +82,7 @@ def _request(model: Any, weights: str) -> Any:
 def _computes(request: Any, module: nn.Module, example: Sequence[Tensor]) -> bool:
     """Whether a kept graph returns what the module itself does, up to rounding, for random inputs.
 
-    Random masks and rotations tell apart what the example, all of whose keys are zero and visible, does not.
+    Masks and rotations are random too: in the example all keys are zero and visible, which would hide some faults.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(tensor.shape, generator=generator) for tensor in example]

@@ -33,7 +33,7 @@ KEPT = 64  # files: those that were used longest ago go when there are more
 
 
 class KeptGraph:
-    """The place of one module's graph in the folder of graphs, and the live weights that belong into it."""
+    """The file of one module's graph, and the weights of the loaded module that are put into the graph."""
 
     def __init__(self, path: Path, module: nn.Module) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class KeptGraph:
             return None
 
     def read(self) -> Any | None:
-        """Return the kept graph (an `openvino.Model`) with the live weights in it; None if there is none that fits."""
+        """Return the kept graph (an `openvino.Model`) with the module's weights in it; None if none fits."""
         import openvino
 
         try:
@@ -93,7 +93,7 @@ class KeptGraph:
         return self._filled(model)
 
     def remove(self) -> None:
-        """Delete the file, which does not compute what the module does."""
+        """Delete the file, because its graph does not compute what the module does."""
         with suppress(OSError):
             self.path.unlink()
 

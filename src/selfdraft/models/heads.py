@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from selfdraft.models.packing import PackedLinear
 
-WIDTH = 64  # of the confidence head
+WIDTH = 64  # the width of the confidence head's hidden layer
 
 
 class SamplerHead(nn.Module):
-    """Adds to a probe's hidden state which token was drafted before it: a residual MLP, at first the identity."""
+    """Adjusts a probe's hidden state to the token that was drafted before it: a residual MLP, at first the identity."""
 
     inner: nn.Linear | PackedLinear
     outer: nn.Linear | PackedLinear
@@ -65,7 +65,7 @@ class ConfidenceHead(nn.Module):
 
 
 class DraftHeads(nn.Module):
-    """From a gated row's hidden state and the token before its prediction to logits and confidence.
+    """The heads of one adapter: they turn a gated row's hidden state and the token before into logits and confidence.
 
     Attributes:
         sampler, markov, confidence: each may be None.

@@ -33,11 +33,11 @@ from selfdraft.models.target import Target
 from selfdraft.models.teacher_forced import teacher_forced
 
 KEY_BLOCK, ROW_BLOCK = 128, 2
-WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # rows of a padded forward, tried against single tokens
+WIDTHS = range(ROW_BLOCK, 32 + 1, ROW_BLOCK)  # numbers of rows of a padded forward that are compared with single tokens
 TRIED_BLOCKS = (1, 4, 5)  # numbers of key blocks: few, the most that are summed at once, and more than that
 TEXTS = (3, 61, 515)  # lengths of texts after which a tree is tried
-PARENTS = (-1, 0, 0, 1, -1, 4, 3, 6, 7, 4)  # of that tree's nodes
-LEAST = 8  # rows; with fewer, drafting is not worthwhile
+PARENTS = (-1, 0, 0, 1, -1, 4, 3, 6, 7, 4)  # the parent of each node of that tree
+LEAST = 8  # rows; if fewer are alike, drafts are too short to be worthwhile
 
 
 def make_shape_invariant(target: Target) -> None:
@@ -74,7 +74,7 @@ def _tree(nodes: list[int]) -> TokenTree:
 
 
 def alike_in_trees(target: Target) -> bool:
-    """Return whether the nodes of a random tree have the bits that they have one by one, after texts of some lengths.
+    """Return whether a random tree's logits have the same bits as those of its tokens one by one, after several texts.
 
     Every branch of the tree is decoded by itself as well, token by token.
     """
@@ -103,7 +103,7 @@ def alike_in_trees(target: Target) -> bool:
 
 
 def widest_alike(target: Target) -> int:
-    """Return the largest of `WIDTHS` up to which all round as single tokens do; 0 if the first does not.
+    """Return the largest of `WIDTHS` up to which all forwards round as those of single tokens; 0 if the first does not.
 
     Tried on random texts that end near the end of a block of keys.
     """

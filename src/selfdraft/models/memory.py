@@ -29,7 +29,7 @@ _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes that one process will hold, besides those that Python and torch hold already."""
+    """Estimated bytes that one process will hold, besides those that Python and torch hold already."""
 
     weights: int
     packed: int
@@ -128,7 +128,7 @@ def refuse_what_cannot_fit(need: Needed, device: torch.device, processes: int = 
 
 
 def give_back() -> None:
-    """Return memory that was freed to the system; takes hundredths of a second. Does nothing without glibc.
+    """Give freed memory back to the system, in some hundredths of a second. Does nothing without glibc.
 
     Otherwise glibc keeps most of it: it raises its limit for pieces that it returns at once to the size of the largest
     one that was freed. After that, tensors of up to 32 MB only leave holes in its own memory.

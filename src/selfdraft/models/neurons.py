@@ -28,7 +28,7 @@ GATED_MLPS = ({"gate_proj", "up_proj", DOWN}, {"gate_up_proj", DOWN})  # the sec
 
 
 class _Recorder(nn.Module):
-    """Replaces an MLP's last matrix: sums the squares of each neuron's share of every token's activation."""
+    """Replaces an MLP's last matrix, and sums the squares of each neuron's share of every token's activation."""
 
     def __init__(self, down: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Recorder(nn.Module):
 
 @singledispatch
 def most_used_mlps(target: TargetProtocol, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
-    """Return, by layer outside `skip`, its MLP with only the fraction `ratio` of neurons that `tokens` use most.
+    """Return by layer a narrow MLP: the share `ratio` of its neurons that `tokens` use most. Not for layers in `skip`.
 
     Raises:
         UserError: the family's MLPs cannot be sliced; the message names it.

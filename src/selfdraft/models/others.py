@@ -24,16 +24,16 @@ from selfdraft.models.stock import JUDGED, OTHER_VALUES, StockGeneration
 CHILDREN = Path(__file__).parent / "children"
 CHILD = CHILDREN / "child.py"
 GGUF, MODEL_FOLDER, ONNX_FOLDER = "GGUF file", "model folder", "ONNX folder"
-ENDING_S = 5.0  # a process that has closed its pipe is given so long to end by itself
-SAID = 10_000  # bytes of a process's last messages that are read
+ENDING_S = 5.0  # seconds that a process gets to end by itself after its pipe was closed
+SAID = 10_000  # largest number of bytes that is read of a process's last messages
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs another engine.
+    """How another engine is run.
 
     Attributes:
-        script: in `CHILDREN`. package: what its script imports, and `pip install` calls so.
+        script: its file in `CHILDREN`. package: what the script imports, by the name for `pip install`.
         reads: `GGUF`, `MODEL_FOLDER` (of transformers) or `ONNX_FOLDER`.
         lookup: whether it drafts by its own prompt lookup.
     """

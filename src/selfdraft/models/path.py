@@ -31,7 +31,7 @@ States = list[Tensor] | None
 
 
 class Graph(Protocol):
-    """Layers that run at once: `compiled.CompiledLayers` and `native.layers.NativeLayers`."""
+    """Several layers that run in one call: `compiled.CompiledLayers` or `native.layers.NativeLayers`."""
 
     @property
     def alike(self) -> Hashable:
@@ -54,7 +54,7 @@ class Runner(Protocol):
     """What a path needs around its layers; `Driver` has it.
 
     Attributes:
-        norm: the model's final norm. rotary: its rotary positions. whole, share: see `Driver`.
+        anatomy: the model's parts. norm: its final norm. rotary: its rotary positions. whole, share: see `Driver`.
     """
 
     anatomy: Anatomy
@@ -74,16 +74,16 @@ class Runner(Protocol):
 class Path:
     """The part of the model that a forward runs through: all of it, or a sparse selection.
 
-    `run` is the only place in which paths differ. A part of the model that needs more than its layers in a row (other
-    keys, other inputs) is a subclass with its own `run`, in a file of its own.
+    Paths differ only in `run`. If a path needs more than its layers in a row, such as another input, it is a subclass
+    with its own `run`, in a file of its own (`jump`, `feature`, `pseudo`, `fused`, `selection`).
 
     Attributes:
         layers: the layers that are run, in order.
         types: `full_attention` or `sliding_attention`, for each of them.
         skip: the sublayers left out.
-        leading: number of first layers that are the full model's own: verification need not compute them again.
-        head: the head's rows for `vocabulary`; None for the whole head.
-        vocabulary: (v,) ids that this path may draft; None for all.
+        leading: number of first layers that are the full model's own, so verification need not compute them again.
+        head: computes the logits of `vocabulary`; None for the model's head.
+        vocabulary: (v,) token ids that this path may draft; None for all.
         norm: replaces the final norm; None for the model's own.
     """
 
@@ -124,7 +124,7 @@ class Path:
         return self.drive(runner, block, states=states)
 
     def runs_in_two(self, runner: Runner) -> bool:
-        """Return whether the leading layers, those after them, or both have graphs, but not all of them one."""
+        """Return whether the leading layers or those after them have a graph, and all layers together have none."""
         if runner.graph(self.layers, self.types) is not None:
             return False
         _, leading, later = self.graphs(runner)
@@ -245,7 +245,7 @@ class Reuse:
 def ready_tokens(reuse: Sequence[Reuse | None]) -> int:
     """Return how many first tokens of every row a forward need not run through the leading layers again.
 
-    Rows run together, so this is 0 if a row has nothing to reuse or if rows left the full model at different layers.
+    Rows run together, so this is 0 if one has nothing to reuse, or if they stopped at different layers.
     """
     known = [r for r in reuse if r is not None]
     if len(known) < len(reuse) or len({r.layers for r in known}) > 1:

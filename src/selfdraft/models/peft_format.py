@@ -25,10 +25,10 @@ IN_PEFT = "base_model.model."  # prefix of peft's tensor names
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A peft adapter.
+    """The contents of a peft adapter.
 
     Attributes:
-        rank: of its LoRA; 1 if it has none.
+        rank: rank of its LoRA; 1 if it has none.
         scale: factor of its LoRA.
         matrices: names of the modules with LoRA.
         whole: names of the modules that were trained as a whole.

@@ -1,4 +1,7 @@
-"""Places of layers in a family's own forward, and other modules that stand there for a part of the model (see `whole`).
+"""Modules that stand for layers and other parts while the model's own forward runs (see `whole`).
+
+A `Place` stands for a layer. `Given` returns a value that is known already, `Called` calls a function, and `Noting`
+notes what a sublayer returns.
 
 Shapes: B rows of one forward, N tokens a row, K keys, H query heads, C hidden size.
 """
@@ -17,7 +20,7 @@ from selfdraft.models.anatomy import FULL
 from selfdraft.models.cache import CacheWindow
 from selfdraft.models.rotary import Rotary
 
-MASKS = ("attention_mask", "causal_mask", "mask")  # the names that families give to what a layer takes
+MASKS = ("attention_mask", "causal_mask", "mask")  # the names that families give to a layer's arguments
 CACHES = ("past_key_values", "past_key_value", "layer_past")
 BIAS = "alibi"  # a bias that is proportional to the position of the key, (B * H, 1, K)
 States = list[Tensor] | None
@@ -25,19 +28,19 @@ States = list[Tensor] | None
 
 @dataclass
 class Call:
-    """One forward through the places.
+    """What one forward through the places gets and leaves.
 
     Attributes:
-        layers: by place, the layer that runs there. masks: by place, what that layer adds to its scores.
-        view: the cache; None: layers get what the family gives them.
+        layers: by place, the layer that runs there. masks: by place, the mask that this layer adds to its scores.
+        view: our cache; None: layers get the mask and the cache that the family gives them.
         first, last: the places of the first and the last layer that run.
-        hidden: (B, N, C), given to the first place instead of what the family computes; None: the latter.
+        hidden: (B, N, C) input of the first layer that runs; None: the states that the family computes.
         key_positions: (B, K) the position of every key, for biases by distance.
-        slopes: (B * H,) of such a bias; None: the family has none.
+        slopes: (B * H,) how much such a bias grows from one position to the next; None: the family has none.
         states: see `Path.run`.
         entered, left: the states before the first layer that runs and after the last one.
         seen: by place, the mask that the family made. returned: how many things the layers return; 0: only a tensor.
-        bias: what the family made for a bias by distance.
+        bias: the tensor that the family made for a bias by distance.
     """
 
     layers: Mapping[int, nn.Module]
@@ -67,7 +70,7 @@ def apart(hidden: Tensor, streams: int) -> Tensor:
 
 
 class Place(nn.Module):
-    """Stands where a layer of the decoder stands."""
+    """Stands for one layer of the decoder: runs the path's layer there, or none."""
 
     def __init__(self, index: int, stock: nn.Module, call: Call, returned: int, signature: inspect.Signature) -> None:
         """Take a layer's place.
@@ -144,7 +147,7 @@ def _take_ours(given: inspect.BoundArguments, call: Call, index: int) -> None:
 
 
 class Given(nn.Module):
-    """Returns one value whatever it is called with."""
+    """Stands for a module whose result is known: returns that value, whatever it is called with."""
 
     def __init__(self, value: object, inner: str = "", stock: nn.Module | None = None) -> None:
         """Take the value.
@@ -165,12 +168,12 @@ class Given(nn.Module):
         return parts[name] if name in parts else getattr(self.__dict__["stock"], name)
 
     def forward(self, *_: object, **__: object) -> Any:
-        """Return it."""
+        """Return the value."""
         return self.__dict__["value"]
 
 
 class Output(BaseModelOutputWithPast):
-    """What a base model returns, of which only the last states are known."""
+    """The output of a base model of which only the last states are known; other fields are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -185,7 +188,7 @@ class Called(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Call it."""
+        """Call the function."""
         return self.function(x)
 
 
@@ -202,7 +205,7 @@ class Lengths(nn.Module):
 
 
 class Noting(nn.Module):
-    """A sublayer that notes how many things it returns; 0: only a tensor."""
+    """Runs a sublayer, and notes how many things it returns; 0: only a tensor."""
 
     def __init__(self, stock: nn.Module, note: Callable[[int], object]) -> None:
         super().__init__()
@@ -214,7 +217,7 @@ class Noting(nn.Module):
         return parts[name] if name in parts else getattr(parts["stock"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it."""
+        """Run the sublayer."""
         out = self.stock(*args, **kwargs)
         self.__dict__["note"](0 if isinstance(out, Tensor) else len(out))
         return out

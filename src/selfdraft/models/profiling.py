@@ -1,4 +1,8 @@
-"""Measure the cost of forwards on this machine: every decision whether a draft is worth its time uses these numbers."""
+"""Measure what forwards cost on this machine: in seconds, by number of tokens, for the full model and its parts.
+
+Every decision whether a draft is worth its time uses these numbers. So forwards are timed as they are run in decoding,
+and enough times that a busy moment of the machine does not decide.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PART_SIZES = (1, 2, 4, 8, 16)
 CONTEXTS = (64, 128, 512, 1024, 2048)
 BATCHES = (2, 4, 8)
-# Most drafts are small, and whether they pay depends on small differences: forwards of up to SMALL tokens are timed in
-# further rounds, at most MORE for each first one, in about MORE_S seconds.
+# Most drafts are small, and whether they pay depends on small differences. So forwards of up to SMALL tokens are timed
+# in further rounds: at most MORE for each of the first rounds, and for about MORE_S seconds.
 SMALL, MORE, MORE_S = 8, 5, 2.0
 
 
@@ -35,16 +39,17 @@ SMALL, MORE, MORE_S = 8, 5, 2.0
 def measure_costs(
     target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 3
 ) -> CostCurve:
-    """Time forwards of chains of every size after `context` tokens, interleaved, through the full path or another.
+    """Time forwards of chains of every size after `context` tokens, through the full path or another.
 
-    The fastest forward of one token counts, because other processes on the machine can only add time. How many times as
-    long larger forwards take is a ratio of medians, because the fastest of a few runs, each in another moment of a
-    machine whose speed drifts, are not comparable. The cache is overwritten, so call this between requests; the
-    forwards are not counted as decoding.
+    Sizes are timed in turn. For one token the fastest forward counts, because other processes on the machine can only
+    add time. How many times as long a larger forward takes is a ratio of medians, because a machine's speed drifts and
+    the fastest runs may be from different moments.
 
-    Each forward is timed after a full forward of one token, as when decoding. A path that stays in the processor's
-    caches would look cheaper than it is. A forward of one token takes longer after one of many, so without this, drafts
-    would look cheaper beside it than they are.
+    Each forward is timed after a full forward of one token, as in decoding. Otherwise a path that fits into the
+    processor's caches would look cheaper than it is, and a forward of one token, which takes longer after one of many,
+    would make drafts look cheaper beside it.
+
+    The cache is overwritten, so call this between requests. The forwards are not counted as decoding.
 
     Args:
         rounds: forwards of each size; small ones are timed more often (see `SMALL`).
@@ -85,7 +90,7 @@ def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
 
 @torch.inference_mode()
 def measure_parts(target: Target, *, context: int = 256, rounds: int = 5, **labels: str) -> CostModel:
-    """Time the full path, the path without attentions, without MLPs and without layers, interleaved, and the head.
+    """Time the parts of the model: the full path, paths without attentions, MLPs or layers, and the head.
 
     Args:
         labels: device, model and source, for the cost model.

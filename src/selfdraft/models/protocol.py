@@ -25,10 +25,10 @@ class TargetProtocol(Protocol):
     Attributes:
         full: the path of all layers.
         cache: rows of committed tokens: `rows`, `lengths`, `clear`, `reserve` and `move` (see `KVCache`).
-        vocab_size, max_positions, pad_id: of the model.
+        vocab_size, max_positions, pad_id: number of token ids, of positions, and the padding id.
         chains_only: whether forwards take chains only, no trees with branches.
-        forwards: full forwards after prefill; tests compare the counts in records with it.
-        compiled: graphs that run its layers, by the layers' identities (see `CompiledLayers`); none: they run eagerly.
+        forwards: number of full forwards after prefill; tests compare the counts in records with it.
+        compiled: what runs several layers in one call, by the identities of these layers; empty: layers run one by one.
     """
 
     full: Path
@@ -49,7 +49,7 @@ class TargetProtocol(Protocol):
         """Append `tokens` to the committed tokens of a cache row, without computing logits."""
 
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
-        """Recompute a row's keys when its text grows past the limit of its rope, in families that do so.
+        """Recompute a row's keys when its text grows past a limit of its rotary positions, in families that do so.
 
         Args:
             tokens: the row's committed tokens and the next root.
@@ -94,11 +94,11 @@ class TargetProtocol(Protocol):
         *,
         keep: Sequence[list[Tensor]] | None = None,
     ) -> list[Tensor]:
-        """Run a forward through `path` in the scratch slots after the committed tokens: nothing has to be undone.
+        """Run a draft's tokens through `path`. Their keys go to scratch slots, so nothing has to be undone.
 
         Args:
-            offset: how many scratch tokens of the same draft come before (a drafted chain is written as it grows).
-            tokens: per row the token at that offset. trees: per row the nodes under it.
+            offset: number of tokens of the same draft that were run before, because a chain is drafted token by token.
+            tokens: per row, the token to run at that offset. trees: per row, the nodes below it.
             keep: per row, a list that gets the (n + 1, C) hidden states after the path's leading layers, for `Reuse`.
 
         Returns:

@@ -34,7 +34,7 @@ from selfdraft.models.protocol import TargetProtocol
 from selfdraft.models.sparse import sliced_head
 
 Branch = tuple[int, ...]  # the tokens from the first probe's on that lead to a node
-RANK = 2  # of the random LoRA of `untrained`
+RANK = 2  # the rank of the random LoRA that `untrained` makes
 IDS = 4096  # ids embedded at once for the mean, so that a large vocabulary's embeddings are not copied as a whole
 
 
@@ -197,7 +197,7 @@ def pseudo_tokens(target: TargetProtocol, adapter: str | None, count: int, noise
 
 
 def _by_branch(found: Sequence[Tensor], followed: Sequence[list[int]]) -> list[dict[Branch, Weighted]]:
-    """Return each depth's (2, b, k) best tokens by branch; `followed`: those of b * k that the next depth follows."""
+    """Return each depth's (2, b, k) best tokens by branch; `followed`: which of the b * k go on to the next depth."""
     levels: list[dict[Branch, Weighted]] = []
     branches: list[Branch] = [()]
     for best, at in zip(found, followed, strict=True):

@@ -58,7 +58,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], variables: Mapp
 
 
 class _Renderer:
-    """The end that asks: it sends one request at a time, from any thread."""
+    """The asking end of the pipe: it sends one request at a time, from any thread."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None

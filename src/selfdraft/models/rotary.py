@@ -89,7 +89,7 @@ class Rotary:
 
     @property
     def limits(self) -> set[int]:
-        """Lengths past which other tables are taken."""
+        """The lengths past which other tables are used."""
         return {rule.limit for rule in self.rules.values()}
 
     def alike_after(self, root: int) -> int:
@@ -121,7 +121,7 @@ class Rotary:
         return rotation
 
     def _looked_up(self, hidden: Tensor, positions: Tensor, kind: str) -> Rotation:
-        """Return what the stock module does, on a CPU from a table: the module takes long for a few numbers."""
+        """Return the stock module's result. On a CPU it is looked up in a table, because the module takes longer."""
         whole = positions.device.type == "cpu" and not positions.is_floating_point()
         furthest = int(positions.max()) if whole else MOST_KEPT
         if furthest >= MOST_KEPT:
@@ -198,7 +198,7 @@ def _recomputed_past(model: Any, rules: Mapping[str, LengthRule]) -> int | None:
 
 
 class _Held:
-    """A stand-in for a cache: states a number of tokens, and holds none."""
+    """A stand-in for a cache: says that it has a number of tokens, and holds none."""
 
     is_compileable = False
 

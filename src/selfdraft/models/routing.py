@@ -1,8 +1,9 @@
-"""Which experts a forward chose for every token, and forwards that are made to choose the same ones.
+"""Note which experts a mixture-of-experts model chooses for each token, and make another forward take the same ones.
 
-A router takes the experts with the largest scores. Where two scores are closer than rounding, two right forwards take
-different experts, and what the experts return then differs by far more than rounding. Such a *tie of routing* is not
-a fault. To see what else two forwards do differently, one of them is made to take the experts of the other.
+Certificates need this. A router takes the experts with the largest scores. If two scores are closer than rounding, two
+right forwards may take different experts, and the outputs of these differ by far more than rounding. Such a *tie of
+routing* is not a fault. To see whether two forwards differ for another reason, one is made to take the experts of the
+other.
 
 Shapes: n tokens, k experts of a token.
 """
@@ -59,7 +60,7 @@ def mixtures(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 class Notes:
-    """Notes the experts that forwards choose while it is entered."""
+    """Notes which experts forwards choose inside a `with` statement."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         """Take the parts that run experts (see `mixtures`)."""
@@ -100,10 +101,11 @@ class Notes:
 
 @contextmanager
 def forced(parts: Sequence[nn.Module], routing: Routing, found: Forced) -> Iterator[None]:
-    """Make forwards of the routing's text take its experts, with its weights where they would have taken others.
+    """Make forwards of a text take the experts that another forward of it took, where they would take others.
 
     Args:
-        found: counts them.
+        parts: run the experts (see `mixtures`). routing: the experts to take, and their weights.
+        found: counts the choices, and how many were changed.
     """
     hooks = []
     for part, (experts, weights) in zip(parts, routing.chosen, strict=True):

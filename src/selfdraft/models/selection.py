@@ -31,7 +31,7 @@ SCORED = "selfdraft_scored_sdpa"
 
 
 class Selection:
-    """Per cache row, the keys and values at chosen positions of its text."""
+    """The keys and values at chosen positions of the text, for each row of the cache."""
 
     def __init__(self, layers: int, rows: int) -> None:
         self.cache = KVCache(layers, rows, 0)
@@ -74,7 +74,7 @@ class Scores:
 
 
 class _Scored(nn.Module):
-    """The type of stock attention modules that were given a record."""
+    """A stock attention module that has a record for its scores."""
 
     scores: Scores
 
@@ -172,7 +172,7 @@ def selection(target: TargetProtocol) -> Selection:
 def selecting(path: Path, target: TargetProtocol, keys: Selection, choose: Choose | None = None) -> Path:
     """Return `path` with drafts that attend to `keys` only.
 
-    Nothing that it computes is what the verification would compute, so no states can be reused.
+    Its states are not those of the full model, which sees all keys, so verification cannot reuse them.
 
     Args:
         choose: if given, the draft's first forward sees all keys, and this chooses some by its attention scores.

@@ -19,7 +19,7 @@ SERVED = "vllm"  # the contender's name
 CONNECT_S, ANSWER_S = (
     10.0,
     300.0,
-)  # seconds until there must be a connection, and then until the next piece of an answer
+)  # seconds to wait for a connection, and then for each piece of an answer
 LONGEST_LINE = 1_000_000  # bytes
 REASON = 200  # characters of a server's own message that are shown
 
@@ -50,7 +50,8 @@ def server_address(text: str) -> SplitResult:
 class ServedEngine:
     """A server that decodes greedily and returns token ids; one request at a time is sent.
 
-    It times nothing itself. Seconds are those until pieces of the answer arrive here, so they include the network.
+    The server does not time itself. Seconds are counted until pieces of the answer arrive here, so they include the
+    network.
 
     Attributes:
         weights: `UNKNOWN_VALUES`. judged: False, since nobody knows which values and dtype the server computes with.
@@ -149,7 +150,7 @@ class ServedEngine:
 def _response(
     connection: http.client.HTTPConnection, method: str, path: str, body: str | None
 ) -> http.client.HTTPResponse:
-    """Send a request and return its response, of which the body has not been read."""
+    """Send a request and return its response; the body has not been read yet."""
     connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
     response = connection.getresponse()
     if response.status != 200:

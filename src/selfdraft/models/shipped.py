@@ -26,8 +26,8 @@ class Shipped:
     """Weights that come with SelfDraft.
 
     Attributes:
-        folder: of the adapter. fingerprint, model: of the model that they were trained for.
-        options: of the drafter that were trained for, without the adapter.
+        folder: the adapter's folder. fingerprint, model: those of the model that the weights were trained for.
+        options: the drafter's options that they were trained for, without the adapter.
         made: recipe, data, seeds, command and the acceptance on held-out texts.
     """
 

@@ -16,7 +16,7 @@ FEWEST = 4  # layers; drafters that leave out layers need a few
 
 
 def enough_layers(config: PreTrainedConfig) -> int:
-    """Return how many first layers have one of each type, and are at least `FEWEST`."""
+    """Return the number of first layers that include one of each type, at least `FEWEST`."""
     types = list(getattr(config, "layer_types", None) or [])
     return min(config.num_hidden_layers, max([FEWEST, *(types.index(kind) + 1 for kind in set(types))]))
 

@@ -1,7 +1,7 @@
-"""Random small models of any family that transformers has a causal language model for.
+"""Make a random small model of any family that transformers has a causal language model for.
 
-`tiny` makes models of nine families that the test suite knows in every detail. This makes one of any family, from its
-own configuration class: every field that says a size gets a small value. It is for tests and `scripts/families.py`.
+`tiny` makes models of nine families that the test suite knows in every detail. This file makes one of any family, from
+its own configuration class: every field that says a size gets a small value. It is for tests and `scripts/families.py`.
 """
 
 from __future__ import annotations

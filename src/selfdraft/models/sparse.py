@@ -41,7 +41,7 @@ def sparse_path(
     feature: Product | None = None,
     jump: Product | None = None,
 ) -> Path:
-    """Return the path without the sublayers of `skip`. It takes microseconds; any number may coexist.
+    """Return the path without the sublayers of `skip`. Any number of paths may exist at once.
 
     A target whose paths are made differently registers its own function (see `functools.singledispatch`).
 
@@ -97,7 +97,7 @@ def without(
 def _skipped(
     kind: type[SkippedAttention], layer: nn.Module, index: int, anatomy: Anatomy, name: str
 ) -> SkippedAttention:
-    """Return what stands for a sublayer that is left out.
+    """Return the module that takes the place of a sublayer that is left out.
 
     Raises:
         UserError: the family's layers have no such sublayer.

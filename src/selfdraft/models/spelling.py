@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import lone_surrogate
 
-HALF = "\ufffd"  # what decoders write for the bytes of a character that is not complete
+HALF = "\ufffd"  # decoders write this for the bytes of a character that is not complete
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """A target that runs a model as a whole, by its own forward and transformers' cache of it.
 
 It is for families whose layers keep a state (convolutions, linear attention, state spaces), and for those whose layers
-cannot be taken apart. A state is a summary of the whole text, so it cannot be rolled back by a length, as keys and
-values can. This target verifies chains:
+cannot be taken apart. A state is a summary of the whole text. Keys and values of rejected tokens can be dropped, but
+their effect on a state cannot. So this target verifies chains in these steps:
 
 1. Before a draft is verified, the states are copied: a checkpoint.
-2. A draft that is accepted as a whole leaves the cache as it should be.
-3. Otherwise the checkpoint is restored. The accepted tokens are then owed: they go before the next block, in the same
-   forward, and cost no forward of their own. Only when `MOST_OWED` have gathered are they run by themselves.
+2. If the whole draft is accepted, the cache is as it should be.
+3. Otherwise the checkpoint is restored, and the cache lacks the accepted tokens: they are *owed*. They go before the
+   next block, in the same forward, and cost no forward of their own. Only when `MOST_OWED` have gathered are they run
+   by themselves.
 
 Where transformers' cache can drop its last tokens, nothing is owed: it has no states, or only those of short
 convolutions (LFM2).
@@ -45,7 +46,7 @@ from selfdraft.models.trial import stock_logits
 from selfdraft.models.undivided import cache_name
 from selfdraft.models.weights import SAME
 
-MOST_OWED = 16  # tokens; up to about as many, a forward takes hardly longer
+MOST_OWED = 16  # tokens: a forward takes hardly longer with up to about so many
 PREFILL_CHUNK = 512  # tokens per prefill forward
 NO_LIMIT = 2**20  # positions of a model whose configuration has no limit
 TRIED = 14  # tokens on which forwards with checkpoints are compared with the model's own
@@ -55,8 +56,8 @@ class StatefulTarget:
     """A model that is run as a whole, as `TargetProtocol` asks for it.
 
     Attributes:
-        reason: why, for messages: what there is to know of its layers.
-        replays: forwards that ran accepted tokens anew, and verified nothing.
+        reason: why the model is run as a whole, for messages.
+        replays: number of forwards that only ran accepted tokens again, and verified nothing.
         copied_s: seconds spent on checkpoints.
     """
 
@@ -67,7 +68,7 @@ class StatefulTarget:
             packed: on a CPU, run a light copy of the model whose matrices are packed for oneDNN.
 
         Raises:
-            UserError: its forward with a cache is not that without one; the message names the family.
+            UserError: its logits with a cache are not those without one; the message names the family.
         """
         config = text_config(model)
         self.reason = "keeps a state in its layers" if keeps_state(model.config) else "has layers of a kind of its own"

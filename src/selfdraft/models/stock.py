@@ -85,7 +85,7 @@ class StockGenerate:
 
 @dataclass
 class _Stopwatch(BaseStreamer):
-    """Gets the prompt first, then the tokens as they come: the first tokens end the prefill."""
+    """Times `generate`: it gets the prompt first, then the tokens as they come. The first of these end the prefill."""
 
     times: list[float] = field(default_factory=list)
     first_tokens: int = 0

@@ -111,7 +111,7 @@ def generate(model: Any, prompt: Sequence[int], config: GenerationConfig, **opti
 
 
 class _Dictated(LogitsProcessor):
-    """Allows only the next token of a text."""
+    """A logits processor that allows only the next token of a given text."""
 
     def __init__(self, text: Sequence[int]) -> None:
         self.text = text

@@ -29,7 +29,7 @@ from selfdraft.models.teacher import TeacherOutputs, run_layer, surroundings
 
 
 class _StudentCache:
-    """The cache of a student's layers: they see the target's keys first, then their own."""
+    """The cache that the trained layers read: the target's keys first, then their own."""
 
     def __init__(self, teacher: TeacherOutputs) -> None:
         self.teacher = teacher
@@ -72,11 +72,11 @@ class Student(nn.Module):
 
         Args:
             first: layers before this one are the target's own, and are not run.
-            rank, alpha: of LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the copies from layer `lora_from`
-                on; rank 0 for none. lora_on: the last part of the names of the matrices that get one; empty for all.
+            rank, alpha: of the LoRA (Hu et al. 2021, arXiv 2106.09685) on every matrix of the copies from layer
+                `lora_from` on; rank 0 for none. lora_on: only matrices whose names end with one of these; empty: all.
             whole: layers whose weights are all trained, without LoRA. norm: train a final norm for drafts.
-            feature: train the matrix of `FeaturePath.feature`, from zero.
-            jump: train that of `JumpPath.jump`, from one.
+            feature: train the matrix of `FeaturePath.feature`; it begins as zeros.
+            jump: train that of `JumpPath.jump`; it begins as the identity.
         """
         super().__init__()
         target.model.requires_grad_(False)

@@ -44,9 +44,9 @@ PREFILL_CHUNK = 512  # tokens per prefill forward: bounds the (N, K) mask of lon
 
 
 class Target(Driver):
-    """A stock causal LM as `TargetProtocol` asks for it, run eagerly: any path, with a cache for several requests.
+    """The usual implementation of `TargetProtocol`: a stock causal language model whose parts can be run by themselves.
 
-    `Driver` holds the layers; this class decides what is run, in which rows and slots, and what is kept.
+    `Driver` calls the layers; this class decides which tokens are run, in which rows and slots, and what is kept.
     """
 
     def __init__(self, model: PreTrainedModel, *, packed: bool = True, attention: str = "sdpa") -> None:
@@ -54,8 +54,8 @@ class Target(Driver):
 
         Args:
             attention: one of `attention.IMPLEMENTATIONS`: ours around torch's sdpa, the family's eager one, or flex.
-            packed: on a CPU, fuse what can be fused, and hold an oneDNN-packed copy of every matrix (twice the memory,
-                faster small forwards).
+            packed: on a CPU, join operations where possible, and keep a copy of every matrix in oneDNN's layout: small
+                forwards are faster, and need twice the memory.
 
         Raises:
             UserError: the family cannot be driven; the message names it.
@@ -75,7 +75,7 @@ class Target(Driver):
     def _ways(self, model: PreTrainedModel, packed: bool, attention: str) -> Iterator[Callable[[], None]]:
         """Yield ways to drive a model, the fastest first; each raises `UserError` if the model is of another kind.
 
-        A model that was changed by its user is tried only as it is: what was changed would be ignored.
+        A model that its user has changed is tried in the first way only: the others would ignore the change.
         """
         yield lambda: self._drive(model, packed, attention, dissect_layers(model))  # which may refuse it
         if peculiarity(model) is None:
@@ -88,7 +88,8 @@ class Target(Driver):
     def _drive(self, model: PreTrainedModel, packed: bool, attention: str, anatomy: Anatomy) -> None:
         super().__init__(model, packed=packed, attention=attention, anatomy=anatomy)
         self.max_positions = position_limit(text_config(model))
-        # Shapes of forwards are rounded up to multiples of these, and drafts keep to these limits (see invariance.py).
+        # With shape-invariant decoding, forwards are padded to multiples of these blocks, and drafts stay within these
+        # limits (see `invariance`). Without it they have no effect.
         self.key_block, self.row_block = 1, 1
         self.widest_draft, self.chains_only = UNLIMITED, False
         self.forwards = 0  # full forwards after prefill: tests compare the counts in records with it
@@ -110,9 +111,10 @@ class Target(Driver):
         """
         if torch.is_autocast_enabled(self.device.type) and any(isinstance(m, PackedLinear) for m in self.linears()):
             raise refuse(self.model, "packed matrices do not follow it")
-        # A target may be compiled next, which needs no packed matrices: the first forward for a text packs them.
+        # No matrix is packed for this: the target may be compiled next, and would not need it. The first forward of a
+        # text packs them.
         with refusing(self.model), unpacked():
-            # Past its limits a rope uses other tables, so forwards there are compared as well.
+            # Rotary positions may use other tables past a limit, so forwards there are compared as well.
             starts = [0, *(limit - TRIED // 2 for limit in self.rotary.limits)]
             errors = [self._distance_from_stock_forward(max(start, 0)) for start in starts]
         self._refuse_beyond_rounding(max(errors, key=lambda error: (error != error, error)))
@@ -125,7 +127,8 @@ class Target(Driver):
     def allocate(self, rows: int, slots: int) -> None:
         """Empty the cache, with room for `rows` requests of at least `slots` tokens each.
 
-        A larger cache is kept, so that certifying one text between two batches does not make the next one reallocate.
+        A larger cache is kept: otherwise a certificate of one text between two batches would shrink it, and the next
+        batch would allocate it again.
         """
         if self.cache.rows >= rows:
             self.cache.reserve(slots)
@@ -199,7 +202,7 @@ class Target(Driver):
             self.forwards += 1
         with single_threaded(self.graph(path.layers, path.types)):
             starts = [self.cache.lengths[row] + offset for row in rows]
-            # Only states that the verification reuses must have the bits of the verification.
+            # A draft is padded only if the verification reuses its states, which must have the verification's bits.
             block = self._block(rows, starts, tokens, trees, padded=keep is not None)
             if offset == 0:
                 block = replace(block, finals=[self.cache.finals[row] for row in rows])
@@ -248,7 +251,7 @@ class Target(Driver):
         return Block.of_trees(rows, starts, roots, trees, self.cache, row_block, key_block)
 
     def _rest(self, block: Block, reuse: Sequence[Reuse | None] | None, ready: int) -> Tensor:
-        """Return the full model's (B, N, C) final hidden states; leading layers have run on `ready` first tokens."""
+        """Return the full model's (B, N, C) final states, where drafting has run the first layers on `ready` tokens."""
         known = [r for r in reuse or () if r is not None]  # every row has one, see `ready_tokens`
         layers = known[0].layers
         hidden = torch.stack([r.states[:ready] for r in known])

@@ -18,8 +18,8 @@ def target_of(model: PreTrainedModel, *, packed: bool = True, attention: str = "
 
     A family whose layers keep a state is run as a whole, and so is one whose layers cannot be taken apart.
 
-    A `StatefulTarget` has what decoding, costs and certificates ask of a `Target`, so it is returned as one; what takes
-    layers apart asks `layered` first, which refuses it.
+    A `StatefulTarget` has all that decoding, costs and certificates use of a `Target`, so it is returned as one. Code
+    that takes layers apart calls `layered` first, which refuses it.
 
     Raises:
         UserError: the family is not supported; the message names it.

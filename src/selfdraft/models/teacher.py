@@ -41,11 +41,11 @@ class TeacherOutputs:
 
 
 class TeacherOutputStore:
-    """Stored teacher outputs of rows that will come again: the target is run over every row once, not once an epoch.
+    """Keeps teacher outputs in memory, so that the target runs over every row of text once and not in every epoch.
 
-    They are kept in bfloat16 in the host's memory, the precision that a target in that dtype has. The target runs over
-    each row by itself, and even the first answer is the stored copy: training depends neither on the other rows of a
-    batch nor on when it was resumed.
+    They are kept in bfloat16, the precision that a target in that dtype has. To make training independent of the other
+    rows of a batch and of when it was resumed, the target runs over each row by itself, and even the first answer is
+    the stored copy.
     """
 
     def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], TeacherOutputs]) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from selfdraft.core.errors import UserError
 
-WINDOW = 8  # of the families with sliding-window layers: short, so that a few dozen tokens reach past it
+WINDOW = 8  # tokens that sliding-window layers see: few, so that a text of some dozen tokens is longer
 
 # Options of each family besides the sizes that all share. The keys are transformers' own model types.
 # Gemma's embeddings are untied: tied and random, they make it repeat the last token for ever.

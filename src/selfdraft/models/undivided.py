@@ -1,4 +1,4 @@
-"""Which models are run as a whole: those whose layers keep a state, and those whose layers cannot be taken apart."""
+"""Decide which models are run as a whole: if their layers keep a state, or if the layers cannot be taken apart."""
 
 from __future__ import annotations
 

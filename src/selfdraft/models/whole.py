@@ -1,9 +1,9 @@
 """Run the layers of a path inside the model's own forward, for families whose layers cannot be called one by one.
 
 Families differ in what happens around their layers: learned positions, scaled embeddings, inputs of their own for every
-layer, keys that layers share, scaled logits. So the decoder's own `forward` is called, on a light copy whose layers are
-`Place`s. A place runs the path's layer, or none where the path leaves it out, and gives it two things of ours: the mask
-of a token tree, and the cache. Everything else is what the family computes.
+layer, keys that layers share, scaled logits. So we call the decoder's own `forward`, on a light copy in which a `Place`
+stands for each layer. A place runs the path's layer, or none if the path leaves it out. It gives the layer two things
+of ours: the mask of a token tree, and the cache. Everything else is what the family computes.
 
 Shapes: B rows of one forward, N tokens a row, n nodes of a tree, V vocabulary, C hidden size.
 """
@@ -32,13 +32,13 @@ WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention
 
 
 class WholeForward:
-    """The decoder of one model, and what is around it.
+    """Calls the decoder of one model with the layers of any path.
 
     Attributes:
         rules: by layer, which positions a token may see there; None where it may see all before it.
         returned: by layer and sublayer, how many things it returns; 0: only a tensor.
         streams: how many times the width of the embedding the states between layers have (Gemma 3n: four streams).
-        asks: whether layers ask for the number of tokens before a forward, so that every row is run by itself.
+        asks: whether layers ask the cache for its number of tokens; then every row is run by itself.
         slopes: (H,) by head, how much a bias grows from one position to the next; None: there is no such bias.
     """
 
@@ -141,7 +141,7 @@ class WholeForward:
         since: int,
         normed: bool,
     ) -> Tensor:
-        """Do the same for one row after the other: layers that ask for one number of tokens take it for all rows."""
+        """Run one row after the other, because the layers ask for one number of tokens and take it for all rows."""
         finals, kept = [], []
         for b in range(len(block.rows)):
             mine: list[Tensor] = []
@@ -157,7 +157,7 @@ class WholeForward:
         return torch.cat(finals)
 
     def logits(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what the model makes of (n, C) final states with a head: (n, V) logits, scaled as the family does."""
+        """Return the (n, V) logits of (n, C) final states by a head, scaled as the family does."""
         model, output = self._model, Output(last_hidden_state=hidden[None])
         module = head if isinstance(head, nn.Module) else Called(head)
         base, head_name = self._base_name, self._head_name

@@ -1,1 +1,1 @@
-"""F3: Lightning modules."""
+"""Lightning modules: the steps of evaluations, calibrations, writing of training texts, and fine-tuning."""

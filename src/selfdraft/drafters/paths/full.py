@@ -1,4 +1,4 @@
-"""The full model as the drafting path: panel (a)."""
+"""The full model as the drafting path: all layers draft, as in Jacobi decoding."""
 
 from __future__ import annotations
 

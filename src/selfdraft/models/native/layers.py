@@ -58,7 +58,7 @@ class _CCall(ctypes.Structure):
 
 @dataclass(frozen=True)
 class NativeLayer:
-    """One layer; without attention or MLP where a path leaves it out. `kind` is its type."""
+    """One layer as our C++ takes it; no attention or MLP where a path leaves it out. `kind`: its attention type."""
 
     norm: Norm
     norm_mlp: Norm
@@ -75,7 +75,7 @@ class NativeLayer:
 
 
 class NativeLayers:
-    """Some layers in a row; a `path.Graph`."""
+    """Several layers that our C++ runs in one call, one after the other; a `path.Graph`."""
 
     def __init__(self, layers: Sequence[NativeLayer], threads: int) -> None:
         self._layers, self._threads = list(layers), threads

@@ -34,7 +34,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention sublayer. `scale` is what scores are multiplied by; `index` is its place in the cache."""
+    """An attention sublayer. `scale`: the factor of the scores. `index`: its place in the cache."""
 
     q: Stored
     k: Stored
@@ -51,7 +51,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class MLP:
-    """A gated MLP. `activation` is a number of layers.cpp."""
+    """A gated MLP. `activation`: the number by which layers.cpp knows the function."""
 
     gate: Stored
     up: Stored
