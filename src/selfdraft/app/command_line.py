@@ -38,12 +38,17 @@ def _with_quoted_prompt(argument: str) -> str:
 
 def quoted(text: str) -> str:
     """Return `text` in Hydra's notation, from which Hydra and OmegaConf read exactly this text, whatever it holds."""
-    # In OmegaConf \\${ means ${, and backslashes before it mean half as many: double those.
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    text = literal(text)
     # In Hydra's quoted strings a backslash is literal unless it belongs to a run that ends at a quote: double those.
     parts = text.split('"')
     escaped = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
     return '"' + '\\"'.join(escaped) + '"'
+
+
+def literal(text: str) -> str:
+    """Return `text` so that OmegaConf reads exactly it, and no interpolation."""
+    # In OmegaConf \\${ means ${, and backslashes before it mean half as many: double those.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def as_override(value: Any) -> str:

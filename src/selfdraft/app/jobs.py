@@ -1,8 +1,8 @@
 """The processes of a sweep's jobs: how one is started, what it prints, where it runs, and how it is ended.
 
-A job is `python run.py <arguments>`. On Linux it begins as a fork of the sweep's process, which makes all imports once:
-they take longer than a small job. Each job still has a process of its own, so its memory is given back at its
-end, and a crash ends only that job.
+A job is `python run.py <arguments>`. On Linux it is a fork of the sweep's process, which makes all imports once: they
+take longer than a small job. Each job still has a process of its own, so its memory is given back at its end, and a
+crash ends only that job.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import importlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 
 GRACE_S = 15.0  # seconds for a job to close its files and its W&B run before it gets a harsher signal
 TAIL = 8192  # bytes of a job's last error output that are kept, to find out why it failed
-PROGRAM, RUNS = "selfdraft.app.main", "selfdraft.app.run"  # our command, and what its runs import
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -107,13 +102,20 @@ class JobProcess:
                     self.copy.flush()
 
 
-def start_job(command: Sequence[str], arguments: Sequence[str], place: Place, output: Path | None) -> JobProcess:
+def start_job(
+    command: Sequence[str],
+    arguments: Sequence[str],
+    place: Place,
+    output: Path | None,
+    work: Callable[[], object] | None = None,
+) -> JobProcess:
     """Start a job.
 
     Args:
-        command: runs a job; empty for the command that runs this process, which is forked where that is safe.
+        command: runs a job; empty for the command that runs this process.
         arguments: of the job.
         output: file to which the job's output is appended; None to pass it on to this process's own.
+        work: what a fork of this process has to do to be the job; None to start a new process.
     """
     sys.stdout.flush()  # the job writes to the same stream, and our lines belong before its lines
     sys.stderr.flush()
@@ -121,12 +123,10 @@ def start_job(command: Sequence[str], arguments: Sequence[str], place: Place, ou
     os.set_blocking(reader, False)
     file = None if output is None else output.open("ab")
     try:
-        if not command and can_fork():
-            if PROGRAM in sys.modules:  # the sweep itself needs none of it
-                importlib.import_module(RUNS)
+        if work is not None:
             pid = os.fork()
             if pid == 0:
-                _run_forked(arguments, place, writer, None if file is None else file.fileno())
+                _run_forked(work, arguments, place, writer, None if file is None else file.fileno())
         else:
             started = subprocess.Popen(
                 [*(command or entry_command()), *arguments],
@@ -157,7 +157,9 @@ def entry_command() -> list[str]:
     return [sys.executable, "-m", spec.name] if spec else [sys.executable, str(Path(sys.argv[0]).absolute())]
 
 
-def _run_forked(arguments: Sequence[str], place: Place, errors: int, output: int | None) -> None:
+def _run_forked(
+    work: Callable[[], object], arguments: Sequence[str], place: Place, errors: int, output: int | None
+) -> None:
     """Be the job, in the forked process, and end the process as an interpreter does."""
     status = 1
     try:
@@ -174,9 +176,8 @@ def _run_forked(arguments: Sequence[str], place: Place, errors: int, output: int
         os.environ |= place.environment
         if place.cores:
             os.sched_setaffinity(0, place.cores)
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None
-        status = _run_again(arguments)
+        sys.argv[1:] = arguments
+        status = _status_of(work)
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does at its end
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -187,15 +188,10 @@ def _run_forked(arguments: Sequence[str], place: Place, errors: int, output: int
         os._exit(status)
 
 
-def _run_again(arguments: Sequence[str]) -> int:
-    """Run this process's script or module once more with other arguments, and return its exit status."""
-    _, *command = entry_command()
-    sys.argv = [command[-1], *arguments]
+def _status_of(work: Callable[[], object]) -> int:
+    """Do the work of a process, and return its exit status."""
     try:
-        if command[0] == "-m":
-            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(command[0], run_name="__main__")
+        work()
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0

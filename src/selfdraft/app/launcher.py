@@ -31,7 +31,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from selfdraft.app.jobs import JobFailed, JobProcess, Place, places, start_job
+from selfdraft.app.command_line import quoted
+from selfdraft.app.forked_job import Forks
+from selfdraft.app.jobs import JobFailed, JobProcess, Place, can_fork, places, start_job
 from selfdraft.app.pruning import Pruner
 from selfdraft.app.signals import INTERRUPTED, interrupted_by
 from selfdraft.app.sweep_index import PRUNED, SweepIndex, folder_name, identity_of, varying_keys
@@ -53,6 +55,7 @@ LOOK_S = 0.05  # seconds between two looks at the running jobs
 class Job(JobReturn):
     """A job whose configuration is composed, so that these parts of it are known."""
 
+    composed: DictConfig  # all of it
     overrides: Sequence[str]
     hydra_cfg: DictConfig
     working_dir: str
@@ -92,12 +95,11 @@ class ProcessLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's context and configuration, and mark the sweep's folder before Hydra writes there.
 
-        The task function is not used: the job's process finds it itself.
-
         Raises:
             UserError: the folder holds files that no sweep has written.
         """
         self.context, self.config = hydra_context, config
+        self.forks = Forks(hydra_context.config_loader, task_function)
         folder = Path(config.hydra.sweep.dir).absolute()
         refuse_foreign(folder, SWEEP, "hydra.sweep.dir")
         Mark(SWEEP).write(folder)
@@ -156,7 +158,7 @@ class ProcessLauncher(Launcher):
                     if waiting and not stopped:
                         job = waiting.pop(0)
                         log.info(f"Job {job.number} ({count - len(waiting)} of {count}): {shlex.join(job.overrides)}")
-                        running[slot] = job, self._start(job, slots[slot])
+                        running[slot] = job, self._start(job, slots[slot], waiting[0] if waiting else None)
                 time.sleep(LOOK_S)
                 for slot, (job, process) in list(running.items()):
                     if (status := process.poll()) is None:
@@ -211,7 +213,7 @@ class ProcessLauncher(Launcher):
             working_dir=str(self.table.folder / name),
             task_name=config.hydra.job.name,
         )
-        job.name = name
+        job.name, job.composed = name, config
         return job
 
     def _name(self, config: DictConfig, task_config: DictConfig, overrides: Sequence[str]) -> str:
@@ -229,14 +231,17 @@ class ProcessLauncher(Launcher):
             HydraConfig.instance().cfg = outer
         return self.index.claim(identity_of(plain), overrides, wanted)
 
-    def _start(self, job: Job, place: Place) -> JobProcess:
+    def _start(self, job: Job, place: Place, following: Job | None) -> JobProcess:
         """Start a job. If several run at once, each writes to a file, because their lines would be mixed."""
         output = None
         if self.n_jobs > 1:
             folder = Path(job.working_dir)
             folder.mkdir(parents=True, exist_ok=True)
             output = folder / OUTPUT
-        return start_job(self.command, self._arguments(job), place, output)
+        work = None
+        if not self.command and can_fork():
+            work = self.forks.work_of(job.composed, job.working_dir, None if following is None else following.composed)
+        return start_job(self.command, self._arguments(job), place, output, work)
 
     def _conclude(
         self, job: Job, status: int, seconds: float, *, said: str = "", since: float = 0.0, known: bool = False
@@ -286,8 +291,6 @@ class ProcessLauncher(Launcher):
 
     def _arguments(self, job: Job) -> list[str]:
         """Return the job's arguments: the sweep's flags and Hydra settings, the job's overrides, and its folder."""
-        from selfdraft.app.command_line import quoted  # importing it takes seconds, and every command imports this file
-
         flags, _ = get_args_parser().parse_known_args(sys.argv[1:])
         given = {name: getattr(flags, name) for name in ("config_path", "config_name", "config_dir")}
         # Not resolved: `hydra.sweep.subdir=${hydra.job.num}` may be among them, which has no value outside a job.

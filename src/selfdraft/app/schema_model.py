@@ -28,6 +28,7 @@ from selfdraft.models.loading import (
     outline_embedded,
     outline_pretrained,
 )
+from selfdraft.models.offered import taken
 from selfdraft.models.tiny import FAMILIES, tiny_model
 from selfdraft.models.weights import SAME, WEIGHTS, round_weights
 
@@ -84,7 +85,7 @@ class ModelConfig(Options):
         return False
 
     def load(self, device: torch.device, *, shared: bool = False) -> LoadedModel:
-        """Load the model onto a device, its matrices rounded as `weights` says.
+        """Load the model onto a device, its matrices rounded as `weights` says; a job of a sweep may start with it.
 
         Args:
             shared: load this process's part of every matrix only.
@@ -95,6 +96,8 @@ class ModelConfig(Options):
         if shared:
             self._refuse_parts()
             return self._load_part(device)
+        if (known := taken(self, device)) is not None:
+            return known
         loaded = self._load(device)
         round_weights(loaded.model, self.weights)
         return loaded
