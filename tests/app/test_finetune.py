@@ -311,7 +311,7 @@ INVALID = {
     "sparse_distill": (
         (["data=[]"], r"^finetune\.data must be given: the folder of a task=distill_data"),
         (["data=['~no-one-here/x']"], r"^finetune\.data=~no-one-here/x: there is no home folder"),
-        (["data=[/no/where]"], r"^Dataset '/no/where' could not be loaded \("),
+        (["data=[/no/where]"], r"^finetune\.data: Dataset '/no/where' could not be loaded \("),
         (["keep_layers=[0,7]"], r"^finetune\.keep_layers=\[7\]: this model's layers are 0 to"),
         (["skip_mlp=[1]", "exit_layer=2"], r"^finetune: give one of keep_layers, "),
         (["skip_mlp=[9]"], r"^finetune\.skip_mlp=\[9\]: this model's layers are 0 to 3$"),

@@ -180,7 +180,7 @@ def test_an_unreachable_hub_says_how_to_give_a_copy(monkeypatch: pytest.MonkeyPa
         (MtBenchConfig, {**QUESTION, "turns": []}, "`turns` must be a list of strings"),
         (SpecBenchConfig, {"turns": ["a"]}, "`category` must be a string"),
         (AlpacaConfig, {"instruction": " "}, "`instruction` must be a string that is not empty"),
-        (SpeedBenchConfig, {"category": "math"}, "none of turns, prompt, messages"),
+        (SpeedBenchConfig, {"category": "math"}, "no prompt: none of the keys turns, prompt, messages"),
     ],
 )
 def test_another_layout_gives_one_line_that_names_the_place(

@@ -54,6 +54,8 @@ def test_further_rounds_end_where_forwards_take_long(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("selfdraft.models.profiling.MORE_S", 0.3)
     measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5)
     assert rounds[2:] == [5]
+    measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5, by_clock=False)  # equally many in every process
+    assert rounds[3:] == [5]
 
 
 def test_a_path_is_timed_after_full_forwards(monkeypatch: pytest.MonkeyPatch) -> None:

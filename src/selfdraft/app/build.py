@@ -131,7 +131,7 @@ def build_bench(
     rule = _rule(decoding, loaded.eos)
     if decoding.shape_invariant:
         make_shape_invariant(whole)
-    costs = costs_on(whole)
+    costs = costs_on(whole, by_clock=not config.hardware.together)
     # Each process certifies by itself, so that its verdicts do not depend on the other processes' rounding.
     certifier = Certifier(whole, rule, batch_size=batch_size)
     target: TargetProtocol = whole

@@ -23,7 +23,7 @@ import torch
 from numpy.random import PCG64, Generator, default_rng
 from torch import Tensor
 
-from selfdraft.core.acceptance import follow, match, reject
+from selfdraft.core.acceptance import Acceptance, follow, match, reject
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.sampling import NextToken, draw, most_likely
@@ -206,7 +206,10 @@ class Decoder:
             active, drafts, logits, verdicts, states, decided, strict=True
         ):
             tree = draft.tree
-            acceptance = follow(tree, match(tree, after) if right is None else right, after)
+            if len(tree):
+                acceptance = follow(tree, match(tree, after) if right is None else right, after)
+            else:  # saves the small tensors of a step without a draft
+                acceptance = Acceptance((), int(after[0]))
             with clock("commit"):
                 self.target.commit(a.context.row, acceptance.nodes)
             written = [*tree.tokens[list(acceptance.nodes)].tolist(), acceptance.bonus]
@@ -298,8 +301,11 @@ def _unmeasured(_: str) -> Iterator[None]:
 def _to_host(verdicts: Sequence[_Verdict]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
     """Return all rows' (after, right, best) on the host, in one transfer, so that a step waits for the device once.
 
-    Doubles hold both token ids and chances exactly, so one tensor suffices.
+    Doubles hold both token ids and chances exactly, so one tensor suffices. Nothing is transferred from a CPU;
+    subclasses of tensors may stand for something elsewhere.
     """
+    if all(type(v.after) is Tensor and v.after.device.type == "cpu" for v in verdicts):
+        return [(v.after, v.right, v.best) for v in verdicts]
     parts = [part for v in verdicts for part in (v.after, v.right, v.best) if part is not None]
     flat = torch.cat([part.flatten().double() for part in parts]).cpu().split([part.numel() for part in parts])
     there = iter(flat)

@@ -37,7 +37,13 @@ SMALL, MORE, MORE_S = 8, 5, 2.0
 
 @torch.inference_mode()
 def measure_costs(
-    target: Target, *, path: Path | None = None, sizes: Sequence[int] = SIZES, context: int = 256, rounds: int = 3
+    target: Target,
+    *,
+    path: Path | None = None,
+    sizes: Sequence[int] = SIZES,
+    context: int = 256,
+    rounds: int = 3,
+    by_clock: bool = True,
 ) -> CostCurve:
     """Time forwards of chains of every size after `context` tokens, through the full path or another.
 
@@ -53,6 +59,8 @@ def measure_costs(
 
     Args:
         rounds: forwards of each size; small ones are timed more often (see `SMALL`).
+        by_clock: run those further rounds, whose number depends on this process's clock. Processes that compute each
+            forward together would wait for one another for ever if one of them ran more.
     """
     sizes = _fitting(target, context, sizes)
     context = prepare(target, rows=1, context=context, longest=max(sizes))
@@ -61,25 +69,25 @@ def measure_costs(
     runs = runs_of(target, jobs, rounds, before)
     small = {size: jobs[size] for size in sizes if size <= SMALL}
     round_s = sum(min(runs[size]) + min(runs[sizes[0]]) for size in small)
-    if small and (more := min(int(MORE_S / round_s), MORE * rounds)):
+    if by_clock and small and (more := min(int(MORE_S / round_s), MORE * rounds)):
         for size, again in runs_of(target, small, more, before).items():
             runs[size] = [*runs[size], *again]
     least = min(runs[sizes[0]]) / median(runs[sizes[0]])
     return CostCurve.measured(sizes, [least * median(runs[size]) for size in sizes])
 
 
-def costs_on(target: Target, full: CostCurve | None = None) -> Costs:
+def costs_on(target: Target, full: CostCurve | None = None, *, by_clock: bool = True) -> Costs:
     """Return the costs of forwards of `target`, each measured when it is first asked for.
 
     Args:
-        full: the cost of full forwards, if that was measured already.
+        full: the cost of full forwards, if that was measured already. by_clock: see `measure_costs`.
     """
 
     def measure(path: Shaped | None) -> CostCurve:
         if path is None:
-            return full or measure_costs(target)
+            return full or measure_costs(target, by_clock=by_clock)
         assert isinstance(path, Path)
-        return measure_costs(target, path=path, sizes=PART_SIZES)
+        return measure_costs(target, path=path, sizes=PART_SIZES, by_clock=by_clock)
 
     def alike(path: Shaped) -> Hashable:
         assert isinstance(path, Path)
