@@ -85,7 +85,7 @@ def other() -> str:
 
 def test_help_shows_the_options_of_the_choices_that_were_made(other: str) -> None:
     shown = one_line(other)
-    assert "drafter=swift: Panel (b): searches the skip set while decoding" in shown
+    assert "drafter=swift: The model without some sublayers drafts; the best ones to skip" in shown
     assert "drafter/path=swift: The best skip set" in shown
     assert " drafter.draft_length 7 K: maximum number of drafted tokens " in shown
     assert " drafter.path.tolerance 300 the search ends after this many candidates without an improvement " in shown

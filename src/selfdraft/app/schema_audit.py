@@ -26,7 +26,10 @@ class AuditConfig(Options):
     )
     limit: int | None = option(None, at_least=1, help="check only this many answers, the first ones; null: all")
     tokens: int | None = option(
-        None, at_least=1, help="check only this many tokens of each answer, the first ones; null: all, and the end"
+        None,
+        at_least=1,
+        help="check only this many first tokens of each answer, to save time; null: all tokens, and that the "
+        "answer had to end there",
     )
     stop_ids: list[int] | None = option(
         None,
@@ -36,7 +39,8 @@ class AuditConfig(Options):
     batch_size: int = option(
         1,
         at_least=1,
-        help="rows that the engine decoded at once; rounding is then also measured with blocks of so many tokens",
+        help="number of answers that the engine decoded at once; forwards of so many tokens round differently, "
+        "which is then allowed for",
     )
 
     @property

@@ -14,5 +14,7 @@ class AutoConfig(DrafterConfig):
 
     name: str = choice_name("auto")
     again: bool = option(
-        False, help="true: measure for up to a minute, also where task=advise or an earlier run found one"
+        False,
+        help="true: measure anew which drafter is best here (up to a minute), even if task=advise or an earlier "
+        "run found one",
     )

@@ -58,15 +58,19 @@ class ModelConfig(Options):
     weights: str = option(
         SAME,
         choices=WEIGHTS,
-        help="same (as loaded), int8 or int4: round the matrices to so many bits; the target is then that quantised "
-        "model, and engine=native and compiled read fewer bytes for the same values",
+        help="same (as loaded), int8 or int4: round the matrices to so many bits. Drafts are then verified by that "
+        "rounded model, which engine=native and compiled run faster because they read fewer bytes",
     )
     packed: bool = option(
         True,
-        help="true: on a CPU, keep oneDNN-packed copies of the matrices: faster, but twice the memory",
+        help="true: on a CPU, keep copies of the matrices in oneDNN's layout, which are faster; false where memory "
+        "is short, as they need as much as the model",
     )
     attention: str = option(
-        "sdpa", choices=IMPLEMENTATIONS, help="attention function: sdpa, eager or flex (block-sparse, compiled)"
+        "sdpa",
+        choices=IMPLEMENTATIONS,
+        help="attention function: sdpa (torch's, the fastest), eager (the model family's own) or flex (torch's "
+        "compiled one, on a GPU)",
     )
 
     @property

@@ -40,7 +40,12 @@ class EvaluateConfig(TaskConfig):
     """Decode a dataset with the drafter and with the baseline, interleaved, and compare."""
 
     name: str = choice_name("evaluate")
-    repeats: int = option(1, at_least=1, help="how often the drafter and the baseline each decode every prompt")
+    repeats: int = option(
+        1,
+        at_least=1,
+        help="how often the drafter and plain decoding each decode every prompt; more make the intervals of the "
+        "speedup narrower",
+    )
     references: list[str] = option(
         [], choices=REFERENCES, help=f"decoders outside SelfDraft to time as well: {', '.join(REFERENCES)}"
     )
@@ -98,10 +103,17 @@ class AdviseConfig(TaskConfig):
         f"are not given are chosen; null: {', '.join(CANDIDATES)}",
     )
     prompts: int = option(
-        20, at_least=1, help="number of prompts that are decoded once to predict all candidates, and by the best ones"
+        20,
+        at_least=1,
+        help="number of prompts: all candidates are predicted from one decoding of these, and the best ones decode "
+        "them",
     )
-    tried: int = option(6, at_least=1, help="number of prompts that candidates decode which cannot be predicted")
-    confirmed: int = option(3, at_least=1, help="number of best candidates that are confirmed on all prompts")
+    tried: int = option(
+        6, at_least=1, help="number of prompts for candidates that cannot be predicted, and so have to decode"
+    )
+    confirmed: int = option(
+        3, at_least=1, help="number of best predicted candidates that then decode all prompts, to confirm the choice"
+    )
 
 
 @dataclass
@@ -116,7 +128,11 @@ class GenerateConfig(TaskConfig):
     """Stream one answer."""
 
     name: str = choice_name("generate")
-    certify: bool = option(True, help="true: also decode the answer autoregressively, and compare")
+    certify: bool = option(
+        True,
+        help="true: also decode the answer without drafts and compare, which takes as long again or more; false: "
+        "only the answer",
+    )
 
 
 @dataclass
@@ -125,7 +141,9 @@ class TraceConfig(TaskConfig):
 
     name: str = choice_name("trace")
     branches: int = option(
-        4, at_least=0, help="maximum number of rejected branches shown below a step; trace.json holds all of them"
+        4,
+        at_least=0,
+        help="maximum number of rejected branches that are shown below a step; trace.json holds all of them",
     )
 
 
@@ -134,9 +152,13 @@ class ProfileConfig(TaskConfig):
     """Measure the cost of forwards and their parts on this machine."""
 
     name: str = choice_name("profile")
-    rounds: int = option(5, at_least=1, help="how often each forward is timed, interleaved; the fastest time counts")
-    context: int = option(256, at_least=1, help="tokens of context before each forward")
-    grid: bool = option(True, help="true: also measure other contexts and batches")
+    rounds: int = option(
+        5,
+        at_least=1,
+        help="how often each forward is timed, in turn with the others, so that a busy moment does not decide",
+    )
+    context: int = option(256, at_least=1, help="number of tokens in the cache before each forward")
+    grid: bool = option(True, help="true: also measure other context lengths and batch sizes, which takes longer")
 
 
 @dataclass

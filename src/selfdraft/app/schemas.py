@@ -73,22 +73,32 @@ class CalibrateConfig(Options):
     method: str = option(
         "bayes",
         choices=METHODS,
-        help="how candidates are chosen: importance (each sublayer alone, then the least harmful together), random, "
-        "bayes (TPE), evolution (NSGA-II) or dp (whole layers, by dynamic programming over hidden states)",
+        help="how sublayers to skip are chosen: importance (score each sublayer alone, then skip the least harmful "
+        "ones together), random, bayes (TPE), evolution (NSGA-II) or dp (whole layers only, by dynamic programming "
+        "over hidden states)",
     )
     objective: str = option(
         "tokens_per_s",
         choices=OBJECTIVES,
-        help="what is maximised: tokens_per_s (predicted from measured costs) or matchness (agreement with the target, "
-        "at drafter.path.sparsity)",
+        help="what is maximised: tokens_per_s (predicted from the measured costs on this machine) or matchness "
+        "(share of tokens on which the drafting layers agree with the target, at drafter.path.sparsity)",
     )
     trials: int = option(
-        120, at_least=1, help="number of candidates; each is scored in one parallel sparse forward per prompt"
+        120,
+        at_least=1,
+        help="number of sets of skipped sublayers that are tried, each by one forward per prompt; more take longer and "
+        "may find better ones",
     )
-    prompts: int = option(6, at_least=1, help="number of prompts to score on, spread evenly over the dataset")
-    tokens: int = option(64, at_least=4, help="tokens of each answer, which the model writes itself before the search")
+    prompts: int = option(
+        6, at_least=1, help="number of prompts on which a set is scored, spread evenly over the dataset"
+    )
+    tokens: int = option(
+        64, at_least=4, help="tokens of each prompt's answer, which the model writes itself before the search"
+    )
     check: int = option(
-        5, at_least=0, help="number of best candidates that then really decode, to check the predicted speedup"
+        5,
+        at_least=0,
+        help="number of best sets with which texts are then really decoded, to check the predicted speedup",
     )
 
 
@@ -101,16 +111,20 @@ class DistillConfig(Options):
     trajectories: int | None = option(
         None,
         at_least=2,
-        help="also record the Jacobi iterates of the answers in blocks of this many tokens, e.g. 16, for "
-        "finetune=consistency; null: only the answers",
+        help="for finetune=consistency: also record how guesses become the answer, in blocks of this many tokens, "
+        "e.g. 16 (the Jacobi iterates); null: record only the answers",
     )
     passes: int = option(
-        6, at_least=1, help="maximum number of passes that refine a block; as many as its size reach the fixed point"
+        6,
+        at_least=1,
+        help="with trajectories, maximum number of times that a block is refined; as many as it has tokens make "
+        "all of them right",
     )
     invented: int = option(
         0,
         at_least=0,
-        help="number of prompts that the model writes itself, besides those of the dataset; needs decoding=sample",
+        help="number of prompts that the model writes itself, besides those of the dataset, where there are too "
+        "few; needs decoding=sample",
     )
     rows: int | None = option(
         None,
@@ -135,18 +149,26 @@ class DecodingConfig(Options):
     config_group: ClassVar[str] = "decoding"
     name: str = choice_name("greedy")
     max_new_tokens: int = option(128, at_least=1, help="maximum number of tokens of an answer")
-    min_new_tokens: int = option(0, at_least=0, help="no end-of-sequence token before this many tokens")
+    min_new_tokens: int = option(
+        0,
+        at_least=0,
+        help="answers do not end before they have this many tokens; for benchmarks with answers of equal length",
+    )
     repetition_penalty: float | None = option(
-        None, at_least=0.01, help="penalty factor for tokens that occurred before, e.g. 1.1; null: none"
+        None, at_least=0.01, help="makes tokens that occurred before less likely, by this factor, e.g. 1.1; null: off"
     )
     stop: list[str] = option([], help='texts that end an answer, e.g. ["\\n\\n"]')
     shape_invariant: bool = option(
         False,
-        help="true: pad forwards so that a token's logits have the same bits in blocks of every size, and the output "
-        "is that of autoregressive decoding in any dtype (chains only; on a CPU, packed matrices)",
+        help="true: the output is that of plain decoding to the bit, in any dtype: forwards are padded so that "
+        "rounding does not depend on their size. For low-precision models whose texts must not differ at all; "
+        "chains only, and on a CPU packed matrices",
     )
     batch_size: int = option(
-        1, at_least=1, help="prompts decoded at once, each at its own pace; when one ends, the next takes its row"
+        1,
+        at_least=1,
+        help="prompts decoded at once, each at its own pace; when one ends, the next takes its place. More give "
+        "more tokens per second in all, but each answer takes longer",
     )
     guard: bool = option(
         False, help="true: draft only where that is predicted to pay, to be no slower than plain decoding"
@@ -168,19 +190,23 @@ class SampleConfig(DecodingConfig):
     """Draw from the target's distribution: temperature, then top-k, top-p and min-p where given."""
 
     name: str = choice_name("sample")
-    temperature: float = option(1.0, at_least=0.01, help="divides the logits; below 1 likely tokens become likelier")
+    temperature: float = option(
+        1.0,
+        at_least=0.01,
+        help="divides the logits: below 1 likely tokens become likelier, above 1 texts become more varied",
+    )
     top_k: int | None = option(None, at_least=1, help="draw from only this many most probable tokens; null: all")
     top_p: float | None = option(
         None,
         at_least=0.0001,
         at_most=1.0,
-        help="draw from the fewest most probable tokens that have this probability together; null: all",
+        help="draw from the fewest most probable tokens whose probabilities add up to this; null: all",
     )
     min_p: float | None = option(
         None,
         at_least=0.0,
         at_most=1.0,
-        help="leave out tokens with less than this share of the highest probability; null: none",
+        help="leave out tokens less probable than this share of the most probable one; null: none",
     )
 
 
@@ -196,15 +222,20 @@ class HardwareConfig(Options):
         "auto", choices=("auto", "ddp"), help="Lightning's strategy: auto (one process) or ddp (several)"
     )
     threads: int | None = option(
-        None, at_least=1, at_most=1024, help="torch's threads per process; null: cores divided by processes"
+        None,
+        at_least=1,
+        at_most=1024,
+        help="torch's threads in each process; null: the cores, divided by the processes",
     )
     tree_parallel: bool = option(
-        False, help="true: all processes work on the same prompt, and each verifies some branches of every tree"
+        False,
+        help="true: all processes work on the same prompt, and each verifies some branches of every draft; for "
+        "large trees",
     )
     tensor_parallel: bool = option(
         False,
-        help="true: all processes work on the same prompt, and each has a part of every matrix, as transformers' plan "
-        "for the architecture says: for models that are too large for one",
+        help="true: all processes work on the same prompt, and each has a part of every matrix, as transformers' "
+        "plan for the architecture says; for models too large for one device",
     )
 
     @property
@@ -280,11 +311,12 @@ class Config(Options):
         0,
         at_least=0,
         below=2**32,
-        help="seed of everything random: torch, numpy, Python, initial blocks, the bootstrap",
+        help="seed of everything random: sampling, initial guesses, training, bootstrap intervals",
     )
     prompt: str | None = option(None, help="the prompt that task=generate and task=trace answer")
     artifact: str | None = option(
-        None, help="set by drafter.from=PATH, which loads the result of task=calibrate or task=finetune"
+        None,
+        help="set by drafter.from=PATH, which loads the result of task=calibrate or task=finetune; no need to set it",
     )
 
 

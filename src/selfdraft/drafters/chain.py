@@ -46,47 +46,62 @@ class ChainConfig(PathDrafterConfig):
     """
 
     name: str = choice_name("chain")
-    draft_length: int = option(4, at_least=1, help="K: maximum number of drafted tokens")
+    draft_length: int = option(
+        4, at_least=1, help="K: maximum number of drafted tokens in a step; more pays where most of them are accepted"
+    )
     length: str = option(
         "threshold",
         choices=LENGTHS,
-        help="what ends a draft earlier: threshold (min_confidence), adaptive (a threshold that begins at 0.6 and "
-        "moves towards an acceptance rate of 0.9) or gain (draft on while that raises the expected tokens per second "
-        "at this machine's costs)",
+        help="what ends a draft before draft_length tokens: threshold (a token less probable than min_confidence), "
+        "adaptive (the same, but the threshold begins at 0.6 and is moved so that 90% of the drafted tokens "
+        "are accepted) or gain (one token more is not expected to raise the tokens per second on this "
+        "machine)",
     )
     min_confidence: float = option(
         0.0,
         at_least=0.0,
         at_most=1.0,
-        help="with length=threshold, a draft ends after the first token less probable than this in the drafting path",
+        help="with length=threshold, a draft ends after the first token that is less probable than this in the "
+        "drafting path; 0: always draft_length tokens. Higher values draft less, but surer",
     )
     siblings: bool = option(
         False,
-        help="true: also draft the next best tokens at every depth, more where the drafted token is less sure; with "
-        "length=gain, as many as pay",
+        help="true: also draft the next best tokens beside each drafted one, more where that is less sure, or with "
+        "length=gain as many as pay; where verifying more tokens costs little",
     )
     draft_vocabulary: int | None = option(
-        None, at_least=1, help="draft from only this many token ids, those of the prompt first; null: all"
+        None,
+        at_least=1,
+        help="draft from only this many token ids, those of the prompt first, to make the head cheaper; null: all",
     )
     warm: bool = option(
         False,
-        help="true: draft_vocabulary is chosen by all prompts and answers so far, and a path that searches goes on "
-        "with its search",
+        help="true: choose draft_vocabulary by all prompts and answers so far, and let a path that searches go on "
+        "with its search; for prompts that resemble each other",
     )
-    reuse: bool = option(False, help="true: verification reuses what the path's leading layers computed while drafting")
+    reuse: bool = option(
+        False,
+        help="true: verification goes on from the states that the path's first layers computed while drafting, "
+        "where these are the full model's; cheaper, with the same outputs",
+    )
     bonus: str = option(
         "auto",
         choices=BONUS,
-        help="with reuse, the last drafted token: keep (run the leading layers on it, to gain a token if the whole "
-        "draft is accepted), forgo (leave it out) or auto (decide at every step by this machine's costs)",
+        help="with reuse, what happens to the last drafted token, which has not run through the first layers: keep "
+        "(run it, which gains a token if the whole draft is accepted), forgo (leave it out) or auto (decide "
+        "in every step by this machine's costs)",
     )
     learn: bool = option(
         False,
-        help="true: with weights of finetune=exit_adapter or finetune=jump, task=evaluate trains them further between "
-        "prompts, on the texts that it decodes, and saves them; needs float32, and layers that run one by one "
-        "(model.engine=eager)",
+        help="true: task=evaluate trains the weights of finetune=exit_adapter or finetune=jump further between "
+        "prompts, on the texts that it decodes, and saves them; for texts unlike those of the training. Needs "
+        "float32 and model.engine=eager",
     )
-    learn_every: int = option(16, at_least=1, help="with learn, verifications for each gradient step")
+    learn_every: int = option(
+        16,
+        at_least=1,
+        help="with learn, number of verifications for each training step; fewer learn faster and take more time",
+    )
     learn_rate: float = option(3e-4, at_least=0.0, help="with learn, the learning rate")
 
     @property

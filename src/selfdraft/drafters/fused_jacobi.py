@@ -27,17 +27,23 @@ class FusedJacobiConfig(PseudoTokensConfig):
 
     name: str = choice_name("fused_jacobi")
     adapter: str | None = option(
-        None, help="folder that finetune=fused_jacobi trained; null: untrained rows, which run but draft badly"
+        None, help="folder that finetune=fused_jacobi wrote; null: untrained weights, which run but draft badly"
     )
-    count: int = option(3, at_least=1, help="number of gated rows in a chain if there is no adapter")
-    branches: int = option(3, at_least=1, help="best tokens considered at each gated row")
-    nodes: int = option(8, at_least=1, help="maximum number of candidates")
+    count: int = option(
+        3,
+        at_least=1,
+        help="without adapter, number of gated rows: extra tokens of a forward that guess what comes after the draft",
+    )
+    branches: int = option(3, at_least=1, help="number of best tokens considered at each gated row")
+    nodes: int = option(8, at_least=1, help="maximum number of drafted tokens (nodes of the tree) in a step")
     costs: str = redefault(PseudoTokensConfig, "costs", "measured")
     feedback: bool = option(
-        True, help="true: gated rows get the predictions of the step before, where the weights were trained with them"
+        True,
+        help="true: gated rows also get what the step before predicted for their positions, if the weights were "
+        "trained with that",
     )
     noise: float = option(
-        0.0, at_least=0.0, help="size of the random weights that untrained rows get, to test that drafts change no text"
+        0.0, at_least=0.0, help="without adapter, size of the random weights, to test that no draft changes the text"
     )
 
 

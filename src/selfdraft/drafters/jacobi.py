@@ -52,38 +52,43 @@ class JacobiConfig(PathDrafterConfig):
 
     presets: ClassVar[dict[str, str]] = {"full": "jacobi", "layer_skip": "sparse_jacobi"}
     name: str = choice_name("jacobi")
-    window: int = option(8, at_least=1, help="W: tokens in the block")
-    refine_steps: int = option(2, at_least=1, help="N: refinements before a new block begins")
+    window: int = option(8, at_least=1, help="W: number of tokens that are guessed and refined together (the block)")
+    refine_steps: int = option(
+        2,
+        at_least=1,
+        help="N: refinements of a block before a new one begins; more make more tokens right, and each costs a forward",
+    )
     init: str = option(
         "ngram",
         choices=INITS,
-        help="how a block begins: prompt_random (tokens drawn from the prompt), repeat_last (the last token), pad (the "
-        "padding token), ngram (what followed the last n-gram earlier) or previous_tail (the guesses left over, "
-        "which are then kept for good)",
+        help="the first guesses of a block: prompt_random (tokens drawn from the prompt), repeat_last (the last "
+        "token), pad (the padding token), ngram (what followed when the last tokens occurred before) or "
+        "previous_tail (the guesses left over, which are then kept for good)",
     )
     mode: str = option(
         "auto",
         choices=MODES,
-        help="fused (every pass also verifies), literal (N refining forwards, then a verifying one) or auto (fused "
-        "with the full model, literal with another path)",
+        help="fused (every forward verifies the guesses and refines them), literal (N forwards that refine, then "
+        "one that verifies) or auto (fused if the full model refines, literal if drafter/path is a part of "
+        "it)",
     )
     candidates: int | None = option(
         None,
         at_least=1,
-        help="blocks begun at once, as branches of one tree; the one that matches furthest is carried on (null: 2 in "
-        "fused mode, 1 in literal mode)",
+        help="number of blocks that are begun at once, as branches of one tree; the one that matches furthest is "
+        "carried on. null: 2 in fused mode, 1 in literal mode",
     )
     costs: str = option(
         "measured",
         choices=COSTS,
-        help="in fused mode, draft as much of each block as pays by the measured cost of a forward (measured) or all "
-        "of it (flat)",
+        help="in fused mode, how much of each block is verified: measured (as many tokens as pay by the measured "
+        "cost of a forward) or flat (all of them)",
     )
     order: str = option(
         "jacobi",
         choices=ORDERS,
-        help="in literal mode, refine jacobi (the whole block at once) or gauss_seidel (sub-blocks in turn, each from "
-        "the newest values before it: more tokens are right, for a forward each)",
+        help="in literal mode, how a block is refined: jacobi (all of it at once) or gauss_seidel (sub-blocks in "
+        "turn, each from the newest values before it: more tokens are right, for a forward each)",
     )
     sub_blocks: int = option(2, at_least=1, help="number of sub-blocks with order=gauss_seidel")
 

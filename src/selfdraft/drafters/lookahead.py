@@ -27,13 +27,28 @@ class LookaheadConfig(DrafterConfig):
     """The size of the window, and the pool of n-grams."""
 
     name: str = choice_name("lookahead")
-    window: int = option(7, at_least=1, help="W: columns of the window")
-    ngram: int = option(5, at_least=2, help="N: tokens of an n-gram; the window has N - 1 rows")
-    guesses: int = option(
-        7, at_least=1, help="G: maximum number of n-grams kept for each first token, and verified in each step"
+    window: int = option(
+        7,
+        at_least=1,
+        help="W: columns of the window, the number of positions after the text that are guessed in every forward",
     )
-    seed_from_prompt: bool = option(True, help="true: the pool begins with the prompt's n-grams")
-    warm: bool = option(False, help="true: n-grams of all earlier requests are guessed too, after the request's own")
+    ngram: int = option(
+        5, at_least=2, help="N: tokens of an n-gram that is kept and drafted; the window has N - 1 rows"
+    )
+    guesses: int = option(
+        7,
+        at_least=1,
+        help="G: maximum number of n-grams kept for each first token, and verified in each step; fewer where "
+        "verifying more tokens is expensive",
+    )
+    seed_from_prompt: bool = option(
+        True, help="true: begin with the n-grams of the prompt; for answers that repeat parts of it"
+    )
+    warm: bool = option(
+        False,
+        help="true: also draft n-grams of earlier requests, after the request's own; for prompts that resemble "
+        "each other",
+    )
 
 
 @dataclass

@@ -52,19 +52,27 @@ class PoolConfig(PathDrafterConfig):
     sources: list[str] = option(
         list(SOURCES),
         choices=SOURCES,
-        help="any of suffix (what followed the longest match), trajectory (earlier predictions after the same two or "
-        "three tokens, and those left over) and recycling (after the same token)",
+        help="where guesses come from, any of suffix (what followed the longest match of the text's end earlier in "
+        "it), trajectory (what the model predicted earlier after the same two or three tokens, and "
+        "predictions left over) and recycling (what it predicted after the same token)",
     )
-    max_nodes: int = option(32, at_least=1, help="maximum size of the tree")
-    edges: int = option(4, at_least=1, help="predicted next tokens kept for each node")
-    branches: int = option(4, at_least=1, help="continuations considered for each match")
+    max_nodes: int = option(32, at_least=1, help="maximum number of drafted tokens (nodes of the tree) in a step")
+    edges: int = option(
+        4, at_least=1, help="number of predicted next tokens that are kept of each forward, for each of its tokens"
+    )
+    branches: int = option(4, at_least=1, help="maximum number of different continuations considered for each match")
     min_probability: float = option(
-        0.01, at_least=0.0, at_most=1.0, help="leave out nodes with a lower estimated probability"
+        0.01, at_least=0.0, at_most=1.0, help="do not draft tokens with a lower estimated probability of being accepted"
     )
     costs: str = option("measured", choices=COSTS, help=COSTS_HELP)
-    warm: bool = option(False, help="true: keep state and estimates between the requests of the run")
+    warm: bool = option(
+        False,
+        help="true: keep what was seen and learned from one request to the next; for prompts that resemble each other",
+    )
     sparse_length: int = option(
-        1, at_least=1, help="maximum number of tokens that drafter/path is asked for, where that pays"
+        1,
+        at_least=1,
+        help="maximum number of tokens that the part of the model in drafter/path adds to a draft, where that pays",
     )
 
     @property

@@ -26,9 +26,22 @@ class PromptLookupConfig(DrafterConfig):
     """
 
     name: str = choice_name("prompt_lookup")
-    ngram_max: int = option(3, at_least=1, help="tokens of the longest n-gram looked up, which is tried first")
-    ngram_min: int = option(1, at_least=1, help="tokens of the shortest n-gram looked up")
-    draft_length: int = option(10, at_least=1, help="maximum number of drafted tokens of a continuation")
+    ngram_max: int = option(
+        3,
+        at_least=1,
+        help="number of last tokens that are looked up in the earlier text at first; shorter matches are tried if "
+        "there is none",
+    )
+    ngram_min: int = option(
+        1,
+        at_least=1,
+        help="number of tokens of the shortest match that is drafted from; higher values draft less, but surer",
+    )
+    draft_length: int = option(
+        10,
+        at_least=1,
+        help="maximum number of drafted tokens of a continuation; more pays where answers copy long parts of the text",
+    )
     candidates: int = option(
         1,
         at_least=1,

@@ -37,23 +37,27 @@ class PseudoTokensConfig(DrafterConfig):
     name: str = choice_name("pseudo_tokens")
     adapter: str | None = option(
         None,
-        help="folder of pseudo tokens that task=finetune trained; null: untrained ones, copies of the mean embedding, "
-        "which run but draft badly",
+        help="folder that finetune=pseudo_tokens wrote; null: untrained ones, copies of the mean embedding, which "
+        "run but draft badly",
     )
-    count: int = option(3, at_least=1, help="number of pseudo tokens if there is no adapter")
-    branches: int = option(1, at_least=1, help="best tokens considered at each pseudo token")
-    nodes: int = option(4, at_least=1, help="maximum number of candidates")
+    count: int = option(
+        3,
+        at_least=1,
+        help="without adapter, number of pseudo tokens: extra inputs of a forward that guess the tokens after the "
+        "next one",
+    )
+    branches: int = option(1, at_least=1, help="number of best tokens considered at each pseudo token")
+    nodes: int = option(4, at_least=1, help="maximum number of drafted tokens (nodes of the tree) in a step")
     costs: str = option(
         "measured",
         choices=COSTS,
-        help="measured (as many candidates as pay by the measured cost of a forward, with pseudo tokens only where the "
-        "accepted tokens are likely to end) or flat (all of them, each with pseudo tokens)",
+        help="measured (as many drafted tokens as pay by the measured cost of a forward, and pseudo tokens only "
+        "where the accepted tokens are likely to end) or flat (all of them, each with pseudo tokens)",
     )
     noise: float = option(
         0.0,
         at_least=0.0,
-        help="size of the random embeddings and LoRA that untrained pseudo tokens get, to test that drafts change no "
-        "text",
+        help="without adapter, size of the random embeddings and LoRA, to test that no draft changes the text",
     )
 
 

@@ -33,19 +33,26 @@ class RecyclingConfig(DrafterConfig):
     """
 
     name: str = choice_name("recycling")
-    edges: int = option(8, at_least=1, help="K: next tokens kept for each token")
-    nodes: int = option(80, at_least=1, help="size of the tree, e.g. 16 where nodes are expensive")
-    depth: int = option(6, at_least=1, help="maximum depth of the tree")
+    edges: int = option(8, at_least=1, help="K: number of best next tokens that are remembered for each token")
+    nodes: int = option(
+        80,
+        at_least=1,
+        help="maximum number of drafted tokens (nodes of the tree), e.g. 16 where verifying more tokens is expensive",
+    )
+    depth: int = option(6, at_least=1, help="maximum number of drafted tokens one after another (depth of the tree)")
     template: list[int] = option(
         [],
         at_least=0,
-        help="the tree's shape, instead of nodes and depth: number of children of the root and of each node, "
+        help="the tree's shape, in place of nodes and depth: number of children of the root and of each node, "
         "breadth-first, e.g. [3,2,1] for three tokens, the first with two children and the second with one",
     )
     seed_from_prompt: bool = option(
-        True, help="true: pairs of tokens in the prompt are edges too, until a forward replaces them"
+        True, help="true: until the model has predicted something after a token, remember what follows it in the prompt"
     )
-    warm: bool = option(False, help="true: a request begins with a copy of the edges of all earlier requests")
+    warm: bool = option(
+        False,
+        help="true: begin a request with what was remembered in all earlier ones; for prompts that resemble each other",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

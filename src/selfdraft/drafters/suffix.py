@@ -24,13 +24,19 @@ class SuffixConfig(DrafterConfig):
     """How large the tree grows, and which texts are searched."""
 
     name: str = choice_name("suffix")
-    max_nodes: int = option(32, at_least=1, help="maximum size of the tree; the most probable nodes are taken")
-    branches: int = option(4, at_least=1, help="maximum number of children of a node; 1 drafts a chain")
+    max_nodes: int = option(
+        32,
+        at_least=1,
+        help="maximum number of drafted tokens (nodes of the tree) in a step; the most probable ones are taken",
+    )
+    branches: int = option(4, at_least=1, help="maximum number of different next tokens after a node; 1 drafts a chain")
     min_probability: float = option(
-        0.02, at_least=0.0, at_most=1.0, help="leave out nodes with a lower estimated probability"
+        0.02, at_least=0.0, at_most=1.0, help="do not draft tokens with a lower estimated probability of being accepted"
     )
     costs: str = option("measured", choices=COSTS, help=COSTS_HELP)
-    warm: bool = option(False, help="true: also look for matches in earlier requests of the run")
+    warm: bool = option(
+        False, help="true: also look for matches in earlier requests of the run; for prompts that resemble each other"
+    )
 
 
 class Suffix(Drafter):

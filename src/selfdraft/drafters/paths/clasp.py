@@ -27,9 +27,15 @@ class ClaspConfig(PathConfig):
 
     name: str = choice_name("clasp")
     sparsity: float = option(
-        0.2, at_least=0.0, below=1.0, help="share of the inner layers to skip; the first and last layer are kept"
+        0.2,
+        at_least=0.0,
+        below=1.0,
+        help="share of the inner layers to skip; the first and last layer are kept. More makes drafts cheaper and "
+        "worse",
     )
-    interval: int = option(8, at_least=1, help="decoding steps between two choices of the layers")
+    interval: int = option(
+        8, at_least=1, help="number of decoding steps after which the layers to skip are chosen anew"
+    )
 
 
 @dataclass

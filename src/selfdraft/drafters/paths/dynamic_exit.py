@@ -28,10 +28,15 @@ class DynamicExitConfig(PathConfig):
     """Which layers may be exits, and how the exit and the draft length are chosen from shadow tokens."""
 
     name: str = choice_name("dynamic_exit")
-    stride: int = option(2, at_least=1, help="layers between two possible exits")
-    interval: int = option(4, at_least=1, help="verifications between two choices of exit and draft length")
+    stride: int = option(2, at_least=1, help="number of layers between two possible exits; 1 considers every layer")
+    interval: int = option(
+        4, at_least=1, help="number of verifications after which exit and draft length are chosen anew"
+    )
     decay: float = option(
-        0.95, at_least=0.0, at_most=1.0, help="weight of a shadow token relative to the one after it; 1 forgets nothing"
+        0.95,
+        at_least=0.0,
+        at_most=1.0,
+        help="how fast older observations lose weight: the weight of one relative to that of the next; 1: never",
     )
 
 

@@ -23,7 +23,11 @@ class EarlyExitConfig(PathConfig):
     """Where the path leaves the model."""
 
     name: str = choice_name("early_exit")
-    exit_layer: int | None = option(None, at_least=1, help="number of first layers that draft; null: half of them")
+    exit_layer: int | None = option(
+        None,
+        at_least=1,
+        help="number of first layers that draft; fewer are cheaper and draft worse. null: half of them",
+    )
 
     def exit_of(self, layers: int) -> int:
         """Return the exit layer for a model of `layers` layers.

@@ -25,8 +25,8 @@ class JumpConfig(PathConfig):
     name: str = choice_name("jump")
     adapter: str | None = option(
         None,
-        help="folder of weights that task=finetune finetune=jump made; null: those that come with SelfDraft, if there "
-        "are some for this model",
+        help="folder that finetune=jump wrote; null: the weights that come with SelfDraft, if there are some for "
+        "this model",
     )
 
 

@@ -25,8 +25,8 @@ class LayerSkipConfig(PathConfig):
         0.2,
         at_least=0.0,
         below=1.0,
-        help="share of the sublayers to skip, spread evenly, with the first and last layer kept; not used if "
-        "skip_attention or skip_mlp is given",
+        help="share of the sublayers (attentions and MLPs) to skip, spread evenly; the first and last layer are "
+        "kept. More makes drafts cheaper and worse. Not used if skip_attention or skip_mlp is given",
     )
     skip_attention: list[int] | None = option(
         None, at_least=0, help="layers whose attention is skipped, counted from 0, e.g. [3,7]"

@@ -21,7 +21,11 @@ class LowBitConfig(PathConfig):
     """How many bits the drafting copy has."""
 
     name: str = choice_name("low_bit")
-    bits: int = option(4, choices=(4, 8), help="bits of a weight: 4 or 8; pays with model.engine=compiled")
+    bits: int = option(
+        4,
+        choices=(4, 8),
+        help="bits of a weight: 4 (fastest) or 8 (closer to the model); pays with model.engine=compiled",
+    )
 
 
 class LowBit(FixedPath):

@@ -34,14 +34,20 @@ class SparseKVConfig(PathConfig):
     """
 
     name: str = choice_name("sparse_kv")
-    sink: int = option(4, at_least=0, help="number of first tokens kept")
-    recent: int = option(128, at_least=1, help="number of latest tokens kept")
-    top_k: int = option(0, at_least=0, help="number of further tokens kept: those that the last token attended to most")
+    sink: int = option(4, at_least=0, help="number of first tokens that drafts attend to")
+    recent: int = option(
+        128,
+        at_least=1,
+        help="number of latest tokens that drafts attend to; fewer make drafts of long texts cheaper and worse",
+    )
+    top_k: int = option(
+        0, at_least=0, help="number of further tokens that drafts attend to: those that the last token attended to most"
+    )
     refresh: int = option(
         8,
         at_least=1,
-        help="drafts after which the top_k tokens are chosen anew, by the attention of a first draft token that sees "
-        "all keys",
+        help="number of drafts after which the top_k tokens are chosen anew, by the attention of a draft's first "
+        "token, which then sees all keys",
     )
     sparsity: float = option(0.0, at_least=0.0, below=1.0, help="share of the sublayers that are also skipped")
 

@@ -37,28 +37,44 @@ class SwiftConfig(PathConfig):
 
     name: str = choice_name("swift")
     sparsity: float = option(
-        0.45, at_least=0.0, below=1.0, help="share of the sublayers to skip; the first and last layer are kept"
+        0.45,
+        at_least=0.0,
+        below=1.0,
+        help="share of the sublayers (attentions and MLPs) to skip; the first and last layer are kept. More makes "
+        "drafts cheaper and worse",
     )
     context_window: int = option(
-        50, at_least=1, help="generated tokens that a candidate is scored on; the search begins after as many"
+        50, at_least=1, help="number of generated tokens that a candidate is scored on; the search begins after as many"
     )
-    interval: int = option(1, at_least=1, help="decoding steps between two candidates")
-    bayes_interval: int = option(25, at_least=2, help="one candidate in this many comes from a Gaussian process")
+    interval: int = option(
+        1,
+        at_least=1,
+        help="number of decoding steps between two candidates; more search slower and disturb decoding less",
+    )
+    bayes_interval: int = option(
+        25, at_least=2, help="one candidate in this many comes from a Gaussian process; the others are random"
+    )
     enough: float = option(
-        0.95, at_least=0.0, help="the search ends at this matchness: the share of tokens that the path predicts"
+        0.95,
+        at_least=0.0,
+        help="the search ends at this matchness: the share of tokens that the path predicts as the full model does",
     )
     tolerance: int = option(300, at_least=1, help="the search ends after this many candidates without an improvement")
     max_candidates: int = option(1000, at_least=0, help="the search ends after this many candidates in all")
     score_initial: bool = option(
-        False, help="ours: score the first, evenly spread set too; otherwise any candidate replaces it"
+        False, help="not in the paper: also score the first, evenly spread set; otherwise any candidate replaces it"
     )
-    recent_window: bool = option(False, help="ours: score on the latest generated tokens, not on the first ones")
+    recent_window: bool = option(
+        False, help="not in the paper: score on the latest generated tokens, not on the first ones"
+    )
     rescore_incumbent: bool = option(
-        False, help="ours: before a set is replaced, score it on the same tokens as the new one"
+        False, help="not in the paper: before a set is replaced, score it on the same tokens as the new one"
     )
-    cost_aware: bool = option(False, help="ours: maximise the predicted speedup, not the matchness")
+    cost_aware: bool = option(
+        False, help="not in the paper: look for the highest predicted speedup, not for the highest matchness"
+    )
     neighbours: bool = option(
-        False, help="ours: each candidate is the best set so far with one or two sublayers exchanged"
+        False, help="not in the paper: each candidate is the best set so far with one or two sublayers exchanged"
     )
 
 

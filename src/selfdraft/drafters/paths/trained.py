@@ -21,7 +21,7 @@ class TrainedConfig(PathConfig):
 
     name: str = choice_name("trained")
     adapter: str = option(
-        MISSING, help="folder of weights that task=finetune made for a path; it also says what the path skips"
+        MISSING, help="folder that task=finetune wrote for a path; it also says which layers the path skips"
     )
 
 

@@ -26,7 +26,12 @@ class WidthSkipConfig(PathConfig):
     """How much of the model is kept."""
 
     name: str = choice_name("width_skip")
-    ratio: float = option(0.5, at_least=0.0, at_most=1.0, help="share of the neurons of each MLP that is kept")
+    ratio: float = option(
+        0.5,
+        at_least=0.0,
+        at_most=1.0,
+        help="share of the neurons of each MLP that is kept; fewer make drafts cheaper and worse",
+    )
     sparsity: float = option(0.0, at_least=0.0, below=1.0, help="share of the sublayers that are also skipped")
 
 

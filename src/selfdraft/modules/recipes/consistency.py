@@ -31,13 +31,19 @@ class ConsistencyConfig(SparseDistillConfig):
     """
 
     name: str = choice_name("consistency")
-    block: int = option(8, at_least=2, help="the known token and the window after it")
-    refine_steps: int = option(2, at_least=1, help="refinements before accepted tokens are counted, and in the drafter")
+    block: int = option(
+        8, at_least=2, help="number of tokens that are refined together: the known token and the guesses after it"
+    )
+    refine_steps: int = option(
+        2,
+        at_least=1,
+        help="number of refinements after which accepted tokens are counted, in validation and in the drafter",
+    )
     keep_layers: list[int] | None = option(
         None,
         at_least=0,
-        help="layers that refine, for drafter=sparse_jacobi; null: the whole model, for drafter=jacobi, unless another "
-        "option names a skip set",
+        help="layers that refine, for drafter=sparse_jacobi; null: the whole model, for drafter=jacobi, unless "
+        "another option says which layers are skipped",
     )
     rank: int = redefault(SparseDistillConfig, "rank", 32)
     alpha: float = redefault(SparseDistillConfig, "alpha", 32.0)

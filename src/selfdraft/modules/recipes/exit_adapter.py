@@ -33,15 +33,20 @@ class ExitAdapterConfig(RecipeConfig):
 
     name: str = choice_name("exit_adapter")
     exit_layer: int = option(
-        8, at_least=1, help="number of first layers, which are not trained; verification reuses their outputs"
+        8,
+        at_least=1,
+        help="number of first layers, which draft as they are; verification goes on from their outputs. Fewer are "
+        "cheaper and draft worse",
     )
     twins: list[int] | None = option(
-        None, at_least=0, help="layers whose trainable copies follow the exit; null: the last layer"
+        None,
+        at_least=0,
+        help="layers of which trained copies draft after the exit, counted from 0, e.g. [28,29]; null: the last layer",
     )
     feature: bool = option(
         False,
-        help="true: the first copy's input also has the final hidden state of the last token that the full model has "
-        "seen, multiplied by a trained matrix",
+        help="true: the first copy also gets the full model's final hidden state of the last token, through a "
+        "trained matrix (as in EAGLE)",
     )
     steps: int = redefault(RecipeConfig, "steps", 600)
     block: int = redefault(RecipeConfig, "block", 2)

@@ -46,37 +46,61 @@ class FusedJacobiRecipeConfig(RecipeConfig):
     """
 
     name: str = choice_name("fused_jacobi")
-    block: int = option(4, at_least=1, help="number of gated rows, which predict as many tokens after the next one")
-    anchors: int = option(3, at_least=1, help="positions between two tokens that gated rows follow")
-    enter: int = option(12, at_least=0, help="layer before which gated rows enter; it and all later ones have a LoRA")
+    block: int = option(
+        4,
+        at_least=1,
+        help="number of gated rows: extra tokens of a forward, each of which predicts one token further ahead",
+    )
+    anchors: int = option(
+        3,
+        at_least=1,
+        help="gated rows are trained after one token in this many; smaller numbers learn more from a text, and "
+        "need more memory",
+    )
+    enter: int = option(
+        12,
+        at_least=0,
+        help="layer at which gated rows enter the model; it and all later layers get a LoRA. Later is cheaper",
+    )
     matrices: list[str] | None = option(
-        None, help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all"
+        None,
+        help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all. Fewer are "
+        "faster in decoding",
     )
     rank: int = option(32, at_least=1, help="rank of the LoRA")
     alpha: float = redefault(RecipeConfig, "alpha", 32.0)
     loss: str = option(
         "kl",
         choices=tuple(LOSSES),
-        help="kl (divergence) or lk (the acceptance itself; the divergence while little is accepted)",
+        help="kl (divergence from the target's probabilities) or lk (the acceptance rate itself, and the "
+        "divergence as long as little is accepted)",
     )
     decay: float = option(
-        0.8, at_least=0.01, at_most=1.0, help="weight of a row's loss, relative to that of the row before it"
+        0.8,
+        at_least=0.01,
+        at_most=1.0,
+        help="weight of a row's loss relative to the row before it; below 1, near tokens count more, because far "
+        "ones are useless without them",
     )
     feedback: float = option(
         0.5,
         at_least=0.0,
         at_most=1.0,
-        help="share of the steps in which rows get predictions of a step before, made by the present weights; in all "
-        "others, and where there are none, they get mask embeddings",
+        help="share of the steps in which rows get what a step before predicted for their positions, as with "
+        "drafter.feedback; in the others they get mask embeddings",
     )
     sampler: int = option(
-        1152, at_least=0, help="width of the head that adjusts a prediction to the token drafted before it; 0: none"
+        1152,
+        at_least=0,
+        help="width of a small network that adjusts a prediction to the token drafted before it; 0: none",
     )
     markov_rank: int = option(
-        0, at_least=0, help="rank of the logits that depend only on the token drafted before; 0: none"
+        0, at_least=0, help="rank of added logits that depend only on the token drafted before; 0: none"
     )
     confidence: bool = option(
-        True, help="true: train a head that tells the chance that a prediction is right, for the growth of trees"
+        True,
+        help="true: train a small network that tells how likely a prediction is right, by which the drafter "
+        "decides what to draft",
     )
 
 

@@ -41,7 +41,8 @@ class JumpRecipeConfig(RecipeConfig):
     copies: list[int] | None = option(
         None,
         at_least=1,
-        help="layers whose trained copies draft, from the predicted input of the first of them on; null: the last 3",
+        help="layers of which trained copies draft, counted from 0, e.g. [27,28,29]; the input of the first is "
+        "predicted. null: the last 3",
     )
     steps: int = redefault(RecipeConfig, "steps", 900)
     block: int = redefault(RecipeConfig, "block", 2)

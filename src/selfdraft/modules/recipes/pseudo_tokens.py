@@ -35,18 +35,29 @@ class PseudoTokensRecipeConfig(RecipeConfig):
     """
 
     name: str = choice_name("pseudo_tokens")
-    block: int = option(3, at_least=1, help="number of pseudo tokens")
-    anchors: int = option(
-        3, at_least=1, help="positions between two anchors, the tokens after which the pseudo tokens are placed"
+    block: int = option(
+        3,
+        at_least=1,
+        help="number of pseudo tokens: extra inputs of a forward, each of which predicts one token further ahead",
     )
-    first_layer: int = option(0, at_least=0, help="first layer with a LoRA; all later ones have it too")
+    anchors: int = option(
+        3,
+        at_least=1,
+        help="pseudo tokens are trained after one token in this many; smaller numbers learn more from a text, and "
+        "need more memory",
+    )
+    first_layer: int = option(
+        0, at_least=0, help="first layer that gets a LoRA; all later ones get one, too. Later is faster in decoding"
+    )
     matrices: list[str] | None = option(
-        None, help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all"
+        None,
+        help="names of the matrices that get a LoRA, e.g. [q_proj, gate_proj, up_proj]; null: all. Fewer are "
+        "faster in decoding",
     )
     rank: int = option(32, at_least=1, help="rank of the LoRA")
     alpha: float = redefault(RecipeConfig, "alpha", 32.0)
     sampler: bool = option(
-        True, help="true: train a small head that adjusts each prediction to the token drafted before it"
+        True, help="true: train a small network that adjusts each prediction to the token drafted before it"
     )
 
 

@@ -39,27 +39,41 @@ class SparseDistillConfig(RecipeConfig):
 
     name: str = choice_name("sparse_distill")
     keep_layers: list[int] | None = option(
-        None, at_least=0, help="layers that are kept; null: every other one, unless another option names a skip set"
+        None,
+        at_least=0,
+        help="layers that draft, counted from 0, e.g. [0,2,29]; null: every other one, unless another option says "
+        "which layers are skipped",
     )
-    skip_attention: list[int] | None = option(None, at_least=0, help="layers whose attention is skipped, instead")
-    skip_mlp: list[int] | None = option(None, at_least=0, help="layers whose MLP is skipped, with skip_attention")
-    skip_from: str | None = option(None, help="drafter.yaml of a task=calibrate run, whose skip set is used instead")
-    exit_layer: int | None = option(None, at_least=1, help="keep all layers before this one, instead")
-    norm: bool = option(True, help="true: train a final norm for the path as well")
-    hidden_weight: float = option(0.0, at_least=0.0, help="weight of matching the target's last hidden state")
+    skip_attention: list[int] | None = option(
+        None, at_least=0, help="in place of keep_layers: layers whose attention is skipped"
+    )
+    skip_mlp: list[int] | None = option(
+        None, at_least=0, help="with skip_attention or alone: layers whose MLP is skipped"
+    )
+    skip_from: str | None = option(
+        None, help="in place of keep_layers: drafter.yaml of a task=calibrate run, which says what is skipped"
+    )
+    exit_layer: int | None = option(None, at_least=1, help="in place of keep_layers: keep only this many first layers")
+    norm: bool = option(True, help="true: also train a final norm for the drafting layers")
+    hidden_weight: float = option(
+        0.0,
+        at_least=0.0,
+        help="weight of a loss that brings the last hidden state near the target's; 0: learn from the predictions only",
+    )
     layer_dropout: float = option(
         0.0,
         at_least=0.0,
         below=1.0,
-        help="as in LayerSkip: dropout rate of the last kept layer in training; earlier ones have less",
+        help="chance that the last kept layer is left out in a training step, and smaller ones for earlier layers "
+        "(LayerSkip); 0: never",
     )
     curriculum: str = option(
         "none",
         choices=CURRICULA,
-        help="a loss at one earlier layer in each step, as in LayerSkip: none, rotational (each layer in turn) or "
-        "gradual (in turn among more and more layers, from the last on)",
+        help="also learn to predict from an earlier layer in each step (LayerSkip): none, rotational (each layer "
+        "in turn) or gradual (in turn among more and more layers, from the last on)",
     )
-    early_weight: float = option(0.5, at_least=0.0, help="weight of the loss at an earlier layer")
+    early_weight: float = option(0.5, at_least=0.0, help="with curriculum, weight of the loss at the earlier layer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
