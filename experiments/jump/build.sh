@@ -16,17 +16,8 @@ python=${PYTHON:-.venv/bin/python}
   dataset.skip_per_category=8 decoding.max_new_tokens=160 hydra.run.dir="$folder/asked"
 "$python" run.py task=distill_data drafter=none model.dtype=float32 dataset=bundled dataset.limit=1 distill.invented=850 \
   decoding=sample decoding.temperature=0.8 decoding.max_new_tokens=192 hydra.run.dir="$folder/invented"
-"$python" run.py task=distill_data drafter=none model.dtype=float32 dataset=jsonl dataset.path="$prompts" \
-  dataset.per_category=8 decoding.max_new_tokens=160 hydra.run.dir="$folder/held_out"
-"$python" experiments/jump/reread.py "$folder/invented" "$folder/reread.jsonl"
-"$python" run.py task=distill_data drafter=none model.dtype=float32 dataset=jsonl dataset.path="$folder/reread.jsonl" \
-  decoding.max_new_tokens=160 hydra.run.dir="$folder/reread"
 "$python" run.py task=finetune finetune=jump "finetune.data=[$folder/asked,$folder/invented]" 'finetune.copies=[28,29]' \
   finetune.learning_rate=1e-3 finetune.steps=1100 finetune.minutes=48 finetune.validation=0.05 finetune.validate_every=60 \
-  finetune.patience=100 hardware.threads=1 hydra.run.dir="$folder/first"
-"$python" run.py task=finetune finetune=jump "finetune.data=[$folder/asked,$folder/invented,$folder/reread]" \
-  "finetune.held_out=[$folder/held_out]" finetune.start="$folder/first" 'finetune.copies=[28,29]' finetune.batch_size=2 \
-  finetune.length=512 finetune.longest_prompt=352 finetune.steps=1200 finetune.minutes=70 finetune.validate_every=100 \
   finetune.patience=100 hardware.threads=1 hydra.run.dir="$folder/jump"
 "$python" scripts/ship_weights.py "$folder/jump" jump --command "experiments/jump/build.sh PROMPTS" \
-  --data "the model's answers: greedy ones to every second question of Spec-Bench, without the first eight of each family, sampled ones to prompts that it invented, and greedy ones to prompts about those"
+  --data "the model's answers: greedy ones to every second question of Spec-Bench, without the first eight of each family, and sampled ones to prompts that it invented"

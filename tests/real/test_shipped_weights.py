@@ -22,7 +22,7 @@ from selfdraft.models.target import Target
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 PROMPTS, TOKENS = 5, 32
-FLOOR = 0.3  # of first drafted tokens; 0.43 were accepted on the texts held out in training
+FLOOR = 0.3  # of first drafted tokens; 0.34 were accepted on answers to held-out prompts of Spec-Bench, more on these
 TRAINED_ON = 1  # first bundled prompts, which are among the texts of the training
 
 

@@ -58,5 +58,5 @@ class Shipped:
     def line(self) -> str:
         """A line that says which weights are used."""
         accepted = self.made.get("first_token_acceptance")
-        how = "" if accepted is None else f": {accepted:.2f} of first tokens accepted on held-out texts"
+        how = "" if accepted is None else f": {accepted:.2f} of first tokens accepted on held-out prompts"
         return f"drafts with the weights that come with SelfDraft, trained for {self.model}{how}"
