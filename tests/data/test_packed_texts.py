@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,20 @@ def test_ranks_get_equally_many_rows_and_no_row_is_left_out(world_size: int) -> 
     assert list(orders[0]) == shares[0]
     orders[0].set_epoch(1)
     assert list(orders[0]) != shares[0]
+
+
+@pytest.mark.parametrize(("texts", "world_size"), [(5, 2), (1, 3), (4, 2)])
+def test_ranks_get_equally_many_held_out_rows_and_each_answer_once(texts: int, world_size: int) -> None:
+    """With too few rows, a rank gets one without an answer: processes that share layers wait for one another."""
+    data = TextDataModule(random_texts(6), random_texts(texts), length=64, longest_prompt=20, batch_size=2)
+    batches = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        batches.append(list(data.val_dataloader()))
+    assert len({tuple(len(batch.tokens) for batch in share) for share in batches}) == 1
+    answers = [t for share in batches for batch in share for t in batch.tokens[batch.answers].tolist()]
+    kept = [piece for row in data.validation_rows for piece in row.pieces]
+    assert sorted(answers) == sorted(t for piece in kept for t in piece.tokens[piece.prompt_length :])
 
 
 @pytest.mark.filterwarnings("ignore")

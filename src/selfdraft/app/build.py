@@ -274,6 +274,8 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         raise UserError("model.device_map divides a model within one process: use hardware.devices=1")
     device, outline = torch.device(config.hardware.torch_device), config.model.outline()
     refuse_layers_that_do_not_exist(config, outline.config.get_text_config().num_hidden_layers)
+    # On a CPU, every process first loads the whole model into the memory that all of them share.
+    sharded = config.hardware.shard_base and device.type == "cuda"
     need = needed(
         outline,
         DTYPES[config.model.dtype],
@@ -283,7 +285,7 @@ def refuse_a_run_that_cannot_fit(config: Config, *, certify: bool, rows: int | N
         compiled=config.model.engine == COMPILED,  # auto does without where there is no room
         new_tokens=config.decoding.max_new_tokens,
         certify=certify and not isinstance(config.decoding, SampleConfig),
-        parts=config.hardware.devices if config.hardware.tensor_parallel else 1,
+        parts=config.hardware.devices if config.hardware.tensor_parallel or sharded else 1,
     )
     processes = 1 if device.type == "cuda" else config.hardware.devices
     if not config.model.on_disk:  # there, what fits into no memory finds its place

@@ -68,6 +68,12 @@ def finetune(run: Run) -> float | None:
     recipe = config.finetune
     if config.model.placed:
         raise UserError("task=finetune trains on one device, or in several processes: leave model.device_map out")
+    if config.hardware.shard_base and not RECIPES[recipe.name].copies_whole:
+        fitting = ", ".join(name for name, each in RECIPES.items() if each.copies_whole)
+        raise UserError(
+            f"hardware.shard_base=true: finetune={recipe.name} trains a LoRA on the model's own layers, so every "
+            f"process needs them whole; use one of {fitting}, or hardware.shard_base=false"
+        )
     if not recipe.data:
         raise UserError(
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"
@@ -93,14 +99,17 @@ def finetune(run: Run) -> float | None:
         lambda place: trainable(Target(moved(loaded.model, place), packed=False)),
         draft_ids=_draft_ids(recipe, train, int(text_config(loaded.model).vocab_size)),
         seed=config.seed,
+        sharded=config.hardware.shard_base,
     )
     last, best = folder / CHECKPOINTS / LAST, folder / CHECKPOINTS / BEST
     announcement = (
         f"fine-tuning by {recipe.name} for {config.model.label}: {_amount(train)} to learn from, "
         f"{_amount(validation)} held out, {len(data.train_rows)} rows of {recipe.length} tokens"
     )
-    memory = _memory_line(recipe, loaded, device, len(data.train_rows) + len(data.validation_rows))
-    facts = {"model": fingerprint(loaded.model), "finetune.data": digest([*texts, *held_out])}
+    parts = config.hardware.devices if config.hardware.shard_base else 1
+    memory = _memory_line(recipe, loaded, device, parts, len(data.train_rows) + len(data.validation_rows))
+    model_print = fingerprint(loaded.model)  # taken here, while every process has the whole model
+    facts = {"model": model_print, "finetune.data": digest([*texts, *held_out])}
     run.begin([announcement, memory], name=recipe.name, started=last, facts=facts)
     begun = last.exists()
     if begun:  # find a damaged checkpoint before other processes start and hours are spent
@@ -110,7 +119,7 @@ def finetune(run: Run) -> float | None:
     trainer = _trainer(config, folder, run.console, run.logger)
     with processes_of(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if begun else None, weights_only=True)
-        objective = _conclude(config, module, folder, run.console, loaded) if run.is_rank_zero else None
+        objective = _conclude(config, module, folder, run.console, model_print) if run.is_rank_zero else None
         trainer.strategy.barrier("the artifact is written")
     run.console.print(f"draft with it:  {entry_point(sys.argv[0])} drafter.from={shown(folder)}")
     return objective
@@ -154,10 +163,16 @@ def _amount(texts: Sequence[Text]) -> str:
     return f"{len(texts)} texts ({sum(len(t.prompt) + len(t.answer) for t in texts):,} tokens)"
 
 
-def _memory_line(recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, rows: int) -> str:
-    """Return one line of estimated memory: weights, activations kept for the backward pass, logits, teacher outputs."""
+def _memory_line(recipe: RecipeConfig, loaded: LoadedModel, device: torch.device, parts: int, rows: int) -> str:
+    """Return one line of estimated memory: weights, activations kept for the backward pass, logits, teacher outputs.
+
+    Args:
+        parts: number of processes that divide the layers among them. rows: texts whose teacher outputs are kept.
+    """
     config = loaded.model.config
-    weights = 4 * sum(p.numel() for p in loaded.model.parameters())
+    ends = [loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings()]
+    whole = {p for end in ends if end is not None for p in end.parameters()}
+    weights = sum(4 * p.numel() // (1 if p in whole else parts) for p in loaded.model.parameters())
     tokens = recipe.batch_size * recipe.length
     wide = 12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     steps = 4 * tokens * config.num_hidden_layers * wide
@@ -206,7 +221,7 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
     )
 
 
-def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Console, loaded: LoadedModel) -> float:
+def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Console, model_print: str) -> float:
     """Restore the best weights, write the artifact, the results and the training's picture; return the objective."""
     history, path = module.history, folder / CHECKPOINTS / BEST
     saved = read_checkpoint(path)
@@ -216,7 +231,7 @@ def _conclude(config: Config, module: FinetuneModule, folder: Path, console: Con
     label = {
         "label": config.model.label,
         "dtype": "float32",
-        "fingerprint": fingerprint(loaded.model),
+        "fingerprint": model_print,
     }
     objective = {
         "name": WATCHED,

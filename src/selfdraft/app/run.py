@@ -76,6 +76,11 @@ def run_task(composed: DictConfig) -> float | None:
                 f"hardware.devices={config.hardware.devices} in a sweep needs hydra/launcher=process: a job has to be "
                 "a process of its own to start others"
             )
+        if config.hardware.shard_base and config.task.name != "finetune":
+            raise UserError(
+                "hardware.shard_base=true divides the frozen model of task=finetune; to decode, use "
+                "hardware.tensor_parallel=true, or leave it out"
+            )
         seed_everything(config.seed, verbose=False)  # torch, numpy and Python's random
         task = TASKS[config.task.name]
         with lifecycle(config, composed, folder, kept=task.kept) as run:

@@ -215,7 +215,7 @@ class HardwareConfig(Options):
     """Where a run computes: the device, and the number of its processes and threads."""
 
     config_group: ClassVar[str] = "hardware"
-    name: str = choice_name("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp"))
+    name: str = choice_name("cpu", choices=("cpu", "cpu_ddp", "gpu", "gpu_ddp", "gpu_fsdp"))
     accelerator: str = option("cpu", choices=("cpu", "gpu"), help="Lightning's accelerator: cpu or gpu")
     devices: int = option(1, at_least=1, help="number of processes, each with a GPU or a share of the cores")
     strategy: str = option(
@@ -237,6 +237,10 @@ class HardwareConfig(Options):
         help="true: all processes work on the same prompt, and each has a part of every matrix, as transformers' "
         "plan for the architecture says; for models too large for one device",
     )
+    shard_base: bool = option(
+        False,
+        help="true, in task=finetune: each process holds a part of every layer of the frozen model",
+    )
 
     @property
     def together(self) -> bool:
@@ -254,7 +258,7 @@ class HardwareConfig(Options):
             raise UserError(
                 f"hardware.devices={self.devices} needs several processes: use hardware={self.accelerator}_ddp"
             )
-        for name, shared in (("tree_parallel", "trees"), ("tensor_parallel", "matrices")):
+        for name, shared in (("tree_parallel", "trees"), ("tensor_parallel", "matrices"), ("shard_base", "layers")):
             if getattr(self, name) and self.devices == 1:
                 raise UserError(
                     f"hardware.{name}=true shares {shared} among processes, and hardware.devices=1 is one: "
@@ -262,6 +266,11 @@ class HardwareConfig(Options):
                 )
         if self.tree_parallel and self.tensor_parallel:
             raise UserError("hardware: trees are shared out, or matrices: leave tree_parallel or tensor_parallel out")
+        if self.shard_base and self.together:
+            raise UserError(
+                "hardware.shard_base=true is for task=finetune, where no process decodes: leave tree_parallel and "
+                "tensor_parallel out"
+            )
         if self.accelerator == "gpu":
             found = torch.cuda.device_count()
             if self.devices > found:

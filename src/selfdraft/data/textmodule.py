@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from selfdraft.data.datamodule import as_dataset
 from selfdraft.data.distilled import Text
-from selfdraft.data.packing import Row, collate, pack
+from selfdraft.data.packing import Piece, Row, collate, pack
 
 
 class TextDataModule(LightningDataModule):
@@ -47,8 +47,6 @@ class TextDataModule(LightningDataModule):
             UserError: `longest_prompt` is not below `length`.
         """
         super().__init__()
-        # With fewer validation rows than processes some get none, which Lightning refuses without this setting.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.train_rows = pack(train, length, longest_prompt=longest_prompt)
         self.validation_rows = pack(validation, length, longest_prompt=longest_prompt)
         self.batch_size, self.steps, self.seed, self.collate = batch_size, steps, seed, partial(collate, pad_id=pad_id)
@@ -66,9 +64,15 @@ class TextDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Row]:
-        """Return this rank's share, without repetition. Ranks may differ by one row, so steps must not synchronise."""
+        """Return this rank's share, without repetition.
+
+        All ranks get as many rows: a rank that lacks one gets a row without an answer, in which nothing is counted.
+        Processes that share the target's layers have to run them equally often (see `models.shards`).
+        """
         rank, world_size = self._place()
         share = self.validation_rows[rank::world_size]
+        if self.validation_rows and len(share) < -(-len(self.validation_rows) // world_size):
+            share = [*share, Row((Piece(self.validation_rows[0].pieces[0].tokens[:1], 1, []),))]
         return DataLoader(as_dataset(share), self.batch_size, collate_fn=self.collate, num_workers=0)
 
     def _place(self) -> tuple[int, int]:

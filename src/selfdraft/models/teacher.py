@@ -48,14 +48,31 @@ class TeacherOutputStore:
     the stored copy.
     """
 
-    def __init__(self, teach: Callable[[Tensor, Tensor, Tensor], TeacherOutputs]) -> None:
-        """`teach`: computes the teacher outputs of (B, N) tokens, positions and texts."""
-        self.teach = teach
+    def __init__(
+        self,
+        teach: Callable[[Tensor, Tensor, Tensor], TeacherOutputs],
+        most: Callable[[int], int] = lambda count: count,
+    ) -> None:
+        """Begin with nothing stored.
+
+        Args:
+            teach: computes the teacher outputs of (B, N) tokens, positions and texts.
+            most: returns the greatest of the numbers that the processes give it. The target is then run equally often
+                by all of them, which is needed if they share its layers (see `shards`).
+        """
+        self.teach, self.most = teach, most
         self._rows: dict[bytes, TeacherOutputs] = {}
 
     def __call__(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
         """Return the teacher outputs of a batch."""
-        rows = [self._row(*row) for row in zip(tokens, positions, texts, strict=True)]
+        given = [_Row.of(*row) for row in zip(tokens, positions, texts, strict=True)]
+        missing = {row.key: row for row in given if row.key not in self._rows}
+        runs = self.most(len(missing))  # asked before the first run: all processes have to do the same, in one order
+        for row in missing.values():
+            self._add(row)
+        for _ in range(runs - len(missing)):
+            self.teach(tokens[:1, :1], positions[:1, :1], texts[:1, :1])
+        rows = [self._rows[row.key] for row in given]
 
         def together(parts: list[Tensor]) -> Tensor:
             return torch.stack([_as_wide(part, tokens.shape[1]) for part in parts]).to(tokens.device, self._dtype)
@@ -69,21 +86,32 @@ class TeacherOutputStore:
             {layer: together([row.values[layer] for row in rows]) for layer in rows[0].values},
         )
 
-    def _row(self, tokens: Tensor, positions: Tensor, texts: Tensor) -> TeacherOutputs:
-        """Return the teacher outputs of one row, without its padding."""
+    def _add(self, row: _Row) -> None:
+        outputs = self.teach(row.tokens[None], row.positions[None], row.texts[None])
+        self._dtype = outputs.final.dtype
+        states, keys, values = (
+            {layer: _kept(part) for layer, part in parts.items()}
+            for parts in (outputs.states, outputs.keys, outputs.values)
+        )
+        final = _kept(outputs.final)
+        self._rows[row.key] = TeacherOutputs(row.positions, row.texts, final, states, keys, values)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """(N,) tokens, positions and texts of one row, without its padding."""
+
+    tokens: Tensor
+    positions: Tensor
+    texts: Tensor
+    key: bytes
+
+    @classmethod
+    def of(cls, tokens: Tensor, positions: Tensor, texts: Tensor) -> _Row:
         real = texts >= 0
         tokens, positions, texts = tokens[real], positions[real], texts[real]
         # The key needs the tokens and the text that each belongs to: together they decide which token sees which.
-        key = torch.stack([tokens, texts]).cpu().numpy().tobytes()
-        if key not in self._rows:
-            outputs = self.teach(tokens[None], positions[None], texts[None])
-            self._dtype = outputs.final.dtype
-            states, keys, values = (
-                {layer: _kept(part) for layer, part in parts.items()}
-                for parts in (outputs.states, outputs.keys, outputs.values)
-            )
-            self._rows[key] = TeacherOutputs(positions, texts, _kept(outputs.final), states, keys, values)
-        return self._rows[key]
+        return cls(tokens, positions, texts, torch.stack([tokens, texts]).cpu().numpy().tobytes())
 
 
 def _kept(part: Tensor) -> Tensor:

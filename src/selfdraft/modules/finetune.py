@@ -36,6 +36,7 @@ from selfdraft.core.training import (
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.path import Path
+from selfdraft.models.shards import shard_layers
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
@@ -126,9 +127,15 @@ class RecipeConfig(Options):
 
 
 class FinetuneModule(pl.LightningModule, ABC):
-    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights."""
+    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights.
+
+    Attributes:
+        copies_whole: whether the trainable copies have all their weights for themselves, so that the processes can
+            divide the target's layers; copies with a LoRA read the target's own weights.
+    """
 
     Config: ClassVar[type[RecipeConfig]]
+    copies_whole: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -137,6 +144,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         *,
         draft_ids: Sequence[int] | None,
         seed: int,
+        sharded: bool = False,
     ) -> None:
         """Prepare a fine-tuning.
 
@@ -144,8 +152,10 @@ class FinetuneModule(pl.LightningModule, ABC):
             build: makes the target on this process's device, in float32 and unpacked.
             draft_ids: token ids that drafts may contain; None for all.
             seed: seed of everything random in training.
+            sharded: whether the trainer's processes divide the target's layers; needs `copies_whole`.
         """
         super().__init__()
+        self.sharded = sharded
         self.config, self.build, self.draft_ids, self.seed = config, build, draft_ids, seed
         self.strict_loading = False  # checkpoints hold only the trained weights, none of the target's
         self.student: Student = None  # type: ignore[assignment]  # until `setup`, which has the device for it
@@ -212,7 +222,13 @@ class FinetuneModule(pl.LightningModule, ABC):
         """Build the target and the trainable copies of its layers on this process's device."""
         if getattr(self, "student", None) is not None:
             return
-        self.prepare(self.build(self.trainer.strategy.root_device))
+        device = self.trainer.strategy.root_device
+        if self.sharded:  # a model that needs this may be too large for the device
+            self.prepare(self.build(torch.device("cpu")))
+            shard_layers(self.target, device)
+            self.to(device)
+        else:
+            self.prepare(self.build(device))
 
     def prepare(self, target: Target) -> None:
         """Take a target, in float32 and unpacked, and make the trainable copies of its layers."""
@@ -225,7 +241,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
         self._teacher_outputs: Callable[..., TeacherOutputs] = compute
         if self.config.remember:
-            self._teacher_outputs = TeacherOutputStore(compute)
+            most = {"most": self._most} if self.sharded else {}
+            self._teacher_outputs = TeacherOutputStore(compute, **most)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule in the form that Lightning expects."""
@@ -257,6 +274,10 @@ class FinetuneModule(pl.LightningModule, ABC):
         callbacks = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]  # Lightning adds it
         timer = next((each for each in callbacks if isinstance(each, Timer)), None)
         return 0.0 if timer is None or not self.config.minutes else timer.time_elapsed() / (60 * self.config.minutes)
+
+    def _most(self, count: int) -> int:
+        """Return the greatest of the counts that the processes give."""
+        return int(self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="max"))
 
     def teach(self, batch: PackedBatch) -> TeacherOutputs:
         """Return the teacher outputs of a batch that the trainable copies need."""
