@@ -44,8 +44,9 @@ from selfdraft.modules.checkpoints import (
     fitted,
     read_checkpoint,
 )
-from selfdraft.modules.finetune import START, WATCHED, FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import START, WATCHED, FinetuneModule
 from selfdraft.modules.progress import TrainingProgress
+from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.tracking.artifact import FILE, Artifact
 from selfdraft.tracking.atomic import write_json_atomic

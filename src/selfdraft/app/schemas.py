@@ -59,7 +59,7 @@ from selfdraft.data.mixing import HOW
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.modules.calibrate import OBJECTIVES
-from selfdraft.modules.finetune import RecipeConfig
+from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.search import METHODS
 

@@ -37,7 +37,8 @@ from selfdraft.models.adapted import adapted_path
 from selfdraft.models.adapter import FEATURE, Adapter
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
-from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import FinetuneModule
+from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.recipes.exit_adapter import ExitAdapterConfig
 from selfdraft.modules.recipes.jump import JumpRecipeConfig

@@ -24,7 +24,8 @@ from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
-from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import FinetuneModule
+from selfdraft.modules.recipe_options import RecipeConfig
 
 
 @dataclass

@@ -29,7 +29,8 @@ from selfdraft.models.path import Path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
-from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import FinetuneModule
+from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes.whole_model import whole_model
 
 LOSSES = {"kl": divergence, "lk": missed_acceptance}

@@ -26,7 +26,8 @@ from selfdraft.models.sparse import sparse_path
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs
-from selfdraft.modules.finetune import FinetuneModule, RecipeConfig
+from selfdraft.modules.finetune import FinetuneModule
+from selfdraft.modules.recipe_options import RecipeConfig
 
 DEFAULT_COPIES = 3  # last layers, if none are named
 FITTED_TOKENS = 16_384  # to which the predictor is fitted: about thirty for each weight of a row in small models
