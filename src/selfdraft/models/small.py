@@ -66,6 +66,14 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": {**SPACE, "attn_layer_indices": [1, 3]},
     "granitemoehybrid": {**SPACE, "layer_types": HYBRID},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+    },
     "mamba2": {"num_heads": 8, "state_size": 8, "chunk_size": 8, "n_groups": 1},
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
