@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from selfdraft.app.errors import one_line_script
+from selfdraft.core.errors import UserError
 
 ASKED = (
     "Summarize: {text}",
@@ -41,9 +42,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of a task=distill_data run")
     parser.add_argument("file", type=Path, help="where the prompts go, in Spec-Bench's schema")
     given = parser.parse_args(arguments)
-    lines = (given.run / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [text for line in lines if (text := json.loads(line)["text"].strip())]
-    given.file.write_text("".join(json.dumps(each) + "\n" for each in prompts_about(texts)), encoding="utf-8")
+    if given.file.exists():
+        raise UserError(f"{given.file} exists already: name another file")
+    file = given.run / "texts.jsonl"
+    try:
+        answers = [json.loads(line)["text"].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} was not written by task=distill_data: a line has no text") from None
+    prompts = prompts_about([answer for answer in answers if answer])
+    given.file.write_text("".join(json.dumps(each) + "\n" for each in prompts), encoding="utf-8")
 
 
 if __name__ == "__main__":
