@@ -28,6 +28,7 @@ from selfdraft.models.block import Block
 from selfdraft.models.path import Path
 from selfdraft.models.profiling import fastest_of, prepare
 from selfdraft.models.target import Target
+from selfdraft.models.threads import single_threaded
 
 STEP_SIZES = (1, 8, 32)  # tokens of a forward, the root included
 PRODUCTS, ATTENTION, SMALL, LAYERS, HOST = "products", "attention", "small", "layers", "host"
@@ -89,7 +90,8 @@ def _measure(target: Target, size: int, start: int, rounds: int) -> StepParts:
         return Block.of_trees([0], [start], [root], [tree], target.cache, target.row_block, target.key_block)
 
     def accept(logits: Tensor) -> object:
-        after = logits.max(-1).indices.cpu()
+        with single_threaded(target.compiled):  # as in decoding
+            after = logits.max(-1).indices.cpu()
         return follow(tree, match(tree, after), after)
 
     def commit() -> None:

@@ -15,7 +15,16 @@ from selfdraft.models.engines import run_natively
 from selfdraft.models.invariance import alike_in_trees
 from selfdraft.models.native import build, layers
 from selfdraft.models.native.build import compiled, library
-from selfdraft.models.native.stored import BFLOAT16, CODES4, CODES8, FLOAT32, Stored, stored
+from selfdraft.models.native.stored import (
+    BFLOAT16,
+    CODES4,
+    CODES8,
+    FLOAT32,
+    INTEGERS4,
+    INTEGERS8,
+    Stored,
+    stored,
+)
 from selfdraft.models.target import Target
 from selfdraft.models.tiny import tiny_model
 from selfdraft.models.weights import encoded
@@ -26,6 +35,8 @@ WEIGHTS = {
     BFLOAT16: lambda weight: weight.bfloat16().float(),
     CODES8: lambda weight: encoded(weight, 8).values(),
     CODES4: lambda weight: encoded(weight, 4).values(),
+    INTEGERS8: lambda weight: encoded(weight, 8).values(),
+    INTEGERS4: lambda weight: encoded(weight, 4).values(),
 }
 COUNTS = (*range(1, 14), 47, 48, 61)  # tokens: every size of a block, and both ways to decode
 
@@ -69,7 +80,7 @@ def test_products_are_torch_s_and_a_token_has_its_bits_in_any_block(lib: ctypes.
     generator = torch.Generator().manual_seed(format)
     for outputs, inputs, bias in ((32, 32, None), (131, 288, torch.randn(131, generator=generator)), (7, 64, None)):
         weight = WEIGHTS[format](torch.randn(outputs, inputs, generator=generator))
-        matrix = stored(weight, bias)
+        matrix = stored(weight, bias, integers=format in (INTEGERS4, INTEGERS8))
         assert matrix.format == format
         x = torch.randn(max(COUNTS), inputs, generator=generator)
         expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
@@ -80,10 +91,31 @@ def test_products_are_torch_s_and_a_token_has_its_bits_in_any_block(lib: ctypes.
                 assert torch.equal(product(lib, matrix, x[:count].contiguous(), threads), whole[:count]), count
 
 
+@pytest.mark.parametrize("format", [INTEGERS4, INTEGERS8])
+def test_integers_are_as_exact_as_floats_and_hide_no_invalid_number(lib: ctypes.CDLL, format: int) -> None:
+    generator = torch.Generator().manual_seed(format)
+    weight = WEIGHTS[format](torch.randn(64, 96, generator=generator))
+    matrix = stored(weight, integers=True)
+    x = torch.randn(6, 96, generator=generator)
+    x[1] *= 1e6
+    x[2, 7] = 1e4  # beside it, the others of its group have fewer bits
+    x[3] = 0.0
+    x[4] = 1e-35  # counts as zero
+    found, expected = product(lib, matrix, x, 1).double(), x.double() @ weight.double().T
+    for each, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert (ours - theirs).abs().max() <= 3e-5 * x[each].abs().max() * weight.abs().max() + 1e-30, each
+    for invalid in (torch.nan, torch.inf):
+        x[0, 40] = invalid
+        found = product(lib, matrix, x, 1)
+        assert found[0].isnan().all() and found[1:].isfinite().all()
+
+
 def test_a_matrix_takes_the_fewest_bits_that_keep_its_values() -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
-    sizes = {format: stored(make(weight)).nbytes for format, make in WEIGHTS.items()}
+    sizes = {format: stored(make(weight)).nbytes for format, make in WEIGHTS.items() if format <= CODES4}
     assert sizes[CODES4] < sizes[CODES8] < sizes[BFLOAT16] < sizes[FLOAT32] == weight.nbytes
+    for format in (CODES4, CODES8):
+        assert stored(WEIGHTS[format](weight), integers=True).nbytes == sizes[format]
     almost = WEIGHTS[CODES4](torch.randn(200, 96, generator=torch.Generator().manual_seed(2)))
     almost[-1, -1] += 0.01  # after the rows that are tried first
     assert stored(almost).format == FLOAT32

@@ -26,7 +26,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.core.paths import cache_folder
 
-SOURCES = ("layers.cpp", "attention.h", "matrix.h", "lanes.h", "team.h")
+SOURCES = ("layers.cpp", "attention.h", "integers.h", "matrix.h", "lanes.h", "team.h")
 # No contraction: which products are fused with sums is said in the code, so that it is the same in every loop.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off")
 HOW_TO_INSTALL = "install a C++ compiler (apt install g++, or pip install ziglang)"

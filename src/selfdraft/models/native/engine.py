@@ -22,13 +22,29 @@ from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP
 from selfdraft.models.native.build import is_built, library
 from selfdraft.models.native.layers import NativeLayer, NativeLayers, NativeNorm, NativeProduct
 from selfdraft.models.native.parts import MLP, NORMS, Attention, Norm, OtherKind, attention_of, mlp_of, norm_of
-from selfdraft.models.native.stored import BFLOAT16, CODES4, CODES8, FLOAT32, Stored, stored
+from selfdraft.models.native.stored import (
+    BFLOAT16,
+    CODES4,
+    CODES8,
+    FLOAT32,
+    INTEGERS4,
+    INTEGERS8,
+    Stored,
+    stored,
+)
 from selfdraft.models.packing import is_plain
 
 Form = Attention | MLP | Norm | None
 LANES = 16  # numbers of the widest vector
 DIFFERENCE = 1e-4  # of the outputs' spread, by which ours may differ from a module's: more than rounding makes
-NAMES = {CODES4: "4 bits", CODES8: "8 bits", BFLOAT16: "bfloat16", FLOAT32: "float32"}
+NAMES = {
+    INTEGERS4: "4 bits",
+    INTEGERS8: "8 bits",
+    CODES4: "4 bits",
+    CODES8: "8 bits",
+    BFLOAT16: "bfloat16",
+    FLOAT32: "float32",
+}
 KEPT = 64  # assembled rows of layers: a search for a path tries many
 
 
@@ -50,7 +66,7 @@ class NativeEngine:
         """
         if not is_built():
             tell("compiling the C++ that runs layers, once for this processor")
-        library()
+        self._integers = bool(library().selfdraft_prefers_integers())
         self._anatomy = anatomy
         self.threads = torch.get_num_threads()
         self._names = (anatomy.attention_name, anatomy.mlp_name, *NORMS)
@@ -180,7 +196,7 @@ class NativeEngine:
             raise OtherKind(f"{weight.shape[1]} inputs do not come in sixteens")
         key = (weight.data_ptr(), *weight.shape, 0 if bias is None else bias.data_ptr())
         if key not in self._stored:
-            self._stored[key] = weight, stored(weight, bias)
+            self._stored[key] = weight, stored(weight, bias, integers=self._integers)
         return self._stored[key][1]
 
 

@@ -11,6 +11,12 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512VNNI__)
+constexpr bool INTEGERS_ARE_FAST = true;
+#else
+constexpr bool INTEGERS_ARE_FAST = false;
+#endif
+
 #if defined(WIDE) && !defined(__AVX512F__)
 constexpr int LANES = 16;  // for tests: the widest vectors, where the processor has narrower ones
 #define IN_PARTS
@@ -24,6 +30,8 @@ typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+typedef int16_t shorts __attribute__((vector_size(LANES * 2)));
+typedef int8_t octets __attribute__((vector_size(LANES)));
 
 // Memory of models, caches and callers is aligned to a number, not to a vector.
 template <class V>
@@ -80,6 +88,49 @@ static inline ints code_in_place(const uint32_t* from, int k) {
 #endif
 }
 
+// The same four bytes in every lane.
+static inline ints same_word(const void* from) {
+    int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return word - ints{};
+}
+
+// c + the products of the two integers of 16 bits in every lane of a and b.
+static inline ints dot_pairs(ints a, ints b, ints c) {
+#if defined(__AVX512VNNI__)
+    return (ints)_mm512_dpwssd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
+#else
+    return c + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// c + the products of the four integers of 8 bits in every lane of a, which are not negative, and of b.
+static inline ints dot_fours(ints a, ints b, ints c) {
+#if defined(__AVX512VNNI__)
+    return (ints)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
+#else
+    for (int shift = 0; shift < 32; shift += 8) c += (a >> shift & 255) * (b << (24 - shift) >> 24);
+    return c;
+#endif
+}
+
+template <class V>
+static inline void write_few(void* to, V value) { std::memcpy(to, &value, sizeof value); }
+
+template <int... at>
+static inline octets middle_swapped_at(octets v, std::integer_sequence<int, at...>) {
+#define OF(j) ((j) % 4 == 1 ? (j) + 1 : (j) % 4 == 2 ? (j) - 1 : (j))
+#if defined(__clang__)
+    return __builtin_shufflevector(v, v, OF(at)...);
+#else
+    return __builtin_shuffle(v, octets{OF(at)...});
+#endif
+#undef OF
+}
+
+// Of every four octets the first, third, second and fourth.
+static inline octets middle_swapped(octets v) { return middle_swapped_at(v, std::make_integer_sequence<int, LANES>{}); }
+
 // The first `count` numbers, and zeros where a vector has more.
 static inline floats read_first(const float* from, int64_t count) {
     if (count >= LANES) return read<floats>(from);
@@ -112,6 +163,27 @@ static inline float total(floats v) {
     return part[0];
 }
 
+static inline int32_t total(ints v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+#endif
+}
+
+// The largest lane.
+static inline int32_t highest_of(ints v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t highest = v[0];
+    for (int lane = 1; lane < LANES; lane++) highest = v[lane] > highest ? v[lane] : highest;
+    return highest;
+#endif
+}
+
 // Blocks of 2 * width lanes: each begins with those of `a`, then those of `b`, whose halves are added.
 template <int width, int... lane>
 static inline floats halves_added(floats a, floats b, std::integer_sequence<int, lane...>) {
@@ -139,6 +211,7 @@ static inline floats totals(floats* v) {
 }
 
 static inline floats larger(floats a, floats b) { return a > b ? a : b; }
+static inline ints larger(ints a, ints b) { return a > b ? a : b; }
 static inline floats smaller(floats a, floats b) { return a < b ? a : b; }
 
 // e to the power of x, to within two units in the last place; 0 far below, finite far above.

@@ -2,6 +2,7 @@
 //
 // The caller describes every layer by addresses (see layers.py); nothing is allocated for longer than a call.
 #include "attention.h"
+#include "integers.h"
 #include "matrix.h"
 #include "team.h"
 
@@ -58,13 +59,15 @@ struct Seen {
 // Compute this thread's tiles of several matrices with the same input, and hand each to `take(matrix, tile, y)`.
 struct Multiplier {
     Buffer y, decoded, sums, in_place;
+    Integers integers;
 
     void prepare(std::initializer_list<const Matrix*> matrices, const float* x, int64_t stride, int64_t tokens) {
         const int64_t inputs = (**matrices.begin()).inputs;
-        bool shifted = false, fours = false;
+        bool shifted = false, fours = false, whole = false;
         for (const Matrix* matrix : matrices) {
             shifted |= matrix->coded() && matrix->shifts;
             fours |= matrix->format == CODES4;
+            whole |= matrix->in_integers();
         }
         y.resize(tokens * TILE);
         decoded.resize(CHUNK * TILE);
@@ -76,10 +79,23 @@ struct Multiplier {
             in_place.resize(tokens * inputs);
             put_in_place(x, stride, inputs, tokens, in_place.data());
         }
+        if (whole) integers.take(x, stride, inputs, tokens);
+    }
+
+    void clear(const Matrix& matrix, int64_t tile, int64_t tokens) {
+        std::memset(y.data(), 0, tokens * TILE * sizeof(float));
+        if (matrix.bias)
+            for (int64_t token = 0; token < tokens; token++)
+                std::memcpy(&y[token * TILE], matrix.bias + tile * TILE, matrix.outputs_of(tile) * sizeof(float));
     }
 
     // Compute one tile into y, after `prepare`.
     void compute(const Matrix& matrix, int64_t tile, const float* x, int64_t stride, int64_t tokens) {
+        if (matrix.in_integers()) {
+            clear(matrix, tile, tokens);
+            if (matrix.format == INTEGERS4) return IntegerTile<INTEGERS4>{matrix, tile, integers, y.data()}.add_to_y(tokens);
+            return IntegerTile<INTEGERS8>{matrix, tile, integers, y.data()}.add_to_y(tokens);
+        }
         const bool fours = matrix.format == CODES4;
         const Product product{matrix, tile, fours ? in_place.data() : x, fours ? matrix.inputs : stride, sums.data(), y.data(), decoded.data()};
         product.compute(tokens);
@@ -223,6 +239,9 @@ struct Run {
 }  // namespace
 
 extern "C" {
+
+// Whether codes of 4 and 8 bits are multiplied faster in integers here.
+int64_t selfdraft_prefers_integers() { return INTEGERS_ARE_FAST; }
 
 // Run layers in a row: change call.hidden, and write the new keys and values to the cache.
 void selfdraft_layers(const Layer* layers, int64_t count, const Call* call, int64_t threads) {

@@ -13,17 +13,18 @@ constexpr int TILE = 32;    // outputs
 constexpr int GROUP = 32;   // inputs that share a scale, in 4 and 8 bits
 constexpr int CHUNK = 128;  // inputs whose weights are decoded at once, when many tokens need them
 
-enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, CODES8 = 2, CODES4 = 3 };
+enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, CODES8 = 2, CODES4 = 3, INTEGERS8 = 4, INTEGERS4 = 5 };
 
-// Layouts of `data`, for every tile: 4 bits: [inputs / 8][32] words with 8 codes each, the first in the lowest bits; others:
-// [inputs][32] numbers. `scales` and `shifts` (or null): [groups][32]; a weight is code * scale + shift. `bias`: [outputs] or null.
+// Layouts of `data`, for every tile: CODES4: [inputs / 8][32] words with 8 codes each, the first in the lowest bits; INTEGERS4 and
+// INTEGERS8: words with 8 or 4 codes (see integers.h); others: [inputs][32] numbers. `scales` and `shifts` (or null): [groups][32]; a weight is code * scale + shift. `bias`: [outputs] or null.
 struct Matrix {
     int64_t format, outputs, inputs;
     const void* data;
     const float *scales, *shifts, *bias;
 
     int64_t tiles() const { return (outputs + TILE - 1) / TILE; }
-    bool coded() const { return format >= CODES8; }
+    bool coded() const { return format == CODES8 || format == CODES4; }
+    bool in_integers() const { return format >= INTEGERS8; }
     // The outputs of a tile that exist: the last one may be padded.
     int64_t outputs_of(int64_t tile) const { return std::min<int64_t>(TILE, outputs - tile * TILE); }
 };

@@ -18,7 +18,10 @@ from torch import Tensor
 from selfdraft.models.weights import GROUP, INT4, exactly_encoded
 
 TILE = 32  # outputs, as in matrix.h
-FLOAT32, BFLOAT16, CODES8, CODES4 = range(4)  # as in matrix.h
+FLOAT32, BFLOAT16, CODES8, CODES4, INTEGERS8, INTEGERS4 = range(6)  # as in matrix.h
+# The inputs whose codes a word of integers has, from its lowest bits on; see `Words` in integers.h.
+ORDER8 = [0, 2, 1, 3]
+ORDER4 = [0, 4, 2, 6, 1, 5, 3, 7]
 SAMPLE = 64  # outputs that are tried first: a matrix that has no codes is then found out at once
 
 
@@ -41,7 +44,7 @@ class Stored:
     """A matrix in tiles.
 
     Attributes:
-        outputs, inputs: its size. format: how `data` holds a weight, one of the four above.
+        outputs, inputs: its size. format: how `data` holds a weight, one of those above.
         data: the weights, see matrix.h. scales, shifts: (T, I / 32, 32), of codes only. bias: (O,).
     """
 
@@ -65,8 +68,11 @@ class Stored:
 
 
 @torch.no_grad()
-def stored(weight: Tensor, bias: Tensor | None = None) -> Stored:
+def stored(weight: Tensor, bias: Tensor | None = None, *, integers: bool = False) -> Stored:
     """Store a (O, I) float32 matrix in 4 or 8 bits, bfloat16 or float32: the first of them that keeps its values.
+
+    Args:
+        integers: lay codes out for products in integers; `build.library` says where these are faster.
 
     Raises:
         ValueError: the inputs do not come in eights.
@@ -84,14 +90,23 @@ def stored(weight: Tensor, bias: Tensor | None = None) -> Stored:
         if torch.equal(half.float(), weight):
             return Stored(outputs, inputs, BFLOAT16, _tiled(half.view(torch.int16)), None, None, bias)
         return Stored(outputs, inputs, FLOAT32, _tiled(weight), None, None, bias)
-    scales = _tiled(codes.scales.squeeze(-1))
+    scales, flat = _tiled(codes.scales.squeeze(-1)), codes.codes.flatten(1)
     if codes.bits == 8:
-        return Stored(outputs, inputs, CODES8, _tiled(codes.codes.flatten(1)), scales, None, bias)
+        if not integers:
+            return Stored(outputs, inputs, CODES8, _tiled(flat), scales, None, bias)
+        octets = (flat ^ -128).unflatten(1, (-1, 4))[..., ORDER8]
+        return Stored(outputs, inputs, INTEGERS8, _tiled(_words(octets)), scales, None, bias)
     assert codes.zeros is not None
     shifts = _tiled((-codes.zeros * codes.scales).squeeze(-1))
-    eights = codes.codes.view(outputs, inputs // 8, 4, 2)
-    octets = eights[..., 0] | eights[..., 1] << 4  # the first code is in the lowest bits
-    return Stored(outputs, inputs, CODES4, _tiled(octets.view(torch.int32).squeeze(-1)), scales, shifts, bias)
+    eights = flat.unflatten(1, (-1, 8))
+    twos = (eights[..., ORDER4] if integers else eights).unflatten(-1, (4, 2))
+    words = _words(twos[..., 0] | twos[..., 1] << 4)
+    return Stored(outputs, inputs, INTEGERS4 if integers else CODES4, _tiled(words), scales, shifts, bias)
+
+
+def _words(octets: Tensor) -> Tensor:
+    """Return (O, n) int32 from (O, n, 4) octets, the first in the lowest bits."""
+    return octets.contiguous().view(torch.int32).squeeze(-1)
 
 
 def _tiled(rows: Tensor) -> Tensor:
