@@ -3,9 +3,9 @@
     python experiments/growth/growth.py [--rounds 4] [--grows tokens]
 
 The default model runs in float32, in one process: its layers one by one from Python ("eager"), and in C++ ("native").
-"floor ms" is the least time in which memory can deliver the weights and the cache of the native engine. "products ms" is
-the least time for the arithmetic, at the speed of a large matrix product. The column "bound by" names the larger of the
-two, or "the rest" if the time beyond it is larger than both.
+"floor ms" is the least time in which memory can deliver the weights and the cache of the native engine, and "products
+ms" the least time for the arithmetic, at the speed of a large matrix product. The column "bound by" names the larger of
+the two, or "the rest" if the time beyond it is larger than both.
 """
 
 from __future__ import annotations
