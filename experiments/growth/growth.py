@@ -1,10 +1,11 @@
-"""How a forward of the default model grows with its tokens, its context and its rows, beside the memory's floor.
+"""Measure how the time of a forward grows with its tokens, its context and its rows, and what limits it.
 
     python experiments/growth/growth.py [--rounds 4] [--grows tokens]
 
-Layers that run one by one (eager) and one compiled graph take turns in one process, in float32. The floor is the time
-in which the memory gives the weights and the cache once; "products ms" is the arithmetic of the matrices at the speed
-of a large product. The greater of the two bounds a forward, unless the rest of its time is greater than both.
+The default model runs in float32, in one process: its layers one by one from Python ("eager"), and in C++ ("native").
+"floor ms" is the least time in which memory can deliver the weights and the cache of the native engine, and "products
+ms" the least time for the arithmetic, at the speed of a large matrix product. The column "bound by" names the larger of
+the two, or "the rest" if the time beyond it is larger than both.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from selfdraft.models.profiling import fastest_of
 from selfdraft.models.target import Target
 
 NODES, CONTEXTS, ROWS = (1, 2, 4, 8, 16, 32, 64), (128, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16)
-CONTEXT = 256  # of forwards whose tokens or rows grow
+CONTEXT = 256  # tokens before the forwards whose tokens or rows grow
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def job(target: Target, case: Case) -> Callable[[], object]:
 
 
 def bound(ms: float, floor: float, product: float) -> str:
-    """Return what a forward's milliseconds go to most: the memory's floor, the products' arithmetic, or the rest."""
+    """Return what takes most of a forward's milliseconds: reading memory, the arithmetic of products, or the rest."""
     around = ms - max(floor, product)
     return "the rest" if around > max(floor, product) else "memory" if floor > product else "products"
 

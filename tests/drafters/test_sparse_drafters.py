@@ -1,4 +1,4 @@
-"""What is particular to the drafters of panel (b), on targets whose texts are known by hand."""
+"""Drafters that run a part of the model token by token, on targets whose texts are known by hand."""
 
 from __future__ import annotations
 

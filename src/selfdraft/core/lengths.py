@@ -1,7 +1,11 @@
 """Length rules: decide after each drafted token whether to draft one more.
 
-Too short a draft wastes a verification that could have accepted more; too long a draft wastes drafting on tokens that
-will be rejected. The rules decide by the *confidence* of the drafted tokens: their probability in the drafting model.
+If a draft is too short, its verification could have accepted more tokens. If it is too long, drafting takes time for
+tokens that are rejected. The rules decide by the *confidence* of each drafted token: the probability that the drafting
+model gave it.
+
+A rule also chooses how many *leaves* to draft: alternatives to the last token of the chain, after which nothing is
+drafted. They are verified in the same forward, and one of them may be accepted in place of that token.
 """
 
 from __future__ import annotations
@@ -15,44 +19,58 @@ import numpy as np
 
 from selfdraft.core.costs import CostCurve
 
-# SWIFT's thresholds of a drafted token's confidence, and the leaves beside the token above each:
+# SWIFT's numbers of leaves: `LEAVES_…[i]` for the first i whose `CONFIDENT[i]` is below the token's confidence. So the
+# less sure the drafting model is, the more alternatives are verified.
 CONFIDENT = (0.95, 0.8, 0.5, -1.0)
 LEAVES_GREEDY, LEAVES_SAMPLED = (2, 4, 7, 9), (0, 2, 4, 9)
 
 
 class DraftLengthRule(ABC):
-    """A length rule: decides after each drafted token whether to draft one more, and learns from acceptance."""
+    """A length rule: decides after each drafted token whether to draft one more, and learns from acceptance.
+
+    Attributes:
+        needs_confidence: whether the rule reads the confidences. If not, drafters need not compute them.
+    """
 
     needs_confidence = True
 
     @abstractmethod
     def goes_on(self, confidences: Sequence[float]) -> bool:
-        """Return whether to draft one more token after a chain with these confidences."""
+        """Return whether to draft one more token.
+
+        Args:
+            confidences: probabilities of the tokens drafted so far; may be empty if the rule does not need them.
+        """
 
     def leaves(
         self, confidences: Sequence[float], rivals: Callable[[], Sequence[float]], size: int, *, sample: bool
     ) -> int:
-        """Return how many leaves to draft beside the last token of a chain: by default, SWIFT's numbers.
+        """Return how many leaves to draft beside the last token of a chain. The default is SWIFT's numbers.
 
         Args:
-            confidences: those of the chain.
-            rivals: returns the draft's probabilities of the leaves in descending order.
-            size: tokens of the verification without the leaves, the root included.
-            sample: whether the leaves are drawn.
+            confidences: probabilities of the chain's tokens.
+            rivals: returns the drafting model's probabilities of the possible leaves, the largest first.
+            size: number of tokens in the verification so far: the last committed token, the chain and earlier leaves.
+            sample: whether leaves are sampled; otherwise they are the most likely tokens.
         """
         level = next(i for i, least in enumerate(CONFIDENT) if confidences[-1] > least)
         return (LEAVES_SAMPLED if sample else LEAVES_GREEDY)[level]
 
     def verified(self, confidences: Sequence[float]) -> int:
-        """Return how many first tokens of a finished chain are worth verifying: by default, all."""
+        """Return how many tokens of a finished chain to verify, counted from its first. The default is all."""
         return len(confidences)
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:  # noqa: B027  (optional)
-        """Learn that the first `accepted` tokens of a chain with these confidences were accepted."""
+        """Learn from a verification. The default is to learn nothing.
+
+        Args:
+            confidences: probabilities of the chain's tokens, as far as the target's own tokens are known.
+            accepted: number of them that were right, counted from the first.
+        """
 
 
 class Threshold(DraftLengthRule):
-    """Stop after the first token with a confidence below `least`; with 0, only the length limit applies."""
+    """Stop after the first token with a confidence below `least`; with 0, only the maximum draft length counts."""
 
     def __init__(self, least: float) -> None:
         self.least, self.needs_confidence = least, least > 0
@@ -63,12 +81,15 @@ class Threshold(DraftLengthRule):
 
 
 class AdaptiveThreshold(DraftLengthRule):
-    """A threshold that is adjusted to a wanted acceptance rate (Zhang et al. 2023, arXiv 2309.08168, section 3.3).
+    """Stop after the first token below a threshold, which follows a wanted acceptance rate.
 
-    The rate is smoothed by 0.5; the threshold moves by `step` and is itself smoothed by 0.9, as in the paper.
+    After each verification the acceptance rate is updated. If it is below `wanted`, the threshold rises by `step`, so
+    drafts end earlier; otherwise it falls by `step`. Rate and threshold are moving averages, with the paper's weights.
+
+    Source: Zhang et al. 2023, arXiv 2309.08168, section 3.3.
     """
 
-    OLD_RATE, OLD_THRESHOLD = 0.5, 0.9
+    OLD_RATE, OLD_THRESHOLD = 0.5, 0.9  # weights of the values before the update in the two moving averages
 
     def __init__(self, start: float = 0.6, wanted: float = 0.9, step: float = 0.01) -> None:
         self.threshold, self.wanted, self.step = start, wanted, step
@@ -88,39 +109,55 @@ class AdaptiveThreshold(DraftLengthRule):
 
 
 class Calibration:
-    """Acceptance rate by confidence, in ten bins; before any token is seen, it is the middle of the bin."""
+    """The acceptance rate of drafted tokens by their confidence, learned in ten bins.
 
-    BINS, PRIOR = 10, 4.0  # the initial rate of a bin counts as much as four tokens
+    The confidence of a drafting model need not be the rate at which its tokens are accepted, so that rate is counted.
+    Before any token is counted, the rate of a bin is the middle of the bin.
+    """
+
+    BINS, PRIOR = 10, 4.0  # PRIOR: number of counted tokens that the initial rate of a bin counts as
 
     def __init__(self) -> None:
         self._offered = np.full(self.BINS, self.PRIOR)
-        self._stood = self.PRIOR * (np.arange(self.BINS) + 0.5) / self.BINS
+        self._accepted = self.PRIOR * (np.arange(self.BINS) + 0.5) / self.BINS
 
     def _bin(self, confidence: float) -> int:
         return min(int(confidence * self.BINS), self.BINS - 1)
 
     def __call__(self, confidence: float) -> float:
-        """Return the probability that a token with this confidence is accepted, given that those before it are."""
+        """Return the probability that a token with this confidence is accepted, given that all tokens before it are."""
         b = self._bin(confidence)
-        return float(self._stood[b] / self._offered[b])
+        return float(self._accepted[b] / self._offered[b])
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
-        """Count the accepted tokens and the first rejected one; nothing is known about those after it."""
+        """Count the accepted tokens and the first rejected one. Nothing is known about the tokens after that.
+
+        Args:
+            confidences: probabilities of the chain's tokens, as far as the target's own tokens are known.
+            accepted: number of them that were right, counted from the first.
+        """
         for depth, confidence in enumerate(confidences[: accepted + 1]):
             self._offered[self._bin(confidence)] += 1
-            self._stood[self._bin(confidence)] += depth < accepted
+            self._accepted[self._bin(confidence)] += depth < accepted
 
     def reaches(self, confidences: Sequence[float]) -> list[float]:
-        """Return, for each token of a chain, the probability that it and all before it are accepted."""
+        """Return, for each token of a chain, the probability that it and all tokens before it are accepted."""
         return list(accumulate(map(self, confidences), mul))
 
 
 class ExpectedGain(DraftLengthRule):
     """Draft one more token as long as it raises the expected tokens per second of the step.
 
-    A chain of n tokens is expected to emit 1 + (sum of the probabilities that each token is accepted). It costs n
-    drafting forwards and a verification of n + 1 tokens. One more token pays if its own tokens per second exceed those
-    of the step. Its confidence is not known yet, so that of the last token is used.
+    1. A chain of n tokens is expected to write 1 + (sum of the probabilities that each token is accepted) tokens; the
+       one is the bonus token.
+    2. It costs n drafting forwards and a verification of n + 1 tokens.
+    3. One more token pays if (the probability that it is accepted) / (the seconds that it adds) exceeds the expected
+       tokens per second of the step without it. Its confidence is not known yet, so that of the last token is used.
+
+    Attributes:
+        full: seconds of a full forward by its number of tokens.
+        draft_seconds: seconds of one drafting forward.
+        calibration: acceptance rates by confidence.
     """
 
     def __init__(self, full: CostCurve, draft_seconds: float) -> None:
@@ -138,7 +175,7 @@ class ExpectedGain(DraftLengthRule):
     def leaves(
         self, confidences: Sequence[float], rivals: Callable[[], Sequence[float]], size: int, *, sample: bool
     ) -> int:
-        """Return how many leaves pay, by the same comparison; their probabilities are used without calibration."""
+        """Return how many leaves pay, by the same comparison. Their probabilities are used without calibration."""
         reached = self.calibration.reaches(confidences)
         before = reached[-2] if len(reached) > 1 else 1.0
         tokens, seconds = 1 + sum(reached), len(confidences) * self.draft_seconds + self.full(size)
@@ -151,7 +188,7 @@ class ExpectedGain(DraftLengthRule):
         return len(chances)
 
     def verified(self, confidences: Sequence[float]) -> int:
-        """Return how many tokens pay, by the same comparison: the last one's confidence is known only now."""
+        """Return how many tokens pay, by the same comparison, now that the confidence of the last one is known too."""
         reached = self.calibration.reaches(confidences)
         drafting = len(confidences) * self.draft_seconds
         for n in range(len(confidences), 0, -1):
@@ -169,10 +206,11 @@ def best_speedup(acceptance: float, draft_seconds: float, full: CostCurve, longe
     """Return the speedup over plain decoding at the best draft length up to `longest`.
 
     Args:
-        acceptance: the probability that a drafted token is accepted given that those before it are, at every depth.
+        acceptance: probability that a drafted token is accepted, given that all tokens before it are; the same at
+            every depth.
         draft_seconds: seconds of one drafting forward.
-        full: cost of a target forward.
-        longest: the longest draft length to try.
+        full: seconds of a full forward of the target by its number of tokens.
+        longest: longest draft length to try, in tokens.
     """
     lengths = np.arange(1, longest + 1)
     emitted = 1 + np.cumsum(acceptance**lengths)

@@ -1,4 +1,4 @@
-"""Draft a chain: a part of the model drafts token by token, as a small model would (panel (b) of the project).
+"""Draft a chain: a part of the model drafts token by token, as a small model would (sparsity-based drafting).
 
 1. The path policy says which part of the model runs.
 2. One forward of that part per token drafts the chain, and *siblings*: other likely tokens beside each drafted one.

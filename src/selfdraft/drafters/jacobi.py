@@ -1,11 +1,11 @@
-"""Jacobi drafting: the full model predicts a block of tokens at once and refines its own predictions (panel (a)).
+"""Jacobi-based drafting: the full model predicts a block of tokens at once, and refines its own predictions.
 
 Santilli et al. 2023 (arXiv 2305.10427). Two modes:
 
 * `fused`: one forward per step refines *and* verifies. The tokens that match are accepted; the predictions after them
   are kept as guesses for the next step.
-* `literal`: N forwards refine the block, then one verifies it, as in the figure. N + 1 forwards per step. With a sparse
-  path, the refining forwards are cheaper.
+* `literal`: N forwards refine the block, then one more verifies it, so a step takes N + 1 forwards. With a sparse path,
+  the refining forwards are cheaper.
 
 How a block begins is in `core.blocks`, the arithmetic of one iteration in `core.jacobi`.
 """
