@@ -77,9 +77,14 @@ def exactly_encoded(weight: Tensor, weights: str) -> Codes | None:
         return None
     for bits in BITS.get(weights, ()):
         codes = encoded(weight, bits)
-        if float((codes.values() - weight).abs().max()) <= 1e-6 * float(weight.abs().max()):
+        if same_values(codes.values(), weight):
             return codes
     return None
+
+
+def same_values(values: Tensor, weight: Tensor) -> bool:
+    """Return whether these are the values of a matrix, apart from rounding in float32."""
+    return float((values - weight).abs().max()) <= 1e-6 * float(weight.abs().max())
 
 
 @torch.no_grad()

@@ -110,6 +110,24 @@ def test_integers_are_as_exact_as_floats_and_hide_no_invalid_number(lib: ctypes.
         assert found[0].isnan().all() and found[1:].isfinite().all()
 
 
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_of_16_bits_are_restored_from_the_values(lib: ctypes.CDLL, bits: int, integers: bool) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    least, most = (0, 15) if bits == 4 else (-127, 127)
+    codes = torch.randint(least, most + 1, (40, 3, 32), generator=generator).float()
+    codes[..., 0], codes[..., 1] = least, most  # so that a group reaches from its least level to its highest
+    scales, lows = (torch.randn(40, 3, 1, generator=generator).half().float() for _ in range(2))
+    weight = (codes * scales.abs() + (lows if bits == 4 else 0)).flatten(1)
+    other = torch.cat([weight[:-1], weight[-1:] * 1.0001])
+    assert stored(other, integers=integers).scales.dtype == torch.float32  # type: ignore[union-attr]
+    matrix, x = stored(weight, integers=integers), torch.randn(3, 96, generator=generator)
+    assert matrix.scales is not None and matrix.scales.dtype == torch.float16
+    assert matrix.shifts is None or matrix.shifts.dtype == torch.float16
+    expected = x.double() @ weight.double().T
+    torch.testing.assert_close(product(lib, matrix, x, 2).double(), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_matrix_takes_the_fewest_bits_that_keep_its_values() -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
     sizes = {format: stored(make(weight)).nbytes for format, make in WEIGHTS.items() if format <= CODES4}

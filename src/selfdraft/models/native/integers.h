@@ -97,8 +97,7 @@ constexpr int together(int M) { return LANES == 16 || M <= 3 ? TILE / LANES : 2;
 // (M, groups), of the inputs; of_codes, shifts: (groups, 32), of the tile; without shifts, codes have 128 more than their values.
 template <int format, int M, int C>
 __attribute__((noinline)) static void add_integers(const uint32_t* data, int column, int64_t ahead, const int16_t* upper, const int8_t* lower,
-                                                  int64_t inputs, const float* scales, const float* sums, const float* of_codes,
-                                                  const float* shifts, float* y) {
+                                                  int64_t inputs, const float* scales, const float* sums, Factors of_codes, Factors shifts, float* y) {
     typedef Words<format> W;
     constexpr int WORDS = GROUP / 2 / W::PAIRS;  // of a group
     constexpr int SETS = M * C <= 4 ? 2 : 1;     // of sums: an instruction would otherwise wait for the one before
@@ -145,8 +144,8 @@ __attribute__((noinline)) static void add_integers(const uint32_t* data, int col
         }
         for (int c = 0; c < C; c++) {
             const int place = column + c * LANES;
-            const floats scale = read<floats>(of_codes + group * TILE + place);
-            const floats shift = format == INTEGERS4 ? read<floats>(shifts + group * TILE + place) : scale * -128.0f;
+            const floats scale = of_codes.at(group * TILE + place);
+            const floats shift = format == INTEGERS4 ? shifts.at(group * TILE + place) : scale * -128.0f;
 #pragma GCC unroll 8
             for (int m = 0; m < M; m++) {
                 for (int set = 1; set < SETS; set++) {
@@ -175,11 +174,12 @@ struct IntegerTile {
         constexpr int C = together(M);
         const int64_t inputs = matrix.inputs, groups = inputs / GROUP, size = inputs * TILE / (format == INTEGERS4 ? 8 : 4);
         const uint32_t* data = static_cast<const uint32_t*>(matrix.data) + tile * size;
-        const float* shifts = matrix.shifts ? matrix.shifts + tile * groups * TILE : nullptr;
+        const int64_t factors = tile * groups * TILE;
+        const bool half = matrix.half;
         for (int column = 0; column < TILE; column += C * LANES)
             add_integers<format, M, C>(data, column, token || column ? 0 : size * 4, &x.upper[token * inputs], &x.lower[token * inputs], inputs,
-                                       &x.scales[token * groups], &x.sums[token * groups], matrix.scales + tile * groups * TILE, shifts,
-                                       y + token * TILE);
+                                       &x.scales[token * groups], &x.sums[token * groups], Factors(matrix.scales, half, factors),
+                                       Factors(matrix.shifts, half, factors), y + token * TILE);
     }
 
     template <int M>

@@ -69,6 +69,22 @@ static inline floats of_octets(const int8_t* from) {
 #endif
 }
 
+// Floats of 16 bits as floats of 32.
+static inline floats of_halves(const void* from) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__) && !defined(IN_PARTS)
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    // The exponent is moved to its place, where it is 112 too small.
+    const words half = __builtin_convertvector(read<halves>(from), words);
+    const words magnitude = (half & 0x7FFF) << 13, sign = (half & 0x8000) << 16;
+    const floats value = read<floats>(&magnitude) * 0x1p112f;
+    const words bits = read<words>(&value) | sign;
+    return read<floats>(&bits);
+#endif
+}
+
 // The codes of the k-th of eight inputs, of 4 bits each and at their place in the word; the last ones in the lowest bits.
 //
 // In assembly, because a compiler reads the words once for all eight inputs, and then has no registers left for the sums.

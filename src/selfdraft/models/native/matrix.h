@@ -16,17 +16,27 @@ constexpr int CHUNK = 128;  // inputs whose weights are decoded at once, when ma
 enum Format : int64_t { FLOAT32 = 0, BFLOAT16 = 1, CODES8 = 2, CODES4 = 3, INTEGERS8 = 4, INTEGERS4 = 5 };
 
 // Layouts of `data`, for every tile: CODES4: [inputs / 8][32] words with 8 codes each, the first in the lowest bits; INTEGERS4 and
-// INTEGERS8: words with 8 or 4 codes (see integers.h); others: [inputs][32] numbers. `scales` and `shifts` (or null): [groups][32]; a weight is code * scale + shift. `bias`: [outputs] or null.
+// INTEGERS8: words with 8 or 4 codes (see integers.h); others: [inputs][32] numbers. `scales` and `shifts` (or null): [groups][32] floats of
+// 32 bits, or of 16 if `half`; a weight is code * scale + shift. `bias`: [outputs] or null.
 struct Matrix {
-    int64_t format, outputs, inputs;
-    const void* data;
-    const float *scales, *shifts, *bias;
+    int64_t format, outputs, inputs, half;
+    const void *data, *scales, *shifts;
+    const float* bias;
 
     int64_t tiles() const { return (outputs + TILE - 1) / TILE; }
     bool coded() const { return format == CODES8 || format == CODES4; }
     bool in_integers() const { return format >= INTEGERS8; }
     // The outputs of a tile that exist: the last one may be padded.
     int64_t outputs_of(int64_t tile) const { return std::min<int64_t>(TILE, outputs - tile * TILE); }
+};
+
+// The scales or the shifts of a matrix from some place on.
+struct Factors {
+    const char* from;  // null if there are none
+    bool half;
+
+    Factors(const void* from, bool half, int64_t first = 0) : from(from ? static_cast<const char*>(from) + first * (half ? 2 : 4) : nullptr), half(half) {}
+    floats at(int64_t place) const { return half ? of_halves(from + place * 2) : read<floats>(from + place * 4); }
 };
 
 // Tokens whose sums fit into the registers, beside what decoding needs (measured: with one more, compilers keep sums in memory).
@@ -112,7 +122,7 @@ constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-
 // ahead: bytes from here to the next tile, 0 if its weights need not be fetched; x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
 template <int format, int M, int C, bool grouped>
 __attribute__((noinline)) static void add(const void* data, int column, int64_t ahead, int64_t first, int64_t end, int64_t base, const float* x,
-                                         int64_t stride, const float* sums, int64_t groups, const float* scales, const float* shifts, float* y) {
+                                         int64_t stride, const float* sums, int64_t groups, Factors scales, Factors shifts, float* y) {
     Weights<format, C, crowded(format, M)> weights(data, column);
     floats sum[M][C];
     for (int m = 0; m < M; m++)
@@ -156,12 +166,12 @@ __attribute__((noinline)) static void add(const void* data, int column, int64_t 
         const int64_t group = (i - 1) / GROUP;
         for (int c = 0; c < C; c++) {
             const int place = column + c * LANES;
-            const floats scale = read<floats>(scales + group * TILE + place);
-            const floats shift = shifts ? read<floats>(shifts + group * TILE + place) : floats{};
+            const floats scale = scales.at(group * TILE + place);
+            const floats shift = shifts.from ? shifts.at(group * TILE + place) : floats{};
             for (int m = 0; m < M; m++) {
                 floats out = read<floats>(y + m * TILE + place);
                 out = fused(scale, sum[m][c], out);
-                if (shifts) out = fused(all(sums[m * groups + group]), shift, out);
+                if (shifts.from) out = fused(all(sums[m * groups + group]), shift, out);
                 write(y + m * TILE + place, out);
                 sum[m][c] = floats{};
             }
@@ -183,7 +193,7 @@ struct Product {
     float* decoded;     // (128, 32), scratch
 
     int64_t groups() const { return matrix.inputs / GROUP; }
-    const float* of_tile(const float* values) const { return values ? values + tile * groups() * TILE : nullptr; }
+    Factors of_tile(const void* values) const { return {values, bool(matrix.half), tile * groups() * TILE}; }
 
     template <int format, int M, bool grouped>
     void add_tokens(const void* data, int64_t first, int64_t end, int64_t base, int64_t token) const {

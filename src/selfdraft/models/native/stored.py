@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfdraft.models.weights import GROUP, INT4, exactly_encoded
+from selfdraft.models.weights import GROUP, INT4, Codes, exactly_encoded, same_values
 
 TILE = 32  # outputs, as in matrix.h
 FLOAT32, BFLOAT16, CODES8, CODES4, INTEGERS8, INTEGERS4 = range(6)  # as in matrix.h
@@ -32,6 +32,7 @@ class CMatrix(ctypes.Structure):
         ("format", c_int64),
         ("outputs", c_int64),
         ("inputs", c_int64),
+        ("half", c_int64),
         ("data", c_void_p),
         ("scales", c_void_p),
         ("shifts", c_void_p),
@@ -45,7 +46,8 @@ class Stored:
 
     Attributes:
         outputs, inputs: its size. format: how `data` holds a weight, one of those above.
-        data: the weights, see matrix.h. scales, shifts: (T, I / 32, 32), of codes only. bias: (O,).
+        data: the weights, see matrix.h. scales, shifts: (T, I / 32, 32), of codes only; float16 if
+            that keeps the weights, else float32. bias: (O,).
     """
 
     outputs: int
@@ -64,7 +66,8 @@ class Stored:
     def described(self) -> CMatrix:
         """Return what our C++ takes; it points into this object's tensors."""
         places = [None if p is None else p.data_ptr() for p in (self.data, self.scales, self.shifts, self.bias)]
-        return CMatrix(self.format, self.outputs, self.inputs, *places)
+        half = self.scales is not None and self.scales.dtype == torch.float16
+        return CMatrix(self.format, self.outputs, self.inputs, half, *places)
 
 
 @torch.no_grad()
@@ -90,18 +93,32 @@ def stored(weight: Tensor, bias: Tensor | None = None, *, integers: bool = False
         if torch.equal(half.float(), weight):
             return Stored(outputs, inputs, BFLOAT16, _tiled(half.view(torch.int16)), None, None, bias)
         return Stored(outputs, inputs, FLOAT32, _tiled(weight), None, None, bias)
-    scales, flat = _tiled(codes.scales.squeeze(-1)), codes.codes.flatten(1)
+    flat, factors = codes.codes.flatten(1), _factors(codes, weight)
+    scales, shifts = (None if each is None else _tiled(each) for each in factors)
     if codes.bits == 8:
         if not integers:
             return Stored(outputs, inputs, CODES8, _tiled(flat), scales, None, bias)
         octets = (flat ^ -128).unflatten(1, (-1, 4))[..., ORDER8]
         return Stored(outputs, inputs, INTEGERS8, _tiled(_words(octets)), scales, None, bias)
-    assert codes.zeros is not None
-    shifts = _tiled((-codes.zeros * codes.scales).squeeze(-1))
     eights = flat.unflatten(1, (-1, 8))
     twos = (eights[..., ORDER4] if integers else eights).unflatten(-1, (4, 2))
     words = _words(twos[..., 0] | twos[..., 1] << 4)
     return Stored(outputs, inputs, INTEGERS4 if integers else CODES4, _tiled(words), scales, shifts, bias)
+
+
+def _factors(codes: Codes, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the (O, I / 32) scales, and shifts if codes have any, in float16 if that keeps the values of a matrix.
+
+    Files of quantised models have them in float16. What is computed again from the values differs by rounding in
+    float32, so float16 restores the file's own.
+    """
+    scales, shifts = codes.scales, None if codes.zeros is None else -codes.zeros * codes.scales
+    halves = scales.half(), None if shifts is None else shifts.half()
+    values = codes.codes.float().mul_(halves[0].float())
+    values = values if halves[1] is None else values.add_(halves[1].float())
+    if same_values(values.flatten(1), weight):
+        scales, shifts = halves
+    return scales.squeeze(-1), None if shifts is None else shifts.squeeze(-1)
 
 
 def _words(octets: Tensor) -> Tensor:
