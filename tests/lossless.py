@@ -14,7 +14,6 @@ from selfdraft.drafters.base import DrafterConfig, PathDrafterConfig
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.lookahead import LookaheadConfig
 from selfdraft.drafters.paths.sparse_kv import SparseKVConfig
-from selfdraft.drafters.paths.width_skip import WidthSkipConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookupConfig
@@ -175,10 +174,8 @@ LOSSLESS: dict[str, list[DrafterConfig]] = {
 
 
 def cannot(config: DrafterConfig, family: str) -> bool:
-    """Whether a drafter refuses a family, by name: its MLPs have no gates, or its attention cannot be read."""
+    """Whether a drafter refuses a family, by name, because its attention cannot be read."""
     path = config.path if isinstance(config, PathDrafterConfig) else None
-    if isinstance(path, WidthSkipConfig):
-        return family == "gpt_neox"
     return isinstance(path, SparseKVConfig) and path.top_k > 0 and family in ("mistral", "gemma2", "gemma3_text")
 
 

@@ -108,9 +108,9 @@ def test_whatever_fails_is_a_line_and_the_rest_goes_on(
 
 
 def test_a_refused_run_points_to_it(tmp_path: Path, error_line: ErrorLine) -> None:
-    said = error_line("model=tiny", "model.family=gpt_neox", "drafter=width_skip")
-    assert said.startswith("drafter/path=width_skip: ")
-    assert said.endswith("; task=doctor model=tiny model.family=gpt_neox shows what works")
+    said = error_line("model=tiny", "model.family=mistral", "drafter=sparse_kv", "drafter.path.top_k=4")
+    assert said.startswith("drafter.path.top_k: ")
+    assert said.endswith("; task=doctor model=tiny model.family=mistral shows what works")
 
 
 def test_a_mistake_that_says_nothing_about_the_model_does_not(error_line: ErrorLine) -> None:

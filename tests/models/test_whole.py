@@ -37,9 +37,17 @@ CONFIGS = {
     "fused": configured("fused_jacobi", count=2, branches=3, nodes=9, costs="flat", noise=1.0),
     "clasp": configured("clasp", sparsity=0.5, interval=1),
     "low bits": configured("low_bit", bits=8, draft_length=3),
+    "width": configured("width_skip", ratio=0.5, draft_length=3),
 }
-# OPT's MLP is no module; Llama 4's layers take rows one by one; Gemma 3n's pass four streams of states on.
-REFUSED = {("opt", "skip"), ("llama4_text", "pseudo tokens"), ("llama4_text", "fused"), ("gemma3n_text", "fused")}
+# OPT's MLP is no module; Llama 4's layers take rows one by one; Gemma 3n's pass four streams of states on; mixtures.
+REFUSED = {
+    ("opt", "skip"),
+    ("llama4_text", "pseudo tokens"),
+    ("llama4_text", "fused"),
+    ("gemma3n_text", "fused"),
+    ("llama4_text", "width"),
+    ("gpt_oss", "width"),
+}
 
 
 @pytest.mark.slow
@@ -115,11 +123,6 @@ def test_a_family_that_reads_the_order_of_slots_is_refused() -> None:
         layer.attn.__class__ = type("Ordered", (type(layer.attn),), {"forward": _by_slots(stock)})
     with pytest.raises(UserError, match="give other logits"):
         Target(model)
-
-
-def test_mlps_that_are_no_part_of_their_own_cannot_be_sliced() -> None:
-    with pytest.raises(UserError, match="'opt' has no gated MLPs"):
-        made(Target(small_model("opt")), configured("width_skip"))
 
 
 def test_layers_that_attend_to_images_are_refused() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +40,17 @@ def light_copy(module: nn.Module, swap: Swap, name: str = "") -> nn.Module:
         if attribute.endswith("_hooks"):  # copies present hooks; later ones stay where they are added
             new.__dict__[attribute] = value.copy()
     return new
+
+
+def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of `module` in which `parts` replace the descendants of these dotted names; others are shared."""
+
+    def swap(name: str, stock: nn.Module) -> nn.Module | None:
+        if name in parts:
+            return parts[name]
+        return None if name == "" or any(part.startswith(f"{name}.") for part in parts) else stock
+
+    return light_copy(module, swap)
 
 
 def copy_of(module: _Module) -> _Module:

@@ -5,7 +5,6 @@ Shapes: S prompt tokens, F neurons of an MLP (its intermediate size), k of them 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
@@ -13,18 +12,14 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from selfdraft.core.errors import Unsupported
 from selfdraft.core.skipset import SkipSet
 from selfdraft.models.cache import KVCache
 from selfdraft.models.fusing import fast_module
 from selfdraft.models.layered import layered
-from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.lightcopy import light_copy, with_parts
+from selfdraft.models.mlps import neurons_of
 from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sliced_linear
 from selfdraft.models.target import Target
-
-DOWN = "down_proj"
-GATED_MLPS = ({"gate_proj", "up_proj", DOWN}, {"gate_up_proj", DOWN})  # the second is Phi-3's
 
 
 class _Recorder(nn.Module):
@@ -42,32 +37,18 @@ class _Recorder(nn.Module):
 
 
 @singledispatch
-def most_used_mlps(target: TargetProtocol, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict[int, nn.Module]:
+def most_used_mlps(
+    target: TargetProtocol, tokens: Sequence[int], ratio: float, skip: SkipSet
+) -> dict[int, dict[str, nn.Module]]:
     """Return by layer a narrow MLP: the share `ratio` of its neurons that `tokens` use most. Not for layers in `skip`.
 
+    An MLP is given as parts of the layer, by name.
+
     Raises:
-        UserError: the family's MLPs cannot be sliced; the message names it.
+        UserError: the neurons of the family's MLPs cannot be chosen; the message names it.
     """
     driver = layered(target)
-    require_gated_mlps(driver)
     return sliced_mlps(driver, most_active(neuron_statistics(driver, tokens), ratio), skip)
-
-
-def require_gated_mlps(target: Target) -> None:
-    """Refuse a model whose MLPs cannot be sliced.
-
-    Raises:
-        UserError: there is such an MLP; the message names the family.
-    """
-    for layer in target.anatomy.layers:
-        mlp = getattr(layer, target.anatomy.mlp_name) if target.anatomy.mlp_name else nn.Identity()
-        # Weights of any other part, such as BitNet's norm in the MLP, are sized for all neurons.
-        weighted = {name for name, part in mlp.named_children() if next(part.parameters(), None) is not None}
-        if weighted not in GATED_MLPS:
-            raise Unsupported(
-                f"drafter/path=width_skip: model family '{target.model.config.model_type}' has no gated MLPs with a "
-                f"{DOWN} to be sliced; Llama, Qwen2/3, Mistral, Gemma 2/3, Phi-3 and OLMo2 have"
-            )
 
 
 @torch.inference_mode()
@@ -76,37 +57,30 @@ def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
 
     Runs the full layers once over the tokens, with a temporary cache.
     """
-    anatomy, layers, recorders = target.anatomy, [], []
-    for layer in target.full.layers:
-        mlp = copy.copy(getattr(layer, anatomy.mlp_name))
-        recorders.append(_Recorder(getattr(mlp, DOWN)))
-        mlp._modules = dict(mlp._modules) | {DOWN: recorders[-1]}
-        recording = copy.copy(layer)
-        recording._modules = dict(layer._modules) | {anatomy.mlp_name: mlp}
-        layers.append(recording)
+    layers, recorders = [], []
+    for layer, neurons in zip(target.full.layers, neurons_of(target), strict=True):
+        recorders.append(_Recorder(layer.get_submodule(neurons.down)))
+        layers.append(with_parts(layer, {neurons.down: recorders[-1]}))
     path = replace(target.full, layers=tuple(layers))
     target.fill(path, tokens, KVCache(len(layers), 1, len(tokens)))
     return [recorder.squares.sqrt() for recorder in recorders]
 
 
 @torch.inference_mode()
-def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[int, nn.Module]:
-    """Return, by layer, its MLP with only the neurons ``kept[layer]`` (k,); layers whose MLP is skipped have none."""
+def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[int, dict[str, nn.Module]]:
+    """Return, by layer, the parts that make up its MLP, with only the neurons ``kept[layer]`` (k,).
+
+    Layers whose MLP is skipped have none.
+    """
     sliced = {}
-    for index, layer in enumerate(target.anatomy.layers):
-        if index in skip.mlp:
-            continue
-        mlp, neurons = copy.copy(getattr(layer, target.anatomy.mlp_name)), kept[index]
-        parts = dict(mlp._modules)
-        parts[DOWN] = sliced_linear(mlp.down_proj, columns=neurons)
-        if "gate_up_proj" in parts:  # Phi-3: both in one matrix, the gates first
-            both = torch.cat([neurons, neurons + mlp.down_proj.weight.shape[1]])
-            parts["gate_up_proj"] = sliced_linear(mlp.gate_up_proj, rows=both)
-        else:
-            for name in ("gate_proj", "up_proj"):
-                parts[name] = sliced_linear(parts[name], rows=neurons)
-        mlp._modules = parts
-        sliced[index] = light_copy(mlp, fast_module) if target.packed else mlp
+    for index, (layer, neurons) in enumerate(zip(target.anatomy.layers, neurons_of(target), strict=True)):
+        if index not in skip.mlp:
+            parts = neurons.sliced(layer, kept[index])
+            narrow = with_parts(layer, parts)
+            names = dict.fromkeys(name.partition(".")[0] for name in parts)
+            sliced[index] = {name: narrow.get_submodule(name) for name in names}
+            if target.packed:
+                sliced[index] = {name: light_copy(part, fast_module) for name, part in sliced[index].items()}
     return sliced
 
 

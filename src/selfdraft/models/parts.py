@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar, cast
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 Kind = TypeVar("Kind")
 
@@ -30,6 +31,12 @@ class Matrix(Protocol):
 def matrix(module: nn.Module) -> Matrix:
     """Return a module that is known to multiply by a weight, as what it is."""
     return cast("Matrix", module)
+
+
+def plain_weight(module: nn.Module) -> Tensor:
+    """Return the (out, in) weight of a matrix. GPT-2's modules store it transposed."""
+    weight = matrix(module).weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def attribute(module: nn.Module, name: str, kind: type[Kind]) -> Kind:

@@ -23,7 +23,7 @@ from selfdraft.models.jump import JumpPath
 from selfdraft.models.layered import layered
 from selfdraft.models.lightcopy import SkippedAttention, SkippedMLP, copy_of
 from selfdraft.models.packing import PackedLinear, can_pack
-from selfdraft.models.parts import matrix
+from selfdraft.models.parts import matrix, plain_weight
 from selfdraft.models.path import Path
 from selfdraft.models.protocol import TargetProtocol
 
@@ -34,7 +34,7 @@ def sparse_path(
     target: TargetProtocol,
     skip: SkipSet,
     *,
-    mlps: Mapping[int, nn.Module] | None = None,
+    mlps: Mapping[int, Mapping[str, nn.Module]] | None = None,
     vocabulary: Sequence[int] | None = None,
     trained: Mapping[int, nn.Module] | None = None,
     norm: nn.Module | None = None,
@@ -46,7 +46,7 @@ def sparse_path(
     A target whose paths are made differently registers its own function (see `functools.singledispatch`).
 
     Args:
-        mlps: by layer, the module that replaces its MLP, such as a slice of it.
+        mlps: by layer, modules that replace its parts of the same names: its MLP, or what that is made of.
         vocabulary: the only ids that the path may draft; their rows of the head are copied.
         trained: by layer, the module that replaces the whole layer. norm: replaces the final norm.
         feature: see `FeaturePath`. jump: see `JumpPath`; it needs a feature, too.
@@ -69,12 +69,15 @@ def sparse_path(
 
 
 def without(
-    layers: Sequence[nn.Module], anatomy: Anatomy, skip: SkipSet, mlps: Mapping[int, nn.Module] | None = None
+    layers: Sequence[nn.Module],
+    anatomy: Anatomy,
+    skip: SkipSet,
+    mlps: Mapping[int, Mapping[str, nn.Module]] | None = None,
 ) -> list[nn.Module]:
     """Return a model's layers without the sublayers of `skip`; those that lose a sublayer are copies.
 
     Args:
-        mlps: by layer, the module that replaces its MLP.
+        mlps: see `sparse_path`.
     """
     kept, whole = [], skip.whole_layers()
     for index, layer in enumerate(layers):
@@ -86,7 +89,7 @@ def without(
         if index in skip.mlp:
             replaced[anatomy.mlp_name] = _skipped(SkippedMLP, layer, index, anatomy, anatomy.mlp_name)
         elif mlps and index in mlps:
-            replaced[anatomy.mlp_name] = mlps[index]
+            replaced |= mlps[index]
         if replaced:
             layer = copy_of(layer)
             layer._modules = {**layer._modules, **replaced}
@@ -126,10 +129,9 @@ def sliced_linear(
     """Copy some outputs (`rows`) or inputs (`columns`) of a matrix, packed where that is possible.
 
     Args:
-        linear: an `nn.Linear` or a `PackedLinear`; both keep the plain (out, in) weight.
+        linear: an `nn.Linear`, a `PackedLinear` or GPT-2's `Conv1D`.
     """
-    whole = matrix(linear)
-    weight, bias = whole.weight.detach(), whole.bias
+    weight, bias = plain_weight(linear), matrix(linear).bias
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias.detach()[rows]
     if columns is not None:

@@ -24,7 +24,7 @@ from selfdraft.models.anatomy import FULL, Anatomy, refuse, text_config
 from selfdraft.models.attention import NAME, PROBE, MaskRule, additive, visible_slots
 from selfdraft.models.block import Block
 from selfdraft.models.dispatch import device_of
-from selfdraft.models.lightcopy import light_copy
+from selfdraft.models.lightcopy import light_copy, with_parts
 from selfdraft.models.places import Call, Called, Given, Lengths, Noting, Output, Place, States
 from selfdraft.models.rotary import Rotary
 
@@ -191,15 +191,9 @@ class WholeForward:
         """
         stock_layers = zip(self._anatomy.layers, self._signatures, strict=True)
         places = [Place(i, layer, call, self._returned, how) for i, (layer, how) in enumerate(stock_layers)]
-        targets = {self._stack: nn.ModuleList(places)}
-        targets |= {self._within[key]: module for key, module in swapped.items() if key in self._within}
-
-        def swap(name: str, stock: nn.Module) -> nn.Module | None:
-            if name in targets:
-                return targets[name]
-            return None if name == "" or any(target.startswith(f"{name}.") for target in targets) else stock
-
-        decoder = light_copy(self._decoder, swap)
+        parts: dict[str, nn.Module] = {self._stack: nn.ModuleList(places)}
+        parts |= {self._within[key]: module for key, module in swapped.items() if key in self._within}
+        decoder = with_parts(self._decoder, parts)
         if attention is not None:
             decoder.config = with_attention(cast("Any", decoder.config), attention)
         return decoder
