@@ -34,7 +34,7 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured, drafter_for
 from selfdraft.models.loading import LoadedModel
-from selfdraft.models.small import WINDOW, TooLarge, families, small_model
+from selfdraft.models.small import WINDOW, NoText, TooLarge, families, small_model
 from selfdraft.models.stateful import StatefulTarget
 from selfdraft.models.stock import StockGenerate
 from selfdraft.models.target import Target
@@ -85,7 +85,7 @@ def tried(family: str) -> Row:
         expected = [stock.decode(prompt).output for prompt in PROMPTS]
     except UserError as refusal:
         return Row(family, "refused", short(str(refusal)))
-    except TooLarge as error:
+    except (NoText, TooLarge) as error:
         return Row(family, "not tried", str(error))
     except Exception as error:  # transformers' own, which say nothing about us
         return Row(family, "not tried", f"{type(error).__name__}: {first_line(error)}")
@@ -144,8 +144,8 @@ def short(refusal: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, for a cell of the table."""
-    return next(iter(str(error).splitlines()), "").replace("|", "/")[:90]
+    """Return the first line with text of an exception's message, for a cell of the table."""
+    return next((line for line in str(error).splitlines() if line.strip()), "").replace("|", "/")[:90]
 
 
 def in_its_own_process(family: str) -> Row:

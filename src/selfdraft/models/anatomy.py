@@ -86,8 +86,10 @@ def refuse(model: PreTrainedModel, reason: str) -> UserError:
 
 
 @contextmanager
-def refusing(model: PreTrainedModel) -> Iterator[None]:
-    """Turn exceptions of a model's parts, when we call them, into the one-line error of `refuse`.
+def refusing(
+    model: PreTrainedModel, what: str = "its layers do not run with the mask and the cache of a draft"
+) -> Iterator[None]:
+    """Turn exceptions of a model's parts, when we call them, into the one-line error of `refuse`, which says `what`.
 
     Raises:
         UserError: in place of any exception but UserError itself and errors for lack of memory.
@@ -97,8 +99,7 @@ def refusing(model: PreTrainedModel) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as broken:
-        reason = f"its layers do not run with the mask and the cache of a draft ({type(broken).__name__})"
-        raise refuse(model, reason) from broken
+        raise refuse(model, f"{what} ({type(broken).__name__})") from broken
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:

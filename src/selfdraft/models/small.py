@@ -48,6 +48,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size"), WINDOW),
     "hidden_size_per_layer_input": 8,
     "global_head_dim": 16,
+    "index_topk": WINDOW,  # keys that an indexer chooses: fewer than a text has
     "floor_scale": 4,  # Llama 4 scales queries by their positions, from this one on
     "rotary_dim": 4,
     "num_kv_shared_layers": 2,
@@ -87,6 +88,39 @@ OWN: dict[str, dict[str, Any]] = {
     "longcat_flash": {"moe_topk": 2, "num_experts_per_tok": 2},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16)},
     "xlm": {"pad_index": 0},
+    "prophetnet": {"pad_token_id": 0},
+    "xlnet": {"d_head": 8},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
+    "dbrx": {
+        "d_model": 32,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_top_k": 2},
+    },
+    "gemma4_unified_text": {"layer_types": TYPES, "num_kv_shared_layers": 2},
+    "dots3_note_text": {
+        "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+        "per_layer_config": {1: {"head_dim": 16}, 3: {"head_dim": 16}},
+        "rope_parameters": None,
+        "num_key_value_heads": 4,
+        "index_head_dim": 8,
+        "index_n_heads": 16,
+        "shared_experts_intermediate_size": 32,
+    },
+    "deepseek_v4": {
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+        "num_hidden_layers": 6,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+    },
+    "dots3_note.vision_config": {"per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note.audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention"] * 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "cohere_compass_text": {
         "layer_types": TYPES,
@@ -104,11 +138,27 @@ NEED_IDS = (
     "roberta-prelayernorm",
     "xlm-roberta",
     "xlm-roberta-xl",
+    "xmod",
 )
+
+
+ASSISTANT = "it writes no text by itself: it drafts for another model, whose keys it reads"
+SOUND = "it writes no text but sound, as several codes at once"
+# Families of which a small model would not help.
+OTHER_KINDS = {
+    "gemma4_assistant": ASSISTANT,
+    "gemma4_unified_assistant": ASSISTANT,
+    "musicgen": SOUND,
+    "musicgen_melody": SOUND,
+}
 
 
 class TooLarge(Exception):
     """A model was not made small."""
+
+
+class NoText(Exception):
+    """Models of a family write no text by themselves."""
 
 
 def families() -> list[str]:
@@ -152,11 +202,14 @@ def small_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
     Raises:
         UserError: the family is refused.
+        NoText: its models write no text by themselves.
         TooLarge: `SIZES` did not make it small.
         Exception: transformers' own, if it cannot be made.
     """
     if family in FAMILIES:
         return tiny_model(family, dtype=dtype)
+    if family in OTHER_KINDS:
+        raise NoText(OTHER_KINDS[family])
     config = small_config(family)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if kind.config_class is not type(config):  # the part of a composite that reads text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +45,10 @@ class Row:
         """Return a copy of the states, and of what else the cache has: keys and values are never written in place."""
         if self.cache is None or self.drops_tokens:
             return None
+        if not hasattr(self.cache, "layers"):
+            return [{name: _cloned(value) for name, value in vars(self.cache).items()}]
         return [
-            {name: _copied(value) if isinstance(value, dict) else value for name, value in vars(layer).items()}
+            {name: _cloned(value) if isinstance(value, dict) else value for name, value in vars(layer).items()}
             for layer in self.cache.layers
         ]
 
@@ -56,7 +59,7 @@ class Row:
         elif self.drops_tokens:
             self.cache.crop(-dropped)
         elif dropped and checkpoint is not None:
-            for layer, saved in zip(self.cache.layers, checkpoint, strict=True):
+            for layer, saved in zip(_layers(self.cache), checkpoint, strict=True):
                 layer.__dict__.update(saved)
 
 
@@ -95,9 +98,27 @@ class StateCache:
 
 def checkpoint_bytes(row: Row) -> int:
     """Return the bytes that a checkpoint of a row copies."""
-    states = (value for layer in row.cache.layers for value in vars(layer).values() if isinstance(value, dict))
-    return sum(tensor.nbytes for each in states for tensor in each.values() if isinstance(tensor, Tensor))
+    states = (value for layer in _layers(row.cache) for value in vars(layer).values() if isinstance(value, dict))
+    return sum(tensor.nbytes for each in states for tensor in _tensors(each))
 
 
-def _copied(states: dict[Any, Any]) -> dict[Any, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in states.items()}
+def _layers(cache: Any) -> list[Any]:
+    """Return what holds the states: the cache of each layer, or a cache (xLSTM's) that has the states of all layers."""
+    return getattr(cache, "layers", [cache])
+
+
+def _cloned(value: Any) -> Any:
+    """Copy tensors, also those in dictionaries and tuples; other values stay as they are."""
+    if isinstance(value, dict):
+        return {name: _cloned(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_cloned, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
