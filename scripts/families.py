@@ -57,6 +57,23 @@ DRAFTERS: dict[str, Callable[[], DrafterConfig]] = {
     "pseudo_tokens": lambda: configured("pseudo_tokens", branches=2, nodes=8, costs="flat"),
 }
 COLUMNS = ["plain", *DRAFTERS, "batch", "bfloat16"]
+WHICH = """\
+A family is here if transformers' `AutoModelForCausalLM` has a class for it: a model that writes on from a text. Not
+here are
+
+- encoder-decoders without such a class (T5, M2M-100): what they write depends on an input that an encoder reads,
+- encoders without one (DistilBERT, DeBERTa): they fill gaps in a text, and write none,
+- models of images and sound for which transformers has another kind of class only (LLaVA, Qwen2-VL).
+
+Three kinds are here with a part of what they can do:
+
+- Encoder-decoders with such a class (BART, mBART, Marian, Pegasus, Whisper): the class is the decoder by itself, and so
+  is what was tried. No encoder runs, and the decoder's attention to one is left out. The encoder-decoder itself, as
+  `BartForConditionalGeneration` is, is refused; so is a checkpoint whose configuration has `is_encoder_decoder=true`.
+- Encoders with such a class (BERT, ELECTRA): they were tried with `is_decoder=true`, by which a token sees only those
+  before it. A checkpoint without it is refused, because its tokens see later ones, too.
+- Models with such a class that also read images or sound (Gemma 3, Llama 4): they were tried on text.
+"""
 
 
 @dataclass
@@ -188,12 +205,16 @@ def page(rows: list[Row], command: str) -> str:
         "",
         f"Which of transformers' causal language models work with SelfDraft? Of {len(rows)} families (model types), "
         f"**{len(driven)} work**, {len(refused)} are refused with a reason, and {len(missed)} were not tried, because "
-        "no small model of them could be made or run. To try your own model: `python run.py task=doctor model=hf "
-        "model.path=<folder>`.",
+        "they write no text by themselves, or no small model of them could be made or run. To try your own model: "
+        "`python run.py task=doctor model=hf model.path=<folder>`.",
         "",
         f"Each family was tried with a random model of four small layers, with windows and chunks of {WINDOW} tokens "
         f"if it has any: transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 "
         "on a CPU.",
+        "",
+        "## Which families these are",
+        "",
+        *WHICH.splitlines(),
         "",
         "## Families that work",
         "",

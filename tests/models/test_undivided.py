@@ -21,8 +21,10 @@ from selfdraft.models.targets import refuse_undrivable, target_of
 from selfdraft.models.undivided import undivided
 from subjects import stock_output
 
-# Keys are chosen by an indexer; positions are counted inside; windows of a form of its own; no positions at all.
-FAMILIES = ["deepseek_v32", "bart", "gpt_neo", "mpt"]
+# Keys are chosen by an indexer; positions are counted inside; windows of a form of its own; no positions at all; a
+# cache that says it can forget tokens, and cannot; one cache with the states of all layers.
+FAMILIES = ["deepseek_v32", "bart", "gpt_neo", "mpt", "deepseek_v4", "xlstm"]
+COPIED = ["deepseek_v4", "xlstm"]
 PROMPTS = [[5, 17, 3, 60, 42, 7, 33, 81, 2, 14, 27, 5, 17, 3], [5, 17, 3], [9, 9, 9, 9, 2, 9]]
 TOKENS = 12
 CPU = torch.device("cpu")
@@ -57,9 +59,10 @@ def test_every_text_is_that_of_transformers(target: StatefulTarget) -> None:
     assert texts(target, CONFIGS[1], rows=3) == right
 
 
-def test_their_cache_forgets_rejected_tokens_so_nothing_is_owed(target: StatefulTarget) -> None:
+def test_where_caches_forget_rejected_tokens_nothing_is_owed(target: StatefulTarget) -> None:
     texts(target, CONFIGS[1])
-    assert target.replays == 0 and target.cache.held[0].drops_tokens
+    copied = target.model.config.model_type in COPIED
+    assert target.cache.held[0].drops_tokens != copied and (copied or target.replays == 0)
     assert target.cache.held[0].covered == len(target.cache.held[0].tokens)
 
 
@@ -85,6 +88,7 @@ def test_what_takes_layers_apart_says_so_in_one_line(target: StatefulTarget) -> 
 
 
 REFUSED = {
+    "prophetnet": "its forward does not go on from a cache of the text by several tokens",
     "rwkv": "its forward takes no cache, from which rejected tokens could be taken back",
     "recurrent_gemma": "its forward returns no cache: its layers keep the text to themselves",
     "roberta": "its own forward counts the positions of a text in another way than `generate`",

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as IMAGES,
+)
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING as MASKED,
+)
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as SEQ2SEQ,
+)
+from transformers import BartForCausalLM, BartForConditionalGeneration, BertLMHeadModel
 
 from script_module import script_module
+from selfdraft.core.errors import UserError
+from selfdraft.models.small import families, small_config, small_model
+from selfdraft.models.targets import target_of
 
 SAMPLE = ["qwen3_moe", "deepseek_v3", "gpt_oss", "cohere2"]
 
@@ -63,6 +78,53 @@ def test_an_exception_of_transformers_is_a_row(script: ModuleType, monkeypatch: 
     monkeypatch.setattr(script, "small_model", broken)
     row = script.tried("llama")
     assert (row.kind, row.reason) == ("not tried", "RuntimeError: sizes / do not fit")
+
+
+def test_the_page_says_rightly_which_families_are_left_out(script: ModuleType) -> None:
+    said = script.WHICH
+    for name, mapping in (("t5", SEQ2SEQ), ("m2m_100", SEQ2SEQ), ("distilbert", MASKED), ("deberta", MASKED)):
+        assert name in model_types(mapping) and name not in families() and name in spelled(said)
+    for name in ("llava", "qwen2_vl"):
+        assert name in model_types(IMAGES) and name not in families() and name in spelled(said)
+    for name in ("bart", "mbart", "marian", "pegasus"):
+        assert name in model_types(SEQ2SEQ) and name in families() and name in spelled(said)
+    for name in ("whisper", "bert", "electra", "gemma3", "llama4"):
+        assert name in families() and name in spelled(said)
+    bart = small_model("bart")
+    assert isinstance(bart, BartForCausalLM) and bart.config.is_encoder_decoder is False
+    assert small_config("bert").is_decoder is True
+    assert "\n".join(said.splitlines()) in script.page([script.Row("mamba", "refused", "it keeps a state")], "command")
+
+
+def test_what_the_page_says_is_refused_is_refused() -> None:
+    config = small_config("bart")
+    config.is_encoder_decoder = True
+    with pytest.raises(UserError, match="it is an encoder-decoder"):
+        target_of(BartForConditionalGeneration(config).eval())
+    config = small_config("bert")
+    config.is_decoder = False
+    with pytest.raises(UserError, match="it is an encoder, whose tokens see later ones, too"):
+        target_of(BertLMHeadModel(config).eval())
+
+
+def model_types(mapping: Mapping[type, type]) -> set[str]:
+    return {config.model_type for config in mapping}
+
+
+def spelled(text: str) -> set[str]:
+    """The names in a text as model types are spelled: "Qwen2-VL" and "Gemma 3" become qwen2_vl and gemma3."""
+    names = {name.lower().replace(" ", "") for name in re.findall(r"\w[\w-]*(?: \d)?", text)}
+    return names | {name.replace("-", "_") for name in names}
+
+
+def test_families_that_write_no_text_are_rows_with_the_reason(script: ModuleType) -> None:
+    row = script.tried("musicgen")
+    assert (row.kind, row.reason) == ("not tried", "it writes no text but sound, as several codes at once")
+    assert script.tried("gemma4_assistant").reason.startswith("it writes no text by itself")
+
+
+def test_the_reason_is_the_first_line_with_text(script: ModuleType) -> None:
+    assert script.first_line(ImportError("\n \ntimm is missing\nhere")) == "timm is missing"
 
 
 def test_wrong_texts_and_refused_drafters_are_cells(script: ModuleType) -> None:
