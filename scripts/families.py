@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 import transformers
 from rich.progress import track
+from transformers import PreTrainedModel
 
 from selfdraft.app.console import make_console
 from selfdraft.app.errors import one_line_script
@@ -58,21 +60,21 @@ DRAFTERS: dict[str, Callable[[], DrafterConfig]] = {
 }
 COLUMNS = ["plain", *DRAFTERS, "batch", "bfloat16"]
 WHICH = """\
-A family is here if transformers' `AutoModelForCausalLM` has a class for it: a model that writes on from a text. Not
-here are
+A family is in the table if transformers' `AutoModelForCausalLM` has a class for it: a model that writes on from a text.
+These are left out:
 
 - encoder-decoders without such a class (T5, M2M-100): what they write depends on an input that an encoder reads,
 - encoders without one (DistilBERT, DeBERTa): they fill gaps in a text, and write none,
 - models of images and sound for which transformers has another kind of class only (LLaVA, Qwen2-VL).
 
-Three kinds are here with a part of what they can do:
+Three kinds are in the table with a part of what they can do:
 
-- Encoder-decoders with such a class (BART, mBART, Marian, Pegasus, Whisper): the class is the decoder by itself, and so
-  is what was tried. No encoder runs, and the decoder's attention to one is left out. The encoder-decoder itself, as
-  `BartForConditionalGeneration` is, is refused; so is a checkpoint whose configuration has `is_encoder_decoder=true`.
-- Encoders with such a class (BERT, ELECTRA): they were tried with `is_decoder=true`, by which a token sees only those
-  before it. A checkpoint without it is refused, because its tokens see later ones, too.
-- Models with such a class that also read images or sound (Gemma 3, Llama 4): they were tried on text.
+- Encoder-decoders with such a class (BART, mBART, Marian, Pegasus, Whisper). That class is the decoder by itself, so
+  only the decoder was tried: no encoder runs, and attention to one is left out. The whole encoder-decoder, such as
+  `BartForConditionalGeneration`, is refused, and so is a checkpoint whose configuration has `is_encoder_decoder=true`.
+- Encoders with such a class (BERT, ELECTRA). They were tried with `is_decoder=true`: a token sees only those before it.
+  A checkpoint without that is refused, because its tokens see later ones, too.
+- Models with such a class that also read images or sound (Gemma 3, Llama 4). They were tried on text.
 """
 
 
@@ -96,6 +98,7 @@ class Row:
 
 def tried(family: str) -> Row:
     """Try one family with every drafter."""
+    model: PreTrainedModel | None = None
     try:
         model = small_model(family)
         stock = StockGenerate(LoadedModel(model, None, frozenset()), "transformers_greedy", NEW_TOKENS)
@@ -105,6 +108,11 @@ def tried(family: str) -> Row:
     except (NoText, TooLarge) as error:
         return Row(family, "not tried", str(error))
     except Exception as error:  # transformers' own, which say nothing about us
+        try:
+            if model is not None:
+                target_of(model)
+        except UserError as refusal:
+            return Row(family, "refused", short(str(refusal)))
         return Row(family, "not tried", f"{type(error).__name__}: {first_line(error)}")
     try:
         target = target_of(model)
@@ -208,9 +216,9 @@ def page(rows: list[Row], command: str) -> str:
         "they write no text by themselves, or no small model of them could be made or run. To try your own model: "
         "`python run.py task=doctor model=hf model.path=<folder>`.",
         "",
-        f"Each family was tried with a random model of four small layers, with windows and chunks of {WINDOW} tokens "
-        f"if it has any: transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 "
-        "on a CPU.",
+        "Each family was tried with a random model of four small layers. Windows and chunks of its attention, if it "
+        f"has any, have {WINDOW} tokens, and an indexer chooses as many keys: transformers {transformers.__version__}, "
+        f"torch {torch.__version__.partition('+')[0]}, float32 on a CPU.",
         "",
         "## Which families these are",
         "",
@@ -241,7 +249,7 @@ def page(rows: list[Row], command: str) -> str:
         for name in names:
             cell = row.cells[name]
             if cell.startswith("refused: "):
-                reason = f"`{name}`: {cell.removeprefix('refused: ')}".replace(repr(row.family), "…")
+                reason = re.sub(r"model family '[^']*'", "model family …", cell.removeprefix("refused: "))
                 notes += [reason] * (reason not in notes)
                 cell = f"refused ({notes.index(reason) + 1})"
             told.append(cell)

@@ -117,6 +117,11 @@ def spelled(text: str) -> set[str]:
     return names | {name.replace("-", "_") for name in names}
 
 
+def test_a_refusal_is_said_even_where_generate_fails(script: ModuleType) -> None:
+    row = script.tried("xlnet")
+    assert (row.kind, row.reason[:28]) == ("refused", "its forward takes no cache, ")
+
+
 def test_families_that_write_no_text_are_rows_with_the_reason(script: ModuleType) -> None:
     row = script.tried("musicgen")
     assert (row.kind, row.reason) == ("not tried", "it writes no text but sound, as several codes at once")
@@ -131,12 +136,12 @@ def test_wrong_texts_and_refused_drafters_are_cells(script: ModuleType) -> None:
     names = script.COLUMNS
     cells = dict.fromkeys(names, "1.50") | {
         "plain": "**differs**",
-        "swift": "refused: no MLP",
-        "pool": "refused: no MLP",
+        "swift": "refused: no MLP of model family 'here'",
+        "pool": "refused: no MLP of model family 'there'",
     }
     text = script.page([script.Row("here", cells=cells)], "python scripts/families.py here")
-    assert "| here | **differs** | 1.50 | refused (1) | 1.50 | refused (2) |" in text
-    assert "1. `pool`: no MLP" in text and "2. `swift`: no MLP" in text
+    assert "| here | **differs** | 1.50 | refused (1) | 1.50 | refused (1) |" in text
+    assert text.count("no MLP") == 1 and "1. no MLP of model family …" in text
     assert f"Of {len(names)} cells, {len(names) - 3} are right, 1 are wrong and 2 are refused." in text
 
 

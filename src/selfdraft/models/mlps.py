@@ -10,7 +10,7 @@ Shapes: F neurons of an MLP (its intermediate size), k of them kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -215,11 +215,15 @@ def _tried(layer: nn.Module, calls: _Calls, shaped: Neurons) -> Neurons:
 
 def _run(layer: nn.Module, calls: _Calls, neurons: Neurons, kept: Tensor) -> Tensor:
     """Return (…, k) what the last matrix gets in a layer with the neurons `kept` only."""
-    parts, seen = neurons.sliced(layer, kept), _Calls()
-    parts[neurons.down].register_forward_pre_hook(_note_matrix(seen, neurons.down))
+    seen = _Calls()
     args, kwargs = calls.given
     try:
-        with_parts(layer, cast("Mapping[str, nn.Module]", parts))(*args, **kwargs)
+        parts = neurons.sliced(layer, kept)
+        parts[neurons.down].register_forward_pre_hook(_note_matrix(seen, neurons.down))
+        with_parts(layer, parts)(*args, **kwargs)
         return seen.inputs[neurons.down][0]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as broken:
-        raise _OtherKind("have a part that needs all neurons, such as a norm") from broken
+        error = type(broken).__name__
+        raise _OtherKind(f"do not run with fewer neurons ({error}): they may have a norm over all of them") from broken

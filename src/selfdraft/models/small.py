@@ -107,8 +107,12 @@ OWN: dict[str, dict[str, Any]] = {
         "shared_experts_intermediate_size": 32,
     },
     "deepseek_v4": {
-        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"] * 2,
-        "num_hidden_layers": 6,
+        "layer_types": [
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+        ],
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
     },
     "dots3_note.vision_config": {"per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 32},
