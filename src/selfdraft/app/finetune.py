@@ -69,12 +69,6 @@ def finetune(run: Run) -> float | None:
     recipe = config.finetune
     if config.model.placed:
         raise UserError("task=finetune trains on one device, or in several processes: leave model.device_map out")
-    if config.hardware.shard_base and not RECIPES[recipe.name].copies_whole:
-        fitting = ", ".join(name for name, each in RECIPES.items() if each.copies_whole)
-        raise UserError(
-            f"hardware.shard_base=true: finetune={recipe.name} trains a LoRA on the model's own layers, so every "
-            f"process needs them whole; use one of {fitting}, or hardware.shard_base=false"
-        )
     if not recipe.data:
         raise UserError(
             "finetune.data must be given: the folder of a task=distill_data run, or several: 'finetune.data=[A,B]'"

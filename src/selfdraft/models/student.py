@@ -10,7 +10,9 @@ Shapes: B rows of packed text, N tokens a row, M = G * K trained positions (see 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -114,12 +116,18 @@ class Student(nn.Module):
         if self.jump is not None:
             nn.init.eye_(self.jump.weight)
         self._target = [target]  # in a list, so that torch does not train, move or save it
+        self._divided: dict[int, nn.Module] = {}
         self.register_buffer("vocabulary", vocabulary, persistent=False)
 
     @property
     def target(self) -> Target:
         """The model that this student drafts for."""
         return self._target[0]
+
+    def divide(self) -> None:
+        """Read frozen weights within the target's layers, which have been divided (see `shards.shard_layers`)."""
+        layers = self.target.full.layers
+        self._divided = {at: layers[i] for at, i in enumerate(self.indices) if i not in self.whole}
 
     def forward(
         self,
@@ -146,12 +154,23 @@ class Student(nn.Module):
         key_positions = torch.cat([teacher.positions, positions], dim=1)
         masks, rotations = surroundings(self.target, self.types, hidden, positions, key_positions, seen)
         cache, norm = _StudentCache(teacher), self.norm or self.target.norm
-        for at, (layer, kind) in enumerate(zip(self.layers, self.types, strict=True)):
-            if at not in dropped:
+        if self._divided and torch.is_grad_enabled() and not hidden.requires_grad:
+            # Divided layers are gathered in the backward pass, and freed, where gradients go in and out.
+            hidden = hidden.detach().requires_grad_()
+        for at, kind in enumerate(self.types):
+            if (layer := self._layer(at, at in dropped)) is not None:
                 hidden = run_layer(self.target, layer, hidden, positions, masks[kind], rotations[kind], cache)
             if states is not None and at + 1 < len(self.layers):
                 states.append(norm(hidden))
         return norm(hidden)
+
+    def _layer(self, at: int, dropped: bool) -> Callable[..., Any] | None:
+        """Return what runs a layer; None if nothing does.
+
+        Where a divided layer is dropped, its input is handed on: the process still has to gather it with the others.
+        """
+        layer = None if dropped else self.layers[at]
+        return partial(self._divided[at], run=layer or _hand_on) if at in self._divided else layer
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (…, v) logits of normed (…, C) hidden states, the target's or the student's."""
@@ -197,6 +216,11 @@ class Student(nn.Module):
 def _linears(layers: Sequence[nn.Module]) -> set[str]:
     """Return the names of these layers' matrices, without the modules that they belong to."""
     return {n.rpartition(".")[2] for layer in layers for n, m in layer.named_modules() if type(m) is nn.Linear}
+
+
+def _hand_on(hidden: Tensor, **_: object) -> Tensor:
+    """Take the place of a layer that is dropped."""
+    return hidden
 
 
 def _keep(_: str, module: nn.Module) -> nn.Module | None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from selfdraft.core.errors import UserError
@@ -198,7 +199,13 @@ def surroundings(
 
 
 def run_layer(
-    target: Target, layer: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, rotation: object, cache: object
+    target: Target,
+    layer: Callable[..., Any],
+    hidden: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    rotation: object,
+    cache: object,
 ) -> Tensor:
     """Return (B, M, C) hidden states after a layer; `cache` takes its keys and returns those that it sees."""
     return layer(

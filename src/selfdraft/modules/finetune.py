@@ -34,7 +34,7 @@ from selfdraft.core.training import (
 from selfdraft.data.packing import PackedBatch
 from selfdraft.models.adapter import Adapter
 from selfdraft.models.path import Path
-from selfdraft.models.shards import shard_layers
+from selfdraft.models.shards import leave_divided_weights_alone, shard_layers
 from selfdraft.models.student import Student
 from selfdraft.models.target import Target
 from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
@@ -46,15 +46,9 @@ START = "finetune.start"
 
 
 class FinetuneModule(pl.LightningModule, ABC):
-    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights.
-
-    Attributes:
-        copies_whole: whether the trainable copies have all their weights for themselves, so that the processes can
-            divide the target's layers; copies with a LoRA read the target's own weights.
-    """
+    """Base class of the recipes: runs the teacher, computes the loss, counts acceptance and saves the weights."""
 
     Config: ClassVar[type[RecipeConfig]]
-    copies_whole: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -71,7 +65,8 @@ class FinetuneModule(pl.LightningModule, ABC):
             build: makes the target on this process's device, in float32 and unpacked.
             draft_ids: token ids that drafts may contain; None for all.
             seed: seed of everything random in training.
-            sharded: whether the trainer's processes divide the target's layers; needs `copies_whole`.
+            sharded: whether the trainer's processes divide the target's layers. They then have to run the target and
+                the trainable copies equally often (see `_most`).
         """
         super().__init__()
         self.sharded = sharded
@@ -145,6 +140,8 @@ class FinetuneModule(pl.LightningModule, ABC):
         if self.sharded:  # a model that needs this may be too large for the device
             self.prepare(self.build(torch.device("cpu")))
             shard_layers(self.target, device)
+            self.student.divide()
+            leave_divided_weights_alone(self)
             self.to(device)
         else:
             self.prepare(self.build(device))
@@ -160,8 +157,7 @@ class FinetuneModule(pl.LightningModule, ABC):
         compute = partial(teach, self.target, layers=self.student.indices, before=self.states_before())
         self._teacher_outputs: Callable[..., TeacherOutputs] = compute
         if self.config.remember:
-            most = {"most": self._most} if self.sharded else {}
-            self._teacher_outputs = TeacherOutputStore(compute, **most)
+            self._teacher_outputs = TeacherOutputStore(compute, self._most)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule in the form that Lightning expects."""
@@ -195,7 +191,9 @@ class FinetuneModule(pl.LightningModule, ABC):
         return 0.0 if timer is None or not self.config.minutes else timer.time_elapsed() / (60 * self.config.minutes)
 
     def _most(self, count: int) -> int:
-        """Return the greatest of the counts that the processes give."""
+        """Return the greatest of the counts that the processes give, if they divide the target's layers."""
+        if not self.sharded:
+            return count
         return int(self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="max"))
 
     def teach(self, batch: PackedBatch) -> TeacherOutputs:

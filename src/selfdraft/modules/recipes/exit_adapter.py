@@ -60,7 +60,6 @@ class ExitAdapter(FinetuneModule):
     Config = ExitAdapterConfig
     config: ExitAdapterConfig
     drafter = "early_exit"
-    copies_whole = True
 
     def path(self, target: Target) -> Path:
         """Return the path of the first layers and the layers that are copied.

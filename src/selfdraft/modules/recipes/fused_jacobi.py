@@ -160,8 +160,10 @@ class FusedJacobiRecipe(FinetuneModule):
         """Return the loss of every row that counts, those of later rows weighted less, and the confidence's."""
         blocks = self.blocks(batch, int(rng.integers(self.stride)), answers_only=self.config.answers_only)
         teacher, fed = self.teach(batch), None
-        if rng.random() < self.config.feedback:
-            blocks, fed = self.after_a_step(batch, blocks, teacher, rng)
+        feeds = rng.random() < self.config.feedback
+        if self._most(feeds):  # if any process runs that step, all do: they may share the layers
+            after = self.after_a_step(batch, blocks, teacher, rng)
+            blocks, fed = after if feeds else (blocks, None)
         hidden = self.student(self._given(blocks, teacher, fed), blocks, teacher)
         counted = blocks.valid.flatten(1)
         with torch.no_grad():

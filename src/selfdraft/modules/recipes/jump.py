@@ -56,7 +56,6 @@ class Jump(FinetuneModule):
     Config = JumpRecipeConfig
     config: JumpRecipeConfig
     drafter = "jump"
-    copies_whole = True
 
     def path(self, target: Target) -> Path:
         """Return the path of the layers that are copied.
