@@ -26,13 +26,13 @@ RANKS = 2
 MIB = 1 << 20
 
 
-def held() -> float:
-    """MiB of all tensors that are alive in this process, at the quietest moment of half a second.
+def held(tries: int = 10) -> float:
+    """MiB of all tensors that are alive in this process, at the quietest of some moments.
 
     A thread of gloo lets go of what it gathered a moment after the operation has ended, on a busy machine later still.
     """
     found = []
-    for _ in range(10):
+    for _ in range(tries):
         gc.collect()
         tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and type(each) is not DTensor]
         found.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))

@@ -35,9 +35,6 @@ exec(compile(open(__file__).read(), __file__, "exec"))
 RECIPES = {
     "exit_adapter": ("finetune.exit_layer=2", "finetune.vocabulary=64", "finetune.remember=false"),
     "jump": ("finetune.copies=[2,3]", "finetune.vocabulary=64"),
-    "sparse_distill": ("finetune.layer_dropout=0.5", "finetune.remember=false"),
-    "consistency": ("finetune.block=4",),
-    "pseudo_tokens": ("finetune.vocabulary=64",),
     "fused_jacobi": ("finetune.enter=1", "finetune.sampler=16"),
 }
 

@@ -2,8 +2,8 @@
 
 torch's FSDP does the work: before a layer runs, the processes gather its weights from all of them, and free them after
 it has run. If gradients go through the layer, they are gathered and freed once more in the backward pass. So each
-process holds its part of every layer, and one whole layer at a time. Gathering is a collective operation: if one process
-runs the layers, all have to, equally often and in the same order, or it waits for the others for ever.
+process holds its part of every layer, and one whole layer at a time. Gathering is a collective operation: if one
+process runs the layers, all have to, equally often and in the same order, or it waits for the others for ever.
 
 A trainable copy of a layer with a LoRA shares the layer's frozen weights (see `light_copy`). It therefore runs within
 the divided layer (see `DividedLayer`); the LoRA itself is whole in each process.

@@ -219,8 +219,8 @@ def _linears(layers: Sequence[nn.Module]) -> set[str]:
 
 
 def _hand_on(hidden: Tensor, **_: object) -> Tensor:
-    """Take the place of a layer that is dropped."""
-    return hidden
+    """Take the place of a layer that is dropped; a copy, because FSDP's hooks want no view of what they gave."""
+    return hidden.clone()
 
 
 def _keep(_: str, module: nn.Module) -> nn.Module | None:
