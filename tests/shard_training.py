@@ -19,6 +19,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
@@ -35,6 +36,7 @@ from selfdraft.modules.recipes import RECIPES
 from shard_ranks import RANKS, held
 
 PROMPT, ANSWER, STEPS, HIDDEN = 4, 20, 4, 128
+BUCKET = 0.01  # MiB
 PATIENCE = timedelta(seconds=60)  # a process that waits for the others for ever fails by then
 
 
@@ -161,7 +163,8 @@ def trained(case: Case, *, divided: bool) -> dict[str, Any]:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=RANKS,
-        strategy="ddp_find_unused_parameters_true",
+        # Small buckets: DDP begins to reduce while layers are still gathered, as it does in a large model.
+        strategy=DDPStrategy(find_unused_parameters=True, bucket_cap_mb=BUCKET),
         precision=case.precision,
         accumulate_grad_batches=case.accumulate,
         max_steps=STEPS,
