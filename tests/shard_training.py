@@ -37,7 +37,7 @@ from shard_ranks import RANKS, held
 
 PROMPT, ANSWER, STEPS, HIDDEN = 4, 20, 4, 128
 BUCKET = 0.01  # MiB
-PATIENCE = timedelta(seconds=60)  # a process that waits for the others for ever fails by then
+PATIENCE = timedelta(minutes=4)  # a process that waits for the others for ever fails by then
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,8 @@ class HardwareConfig(Options):
     )
     shard_base: bool = option(
         False,
-        help="true, in task=finetune: each process holds a part of every layer of the frozen model",
+        help="true, in task=finetune: each process holds a part of every layer of the frozen model, whatever the "
+        "recipe; for models whose layers do not fit on each device",
     )
 
     @property
