@@ -3,8 +3,9 @@
     python experiments/hybrids/checkpoints.py [FAMILY ...]
 
 Each family is a model of the shape of a small published one, with random weights in float32: times and bytes are those
-of trained weights, and texts are not. The text of a random model repeats itself, which is what a lookup finds most
-easily: the speedup is that of a text that could be copied, and an upper bound for others.
+of trained weights, and texts are not. So each is measured twice: as it is, and with small weights at the end of each
+sublayer. One of the two texts repeats itself, the other hardly does: which one depends on the family. The one that does
+is as easy for lookups as a text that can be copied from the prompt.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
@@ -37,10 +39,13 @@ COLUMNS = (
     "forward of 1, ms",
     "of 9",
     "of 25",
+    "weights",
     "pool: tokens per forward",
     "replays",
     "pool / plain",
 )
+LAST = ("o_proj", "out_proj", "down_proj", "w2")  # the matrices that end sublayers
+DAMPED = 0.02
 SHAPES: dict[str, dict[str, object]] = {
     "lfm2": {  # LFM2-350M
         "hidden_size": 1024,
@@ -93,13 +98,32 @@ def decoded(decoder: Decoder, prompt: list[int]) -> tuple[list[int], float, int]
     return list(found.output), found.clock.decode_s, found.counts.target_forwards
 
 
-@torch.inference_mode()
-def measure(family: str) -> str:
-    """Return a family's row of the table.
+def drafted(target: StatefulTarget) -> list[str]:
+    """Return the cells of the pool beside plain decoding.
 
     Raises:
         AssertionError: texts differ.
     """
+    costs, stopping = costs_on(target), Stopping(frozenset(), NEW_TOKENS)  # type: ignore[arg-type]
+    plain, pool = (Decoder(target, drafter_for(target, configured(name), costs), stopping) for name in ("none", "pool"))
+    seconds, forwards = {"none": 0.0, "pool": 0.0}, 0
+    target.replays = 0
+    for prompt in PROMPTS:
+        text, slow, _ = decoded(plain, prompt)
+        found, fast, count = decoded(pool, prompt)
+        assert found == text, "the pool's text differs"
+        forwards += count
+        seconds = {"none": seconds["none"] + slow, "pool": seconds["pool"] + fast}
+    return [
+        f"{len(PROMPTS) * NEW_TOKENS / forwards:.2f}",
+        f"{target.replays} of {forwards}",
+        f"{seconds['none'] / seconds['pool']:.2f}",
+    ]
+
+
+@torch.inference_mode()
+def measure(family: str) -> Iterator[str]:
+    """Yield a family's rows of the table: random weights as they are, and with the last ones of sublayers damped."""
     model = model_of(family)
     target = StatefulTarget(model)
     target.allocate(1, 0)
@@ -111,26 +135,22 @@ def measure(family: str) -> str:
         target.commit(0, [])
     checkpoint = 1e3 * (target.copied_s - copied) / ROUNDS
     size = checkpoint_bytes(target.cache.held[0]) / 1e6
-    costs, stopping = costs_on(target), Stopping(frozenset(), NEW_TOKENS)  # type: ignore[arg-type]
-    plain, pool = (Decoder(target, drafter_for(target, configured(name), costs), stopping) for name in ("none", "pool"))
-    seconds, forwards = {"none": 0.0, "pool": 0.0}, 0
-    target.replays, target.copied_s = 0, 0.0
-    for prompt in PROMPTS:
-        text, slow, _ = decoded(plain, prompt)
-        drafted, fast, count = decoded(pool, prompt)
-        assert drafted == text, f"{family}: the pool's text differs"
-        forwards += count
-        seconds = {"none": seconds["none"] + slow, "pool": seconds["pool"] + fast}
-    cells = (
+    cells = [
         family,
         f"{sum(p.numel() for p in model.parameters()) / 1e6:,.0f}",
         f"{size:.2f}",
         f"{checkpoint:.2f}",
         *(f"{milliseconds:.0f}" for milliseconds in (one, nine, twenty_five)),
-        f"{len(PROMPTS) * NEW_TOKENS / forwards:.2f}",
-        f"{target.replays} of {forwards}",
-        f"{seconds['none'] / seconds['pool']:.2f}",
-    )
+    ]
+    yield row([*cells, "as they are", *drafted(target)])
+    for name, parameter in model.named_parameters():
+        if name.endswith(tuple(f"{last}.weight" for last in LAST)):
+            parameter.mul_(DAMPED)
+    yield row([*[""] * len(cells), f"last ones × {DAMPED}", *drafted(StatefulTarget(model))])
+
+
+def row(cells: Sequence[str]) -> str:
+    """Return a row of the table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -142,10 +162,11 @@ def main(arguments: list[str]) -> None:
     families = parser.parse_args(arguments).families or list(SHAPES)
     if unknown := [family for family in families if family not in SHAPES]:
         raise UserError(f"there is no shape of {unknown[0]!r:.60}; there are {', '.join(SHAPES)}")
-    print(f"| {' | '.join(COLUMNS)} |")
+    print(row(COLUMNS))
     print("|---" * len(COLUMNS) + "|")
     for family in families:
-        print(measure(family), flush=True)
+        for line in measure(family):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
+from selfdraft.models.chunks import chunked_layers, chunks_for
 from selfdraft.models.engines import use_engine
 from selfdraft.models.layered import layered
 from selfdraft.models.memory import needed
 from selfdraft.models.state_cache import Row, checkpoint_bytes, keeps_state
+from selfdraft.models.small import small_model
 from selfdraft.models.stateful import MOST_OWED, StatefulTarget
 from selfdraft.models.targets import refuse_undrivable, target_of
 from selfdraft.models.tiny import FAMILIES, tiny_model
@@ -176,3 +178,28 @@ def test_a_family_that_takes_up_a_text_token_by_token_only_is_refused() -> None:
     with pytest.raises(UserError, match=r"'mamba' .* goes on from a text one token at a time only") as refused:
         target_of(hybrid("mamba"))
     assert "\n" not in str(refused.value)
+
+
+def test_short_forwards_take_short_chunks_and_leave_the_model_as_it_was() -> None:
+    """A chunk of 256 tokens takes as long for a draft of 3; a chunk of the draft's length computes the same."""
+    model = small_model("falcon_h1")
+    layers = chunked_layers(model)
+    assert layers
+    for layer in layers:
+        layer.chunk_size = 64
+    target = StatefulTarget(model, packed=False)
+    seen: list[int] = []
+    hooks = [each.register_forward_pre_hook(lambda layer, *_: seen.append(layer.chunk_size)) for each in layers]
+    target.allocate(1, 0)
+    target.prefill(0, list(range(1, 41)))
+    (logits,) = target.forward([0], [7], [TokenTree.chain([1, 2])])
+    for hook in hooks:
+        hook.remove()
+    assert seen == [64] * len(layers) + [8] * len(layers)
+    assert {layer.chunk_size for layer in layers} == {64}
+    expected = model(torch.tensor([[*range(1, 41), 7, 1, 2]])).logits[0, -3:]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ZeroDivisionError), chunks_for(layers, 3):
+        assert {layer.chunk_size for layer in layers} == {8}
+        _ = 1 / 0
+    assert {layer.chunk_size for layer in layers} == {64}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,8 @@ def test_a_written_adapter_drafts_like_the_student(name: str, tmp_path: Path) ->
         target.prefill(0, tokens[:start])
         chain = TokenTree.chain(tokens[start + 1 : start + size])
         drafted.append(target.draft_forward(path, [0], 0, [tokens[start]], [chain])[0])
-    assert torch.equal(*drafted)
+    # Weights from a file begin at other addresses, and processors add up what is not aligned in another order.
+    torch.testing.assert_close(*drafted, atol=1e-5, rtol=1e-5)
     assert torch.allclose(drafted[0], ours, atol=1e-3, rtol=1e-3)
 
 
@@ -286,11 +288,12 @@ def test_written_gated_rows_predict_what_they_predicted_in_training(name: str, t
 def test_a_step_after_a_step_begins_after_the_accepted_tokens(name: str = FUSED[0]) -> None:
     """By heart the module knows the text: chains are accepted whole, or cut somewhere with a right first choice."""
     module, batch, teacher, blocks = fused_case(name)
-    following, fed = module.after_a_step(batch, blocks, teacher, default_rng(0))
     tokens, size = batch.tokens[0], blocks.size
     right = module.right(batch, blocks, teacher)
     cut = 0
-    for at in range(blocks.index.shape[1]):
+    # A training that rounds otherwise may leave few chains to cut, so there are several draws.
+    draws = [module.after_a_step(batch, blocks, teacher, default_rng(seed)) for seed in range(8)]
+    for (following, fed), at in product(draws, range(blocks.index.shape[1])):
         if not bool(blocks.valid[0, at].all() & right[0, at].all() & following.valid[0, at, 0]):
             continue
         ended = int(following.index[0, at, 0] - blocks.index[0, at, 0]) - 1

@@ -33,6 +33,7 @@ from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.models.anatomy import position_limit, refuse, refusing, text_config
+from selfdraft.models.chunks import chunked_layers, chunks_for
 from selfdraft.models.dispatch import device_of, is_placed
 from selfdraft.models.driver import first_in
 from selfdraft.models.hooks import called_otherwise
@@ -91,6 +92,7 @@ class StatefulTarget:
         packed = packed and not is_placed(model)
         self.native, self.whole, self.packed, self.weights = None, None, packed, SAME
         self._running = light_copy(model, _packed) if packed else model
+        self._chunked = chunked_layers(self._running)
         self.attention = str(config._attn_implementation)
         self._name = cache_name(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -257,7 +259,8 @@ class StatefulTarget:
         given = {self._name: held.cache} if held.cache is not None else {}
         if self._keeps_logits:
             given["logits_to_keep"] = count
-        out = self._running(input_ids=ids, use_cache=True, **given)
+        with chunks_for(self._chunked, len(tokens)):
+            out = self._running(input_ids=ids, use_cache=True, **given)
         if held.cache is None:
             if (cache := out.get(self._name)) is None:
                 encoder = getattr(text_config(self.model), "is_decoder", None) is False
