@@ -21,8 +21,8 @@ from selfdraft.models.chunks import chunked_layers, chunks_for
 from selfdraft.models.engines import use_engine
 from selfdraft.models.layered import layered
 from selfdraft.models.memory import needed
-from selfdraft.models.state_cache import Row, checkpoint_bytes, keeps_state
 from selfdraft.models.small import small_model
+from selfdraft.models.state_cache import Row, checkpoint_bytes, keeps_state
 from selfdraft.models.stateful import MOST_OWED, StatefulTarget
 from selfdraft.models.targets import refuse_undrivable, target_of
 from selfdraft.models.tiny import FAMILIES, tiny_model
