@@ -51,9 +51,10 @@ def main(arguments: list[str]) -> None:
     )
     if given.kill:
         killed = given.folder / "killed"
-        after = random.uniform(0.2, 0.8) * seconds
+        after = random.uniform(0.3, 0.9) * seconds
         run(command(killed, given.jobs, given.at_once), killed, kill_after=after)
-        kept = int((table_of(killed)["status"] == "completed").sum())
+        begun = (killed / "sweep.csv").is_file()  # the first job writes it
+        kept = int((table_of(killed)["status"] == "completed").sum()) if begun else 0
         again = run(command(killed, given.jobs, given.at_once), None)
         same = table_of(killed)[SAME].equals(table[SAME])
         console.print(
