@@ -78,7 +78,8 @@ def main(rank: int, folder: Path) -> None:
     shard_layers(target, torch.device("cpu"))
     after = held() - start
     same = equal(whole, run(*given))
-    run(*given)
+    for _ in range(5):
+        run(*given)
     again = held() - start
     # The first process has all rows in the end, the second only one; a row that is known is not run again.
     runs.clear()

@@ -8,6 +8,7 @@ import torch
 from made import made
 from selfdraft.core.certificate import Certificate, first_divergence
 from selfdraft.core.sampling import NextToken
+from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.certify import CONTROL_BLOCKS, WINDOW, Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
@@ -174,19 +175,40 @@ def test_an_empty_output_is_a_mismatch(target: Target, baseline: list[int]) -> N
     assert (certificate.verdict, certificate.first_divergence) == ("mismatch", 0)
 
 
+def at_once(target: Target, output: list[int]) -> torch.Tensor:
+    """The logits after each token of an answer, all computed in one forward."""
+    target.allocate(1, len(PROMPT) + len(output) + 1)
+    target.prefill(0, PROMPT[:-1])
+    return target.forward([0], [PROMPT[-1]], [TokenTree.chain(output)])[0]
+
+
+def one_by_one(target: Target, output: list[int]) -> torch.Tensor:
+    """The same, each computed in a forward of its own."""
+    target.allocate(1, len(PROMPT) + len(output) + 1)
+    target.prefill(0, PROMPT[:-1])
+    found = []
+    for token in (PROMPT[-1], *output):
+        found += target.forward([0], [token], [TokenTree.empty()])
+        target.commit(0, [])
+    return torch.cat(found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_control_is_wide_in_bfloat16_and_narrow_in_float32(family: str) -> None:
-    controls = {}
+    controls, alike = {}, False
     for dtype in (torch.float32, torch.bfloat16):
         target = Target(tiny_model(family, dtype=dtype))
         output = greedy(target)
+        alike = torch.equal(one_by_one(target, output[:4]), at_once(target, output[:4]))
         certifier = Certifier(target)
         certificate = certifier.certify(PROMPT, replaced(output, 4, (output[4] + 1) % 96), output)
         controls[dtype] = certificate.control
-    assert controls[torch.bfloat16] > 0
     assert controls[torch.float32] < 1e-3
-    assert controls[torch.bfloat16] > 10 * controls[torch.float32]
+    if alike:  # some processors round alike in forwards of one and of five tokens, as many as this control needs
+        assert controls[torch.bfloat16] == 0
+    else:
+        assert controls[torch.bfloat16] > 10 * controls[torch.float32]
 
 
 def test_certifying_does_not_count_as_decoding(target: Target, baseline: list[int]) -> None:
