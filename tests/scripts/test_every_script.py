@@ -31,6 +31,7 @@ NO_FILE = {  # arguments with a file or folder that is not there, where a script
     "experiments/comparisons/many.py": ["--tokens", "0"],
     "experiments/costs/roofline.py": ["nowhere"],
     "experiments/engines/forwards.py": ["--rounds", "0"],
+    "experiments/engines/rounding.py": ["--data", "nowhere.jsonl"],
     "experiments/engines/widened.py": ["nowhere/f16.gguf"],
     "experiments/fused_jacobi/table.py": ["nowhere"],
     "experiments/fused_jacobi/variants.py": ["nowhere", "nowhere", "nowhere"],
