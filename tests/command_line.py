@@ -140,3 +140,13 @@ def write_prompts(path: Path, *prompts: Mapping[str, Any] | str) -> Path:
 def tamper(drafter: Drafter, context: Context, step: Step) -> None:
     """Replaces a drafter's `observe` and makes decoding lossy: it changes the last token of the context."""
     context.tokens[-1] = (context.tokens[-1] + 1) % 256
+
+
+def of_ranks(name: str, ranks: int, folder: Path) -> list[Any]:
+    """Run ``tests/<name> RANK FOLDER`` in as many processes at once; return what each wrote to FOLDER/RANK.json."""
+    script = ROOT / "tests" / name
+    running = [Forked(script, [str(rank), str(folder)], cwd=ROOT, env=environment()) for rank in range(ranks)]
+    for each in running:
+        _, said = each.communicate()
+        assert each.returncode == 0, said
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]

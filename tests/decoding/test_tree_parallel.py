@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import ROOT, environment
-from forked import Forked
+from command_line import of_ranks
 from lossless import LOSSLESS, name_of
 from random_trees import ancestry, random_tree
 from selfdraft.core.lookahead import window_parents
@@ -49,13 +48,7 @@ def test_a_tree_is_hung_below_the_end_of_a_chain() -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The runs of both processes, and that of a single process."""
-    folder = tmp_path_factory.mktemp("group")
-    script = ROOT / "tests" / "tree_ranks.py"
-    ranks = [Forked(script, [str(rank), str(folder)], cwd=ROOT, env=environment()) for rank in range(RANKS)]
-    for rank in ranks:
-        _, said = rank.communicate()
-        assert rank.returncode == 0, said
-    both = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    both = of_ranks("tree_ranks.py", RANKS, tmp_path_factory.mktemp("group"))
     single = json.loads(json.dumps(answers(*target())))
     return [*both, single]
 

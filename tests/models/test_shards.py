@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from command_line import ROOT, environment
-from forked import Forked
+from command_line import of_ranks
 from shard_ranks import RANKS
 
 pytestmark = pytest.mark.slow
@@ -18,13 +16,7 @@ LAYERS = 4  # of the model that they divide
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote."""
-    folder = tmp_path_factory.mktemp("group")
-    script = ROOT / "tests" / "shard_ranks.py"
-    running = [Forked(script, [str(rank), str(folder)], cwd=ROOT, env=environment()) for rank in range(RANKS)]
-    for rank in running:
-        _, said = rank.communicate()
-        assert rank.returncode == 0, said
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return of_ranks("shard_ranks.py", RANKS, tmp_path_factory.mktemp("group"))
 
 
 def test_each_process_holds_its_part_of_the_layers_also_after_they_have_run(ranks: list[dict[str, Any]]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from command_line import ROOT, environment
-from forked import Forked
+from command_line import of_ranks
 from selfdraft.modules.recipes import RECIPES
 from shard_ranks import RANKS
 from shard_training import CASES, STEPS
@@ -21,13 +19,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote."""
-    folder = tmp_path_factory.mktemp("group")
-    script = ROOT / "tests" / "shard_training.py"
-    running = [Forked(script, [str(rank), str(folder)], cwd=ROOT, env=environment()) for rank in range(RANKS)]
-    for rank in running:
-        _, said = rank.communicate()
-        assert rank.returncode == 0, said
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return of_ranks("shard_training.py", RANKS, tmp_path_factory.mktemp("group"))
 
 
 def test_every_recipe_with_a_lora_is_tried() -> None:

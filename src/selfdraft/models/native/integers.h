@@ -88,9 +88,6 @@ struct Words<INTEGERS8> {
     static constexpr int place(int j) { return j; }
 };
 
-// Vectors of outputs whose sums are added up at once, for M tokens: as many sums as there are registers for.
-constexpr int together(int M) { return LANES == 16 || M <= 3 ? TILE / LANES : 2; }
-
 // Add the products of M tokens to their results y (M, 32), for C vectors of outputs from `column` of a tile on.
 //
 // data: of the tile; ahead: bytes from here to the next tile, 0 if its weights need not be fetched; upper, lower: (M, inputs); scales, sums:
@@ -171,7 +168,7 @@ struct IntegerTile {
 
     template <int M>
     void add_tokens(int64_t token) const {
-        constexpr int C = together(M);
+        constexpr int C = vectors(M);
         const int64_t inputs = matrix.inputs, groups = inputs / GROUP, size = inputs * TILE / (format == INTEGERS4 ? 8 : 4);
         const uint32_t* data = static_cast<const uint32_t*>(matrix.data) + tile * size;
         const int64_t factors = tile * groups * TILE;

@@ -82,23 +82,17 @@ struct Multiplier {
         if (whole) integers.take(x, stride, inputs, tokens);
     }
 
-    void clear(const Matrix& matrix, int64_t tile, int64_t tokens) {
+    // Compute one tile into y, after `prepare`.
+    void compute(const Matrix& matrix, int64_t tile, const float* x, int64_t stride, int64_t tokens) {
         std::memset(y.data(), 0, tokens * TILE * sizeof(float));
         if (matrix.bias)
             for (int64_t token = 0; token < tokens; token++)
                 std::memcpy(&y[token * TILE], matrix.bias + tile * TILE, matrix.outputs_of(tile) * sizeof(float));
-    }
-
-    // Compute one tile into y, after `prepare`.
-    void compute(const Matrix& matrix, int64_t tile, const float* x, int64_t stride, int64_t tokens) {
-        if (matrix.in_integers()) {
-            clear(matrix, tile, tokens);
-            if (matrix.format == INTEGERS4) return IntegerTile<INTEGERS4>{matrix, tile, integers, y.data()}.add_to_y(tokens);
-            return IntegerTile<INTEGERS8>{matrix, tile, integers, y.data()}.add_to_y(tokens);
-        }
+        if (matrix.format == INTEGERS4) return IntegerTile<INTEGERS4>{matrix, tile, integers, y.data()}.add_to_y(tokens);
+        if (matrix.format == INTEGERS8) return IntegerTile<INTEGERS8>{matrix, tile, integers, y.data()}.add_to_y(tokens);
         const bool fours = matrix.format == CODES4;
         const Product product{matrix, tile, fours ? in_place.data() : x, fours ? matrix.inputs : stride, sums.data(), y.data(), decoded.data()};
-        product.compute(tokens);
+        product.add_to_y(tokens);
     }
 
     template <class Take>

@@ -1,4 +1,4 @@
-// Products with matrices that are stored in 4, 8, 16 or 32 bits a weight, in float32.
+// Matrices that are stored in 4, 8, 16 or 32 bits a weight, and products with them in float32 (integers.h has those in integers).
 //
 // A matrix is stored in tiles of 32 outputs; within one, the weights of an input lie beside each other, so every lane of a vector has an
 // output of its own. An output adds up its inputs one after the other in the same order, however many tokens there are: a token's
@@ -119,7 +119,8 @@ constexpr float IN_PLACE[8] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-
 
 // Add the inputs [first, end) of M tokens to their sums y, for C vectors of outputs from `column` of a tile on.
 //
-// ahead: bytes from here to the next tile, 0 if its weights need not be fetched; x: (M, stride); sums: (M, stride of groups), the sums of x by group; scales, shifts: of the tile, from its first group on.
+// ahead: bytes from here to the next tile, 0 if its weights need not be fetched; x: (M, stride); sums: (M, groups), of x by group; scales,
+// shifts: of the tile, from its first group on.
 template <int format, int M, int C, bool grouped>
 __attribute__((noinline)) static void add(const void* data, int column, int64_t ahead, int64_t first, int64_t end, int64_t base, const float* x,
                                          int64_t stride, const float* sums, int64_t groups, Factors scales, Factors shifts, float* y) {
@@ -136,8 +137,7 @@ __attribute__((noinline)) static void add(const void* data, int column, int64_t 
                     __builtin_prefetch(static_cast<const char*>(data) + ahead + (i - base) / 8 * bytes_of_8(format) + 64 * line, 0, 2);
             const float* from = x + i;
 #pragma GCC unroll 8
-            for (int k = 0; k < 8; k++)
-{
+            for (int k = 0; k < 8; k++) {
                 // So that all sums stay in registers: for few tokens, one weight after the other is multiplied by all of them; for more,
                 // one token after the other by all weights.
                 floats w[C], one[M];
@@ -236,12 +236,8 @@ struct Product {
         }
     }
 
-    // Compute y.
-    void compute(int64_t tokens) const {
-        std::memset(y, 0, tokens * TILE * sizeof *y);
-        if (matrix.bias)
-            for (int64_t token = 0; token < tokens; token++)
-                std::memcpy(y + token * TILE, matrix.bias + tile * TILE, matrix.outputs_of(tile) * sizeof *y);
+    // Add the products to y.
+    void add_to_y(int64_t tokens) const {
         const int64_t weights = tile * matrix.inputs * TILE;
         const char* data = static_cast<const char*>(matrix.data);
         switch (matrix.format) {
