@@ -12,6 +12,7 @@ from command_line import SMOKE, run
 from selfdraft.app.resuming_launcher import complete_ray
 
 RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+PLUGINS = {"submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_other_launchers_keep_their_options() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", "ray"])
 def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_path: Path) -> None:
-    pytest.importorskip({"submitit_local": "submitit", "ray": "ray"}.get(launcher, "hydra"))
+    pytest.importorskip(f"hydra_plugins.{PLUGINS[launcher]}" if launcher in PLUGINS else "hydra")
     short = ["dataset.limit=1", "decoding.max_new_tokens=4", "drafter.costs=flat", f"hydra/launcher={launcher}"]
     done = run("-m", *SMOKE, *short, "drafter.window=4,0,8", f"hydra.sweep.dir={tmp_path}/sweep", timeout=500)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -71,7 +72,7 @@ def test_every_job_is_a_row_and_a_failed_one_has_its_reason(launcher: str, tmp_p
 
 @pytest.mark.slow
 def test_an_address_without_a_ray_cluster_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     ray = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")
     done = run("-m", *SMOKE, *ray, "drafter.window=4,8", f"hydra.sweep.dir={tmp_path}/sweep", RAY_ADDRESS="")
     assert done.returncode == 2
