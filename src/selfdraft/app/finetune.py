@@ -18,7 +18,7 @@ from rich.table import Table
 
 from selfdraft.app.build import refuse_a_run_that_cannot_fit
 from selfdraft.app.lifecycle import Run
-from selfdraft.app.processes import OwnProcesses
+from selfdraft.app.processes import OwnProcesses, OwnSignals
 from selfdraft.app.schemas import Config
 from selfdraft.app.session import processes_of, quiet, shown
 from selfdraft.core.errors import UserError
@@ -189,6 +189,7 @@ def _trainer(config: Config, folder: Path, console: Console, logger: Any) -> pl.
     quiet()
     recipe, hardware = config.finetune, config.hardware
     callbacks: list[pl.Callback] = [
+        OwnSignals(),
         Checkpoints(folder / CHECKPOINTS, WATCHED),
         Patience(WATCHED, recipe.patience),
         TrainingProgress(console, recipe.steps),

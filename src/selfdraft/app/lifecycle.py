@@ -141,7 +141,7 @@ def lifecycle(config: Config, composed: DictConfig, folder: Path, *, kept: str) 
     status = FAILED
     with run.stack:
         try:
-            with interrupted_by(signal.SIGHUP):
+            with interrupted_by(signal.SIGHUP, signal.SIGTERM):
                 yield run
             status = COMPLETED
             if run.begun:

@@ -37,6 +37,27 @@ class OwnProcesses(LightningEnvironment):
         return True
 
 
+class OwnSignals(pl.Callback):
+    """Has SIGTERM stop the trainer as it stops the rest of a run: at once (see `signals.interrupted_by`).
+
+    Lightning's own handler tells the other processes by a collective operation. A process that is in another collective
+    operation when the signal comes, or that gets the signal twice, then waits for ever.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep the handler that the run has set, before Lightning sets its own."""
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set it again. At its end the trainer sets it once more."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set it again, as above."""
+        if self.handler is not None:  # None: one that was not set from Python
+            signal.signal(signal.SIGTERM, self.handler)
+
+
 @contextlib.contextmanager
 def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     """Run the same command in the trainer's other processes, if it has any, while the `with` block runs.
@@ -47,7 +68,8 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     ends the others.
 
     Raises:
-        SystemExit: another process failed (status 2, 130 or 1); raised instead of the error that it caused here.
+        SystemExit: another process failed (status 2 or 1); raised instead of the error that it caused here.
+        KeyboardInterrupt: a signal stopped another process; raised for the same reason.
     """
     if trainer.world_size == 1:
         yield
@@ -79,6 +101,8 @@ def other_ranks(trainer: pl.Trainer) -> Iterator[None]:
     except Exception as error:
         if _is_of_another(error) and (failed := _failed(others, time.monotonic() + END_S)):
             over.set()
+            if failed[1] in STOPS:  # a signal to all of them reached that one first
+                raise KeyboardInterrupt from None
             sys.exit(_told(*failed))
         raise
     finally:
@@ -164,13 +188,11 @@ def _told(rank: int, status: int) -> int:
     """Print how another process ended, unless it has printed that itself, and return the exit status for this one."""
     if status == 2:
         return status
-    if status in STOPS:
-        return INTERRUPTED
     how = f"exit status {status}" if status > 0 else signal.Signals(-status).name
+    ended = "stopped" if status in STOPS else f"process {rank} has failed ({how})"
     print(
-        f"selfdraft: process {rank} has failed ({how}); what is finished is kept, and the same command with this run's "
-        "hydra.run.dir goes on",
+        f"selfdraft: {ended}; what is finished is kept, and the same command with this run's hydra.run.dir goes on",
         file=sys.stderr,
         flush=True,
     )
-    return 1
+    return INTERRUPTED if status in STOPS else 1

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from selfdraft.app.processes import OwnProcesses, other_ranks
+from selfdraft.app.processes import OwnProcesses, OwnSignals, other_ranks
 from selfdraft.app.schemas import HardwareConfig
 from selfdraft.core.errors import UserError
 from selfdraft.core.paths import expanded
@@ -33,7 +33,7 @@ def quiet_trainer(hardware: HardwareConfig, folder: Path, *callbacks: pl.Callbac
         devices=hardware.devices,
         strategy=hardware.strategy,
         use_distributed_sampler=False,  # it would repeat prompts to fill the last round: 11 would count as 12
-        callbacks=list(callbacks),
+        callbacks=[OwnSignals(), *callbacks],
         plugins=[OwnProcesses()],
         default_root_dir=folder,
         logger=False,
@@ -92,7 +92,7 @@ def processes_of(trainer: pl.Trainer) -> Iterator[None]:
     """Start the trainer's other processes for a `with` block that calls the trainer.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, which Lightning turns into exits of its own.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, which Lightning turns into exits of its own.
         SystemExit: another process failed.
     """
     with other_ranks(trainer):

@@ -23,4 +23,5 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: one that was not set from Python, and cannot be set again
+                signal.signal(number, handler)
