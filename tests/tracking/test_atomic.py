@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import stat
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_partial_write_is_undone(tmp_path):
     assert path.read_bytes() == b"first\n"
     append_whole(path, b"second\n")
     assert path.read_bytes() == b"first\nsecond\n"
+
+
+@pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt, b"first\nsecond\n"), (OSError, b"first\n")])
+def test_a_whole_line_outlives_a_signal_but_not_a_broken_disk(tmp_path, monkeypatch, error, kept):
+    def fail(_):
+        raise error
+
+    path = tmp_path / "lines"
+    append_whole(path, b"first\n")
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(os, "fsync", fail)
+        append_whole(path, b"second\n")
+    assert path.read_bytes() == kept
 
 
 def test_a_lone_surrogate_is_escaped_and_reads_back(tmp_path):

@@ -66,9 +66,11 @@ def append_whole(path: Path, data: bytes) -> None:
         try:
             _write_all(file, data)
             os.fsync(file.fileno())
-        except BaseException:
-            with suppress(OSError):  # if this fails, too, the next reader leaves out the torn line
-                file.truncate(end)
+        except BaseException as error:
+            # A signal that comes while the disk is waited for changes nothing: the data is whole, and stays.
+            if isinstance(error, OSError) or file.tell() < end + len(data):
+                with suppress(OSError):  # if this fails, too, the next reader leaves out the torn line
+                    file.truncate(end)
             raise
 
 
