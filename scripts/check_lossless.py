@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from selfdraft.app.console import make_console
-from selfdraft.app.errors import one_line_errors
-from selfdraft.app.schemas import SCHEMAS, DecodingConfig, ModelConfig
+from selfdraft.app.options.schemas import SCHEMAS, DecodingConfig, ModelConfig
+from selfdraft.app.terminal.console import make_console
+from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
-from selfdraft.models.stock import StockGenerate
+from selfdraft.models.reference.stock import StockGenerate
 from selfdraft.tracking.lines import read_measured
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 

@@ -25,8 +25,8 @@ import transformers
 from rich.progress import track
 from transformers import PreTrainedModel
 
-from selfdraft.app.console import make_console
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.console import make_console
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
@@ -35,13 +35,13 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.loading import LoadedModel
-from selfdraft.models.small import WINDOW, NoText, TooLarge, families, small_model
-from selfdraft.models.stateful import StatefulTarget
-from selfdraft.models.stock import StockGenerate
-from selfdraft.models.target import Target
-from selfdraft.models.targets import target_of
-from selfdraft.models.tiny import FAMILIES
+from selfdraft.models.forward.stateful import StatefulTarget
+from selfdraft.models.forward.target import Target
+from selfdraft.models.forward.targets import target_of
+from selfdraft.models.loading.loading import LoadedModel
+from selfdraft.models.loading.small import WINDOW, NoText, TooLarge, families, small_model
+from selfdraft.models.loading.tiny import FAMILIES
+from selfdraft.models.reference.stock import StockGenerate
 from selfdraft.tracking.atomic import write_text_atomic
 
 ROOT = Path(__file__).parents[1]

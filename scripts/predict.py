@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
@@ -28,7 +28,7 @@ from selfdraft.drafters.paths.early_exit import EarlyExitConfig
 from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
 from selfdraft.drafters.paths.trained import TrainedConfig
 from selfdraft.drafters.presets import PRESETS, configured, options_of
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.trained.adapter import Adapter
 from selfdraft.tracking.lines import read_measured, refuse_without_steps
 from selfdraft.tracking.plain import NotPlain, read_plain_yaml
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_errors
+from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.lines import read_measured

@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.shipped import ABOUT, FOLDER
+from selfdraft.models.trained.adapter import FILE, Adapter
+from selfdraft.models.trained.shipped import ABOUT, FOLDER
 from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.atomic import write_text_atomic
 from selfdraft.tracking.plain import read_plain_yaml

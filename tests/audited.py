@@ -25,14 +25,14 @@ import torch
 from forked import ForkedTrials, connect
 from payload import Payload
 from script_module import script_module
-from selfdraft.app.export import finetuned
+from selfdraft.app.tasks.export import finetuned
 from selfdraft.core.errors import UserError
 from selfdraft.data import tables
 from selfdraft.data.distilled import load_texts
 from selfdraft.data.sources import load_hub, load_jsonl
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.loading import load_pretrained, load_random
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.loading import load_pretrained, load_random
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.trained.adapter import FILE, Adapter
 from selfdraft.modules.checkpoints import TYPES, read_checkpoint
 from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.records import RecordFile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
 
 LONG = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44, 9, 23, 71, 38, 6, 50, 19, 85]  # well past the window of 8
 SHORT = [5, 17, 3, 60]

@@ -20,10 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from forked import Forked, run_forked
-from selfdraft.app.errors import FULL_ERROR, TERSE
-from selfdraft.app.help import register_help
+from selfdraft.app.options.schemas import register_schemas
 from selfdraft.app.run import run_task
-from selfdraft.app.schemas import register_schemas
+from selfdraft.app.terminal.errors import FULL_ERROR, TERSE
+from selfdraft.app.terminal.help import register_help
 from selfdraft.drafters.base import Context, Drafter, Step
 
 ErrorLine = Callable[..., str]  # the fixture `error_line`

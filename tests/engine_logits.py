@@ -7,8 +7,8 @@ import torch
 
 from random_trees import random_tree
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.cache import BLOCK
-from selfdraft.models.target import Target
+from selfdraft.models.cache.cache import BLOCK
+from selfdraft.models.forward.target import Target
 from subjects import PROMPTS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.block import Block
-from selfdraft.models.cache import CacheWindow, KVCache
-from selfdraft.models.lightcopy import light_copy
-from selfdraft.models.target import Target
+from selfdraft.models.cache.block import Block
+from selfdraft.models.cache.cache import CacheWindow, KVCache
+from selfdraft.models.families.lightcopy import light_copy
+from selfdraft.models.forward.target import Target
 
 Fault = Callable[[Target], AbstractContextManager[None]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from command_line import SMOKE
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 POSITIONS = 64
 

@@ -38,8 +38,8 @@ IMPORTED = (
     "pandas",
     "peft",
     "transformers.models.llama.modeling_llama",
-    "selfdraft.app.help",
-    "selfdraft.app.overrides",
+    "selfdraft.app.terminal.help",
+    "selfdraft.app.terminal.overrides",
     "selfdraft.app.run",
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

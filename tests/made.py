@@ -11,7 +11,7 @@ from selfdraft.core.costs import CostCurve, Costs
 from selfdraft.decoding.tree_parallel import TreeParallelTarget, shared_costs
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.presets import drafter_for
-from selfdraft.models import profiling
+from selfdraft.models.measuring import profiling
 
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SECONDS = (1.0, 1.02, 1.05, 1.1, 1.3, 1.7, 2.5)  # of a forward: nearly flat at first, as on real machines

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.path import Path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.trained.adapter import Adapter
 
 PROMPT = [7, 33, 81, 2, 14, 27, 55, 90, 1, 68, 12, 44]  # longer than the window
 CANDIDATES = TokenTree.merged([[5, 6, 7], [5, 8], [9]])

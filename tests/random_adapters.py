@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import FEATURE, JUMP, Adapter
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.trained.adapter import FEATURE, JUMP, Adapter
 
 RANK = 3
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from selfdraft.models.shards import shard_layers
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.training.shards import shard_layers
+from selfdraft.models.training.teacher import TeacherOutputs, TeacherOutputStore, teach
 
 RANKS = 2
 MIB = 1 << 20

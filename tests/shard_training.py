@@ -25,12 +25,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from selfdraft.app.processes import OwnProcesses
-from selfdraft.app.session import quiet
+from selfdraft.app.runs.processes import OwnProcesses
+from selfdraft.app.runs.session import quiet
 from selfdraft.data.distilled import Text
 from selfdraft.data.textmodule import TextDataModule
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipes import RECIPES
 from shard_ranks import RANKS, held

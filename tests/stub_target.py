@@ -17,13 +17,13 @@ from random_trees import branch
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.dynamic import exit_tokens, most_similar_skips
-from selfdraft.models.fused import fused_rows
-from selfdraft.models.low_bit import low_bit_path
-from selfdraft.models.neurons import most_used_mlps
-from selfdraft.models.pseudo import pseudo_tokens
-from selfdraft.models.selection import scoring, selecting, selection
-from selfdraft.models.sparse import sparse_path, with_vocabulary
+from selfdraft.models.engines.low_bit import low_bit_path
+from selfdraft.models.paths.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.paths.neurons import most_used_mlps
+from selfdraft.models.paths.selection import scoring, selecting, selection
+from selfdraft.models.paths.sparse import sparse_path, with_vocabulary
+from selfdraft.models.trained.fused import fused_rows
+from selfdraft.models.trained.pseudo import pseudo_tokens
 
 Rule = Callable[[Sequence[int]], int]  # a text to the token that greedy decoding puts after it
 

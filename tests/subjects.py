@@ -13,8 +13,8 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, WINDOW, tiny_model
 
 LENGTH = 18
 

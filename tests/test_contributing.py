@@ -14,7 +14,7 @@ import yaml
 import lossless
 from command_line import ROOT
 from made import made
-from selfdraft.app.option_help import commented
+from selfdraft.app.options.option_help import commented
 from selfdraft.core.options import Options, helps_of
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig

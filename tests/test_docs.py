@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from command_line import CONF, ROOT
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
 from selfdraft.drafters import PATHS
 from selfdraft.drafters.presets import PRESETS
 

@@ -132,13 +132,29 @@ def test_downward_imports_are_allowed(module: str, fine: str) -> None:
 
 
 def circles(folder: Path) -> list[list[str]]:
-    """Groups of a folder's modules that import each other in a circle, inside functions and for type checking too."""
+    """Groups of a folder's files and folders that import each other in a circle, also in functions and for types."""
     prefix = ".".join(("selfdraft", *folder.relative_to(ROOT).parts))
-    files = {f"{prefix}.{file.stem}": file for file in folder.glob("*.py") if file.stem != "__init__"}
+    units: dict[str, list[Path]] = {}
+    for path in folder.rglob("*.py"):
+        if path.name != "__init__.py":
+            units.setdefault(f"{prefix}.{path.relative_to(folder).with_suffix('').parts[0]}", []).append(path)
     graph: dict[str, set[str]] = {}
-    for module, file in files.items():
-        names = {name for _, name in imported(file.read_text(encoding="utf-8"), module, False)}
-        graph[module] = {other for other in files for name in names if name == other or name.startswith(f"{other}.")}
+    for unit, files in units.items():
+        names = {
+            name
+            for file in files
+            for _, name in imported(
+                file.read_text(encoding="utf-8"),
+                f"selfdraft.{'.'.join(file.relative_to(ROOT).with_suffix('').parts)}",
+                False,
+            )
+        }
+        graph[unit] = {
+            other
+            for other in units
+            for name in names
+            if other != unit and (name == other or name.startswith(f"{other}."))
+        }
     while free := [module for module, needs in graph.items() if not needs & graph.keys()]:
         for module in free:
             del graph[module]
@@ -148,7 +164,7 @@ def circles(folder: Path) -> list[list[str]]:
 FOLDERS = sorted(folder for folder in ROOT.rglob("*") if folder.is_dir() and any(folder.glob("*.py")))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_there_are_no_import_cycles(folder: Path) -> None:
     assert circles(folder) == []
 
@@ -164,3 +180,12 @@ def test_a_planted_import_cycle_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     (folder / "three.py").write_text("from selfdraft.models.two import other\n")
     (folder / "four.py").write_text("import torch\n")
     assert circles(folder) == [["selfdraft.models.one", "selfdraft.models.three", "selfdraft.models.two"]]
+
+
+def test_a_planted_cycle_of_folders_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for name, imports in (("a/x", "b.y"), ("b/y", "core.z"), ("b/w", "a.x")):
+        file = tmp_path / "models" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"import selfdraft.models.{imports}\n")
+    assert circles(tmp_path / "models") == [["selfdraft.models.a", "selfdraft.models.b"]]

@@ -20,8 +20,8 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.tree_parallel import TreeParallelTarget
 from selfdraft.drafters.presets import is_tree_parallel
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPTS = [[5, 17, 3, 5, 17, 3, 5], [30, 31, 32, 33, 30, 31, 32, 33, 30], [11, 12, 11], [64, 12, 64]]
 LENGTH, RANKS = 20, 2

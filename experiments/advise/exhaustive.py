@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from selfdraft.app.advise import found_by, result_of
-from selfdraft.app.auto import advice_of
-from selfdraft.app.build import build_bench, settled, use_threads
-from selfdraft.app.errors import one_line_script
-from selfdraft.app.help import register_help
 from selfdraft.app.main import conf_folder
-from selfdraft.app.schema_tasks import CANDIDATES
-from selfdraft.app.schemas import Config, register_schemas
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.schema_tasks import CANDIDATES
+from selfdraft.app.options.schemas import Config, register_schemas
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import build_bench, settled, use_threads
+from selfdraft.app.tasks.advise import found_by, result_of
+from selfdraft.app.tasks.auto import advice_of
+from selfdraft.app.terminal.errors import one_line_script
+from selfdraft.app.terminal.help import register_help
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.specs import Spec, spec_of
 from selfdraft.modules.advisor import Advisor, asked_by, spread

@@ -17,11 +17,11 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig
 
-from selfdraft.app.errors import one_line_script
-from selfdraft.app.schema_dataset import BundledConfig, JsonlConfig
+from selfdraft.app.options.schema_dataset import BundledConfig, JsonlConfig
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
-from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_embedded
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_embedded
 
 
 @one_line_script("answers")

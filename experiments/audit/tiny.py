@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.audit import Auditor
 from selfdraft.decoding.certify import Certifier
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # whose batches and prompts these are
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.tracking.result_file import markdown, taken_from
 
 HEADER = (

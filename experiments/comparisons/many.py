@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 
 RUN = Path(__file__).parents[2] / "run.py"

@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costmodel import roofline
 
 HERE = Path(__file__).parent

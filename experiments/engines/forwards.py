@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.engines import COMPILED, NATIVE, use_engine
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.target import Target
-from selfdraft.models.weights import SAME, WEIGHTS, round_weights
+from selfdraft.models.engines.choice import COMPILED, NATIVE, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.weights import SAME, WEIGHTS, round_weights
+from selfdraft.models.loading.loading import load_embedded
 
 PAUSE = 0.02  # seconds
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 64)

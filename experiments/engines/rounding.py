@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.data.sources import load_bundled, load_jsonl
-from selfdraft.models.engines import NATIVE, use_engine
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.target import Target
+from selfdraft.models.engines.choice import NATIVE, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import load_embedded
 
 GROUP = 32  # inputs that share a scale
 LONGEST = 500  # tokens of a prompt

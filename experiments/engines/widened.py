@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType, dequantize
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
-from selfdraft.models.embedded_gguf import smollm2_135m_gguf
+from selfdraft.models.loading.embedded_gguf import smollm2_135m_gguf
 
 WRITTEN_BY_ITSELF = ("GGUF.", "general.architecture", "general.file_type")  # keys that the writer adds
 

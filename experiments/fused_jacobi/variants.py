@@ -26,16 +26,16 @@ import yaml
 from numpy.random import default_rng
 from torch import Tensor
 
-from selfdraft.app.errors import one_line_script
-from selfdraft.app.finetune import frequent
+from selfdraft.app.tasks.finetune import frequent
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.training import Blocks, blocks_of, wanted_positions
 from selfdraft.data.distilled import Text, load_texts
 from selfdraft.data.packing import PackedBatch
 from selfdraft.data.textmodule import TextDataModule
-from selfdraft.models.loading import LoadedModel, load_embedded
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import LoadedModel, load_embedded
+from selfdraft.models.training.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.recipes.fused_jacobi import FusedJacobiRecipe, FusedJacobiRecipeConfig
 
 BASE = {

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.cache import KVCache
-from selfdraft.models.engines import NATIVE, use_engine
-from selfdraft.models.floor import bandwidth, traffic
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.profiling import fastest_of
-from selfdraft.models.target import Target
+from selfdraft.models.cache.cache import KVCache
+from selfdraft.models.engines.choice import NATIVE, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import load_embedded
+from selfdraft.models.measuring.floor import bandwidth, traffic
+from selfdraft.models.measuring.profiling import fastest_of
 
 NODES, CONTEXTS, ROWS = (1, 2, 4, 8, 16, 32, 64), (128, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16)
 CONTEXT = 256  # tokens before the forwards whose tokens or rows grow

@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.lines import read_measured, refuse_without_steps

@@ -19,15 +19,15 @@ from statistics import median
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.state_cache import checkpoint_bytes
-from selfdraft.models.stateful import StatefulTarget
+from selfdraft.models.families.state_cache import checkpoint_bytes
+from selfdraft.models.forward.stateful import StatefulTarget
+from selfdraft.models.measuring.profiling import costs_on
 
 NEW_TOKENS, ROUNDS, CONTEXT = 48, 5, 128
 PROMPTS = [[5, 17, 3, 60, 42, 8, 9, 11] * 8, [*range(100, 140)] * 2, [64, 12] * 20]

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
 from selfdraft.data.prompts import Prompt
@@ -31,11 +31,11 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.chat import Chat
-from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.loading import LoadedModel, load_embedded
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import LoadedModel, load_embedded
+from selfdraft.models.measuring.profiling import costs_on
+from selfdraft.models.reference.invariance import make_shape_invariant
 
 NAMES = ("none", "prompt_lookup", "jacobi", "layer_skip")
 PLAIN, INVARIANT = "plain", "invariant"

@@ -18,16 +18,16 @@ from statistics import median
 import numpy as np
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.acceptance import follow, match
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.base import Draft, Step
-from selfdraft.models.attention import additive, visible_slots
-from selfdraft.models.loading import DTYPES, load_embedded
-from selfdraft.models.target import Target
+from selfdraft.models.cache.attention import additive, visible_slots
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import DTYPES, load_embedded
 
 REPEATS = 30
 

@@ -15,12 +15,12 @@ import sys
 import torch
 from rich.progress import track
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.loading import DTYPES, load_embedded
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import DTYPES, load_embedded
+from selfdraft.models.reference.invariance import make_shape_invariant
+from selfdraft.models.reference.teacher_forced import teacher_forced
 
 TREES, NODES, PREFIXES = 6, 12, (100, 300, 505, 700)
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 
 ASKED = (

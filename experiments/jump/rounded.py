@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from selfdraft.app.errors import one_line_script
-from selfdraft.models.adapter import Adapter
+from selfdraft.app.terminal.errors import one_line_script
+from selfdraft.models.trained.adapter import Adapter
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.tracking.report.page import REPORT, write_report
 from selfdraft.tracking.report.runs import RESULT, read_runs

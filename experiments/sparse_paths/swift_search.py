@@ -17,7 +17,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.core.search import SkipSearch
 from selfdraft.data.sources import load_bundled
@@ -25,10 +25,10 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.paths.swift import matchness
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_embedded
+from selfdraft.models.measuring.profiling import costs_on
 
 WINDOW, CANDIDATES, RATIOS, SEEDS = 50, 100, (0.2, 0.45), (0,)
 

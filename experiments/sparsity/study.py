@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
 from selfdraft.core.replay import acceptance_by_depth, agreement, best_choice
@@ -28,10 +28,10 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.profiling import costs_on, measure_parts
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_embedded
+from selfdraft.models.measuring.profiling import costs_on, measure_parts
 
 HERE = Path(__file__).parent
 KINDS = {"attention": ("attention",), "MLP": ("mlp",), "both": ("attention", "mlp")}

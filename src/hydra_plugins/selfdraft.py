@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from selfdraft.app import launcher, optuna_sweeper, resuming_launcher
+from selfdraft.app.sweeps import launcher, optuna_sweeper, resuming_launcher
 
 
 class ProcessLauncher(launcher.ProcessLauncher):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from command_line import SMOKE, ErrorLine, run_here
 from made import measure_once
-from selfdraft.app.errors import FULL_ERROR, TERSE, one_line_errors
+from selfdraft.app.terminal.errors import FULL_ERROR, TERSE, one_line_errors
 from selfdraft.data import tables
 from selfdraft.tracking import picture
 

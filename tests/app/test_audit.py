@@ -15,8 +15,8 @@ from batched_answers import continued
 from command_line import SMOKE, ErrorLine, read_result, run_here, said_by
 from selfdraft.core.errors import UserError
 from selfdraft.data.answers import load_answers
-from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_tiny
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_tiny
 
 TASK = (*SMOKE, "task=audit", "model.dtype=float32", "logger=none")
 LENGTH, END = 12, 258  # tokens of an answer, and the one that ends it

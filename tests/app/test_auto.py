@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 
 from command_line import SMOKE, ErrorLine, composed, read_result, said_by
 from naming import naming
-from selfdraft.app import auto
-from selfdraft.app.auto import affordable, cache_for, with_drafter
-from selfdraft.app.build import settled, use_threads
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import settled, use_threads
+from selfdraft.app.tasks import auto
+from selfdraft.app.tasks.auto import affordable, cache_for, with_drafter
 from selfdraft.drafters.specs import spec_of
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.tracking import cost_cache
 from selfdraft.tracking.advice_cache import Advice
 

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from command_line import CONF, SMOKE, ErrorLine, composed, run, write_prompts
-from selfdraft.app.help import groups_under
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.terminal.help import groups_under
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM, T5Config, T5ForConditionalGeneration
 
 from command_line import SMOKE, ErrorLine, run_here
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 
 def hf(path: Path | str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by, start, wait_until
-from selfdraft.app.command_line import with_artifact
+from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.modules.search import Search
 

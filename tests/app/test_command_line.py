@@ -12,9 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from command_line import SMOKE, composed, run_here
-from selfdraft.app.build import measured_config
-from selfdraft.app.command_line import as_override, quoted_prompt, with_artifact
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import measured_config
+from selfdraft.app.terminal.command_line import as_override, quoted_prompt, with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.presets import configured
 from selfdraft.tracking.artifact import Artifact

@@ -9,7 +9,7 @@ import pytest
 
 from command_line import SMOKE, Done, ErrorLine, read_lines, read_result, run_here, said_by, tamper
 from naming import naming
-from selfdraft.app.compare import contenders_of
+from selfdraft.app.tasks.compare import contenders_of
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
 

@@ -6,7 +6,7 @@ import pytest
 
 import selfdraft
 from selfdraft.core.errors import UserError
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 
 def test_it_returns_a_row_for_each_contender_and_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:

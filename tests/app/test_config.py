@@ -16,16 +16,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed, composed_with_hydra
-from selfdraft.app.build import measured_config, settled
-from selfdraft.app.option_index import FILE
-from selfdraft.app.schema_drafter import AutoConfig
-from selfdraft.app.schemas import SCHEMAS
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.schema_drafter import AutoConfig
+from selfdraft.app.options.schemas import SCHEMAS
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import measured_config, settled
+from selfdraft.app.terminal.option_index import FILE
 from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, configured
-from selfdraft.models import loading
+from selfdraft.models.loading.loading import loading
 from selfdraft.modules.recipes import RECIPES
 
 MANDATORY = {  # what a choice leaves to the user

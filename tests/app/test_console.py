@@ -17,9 +17,9 @@ from rich.text import Text
 
 from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
 from forked import run_forked
-from selfdraft.app.console import PlainConsole, Shielded, make_console, shielded_output
-from selfdraft.app.errors import FULL_ERROR, TERSE, fail, one_line_errors, one_line_script
-from selfdraft.app.sweep_table import SweepTable
+from selfdraft.app.sweeps.sweep_table import SweepTable
+from selfdraft.app.terminal.console import PlainConsole, Shielded, make_console, shielded_output
+from selfdraft.app.terminal.errors import FULL_ERROR, TERSE, fail, one_line_errors, one_line_script
 from selfdraft.core.errors import UserError
 
 EVIL = "\x1b]0;owned\x07 \x1b[2J[/] [bold]x[/bold] :smile: \x9b31m \u202e \ud800 $\\frac$"
@@ -112,7 +112,7 @@ def test_a_stream_of_any_encoding_takes_every_character(encoding: str) -> None:
     code = """
 import sys
 from rich.table import Table
-from selfdraft.app.console import make_console, shield_output
+from selfdraft.app.terminal.console import make_console, shield_output
 shield_output()
 table = Table("日本", "1.5×")
 table.add_row("\\ud800", "━┈ …")
@@ -135,7 +135,7 @@ import os, sys
 reader, writer = os.pipe()
 os.close(reader)
 os.dup2(writer, 1)
-from selfdraft.app.errors import one_line_script
+from selfdraft.app.terminal.errors import one_line_script
 
 @one_line_script("script")
 def main(arguments):

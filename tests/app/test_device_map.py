@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import SMALLEST, ErrorLine, read_lines, read_result, run_here
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

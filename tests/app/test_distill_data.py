@@ -14,8 +14,8 @@ import pytest
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by, start, wait_until
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
-from selfdraft.models.chat import Chat
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 TASK = (*SMOKE, "task=distill_data", "drafter=prompt_lookup", "decoding.batch_size=4")
 

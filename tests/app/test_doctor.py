@@ -11,16 +11,16 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from command_line import SMOKE, ErrorLine, said_by, tamper
 from hybrids import save_hybrid
-from selfdraft.app import checkup
-from selfdraft.app.doctor import how_to_ask
+from selfdraft.app.tasks import checkup
+from selfdraft.app.tasks.doctor import how_to_ask
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.presets import PRESETS
 from selfdraft.drafters.suffix import Suffix
-from selfdraft.models.attention import IMPLEMENTATIONS
-from selfdraft.models.engines import COMPILED, EAGER
-from selfdraft.models.loading import DTYPES
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.cache.attention import IMPLEMENTATIONS
+from selfdraft.models.engines.choice import COMPILED, EAGER
+from selfdraft.models.loading.loading import DTYPES
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 Findings = dict[str, dict[str, Any]]
 
@@ -68,7 +68,7 @@ def test_a_model_folder_in_another_dtype_is_tried_in_float32(tmp_path: Path, qui
 
 def test_large_weights_are_not_read(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "READ_UP_TO", 1000)
-    monkeypatch.setattr("selfdraft.app.schema_model.TinyModelConfig.load", None)
+    monkeypatch.setattr("selfdraft.app.options.schema_model.TinyModelConfig.load", None)
     found = findings(tmp_path / "run")
     assert "not tried, because its weights are large" in found["model.dtype=float32"]["reason"]
     assert found["first 4 layers"]["reason"].endswith("with random weights, in float32")
@@ -76,7 +76,7 @@ def test_large_weights_are_not_read(tmp_path: Path, quick: None, monkeypatch: py
 
 
 def test_what_does_not_fit_in_memory_is_a_line(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfdraft.models.memory.available", lambda device: 1000)
+    monkeypatch.setattr("selfdraft.models.measuring.memory.available", lambda device: 1000)
     found = findings(tmp_path / "run")
     assert found["model.dtype=float32"]["reason"].startswith("memory: this run needs about")
 

@@ -22,9 +22,9 @@ from selfdraft import Drafting
 from selfdraft.app import drafting as face
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import custom_generate
-from selfdraft.models import profiling
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring import profiling
 from selfdraft.tracking import cost_cache
 from selfdraft.tracking.artifact import Artifact
 
@@ -287,7 +287,7 @@ def test_a_second_process_does_not_measure(cache: Path, tmp_path: Path) -> None:
     script.write_text(
         "import torch; from selfdraft import Drafting; from selfdraft.models import profiling; "
         "from selfdraft.tracking import cost_cache; cost_cache.crowded = lambda *_: False; "
-        "from selfdraft.models.tiny import tiny_model; measure = profiling.measure_costs; "
+        "from selfdraft.models.loading.tiny import tiny_model; measure = profiling.measure_costs; "
         "profiling.measure_costs = lambda *a, **k: (print('measured'), measure(*a, **k))[1]; "
         "tiny_model().generate(torch.tensor([[5, 17, 3]]), custom_generate=Drafting('jacobi'), max_new_tokens=2)"
     )

@@ -20,11 +20,11 @@ from command_line import SMOKE, Done, read_lines, read_result, run_here, said_by
 from selfdraft.core.certificate import Certificate
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.jacobi import Jacobi
-from selfdraft.models import memory
-from selfdraft.models.chat import Chat
-from selfdraft.models.rotary import Rotary
-from selfdraft.models.stock import REFERENCES, StockGenerate, StockGeneration
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.families.rotary import Rotary
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.tiny import tiny_tokenizer
+from selfdraft.models.measuring import memory
+from selfdraft.models.reference.stock import REFERENCES, StockGenerate, StockGeneration
 
 LINE_KEYS = (
     "id category turn prompt_ids output_ids text new_tokens target_forwards prefill_s decode_s baseline_decode_s "

@@ -7,9 +7,9 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import CONF, ROOT, composed
-from selfdraft.app.compare import contenders_of
-from selfdraft.app.help import head_of
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.tasks.compare import contenders_of
+from selfdraft.app.terminal.help import head_of
 
 FILES = {path.stem: path for path in (CONF / "experiment").glob("*.yaml")}
 PARTS = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from command_line import SMOKE, read_result, run, said_by
-from selfdraft.app import export
+from selfdraft.app.tasks import export
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import load_tiny
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import load_tiny
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
 from selfdraft.tracking.artifact import Artifact
 
 TINY = ("llama", 0, "float32", torch.device("cpu"))

@@ -19,12 +19,12 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 from command_line import SMOKE, said_by
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import load_tiny
-from selfdraft.models.speculators_format import KIND, VERSION
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import load_tiny
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.speculators_format import KIND, VERSION
 from selfdraft.tracking.artifact import Artifact
 
 CHAIN = [5, 9, 2, 6]

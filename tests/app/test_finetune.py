@@ -15,11 +15,11 @@ import yaml
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, said_by, start, wait_until
 from payload import Payload
-from selfdraft.app.command_line import with_artifact
+from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import load_texts
 from selfdraft.drafters.presets import PRESETS
-from selfdraft.models.adapter import FILE, Adapter
+from selfdraft.models.trained.adapter import FILE, Adapter
 from selfdraft.modules.checkpoints import read_checkpoint
 from selfdraft.modules.recipes import RECIPES
 

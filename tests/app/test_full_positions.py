@@ -9,7 +9,7 @@ import pytest
 
 from command_line import read_lines, said_by, write_prompts
 from few_positions import POSITIONS, small_model
-from selfdraft.models.stock import REFERENCES
+from selfdraft.models.reference.stock import REFERENCES
 
 PROMPT = "0123456"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from command_line import SMOKE, composed, run, run_here, said_by, tamper
-from selfdraft.app.build import build_bench
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import build_bench
 from selfdraft.core.messages import printable
 from selfdraft.drafters.jacobi import Jacobi
 

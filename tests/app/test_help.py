@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed, run
-from selfdraft.app.help import EXAMPLES
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.terminal.help import EXAMPLES
 from selfdraft.core.options import helps_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import SMOKE, ErrorLine, read_lines, said_by, write_prompts
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 TALK = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Why?"), ("assistant", "So.")]
 BEFORE = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in TALK[:-1]) + "<|im_start|>assistant\n"

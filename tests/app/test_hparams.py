@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
 from command_line import CONF, composed_with_hydra
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
 from selfdraft.drafters import PATHS
 from selfdraft.drafters.presets import PRESETS
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from command_line import SMALLEST, composed, environment, read_lines, read_result, run
-from selfdraft.app import kept_model
-from selfdraft.app.kept_model import CPU, KeptModel, model_of
-from selfdraft.app.schema_model import ModelConfig, PretrainedModelConfig, TinyModelConfig
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import LoadedModel
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.app.options.schema_model import ModelConfig, PretrainedModelConfig, TinyModelConfig
+from selfdraft.app.sweeps import kept_model
+from selfdraft.app.sweeps.kept_model import CPU, KeptModel, model_of
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import LoadedModel
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 A, B = TinyModelConfig(dtype="float32"), TinyModelConfig(dtype="float32", seed=1)
 # What no clock decides in a turn.
@@ -115,8 +115,8 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
 
 THREADS = """
 import os, torch
-from selfdraft.app.kept_model import CPU, KeptModel
-from selfdraft.app.schema_model import TinyModelConfig
+from selfdraft.app.sweeps.kept_model import CPU, KeptModel
+from selfdraft.app.options.schema_model import TinyModelConfig
 torch.set_num_threads(2)
 config, kept = TinyModelConfig(dtype="float32", weights="int8"), KeptModel()
 kept.prepare(config, config)

@@ -15,8 +15,8 @@ import pytest
 
 from command_line import environment
 from forked import Forked, run_forked
-from selfdraft.app.jobs import Place, places
-from selfdraft.app.sweep_index import folder_name
+from selfdraft.app.sweeps.jobs import Place, places
+from selfdraft.app.sweeps.sweep_index import folder_name
 
 APP = """
 import json, os, sys, time

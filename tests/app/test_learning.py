@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from command_line import SMOKE, read_lines, read_result, run_here, said_by
-from selfdraft.app.command_line import with_artifact
+from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.trained.adapter import Adapter
 
 DECODING = ("dataset.per_category=1", "decoding.max_new_tokens=16", "drafter.learn_every=4")
 

@@ -11,13 +11,14 @@ import torch
 from filelock import FileLock
 
 from command_line import CONF, SMOKE, run_here, said_by
-from selfdraft.app import lifecycle, profile
 from selfdraft.app import run as running
 from selfdraft.app.run import TASKS
+from selfdraft.app.runs import lifecycle
+from selfdraft.app.tasks import profile
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import load_tiny
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import load_tiny
+from selfdraft.models.trained.adapter import Adapter
 from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.run_folder import LOCK
 
@@ -87,8 +88,8 @@ def test_a_run_writes_mark_environment_log_and_a_closing_line(task: str, texts: 
 def test_a_run_that_does_not_fit_in_memory_is_refused_before_loading(
     task: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfdraft.models.memory.available", lambda device: 1000)
-    monkeypatch.setattr("selfdraft.app.schema_model.TinyModelConfig.load", None)
+    monkeypatch.setattr("selfdraft.models.measuring.memory.available", lambda device: 1000)
+    monkeypatch.setattr("selfdraft.app.options.schema_model.TinyModelConfig.load", None)
     with pytest.raises(UserError, match=r"^memory: this run needs about"):
         run_here(tmp_path / "run", *arguments(task, texts, "logger=none"))
     assert not (tmp_path / "run" / "selfdraft.json").exists()

@@ -19,9 +19,9 @@ import torch
 from transformers import StoppingCriteriaList
 
 from selfdraft.app import lm_eval
-from selfdraft.app.errors import FULL_ERROR, TERSE
+from selfdraft.app.terminal.errors import FULL_ERROR, TERSE
 from selfdraft.core.errors import UserError
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 MODEL = "selfdraft.app.lm_eval_model"
 PROMPTS = ["One and one and one and", "Why, oh why?"]

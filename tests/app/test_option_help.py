@@ -10,16 +10,16 @@ from typing import get_type_hints
 import pytest
 
 from command_line import CONF
-from selfdraft.app.help import WIDTH, head_of
-from selfdraft.app.option_help import (
+from selfdraft.app.options.option_help import (
     HOW_TO_REWRITE,
     commented,
     main,
     rewritten,
     schema_of,
 )
-from selfdraft.app.option_index import FILE
-from selfdraft.app.schemas import SCHEMAS, Config
+from selfdraft.app.options.schemas import SCHEMAS, Config
+from selfdraft.app.terminal.help import WIDTH, head_of
+from selfdraft.app.terminal.option_index import FILE
 from selfdraft.core.options import Options, choice_name, helps_of, option, redefault
 
 FILES = sorted(CONF.rglob("*.yaml"))

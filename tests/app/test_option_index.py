@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from command_line import CONF, environment
-from selfdraft.app.foresight import foresee
-from selfdraft.app.option_index import FILE, register_index, written
-from selfdraft.app.schemas import SCHEMAS, Config, register_schemas
+from selfdraft.app.options.foresight import foresee
+from selfdraft.app.options.schemas import SCHEMAS, Config, register_schemas
+from selfdraft.app.terminal.option_index import FILE, register_index, written
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options
 

@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import CONF, SMOKE, composed, run
-from selfdraft.app.errors import explain
-from selfdraft.app.help import groups_under
-from selfdraft.app.overrides import checked, with_home
+from selfdraft.app.terminal.errors import explain
+from selfdraft.app.terminal.help import groups_under
+from selfdraft.app.terminal.overrides import checked, with_home
 from selfdraft.core.errors import UserError
 
 GROUPS = groups_under(CONF)

@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from test_launcher import APP, CONFIG, said, sweep
 
-from selfdraft.app.pruning import Pruner
+from selfdraft.app.sweeps.pruning import Pruner
 
 # Every job writes three prompts whose speedup is `a`; only the best one ends by itself.
 SLOW = """

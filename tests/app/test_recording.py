@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from command_line import SMALLEST, SMOKE, run_here, said_by, tamper
-from selfdraft.app.console import make_console
-from selfdraft.app.recording import recorded
-from selfdraft.app.schema_model import TinyModelConfig
+from selfdraft.app.options.schema_model import TinyModelConfig
+from selfdraft.app.runs.recording import recorded
+from selfdraft.app.terminal.console import make_console
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.suffix import Suffix
 from selfdraft.tracking.run_status import RunStatus

@@ -11,17 +11,22 @@ import torch
 
 from command_line import ErrorLine, read_result, run_here
 from naming import naming
-from selfdraft.app import references
-from selfdraft.app.references import reference_for
-from selfdraft.app.schema_model import EmbeddedModelConfig, ModelConfig, PretrainedModelConfig, RandomModelConfig
-from selfdraft.app.schema_tasks import CompareConfig
-from selfdraft.app.schemas import Config, DecodingConfig
+from selfdraft.app.options.schema_model import (
+    EmbeddedModelConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    RandomModelConfig,
+)
+from selfdraft.app.options.schema_tasks import CompareConfig
+from selfdraft.app.options.schemas import Config, DecodingConfig
+from selfdraft.app.runs import references
+from selfdraft.app.runs.references import reference_for
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
-from selfdraft.models.loading import load_tiny
-from selfdraft.models.others import ENGINES, OTHERS
-from selfdraft.models.stock import IN_4_BITS, OTHER_VALUES, SAME_VALUES, StockGenerate, StockGeneration
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.loading import load_tiny
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.others import ENGINES, OTHERS
+from selfdraft.models.reference.stock import IN_4_BITS, OTHER_VALUES, SAME_VALUES, StockGenerate, StockGeneration
 
 CPU = torch.device("cpu")
 LOADED = load_tiny("llama", 0, "float32", CPU)

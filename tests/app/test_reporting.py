@@ -9,7 +9,7 @@ import pytest
 
 from command_line import SMOKE, Done, ErrorLine, read_result, said_by
 from made_runs import evaluation_in, lines_of
-from selfdraft.app.sweep_report import report_of_sweep
+from selfdraft.app.sweeps.sweep_report import report_of_sweep
 
 SHORT = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=12")
 

@@ -9,8 +9,8 @@ from unittest.mock import patch
 import pytest
 from filelock import FileLock
 
-from selfdraft.app.errors import explain
-from selfdraft.app.session import adapter_facts, owned
+from selfdraft.app.runs.session import adapter_facts, owned
+from selfdraft.app.terminal.errors import explain
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.presets import configured
 

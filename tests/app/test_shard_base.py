@@ -10,10 +10,10 @@ import pytest
 
 from command_line import ROOT, SMOKE, ErrorLine, environment, read_result, run, run_here
 from forked import run_forked
-from selfdraft.app.command_line import with_artifact
-from selfdraft.app.schemas import HardwareConfig
+from selfdraft.app.options.schemas import HardwareConfig
+from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.trained.adapter import Adapter
 
 TWO, SHARDED = "hardware=cpu_ddp", "hardware.shard_base=true"
 # In the place of run.py: every process notes how many tensors are divided, and whether held-out rows are unequal.

@@ -12,8 +12,8 @@ import torch
 
 from command_line import SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.trained.adapter import Adapter
 
 A = {"id": "a", "category": "qa", "prompt": "What is one and one?"}
 B = {"id": "b", "category": "qa", "turns": ["What is two and two?", "And three?"]}

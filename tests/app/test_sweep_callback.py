@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from command_line import SMOKE, run
-from selfdraft.app.resuming_launcher import complete_ray
+from selfdraft.app.sweeps.resuming_launcher import complete_ray
 
 RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 PLUGINS = {"submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}

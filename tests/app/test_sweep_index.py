@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from selfdraft.app.sweep_index import identity_of
+from selfdraft.app.sweeps.sweep_index import identity_of
 
 JOB: dict[str, Any] = {
     "task": {"name": "evaluate", "repeats": 1},

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from command_line import SMOKE, read_lines, read_result, run, run_here, write_prompts
-from selfdraft.app.schemas import HardwareConfig
+from selfdraft.app.options.schemas import HardwareConfig
 from selfdraft.core.errors import UserError
-from selfdraft.models.loading import outline_pretrained
-from selfdraft.models.memory import needed
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.loading import outline_pretrained
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.measuring.memory import needed
 
 PROMPTS = [{"id": f"p{i}", "category": "qa", "prompt": f"What is {i} and {i}?"} for i in range(2)]
 TWO = ("hardware=cpu_ddp", "hardware.tensor_parallel=true")

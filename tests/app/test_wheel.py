@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from command_line import CONF, ROOT, SMALLEST, environment
-from selfdraft.app.help import EXAMPLES
 from selfdraft.app.main import conf_folder, with_config_path
+from selfdraft.app.terminal.help import EXAMPLES
 
 PAGE = ROOT / "src" / "selfdraft" / "tracking" / "report" / "page"
 SOURCE = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "run.py")

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from selfdraft.app.schema_dataset import (
+from selfdraft.app.options.schema_dataset import (
     AlpacaConfig,
     DatasetConfig,
     Gsm8kConfig,

@@ -17,7 +17,7 @@ from selfdraft.core.certificate import margin_control, spread_of_changes
 from selfdraft.core.sampling import NextToken
 from selfdraft.decoding.audit import Auditor, Finding
 from selfdraft.decoding.certify import Certifier
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
 
 DTYPES = (torch.float32, torch.bfloat16)
 # A clear margin, in logits: more than rounding moves margins of these models.

@@ -13,8 +13,8 @@ from selfdraft.decoding.certify import CONTROL_BLOCKS, WINDOW, Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 
 PROMPT = [5, 17, 3, 60, 44, 9]
 LENGTH = 20

@@ -11,8 +11,8 @@ from selfdraft.decoding.chances import chances_of, distributions_of
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = [64, 12, 64, 12, 64, 12, 64, 12]
 LENGTH = 40  # more than two blocks

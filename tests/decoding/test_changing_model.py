@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
-from selfdraft.models.overrides import refuse_overrides
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.families.overrides import refuse_overrides
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}

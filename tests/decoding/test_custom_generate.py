@@ -19,7 +19,7 @@ from transformers import (
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
-from selfdraft.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
 PAD = 0

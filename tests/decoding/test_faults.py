@@ -23,10 +23,10 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.pool import PoolConfig
-from selfdraft.models import target as target_module
-from selfdraft.models.rotary import Rotary
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.families.rotary import Rotary
+from selfdraft.models.forward import target as target_module
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = [64, 12, 9, 64, 12, 31, 64, 12, 9, 64, 12, 31, 64, 12]  # repetitions for lookups to find
 LENGTH = 28

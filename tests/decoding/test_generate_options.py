@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 PAD = 0
 BATCH = torch.tensor([[PAD] * 4 + [5, 17, 3, 60, 44], [5, 17, 3, 60, 44, 9, 5, 17, 3], [PAD] * 8 + [21]])

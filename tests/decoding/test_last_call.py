@@ -10,7 +10,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
 from selfdraft.decoding.last_call import LastCall
 from selfdraft.decoding.record import Generation
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
 BATCH = torch.tensor([[0] * 4 + [5, 17, 3, 60, 44], [5, 17, 3, 60, 44, 9, 5, 17, 3]])

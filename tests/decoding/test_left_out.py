@@ -29,7 +29,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

@@ -21,10 +21,10 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models import target as target_module
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced_in
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward import target as target_module
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.teacher_forced import teacher_forced_in
 from subjects import MILDER, stock_output
 
 LIMIT, LENGTH, HALF = 32, 18, 4  # HALF: frequencies of a head of 8

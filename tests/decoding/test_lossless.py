@@ -23,8 +23,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import PROPOSALS
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, PathDrafter
 from selfdraft.drafters.presets import configured
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 from subjects import LENGTH, PROMPTS, stock_output, subject
 
 # In batches, every config with one family at least, and every drafter that has a name with four. One by one, a config

@@ -13,8 +13,8 @@ from selfdraft.decoding import Drafting
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from subjects import PROMPTS, stock_output
 
 POSITIONS, LENGTH = 40, 28  # the longest prompt has 23 tokens

@@ -17,8 +17,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.specs import spec_of
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from stub_target import StubTarget, cycle
 
 EXACT = (

@@ -18,11 +18,11 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.stretches import StretchReader
 from selfdraft.drafters.presets import configured
-from selfdraft.models.routing import Forced, Notes, Routing, forced, mixtures
-from selfdraft.models.small import small_model
-from selfdraft.models.stateful import StatefulTarget
-from selfdraft.models.stock_forward import StockForward
-from selfdraft.models.target import Target
+from selfdraft.models.families.routing import Forced, Notes, Routing, forced, mixtures
+from selfdraft.models.forward.stateful import StatefulTarget
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.small import small_model
+from selfdraft.models.reference.stock_forward import StockForward
 from subjects import PROMPTS, stock_output
 
 PROMPT = [5, 17, 3, 60, 42]

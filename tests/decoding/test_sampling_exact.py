@@ -43,9 +43,9 @@ from selfdraft.drafters.chain import Chain, ChainConfig, _Chain
 from selfdraft.drafters.jacobi import JacobiConfig
 from selfdraft.drafters.pool import PoolConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.processors import repetition_penalty
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.processors import repetition_penalty
 
 VOCABULARY, LENGTH = 8, 3
 PROMPT = [1, 5, 2, 6, 1, 5]  # its last tokens stood before: lookups find something

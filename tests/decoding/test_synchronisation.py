@@ -18,8 +18,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters import Drafter
 from selfdraft.drafters.presets import PRESETS, configured
 from selfdraft.drafters.prompt_lookup import PromptLookup
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPTS = [[5, 17, 3, 60, 44, 5, 17, 3], [21, 8, 21, 8, 9]]
 WAITS = {"cpu", "item", "tolist", "numpy", "nonzero", "equal", "__bool__", "__int__", "__float__", "__index__"}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from selfdraft.core.errors import UserError
 from selfdraft.decoding import Drafting
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 PROMPTS = [

@@ -14,9 +14,9 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.processors import repetition_penalty
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.processors import repetition_penalty
 
 PROMPTS = [[5, 17, 3, 60, 42], [64, 12, 64, 12], [11]]
 

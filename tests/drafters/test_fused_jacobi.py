@@ -17,10 +17,10 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.fused_jacobi import FusedJacobiConfig
-from selfdraft.models.fused import untrained_rows
-from selfdraft.models.heads import ConfidenceHead, MarkovHead
-from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.reference.invariance import make_shape_invariant
+from selfdraft.models.trained.fused import untrained_rows
+from selfdraft.models.trained.heads import ConfidenceHead, MarkovHead
 from stub_target import StubTarget, script
 
 PROMPT = [5, 17, 3, 60, 42]

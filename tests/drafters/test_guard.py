@@ -17,8 +17,8 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.guard import BUDGET, CREDIT, PAUSED, Guard
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from stub_target import ALWAYS, ObligingTarget, StubTarget, successor_within_64
 
 PRICE = 3.0  # plain steps that the stub drafter below takes for every draft

@@ -19,13 +19,13 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, probes_under
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.heads import SamplerHead
-from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.processors import repetition_penalty
-from selfdraft.models.pseudo import untrained
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.invariance import make_shape_invariant
+from selfdraft.models.reference.processors import repetition_penalty
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.heads import SamplerHead
+from selfdraft.models.trained.pseudo import untrained
 from stub_target import StubTarget, script, successor
 
 PROMPT = [5, 17, 3, 60, 42]

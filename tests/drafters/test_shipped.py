@@ -13,12 +13,12 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters.chain import Chain
 from selfdraft.drafters.paths import jump
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.jump import JumpPath
-from selfdraft.models.shipped import ABOUT, FOLDER, Shipped
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.paths.jump import JumpPath
+from selfdraft.models.trained.adapter import FILE, Adapter
+from selfdraft.models.trained.shipped import ABOUT, FOLDER, Shipped
 from subjects import PROMPTS, Subject, subject
 
 LIMIT = 8 << 20  # bytes of all weights that come with SelfDraft

@@ -17,8 +17,8 @@ from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
 from selfdraft.drafters.presets import configured
 from selfdraft.drafters.siblings import MOST_RIVALS, siblings_of
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from stub_target import StubTarget, successor
 
 ROOMY = 100

@@ -17,9 +17,9 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Drafter, DrafterConfig
 from selfdraft.drafters.path_source import Answer, PathSource, Question
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.trained.adapter import Adapter
 
 PROMPT = [5, 17, 3, 60, 42]
 LENGTH = 24

@@ -20,8 +20,8 @@ from selfdraft.drafters.base import Context
 from selfdraft.drafters.chain import Chain
 from selfdraft.drafters.paths.swift import State
 from selfdraft.drafters.presets import configured
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 PROMPT = (7, 33, 81, 2, 14, 27)
 LAYERS, WINDOW, TOKENS = 8, 6, 32

@@ -23,20 +23,20 @@ from safetensors.torch import save_file
 from texts import AWKWARD, values, words
 from torch import Tensor
 
-from selfdraft.app.command_line import with_artifact
-from selfdraft.app.errors import explain
-from selfdraft.app.session import quiet
+from selfdraft.app.runs.session import quiet
+from selfdraft.app.terminal.command_line import with_artifact
+from selfdraft.app.terminal.errors import explain
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.data.distilled import Text
 from selfdraft.data.textmodule import TextDataModule
 from selfdraft.drafters import PROPOSALS
 from selfdraft.drafters.presets import PRESETS, configured
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.pseudo import pseudo_tokens
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import FILE, Adapter
+from selfdraft.models.trained.pseudo import pseudo_tokens
 from selfdraft.modules.checkpoints import LAST, Checkpoints, DataOnly, Patience
 from selfdraft.modules.finetune import WATCHED
 from selfdraft.modules.recipes import RECIPES

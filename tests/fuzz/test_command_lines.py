@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from texts import words
 
 from command_line import CONF
-from selfdraft.app.help import choices_in, groups_under
-from selfdraft.app.schemas import SCHEMAS
+from selfdraft.app.options.schemas import SCHEMAS
+from selfdraft.app.terminal.help import choices_in, groups_under
 
 # A run of a second, whatever else is asked for.
 SHORT = ("model=tiny", "logger=none", "hardware.threads=1", "dataset.limit=1", "decoding.max_new_tokens=4")

@@ -22,8 +22,7 @@ from texts import DEEP, as_json, values, words
 
 from command_line import SMOKE
 from forked import ForkedTrials
-from selfdraft.app.errors import explain
-from selfdraft.app.schema_dataset import (
+from selfdraft.app.options.schema_dataset import (
     AlpacaConfig,
     DatasetConfig,
     Gsm8kConfig,
@@ -35,13 +34,14 @@ from selfdraft.app.schema_dataset import (
     SpecBenchConfig,
     SpeedBenchConfig,
 )
+from selfdraft.app.terminal.errors import explain
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.data import tables
 from selfdraft.data.distilled import load_texts
 from selfdraft.data.prompts import Prompt
-from selfdraft.models.chat import Chat
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 KEYS = (
     "id",

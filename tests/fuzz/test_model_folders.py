@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.chat import Chat
-from selfdraft.models.loading import load_pretrained, outline_pretrained
-from selfdraft.models.memory import needed
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_pretrained, outline_pretrained
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.measuring.memory import needed
 
 CPU = torch.device("cpu")
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")

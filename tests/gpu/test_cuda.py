@@ -16,7 +16,7 @@ from command_line import SMOKE, read_lines, read_result, run_here, said_by
 from lossless import EVERY_CONFIG, EVERY_NAME, cannot
 from made import made
 from random_adapters import ADAPTED
-from selfdraft.app.command_line import with_artifact
+from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
@@ -26,9 +26,9 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.profiling import measure_costs
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.profiling import measure_costs
 from selfdraft.modules.recipes import RECIPES
 from subjects import PROMPTS, stock_output, subject
 

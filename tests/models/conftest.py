@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedModel
 
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -13,10 +13,10 @@ from torch import Tensor
 from naming import naming
 from payload import Payload
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import FILE, Adapter
 
 GOOD = {
     "lora.1.mlp.up_proj.A": torch.ones(2, 32),

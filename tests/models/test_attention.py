@@ -13,9 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from naming import naming
 from random_trees import ancestry, random_tree
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.attention import FLEX, IMPLEMENTATIONS, NAME, additive, flex, grouped_sdpa, visible_slots
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.cache.attention import FLEX, IMPLEMENTATIONS, NAME, additive, flex, grouped_sdpa, visible_slots
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 CPU = torch.device("cpu")
 

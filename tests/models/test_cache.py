@@ -13,10 +13,10 @@ from naming import naming
 from random_trees import ancestry, random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.cache import BLOCK, KVCache
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.cache.cache import BLOCK, KVCache
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.paths.sparse import sparse_path
 
 LAYERS, HEADS, SIZE = 3, 2, 4
 SIZES = (SIZE, SIZE, SIZE + 2)  # of a head in each layer: the last one cannot share the others' memory

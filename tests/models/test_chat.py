@@ -6,8 +6,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.chat import Chat
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 TURNS = [("user", "Who are you?"), ("assistant", "A model."), ("user", "Größe?")]
 

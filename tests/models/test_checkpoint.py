@@ -18,10 +18,10 @@ import torch
 
 from naming import naming
 from selfdraft.core.errors import UserError
-from selfdraft.models.checkpoint import MAX_BYTES, MAX_TEMPLATE
-from selfdraft.models.loading import load_pretrained, load_random, outline_pretrained
-from selfdraft.models.memory import needed
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.checkpoint import MAX_BYTES, MAX_TEMPLATE
+from selfdraft.models.loading.loading import load_pretrained, load_random, outline_pretrained
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.measuring.memory import needed
 
 CPU = torch.device("cpu")
 

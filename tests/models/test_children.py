@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfdraft.models.others import CHILDREN, ENGINES, OtherEngine
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.others import CHILDREN, ENGINES, OtherEngine
 
 Answer = Callable[[list[int]], tuple[list[int], float]]
 GIVEN: dict[str, Any] = {"source": "a", "tokens": 6, "positions": 12, "eos": [], "threads": 1, "lookup": False}

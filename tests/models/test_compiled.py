@@ -25,13 +25,13 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models import engines
-from selfdraft.models import target as target_module
-from selfdraft.models.engines import compile_layers, use_engine
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.engines.choice import choice as engines
+from selfdraft.models.engines.choice import compile_layers, use_engine
+from selfdraft.models.forward import target as target_module
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.measuring.profiling import costs_on
+from selfdraft.models.paths.sparse import sparse_path
 from subjects import LENGTH, PROMPTS, subject
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")

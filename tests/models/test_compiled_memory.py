@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.models import engines, graph
-from selfdraft.models.engines import compile_layers
-from selfdraft.models.graph import compiled
-from selfdraft.models.memory import give_back
-from selfdraft.models.packing import PackedLinear
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
-from selfdraft.models.weights import INT8, SAME
+from selfdraft.models.engines.choice import choice as engines
+from selfdraft.models.engines.choice import compile_layers, graph
+from selfdraft.models.engines.graph import compiled
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.packing import PackedLinear
+from selfdraft.models.kernels.weights import INT8, SAME
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.memory import give_back
 
 
 def packed_copies(target: Target) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfdraft.models.currency import row_sums
+from selfdraft.models.forward.currency import row_sums
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,13 +15,13 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.dispatch import device_of, is_placed, weights_of
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import LoadedModel, Placement, StockModel, load_pretrained
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.targets import target_of
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.families.dispatch import device_of, is_placed, weights_of
+from selfdraft.models.forward.target import Target
+from selfdraft.models.forward.targets import target_of
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import LoadedModel, Placement, StockModel, load_pretrained
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.paths.sparse import sparse_path
 
 CPU = torch.device("cpu")
 DRAFTERS = ("none", "jacobi", "pool", "lookahead", "recycling", "layer_skip", "early_exit", "swift", "clasp",

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.eight_bit import in_eight_bits, in_floats
-from selfdraft.models.native.stored import CODES8, stored
+from selfdraft.models.kernels.native.stored import CODES8, stored
+from selfdraft.models.trained.adapter import FILE, Adapter
+from selfdraft.models.trained.eight_bit import in_eight_bits, in_floats
 
 
 def tensors() -> dict[str, torch.Tensor]:

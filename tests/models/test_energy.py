@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from selfdraft.models.energy import EnergyMeter, rapl, shared
+from selfdraft.models.measuring.energy import EnergyMeter, rapl, shared
 
 
 def zone(powercap: Path, folder: str, name: str, joules: float, *, wraps_at: float = 1000.0) -> Path:

@@ -14,9 +14,9 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
-from selfdraft.models.anatomy import FULL, SLIDING, dissect
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+from selfdraft.models.families.anatomy import FULL, SLIDING, dissect
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, WINDOW, tiny_model
 from subjects import stock_output
 
 SIZES: dict[str, Any] = {

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from begun import CLOSE
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.paths.sparse import sparse_path
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 # Two branches: the second one, 7 then 8, is no prefix of the tree.

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.tiny import tiny_model
 
 
 def test_the_same_model_has_one_fingerprint_in_any_dtype() -> None:

@@ -12,14 +12,14 @@ from torch import Tensor
 from probed_rows import CANDIDATES, KINDS, PROMPT, begun, logits_through, without_lora
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.engines import run_natively
-from selfdraft.models.fused import FusedRows, gated_places, untrained_rows
-from selfdraft.models.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
-from selfdraft.models.invariance import make_shape_invariant
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.engines.choice import run_natively
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.reference.invariance import make_shape_invariant
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.fused import FusedRows, gated_places, untrained_rows
+from selfdraft.models.trained.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
 
 
 def forward(target: Target, tree: TokenTree, rows: FusedRows | None) -> Tensor:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from selfdraft.models.fusing import FusedAttention, FusedMLP, FusedNorm, fused_attention, fused_mlp, fused_norm
-from selfdraft.models.packing import packable
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.fusing import FusedAttention, FusedMLP, FusedNorm, fused_attention, fused_mlp, fused_norm
+from selfdraft.models.kernels.packing import packable
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

@@ -11,8 +11,8 @@ from gguf import GGUFReader, GGUFWriter
 
 from naming import naming
 from selfdraft.core.errors import UserError
-from selfdraft.models.embedded_gguf import smollm2_135m_gguf
-from selfdraft.models.gguf import read_gguf
+from selfdraft.models.loading.embedded_gguf import smollm2_135m_gguf
+from selfdraft.models.loading.gguf import read_gguf
 
 
 def test_files_that_are_no_models_are_one_line(tmp_path: Path) -> None:

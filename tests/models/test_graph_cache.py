@@ -17,14 +17,13 @@ from made import made
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models import graph, graph_cache
-from selfdraft.models import graph_key as graph_key_module
-from selfdraft.models.engines import compile_layers
-from selfdraft.models.graph import compiled
-from selfdraft.models.graph_cache import KeptGraph, graph_folder
-from selfdraft.models.graph_key import SMALL, Indescribable, graph_key
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.engines.choice import compile_layers, graph, graph_cache
+from selfdraft.models.engines.choice import graph_key as graph_key_module
+from selfdraft.models.engines.graph import compiled
+from selfdraft.models.engines.graph_cache import KeptGraph, graph_folder
+from selfdraft.models.engines.graph_key import SMALL, Indescribable, graph_key
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 PROMPT = [5, 17, 3, 60, 42]
@@ -186,7 +185,7 @@ def test_a_kept_graph_that_computes_something_else_is_found_out(
     folder: Path, traces: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one of patched functions, which no key knows of."""
-    monkeypatch.setattr("selfdraft.models.graph_cache.graph_key", lambda module, *_: type(module).__name__)
+    monkeypatch.setattr("selfdraft.models.engines.graph_cache.graph_key", lambda module, *_: type(module).__name__)
     compile_layers(Target(with_another_constant()))
     assert_right(small())
     assert traces == ["_Layers", "Linear", "_Layers"]

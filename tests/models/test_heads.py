@@ -15,8 +15,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 from subjects import LENGTH, PROMPTS, stock_output
 
 DRAFTERS = ("none", "pool", "jacobi", "layer_skip")

@@ -7,12 +7,12 @@ import torch
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.block import Block
-from selfdraft.models.invariance import KEY_BLOCK, ROW_BLOCK
-from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.cache.block import Block
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.reference.invariance import KEY_BLOCK, ROW_BLOCK
 
 Shape = tuple[int, int]  # tokens of a row, and what the number of keys is rounded up to
 PADDED, PLAIN = (ROW_BLOCK, KEY_BLOCK), (1, 1)

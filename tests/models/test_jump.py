@@ -16,11 +16,11 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.paths.base import Use
 from selfdraft.drafters.paths.jump import Jump, JumpConfig
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.jump import JumpPath
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.paths.jump import JumpPath
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.trained.adapter import Adapter
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 EMPTY = TokenTree.empty()

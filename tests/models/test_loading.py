@@ -12,8 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.loading import DTYPES, load_pretrained, load_random, load_tiny
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.loading.loading import DTYPES, load_pretrained, load_random, load_tiny
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models import memory
-from selfdraft.models.loading import outline_pretrained
-from selfdraft.models.memory import BLOCK, PROMPT, TREE, PeakMemory, needed, refuse_what_cannot_fit
-from selfdraft.models.packing import PackedLinear
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.packing import PackedLinear
+from selfdraft.models.loading.loading import outline_pretrained
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.measuring import memory
+from selfdraft.models.measuring.memory import BLOCK, PROMPT, TREE, PeakMemory, needed, refuse_what_cannot_fit
 
 CPU = torch.device("cpu")
 

@@ -13,12 +13,12 @@ from begun import CLOSE, LONG, SHORT, begin
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.mlps import neurons_of
-from selfdraft.models.neurons import most_active, neuron_statistics, sliced_mlps
-from selfdraft.models.small import small_model
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.small import small_model
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.paths.mlps import neurons_of
+from selfdraft.models.paths.neurons import most_active, neuron_statistics, sliced_mlps
+from selfdraft.models.paths.sparse import sparse_path
 
 # One of every kind besides: transposed weights; no gates; matrices that lie in the layer itself, or in two parts of it;
 # an MLP that also takes the residual stream; gates and values in one matrix; an activation with parameters; names of

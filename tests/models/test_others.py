@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from selfdraft.core.errors import UserError
-from selfdraft.models import others
-from selfdraft.models.others import ENGINES, OTHERS, Engine, OtherEngine
-from selfdraft.models.stock import OTHER_VALUES, SAME_VALUES
+from selfdraft.models.reference import others
+from selfdraft.models.reference.others import ENGINES, OTHERS, Engine, OtherEngine
+from selfdraft.models.reference.stock import OTHER_VALUES, SAME_VALUES
 
 SCRIPT = """
 import os, sys

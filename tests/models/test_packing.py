@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from naming import naming
-from selfdraft.models import packing
-from selfdraft.models.packing import PackedLinear, can_pack, packable, product_by
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels import packing
+from selfdraft.models.kernels.packing import PackedLinear, can_pack, packable, product_by
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.teacher_forced import teacher_forced
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

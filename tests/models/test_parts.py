@@ -6,8 +6,8 @@ import pytest
 from torch import Tensor, nn
 
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.parts import attribute
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.families.parts import attribute
+from selfdraft.models.paths.sparse import sparse_path
 
 
 def test_an_attribute_is_returned_if_it_is_of_the_kind_asked_for():

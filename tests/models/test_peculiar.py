@@ -14,9 +14,9 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTraine
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.engines import use_engine
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.engines.choice import use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 
 CPU = torch.device("cpu")
 

@@ -1,11 +1,11 @@
 import pytest
 
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.path import Path
-from selfdraft.models.profiling import MORE, MORE_S, measure_costs, measure_path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.profiling import MORE, MORE_S, measure_costs, measure_path
+from selfdraft.models.paths.sparse import sparse_path
 
 
 def test_costs_are_measured_for_every_size_and_not_counted_as_decoding() -> None:
@@ -27,7 +27,7 @@ def test_forwards_are_timed_after_one_of_one_token(monkeypatch: pytest.MonkeyPat
     target = Target(tiny_model("llama"))
     ran, forward = [], target.draft_forward
     monkeypatch.setattr(target, "draft_forward", lambda *given: (ran.append(1 + len(given[4][0])), forward(*given))[1])
-    monkeypatch.setattr("selfdraft.models.profiling.MORE_S", 1e9)
+    monkeypatch.setattr("selfdraft.models.measuring.profiling.MORE_S", 1e9)
     measure_costs(target, sizes=(1, 4, 16), context=8, rounds=1)
     every, small = [1, 1, 1, 4, 1, 16], [1, 1, 1, 4]
     assert ran == every * 2 + small * (1 + MORE)  # each time with a round to warm up
@@ -37,7 +37,7 @@ def test_costs_do_not_depend_on_how_fast_the_machine_happened_to_be(monkeypatch:
     """It is now and then twice as fast: the fastest run of one size says nothing about that of another."""
     seconds = {1: [1.0, 1.0, 2.0, 2.0, 2.0], 2: [2.6, 2.6, 2.6, 2.6, 1.3], 16: [8.0, 16.0, 16.0, 16.0, 16.0]}
     monkeypatch.setattr(
-        "selfdraft.models.profiling.runs_of", lambda target, jobs, *_: {size: seconds[size] for size in jobs}
+        "selfdraft.models.measuring.profiling.runs_of", lambda target, jobs, *_: {size: seconds[size] for size in jobs}
     )
     curve = measure_costs(Target(tiny_model("llama")), sizes=(1, 2, 16), context=8, rounds=5)
     assert curve.seconds == pytest.approx((1.0, 1.3, 8.0))
@@ -46,12 +46,12 @@ def test_costs_do_not_depend_on_how_fast_the_machine_happened_to_be(monkeypatch:
 def test_further_rounds_end_where_forwards_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     target, rounds = Target(tiny_model("llama")), []
     monkeypatch.setattr(
-        "selfdraft.models.profiling.runs_of",
+        "selfdraft.models.measuring.profiling.runs_of",
         lambda target, jobs, count, before: (rounds.append(count), {size: [0.1] for size in jobs})[1],
     )
     measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5)
     assert rounds == [5, int(MORE_S / 0.4)]
-    monkeypatch.setattr("selfdraft.models.profiling.MORE_S", 0.3)
+    monkeypatch.setattr("selfdraft.models.measuring.profiling.MORE_S", 0.3)
     measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5)
     assert rounds[2:] == [5]
     measure_costs(target, sizes=(1, 4, 16), context=8, rounds=5, by_clock=False)  # equally many in every process

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from selfdraft.models.engines import COMPILED, use_engine
-from selfdraft.models.floor import bandwidth, coded_bytes, traffic
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
-from selfdraft.models.weights import INT8
+from selfdraft.models.engines.choice import COMPILED, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.weights import INT8
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.floor import bandwidth, coded_bytes, traffic
 
 
 def by_hand(target: Target) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from selfdraft.models.breakdown import kind_of, measure_steps, step_parts, within
-from selfdraft.models.engines import COMPILED, use_engine
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.engines.choice import COMPILED, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.breakdown import kind_of, measure_steps, step_parts, within
 
 AROUND = ["head", "masks", "accept", "commit", "host"]
 

@@ -7,9 +7,9 @@ import inspect
 import pytest
 
 from selfdraft.decoding.tree_parallel import TreeParallelTarget
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from stub_target import StubTarget, successor
 
 METHODS = [name for name, part in vars(TargetProtocol).items() if inspect.isfunction(part) and not name.startswith("_")]

@@ -11,12 +11,12 @@ from torch import Tensor
 from probed_rows import CANDIDATES, KINDS, PROMPT, begun, logits_through, without_lora
 from selfdraft.core.errors import UserError
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.gated import Gate, GatedLinear
-from selfdraft.models.heads import SamplerHead
-from selfdraft.models.pseudo import PseudoTokens, pseudo_numbers, untrained
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.gated import Gate, GatedLinear
+from selfdraft.models.trained.heads import SamplerHead
+from selfdraft.models.trained.pseudo import PseudoTokens, pseudo_numbers, untrained
 
 
 def forward(target: Target, tree: TokenTree, pseudo: PseudoTokens | None) -> Tensor:

@@ -18,10 +18,10 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.engines import use_engine
-from selfdraft.models.loading import load_pretrained
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.engines.choice import use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import load_pretrained
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 from subjects import stock_output
 
 PROMPT, TOKENS = [5, 17, 3, 60, 42, 5, 17, 3], 10

@@ -10,10 +10,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from selfdraft.core.errors import UserError
-from selfdraft.models import rendering
-from selfdraft.models.chat import Chat
-from selfdraft.models.rendering import MAX_TEMPLATE, MAX_TEXT, render
-from selfdraft.models.tiny import TINY_TEMPLATE, tiny_tokenizer
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import rendering
+from selfdraft.models.loading.rendering import MAX_TEMPLATE, MAX_TEXT, render
+from selfdraft.models.loading.tiny import TINY_TEMPLATE, tiny_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "5 µm"}]
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"

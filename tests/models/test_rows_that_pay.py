@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from selfdraft.models import batches
-from selfdraft.models.batches import BatchRate, best_rate, rows_that_fit
-from selfdraft.models.memory import needed
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring import batches
+from selfdraft.models.measuring.batches import BatchRate, best_rate, rows_that_fit
+from selfdraft.models.measuring.memory import needed
 
 
 @pytest.fixture(scope="module")

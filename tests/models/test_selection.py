@@ -12,10 +12,10 @@ from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.selection import Selection, scoring, selecting
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.paths.selection import Selection, scoring, selecting
+from selfdraft.models.paths.sparse import sparse_path
 
 
 def test_selecting_all_keys_changes_nothing(target: Target) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from selfdraft.core.errors import UserError
-from selfdraft.models import served
-from selfdraft.models.served import ServedEngine, server_address
-from selfdraft.models.stock import UNKNOWN_VALUES
+from selfdraft.models.reference import served
+from selfdraft.models.reference.served import ServedEngine, server_address
+from selfdraft.models.reference.stock import UNKNOWN_VALUES
 
 MODELS = {"data": [{"id": "the-model"}, {"id": "an-adapter"}]}
 PAUSE_S = 0.05

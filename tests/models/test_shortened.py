@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfdraft.models.anatomy import dissect
-from selfdraft.models.shortened import enough_layers, random_first_layers, shortened
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.families.anatomy import dissect
+from selfdraft.models.families.shortened import enough_layers, random_first_layers, shortened
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

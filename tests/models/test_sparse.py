@@ -15,13 +15,13 @@ from naming import naming
 from random_trees import random_tree
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.block import Block
-from selfdraft.models.dynamic import exit_tokens, most_similar_skips
-from selfdraft.models.path import Path, Reuse
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced
-from selfdraft.models.tiny import WINDOW, tiny_model
+from selfdraft.models.cache.block import Block
+from selfdraft.models.forward.path import Path, Reuse
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import WINDOW, tiny_model
+from selfdraft.models.paths.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.reference.teacher_forced import teacher_forced
 
 
 def draft(target: Target, path: Path, prompts: list[list[int]], lengths: list[int]) -> tuple[list[list[int]], list]:

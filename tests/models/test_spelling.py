@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from selfdraft.models.spelling import Speller
-from selfdraft.models.tiny import tiny_tokenizer
+from selfdraft.models.loading.spelling import Speller
+from selfdraft.models.loading.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

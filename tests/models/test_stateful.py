@@ -17,15 +17,15 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.chunks import chunked_layers, chunks_for
-from selfdraft.models.engines import use_engine
-from selfdraft.models.layered import layered
-from selfdraft.models.memory import needed
-from selfdraft.models.small import small_model
-from selfdraft.models.state_cache import Row, checkpoint_bytes, keeps_state
-from selfdraft.models.stateful import MOST_OWED, StatefulTarget
-from selfdraft.models.targets import refuse_undrivable, target_of
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.engines.choice import use_engine
+from selfdraft.models.families.chunks import chunked_layers, chunks_for
+from selfdraft.models.families.state_cache import Row, checkpoint_bytes, keeps_state
+from selfdraft.models.forward.layered import layered
+from selfdraft.models.forward.stateful import MOST_OWED, StatefulTarget
+from selfdraft.models.forward.targets import refuse_undrivable, target_of
+from selfdraft.models.loading.small import small_model
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.measuring.memory import needed
 from subjects import LENGTH, PROMPTS, stock_output
 
 CPU = torch.device("cpu")

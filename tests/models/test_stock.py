@@ -12,10 +12,10 @@ from made import made
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.models.loading import LoadedModel
-from selfdraft.models.stock import REFERENCES, StockGenerate
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.loading import LoadedModel
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
+from selfdraft.models.reference.stock import REFERENCES, StockGenerate
 
 GREEDY, LOOKUP = REFERENCES
 PROMPT = [5, 17, 3, 60, 44, 9, 5, 17, 3]

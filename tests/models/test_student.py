@@ -10,14 +10,14 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import blocks_of, wanted_positions
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import FILE, Adapter
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import teach
-from selfdraft.models.teacher_forced import teacher_forced
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.reference.teacher_forced import teacher_forced
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import FILE, Adapter
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import teach
 
 VOCABULARY, LENGTH = 97, 24
 SKIP = SkipSet(frozenset({1, 2}), frozenset({2}))

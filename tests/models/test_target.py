@@ -19,10 +19,10 @@ from random_trees import ancestry, random_tree
 from selfdraft.core.acceptance import accept_greedy
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import PREFILL_CHUNK, Path, Target
-from selfdraft.models.teacher_forced import teacher_forced, teacher_forced_in
-from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model
+from selfdraft.models.forward.target import PREFILL_CHUNK, Path, Target
+from selfdraft.models.loading.tiny import FAMILIES, WINDOW, tiny_model
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.reference.teacher_forced import teacher_forced, teacher_forced_in
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from naming import naming
 from selfdraft.core.errors import UserError
-from selfdraft.models.tiny import FAMILIES, WINDOW, tiny_model, tiny_tokenizer
+from selfdraft.models.loading.tiny import FAMILIES, WINDOW, tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 42, 9]])
 

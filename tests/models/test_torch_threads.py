@@ -7,12 +7,12 @@ import torch
 
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models import path as path_module
-from selfdraft.models.engines import compile_layers
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.threads import single_threaded
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.engines.choice import compile_layers
+from selfdraft.models.forward import path as path_module
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.threads import single_threaded
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.paths.sparse import sparse_path
 
 
 @pytest.fixture(autouse=True)

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from made import made
-from selfdraft.app.checkup import described
+from selfdraft.app.tasks.checkup import described
 from selfdraft.core.errors import UserError
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.engines import use_engine
-from selfdraft.models.memory import needed
-from selfdraft.models.small import small_model
-from selfdraft.models.stateful import StatefulTarget
-from selfdraft.models.targets import refuse_undrivable, target_of
-from selfdraft.models.undivided import undivided
+from selfdraft.models.engines.choice import use_engine
+from selfdraft.models.families.undivided import undivided
+from selfdraft.models.forward.stateful import StatefulTarget
+from selfdraft.models.forward.targets import refuse_undrivable, target_of
+from selfdraft.models.loading.small import small_model
+from selfdraft.models.measuring.memory import needed
 from subjects import stock_output
 
 # Keys are chosen by an indexer; positions are counted inside; windows of a form of its own; no positions at all; a

@@ -11,11 +11,11 @@ from made import made
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured
-from selfdraft.models.engines import compile_layers, use_engine
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
-from selfdraft.models.weights import GROUP, encoded, exactly_encoded, round_weights, rounded
+from selfdraft.models.engines.choice import compile_layers, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.weights import GROUP, encoded, exactly_encoded, round_weights, rounded
+from selfdraft.models.loading.loading import load_embedded
+from selfdraft.models.loading.tiny import tiny_model
 from subjects import PROMPTS, stock_output, subject
 
 

@@ -14,11 +14,11 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.cache import KVCache
-from selfdraft.models.engines import use_engine
-from selfdraft.models.small import WINDOW, small_model
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import trainable
+from selfdraft.models.cache.cache import KVCache
+from selfdraft.models.engines.choice import use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.small import WINDOW, small_model
+from selfdraft.models.training.teacher import trainable
 from subjects import stock_output
 
 # What is special about them: sinks; scaled logits; shared keys, streams and inputs per layer; chunks and layers without

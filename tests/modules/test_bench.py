@@ -17,10 +17,10 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.models.energy import EnergyMeter, Reading
-from selfdraft.models.stock import StockGeneration
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.measuring.energy import EnergyMeter, Reading
+from selfdraft.models.reference.stock import StockGeneration
 from selfdraft.modules.bench import Bench, Measurement
 from selfdraft.tracking.lines import refuse_malformed
 

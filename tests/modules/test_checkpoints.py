@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from full_disk import limited_files
-from selfdraft.app.errors import explain
+from selfdraft.app.terminal.errors import explain
 from selfdraft.modules.checkpoints import DataOnly
 
 

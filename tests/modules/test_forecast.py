@@ -16,8 +16,8 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.none import NoDrafter
 from selfdraft.drafters.specs import Spec, spec_of
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.modules.first_turns import Asked
 from selfdraft.modules.forecast import Forecaster, is_exact, is_replayable
 from selfdraft.modules.path_forecast import is_traceable, sizes_of

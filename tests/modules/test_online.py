@@ -18,9 +18,9 @@ from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.trained.adapter import Adapter
 from selfdraft.modules.online import OnlineLearner, acceptance_of, learns
 from selfdraft.modules.recipes import RECIPES
 

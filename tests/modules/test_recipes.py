@@ -19,7 +19,7 @@ from numpy.random import default_rng
 from torch import Tensor
 
 from made import made
-from selfdraft.app.session import quiet
+from selfdraft.app.runs.session import quiet
 from selfdraft.core.errors import UserError
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.training import Blocks, blocks_of, wanted_positions
@@ -32,13 +32,13 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.fused import FusedRows
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
-from selfdraft.models.teacher_forced import teacher_forced
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.teacher_forced import teacher_forced
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.fused import FusedRows
+from selfdraft.models.training.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.recipes.fused_jacobi import NONE, FusedJacobiRecipe

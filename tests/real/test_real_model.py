@@ -16,12 +16,12 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import PRESETS, configured
-from selfdraft.models import invariance
-from selfdraft.models.chat import Chat
-from selfdraft.models.invariance import LEAST, ROW_BLOCK, make_shape_invariant, widest_alike
-from selfdraft.models.loading import LoadedModel, load_embedded
-from selfdraft.models.packing import packable
-from selfdraft.models.target import Target
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.packing import packable
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import LoadedModel, load_embedded
+from selfdraft.models.reference import invariance
+from selfdraft.models.reference.invariance import LEAST, ROW_BLOCK, make_shape_invariant, widest_alike
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

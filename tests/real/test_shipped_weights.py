@@ -13,12 +13,12 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.adapter import FEATURE, JUMP, Adapter
-from selfdraft.models.chat import Chat
-from selfdraft.models.engines import AUTO, use_engine
-from selfdraft.models.loading import load_embedded
-from selfdraft.models.shipped import FOLDER
-from selfdraft.models.target import Target
+from selfdraft.models.engines.choice import AUTO, use_engine
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import load_embedded
+from selfdraft.models.trained.adapter import FEATURE, JUMP, Adapter
+from selfdraft.models.trained.shipped import FOLDER
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 PROMPTS, TOKENS = 5, 32

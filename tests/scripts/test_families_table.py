@@ -23,8 +23,8 @@ from transformers import BartForCausalLM, BartForConditionalGeneration, BertLMHe
 
 from script_module import script_module
 from selfdraft.core.errors import UserError
-from selfdraft.models.small import families, small_config, small_model
-from selfdraft.models.targets import target_of
+from selfdraft.models.forward.targets import target_of
+from selfdraft.models.loading.small import families, small_config, small_model
 
 SAMPLE = ["qwen3_moe", "deepseek_v3", "gpt_oss", "cohere2"]
 

@@ -14,13 +14,13 @@ import yaml
 from command_line import composed
 from naming import naming
 from script_module import script_module
-from selfdraft.app.build import measured_config
+from selfdraft.app.runs.build import measured_config
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.costs import CostCurve
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.adapter import Adapter
+from selfdraft.models.trained.adapter import Adapter
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "experiments" / "costs").glob("*.json"))

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from naming import naming
-from selfdraft.models.tiny import tiny_model
+from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.tracking.advice import accepted_share, off, order, print_candidates
 from selfdraft.tracking.advice_cache import Advice, AdviceCache, key_of_model
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from full_disk import limited_files
-from selfdraft.app.errors import OF_THE_DISK, explain
+from selfdraft.app.terminal.errors import OF_THE_DISK, explain
 from selfdraft.tracking.atomic import append_whole, write_json_atomic, write_text_atomic
 
 

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from example_lines import line
-from selfdraft.app.console import PlainConsole
+from selfdraft.app.terminal.console import PlainConsole
 from selfdraft.tracking.reason import reason
 from selfdraft.tracking.summary import summarize
 from selfdraft.tracking.table import print_result

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from example_lines import evaluation, line
-from selfdraft.app.console import PlainConsole
+from selfdraft.app.terminal.console import PlainConsole
 from selfdraft.tracking.lines import LEFT_OUT
 from selfdraft.tracking.summary import summarize
 from selfdraft.tracking.table import print_result

@@ -7,22 +7,23 @@ from typing import Any
 
 import pandas as pd
 
-from selfdraft.app.compare import contenders_of
-from selfdraft.app.console import make_console
-from selfdraft.app.score import ScoreConfig, all_in_words, scores_of
+from selfdraft.app.options.schema_score import ScoreConfig
+from selfdraft.app.tasks.compare import contenders_of
+from selfdraft.app.tasks.score import all_in_words, scores_of
+from selfdraft.app.terminal.console import make_console
 from selfdraft.core.errors import UserError
 from selfdraft.core.scoring import reference_of
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models.chat import Chat
-from selfdraft.models.engines import AUTO, use_engine
-from selfdraft.models.loading import LoadedModel, StockModel, ends_of
-from selfdraft.models.others import OTHERS
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.stock import StockGenerate
-from selfdraft.models.targets import target_of
+from selfdraft.models.engines.choice import AUTO, use_engine
+from selfdraft.models.forward.targets import target_of
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.loading.loading import LoadedModel, StockModel, ends_of
+from selfdraft.models.measuring.profiling import costs_on
+from selfdraft.models.reference.others import OTHERS
+from selfdraft.models.reference.stock import StockGenerate
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.tracking.comparison import summarize_comparison

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfdraft.app.console import make_console
+from selfdraft.app.terminal.console import make_console
 from selfdraft.core.costs import Costs
 from selfdraft.decoding import custom_generate
-from selfdraft.models.engines import EAGER
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import StockModel
-from selfdraft.models.target import Target
+from selfdraft.models.engines.choice import EAGER
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import StockModel
 from selfdraft.tracking.artifact import Artifact
 from selfdraft.tracking.cost_cache import kept_costs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from selfdraft.app.errors import one_line_errors
+from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.core.errors import UserError
 
 PACKAGE = "lm_eval"

@@ -21,8 +21,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.specs import GUARDED, spec_of
-from selfdraft.models.embedded import smollm2_135m
-from selfdraft.models.engines import AUTO
+from selfdraft.models.engines.choice import AUTO
+from selfdraft.models.loading.embedded import smollm2_135m
 
 EMBEDDED = "embedded"  # the name of the default model
 DRAFTER = "pool"

@@ -10,14 +10,14 @@ import hydra
 from omegaconf import DictConfig
 
 import selfdraft
-from selfdraft.app.command_line import quoted_prompt, with_artifact
-from selfdraft.app.console import shield_output
-from selfdraft.app.errors import one_line_errors
-from selfdraft.app.foresight import foresee
-from selfdraft.app.help import print_help, register_help
-from selfdraft.app.option_index import register_index
-from selfdraft.app.overrides import checked, with_home
-from selfdraft.app.ranks import settle_rank
+from selfdraft.app.options.foresight import foresee
+from selfdraft.app.terminal.command_line import quoted_prompt, with_artifact
+from selfdraft.app.terminal.console import shield_output
+from selfdraft.app.terminal.errors import one_line_errors
+from selfdraft.app.terminal.help import print_help, register_help
+from selfdraft.app.terminal.option_index import register_index
+from selfdraft.app.terminal.overrides import checked, with_home
+from selfdraft.app.terminal.ranks import settle_rank
 from selfdraft.core.errors import UserError
 
 PACKAGE = Path(selfdraft.__file__).resolve().parent
@@ -38,7 +38,7 @@ def main() -> None:
             return
         if foresee(sys.argv[1:], conf):
             # Imported here: torch, transformers and Lightning take seconds, which help and a typo need not wait for.
-            from selfdraft.app.schemas import register_schemas
+            from selfdraft.app.options.schemas import register_schemas
 
             register_schemas()
         hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_task)()

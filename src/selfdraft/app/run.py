@@ -11,26 +11,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
-from selfdraft.app.advise import advise
-from selfdraft.app.audit import audit
-from selfdraft.app.auto import settle_drafter
-from selfdraft.app.build import settled
-from selfdraft.app.calibrate import calibrate
-from selfdraft.app.compare import compare
-from selfdraft.app.distill_data import distill_data
-from selfdraft.app.doctor import doctor, how_to_ask
-from selfdraft.app.errors import explain, fail, is_terse
-from selfdraft.app.evaluate import evaluate
-from selfdraft.app.export import export
-from selfdraft.app.finetune import finetune
-from selfdraft.app.generate import generate
-from selfdraft.app.jobs import JobFailed
-from selfdraft.app.lifecycle import Run, lifecycle
-from selfdraft.app.profile import profile
-from selfdraft.app.reporting import report
-from selfdraft.app.signals import INTERRUPTED
-from selfdraft.app.trace import trace
-from selfdraft.app.typed_config import to_config
+from selfdraft.app.options.typed_config import to_config
+from selfdraft.app.runs.build import settled
+from selfdraft.app.runs.lifecycle import Run, lifecycle
+from selfdraft.app.tasks.advise import advise
+from selfdraft.app.tasks.audit import audit
+from selfdraft.app.tasks.auto import settle_drafter
+from selfdraft.app.tasks.calibrate import calibrate
+from selfdraft.app.tasks.compare import compare
+from selfdraft.app.tasks.distill_data import distill_data
+from selfdraft.app.tasks.doctor import doctor, how_to_ask
+from selfdraft.app.tasks.evaluate import evaluate
+from selfdraft.app.tasks.export import export
+from selfdraft.app.tasks.finetune import finetune
+from selfdraft.app.tasks.generate import generate
+from selfdraft.app.tasks.profile import profile
+from selfdraft.app.tasks.reporting import report
+from selfdraft.app.tasks.trace import trace
+from selfdraft.app.terminal.errors import JobFailed, explain, fail, is_terse
+from selfdraft.app.terminal.signals import INTERRUPTED
 from selfdraft.core.errors import Unsupported, UserError
 from selfdraft.tracking.run_status import RunStatus
 

@@ -32,8 +32,8 @@ from selfdraft.core.rounding import AS_FAR
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.stock_check import Gap, StockCheck
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced_in
+from selfdraft.models.forward.target import Target
+from selfdraft.models.reference.teacher_forced import teacher_forced_in
 
 CONTROL_BLOCKS = (2, 4, 8, 16)  # sizes of forwards that are compared with forwards of one token: those of usual drafts
 WINDOW = 16  # tokens, up to the first that differs, on which the control is measured at first

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.target import Target
-from selfdraft.models.teacher_forced import teacher_forced
+from selfdraft.models.forward.target import Target
+from selfdraft.models.reference.teacher_forced import teacher_forced
 
 BLOCK = 16  # tokens of the text in one forward
 

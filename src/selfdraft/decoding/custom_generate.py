@@ -17,14 +17,14 @@ from selfdraft.decoding.record import Generation
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Drafter
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.currency import Currency
-from selfdraft.models.engines import EAGER, ENGINES, use_engine
-from selfdraft.models.generate_call import GenerateCall, kept_back
-from selfdraft.models.loading import StockModel
-from selfdraft.models.overrides import refuse_overrides
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.target import Target
-from selfdraft.models.targets import refuse_undrivable, target_of
+from selfdraft.models.engines.choice import EAGER, ENGINES, use_engine
+from selfdraft.models.families.overrides import refuse_overrides
+from selfdraft.models.forward.currency import Currency
+from selfdraft.models.forward.target import Target
+from selfdraft.models.forward.targets import refuse_undrivable, target_of
+from selfdraft.models.loading.loading import StockModel
+from selfdraft.models.measuring.profiling import costs_on
+from selfdraft.models.reference.generate_call import GenerateCall, kept_back
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.tree import ROOT, TokenTree
-from selfdraft.models.routing import Notes
-from selfdraft.models.target import Target
+from selfdraft.models.families.routing import Notes
+from selfdraft.models.forward.target import Target
 
 DEPTH = 7  # depth of a tree, which with its root covers eight tokens of the text
 

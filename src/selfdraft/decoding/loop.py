@@ -30,9 +30,9 @@ from selfdraft.core.sampling import NextToken, draw, most_likely
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
-from selfdraft.models.memory import PeakMemory
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.threads import single_threaded
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.kernels.threads import single_threaded
+from selfdraft.models.measuring.memory import PeakMemory
 
 NOISE_AHEAD = 256  # numbers drawn beyond the last one needed, so that a long answer needs few calls of the generator
 

@@ -27,7 +27,7 @@ from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
 from selfdraft.drafters.none import NoDrafter
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 ORDER = 3  # the longest context, in tokens, after which predictions are looked up for nodes off the text
 Row = tuple[list[int], list[float]]  # the model's k best tokens at a position, the best first, and their chances

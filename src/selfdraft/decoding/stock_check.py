@@ -21,10 +21,10 @@ from selfdraft.core.rounding import Ceiling, distance, expected
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.stretches import Stretch, StretchReader
-from selfdraft.models.anatomy import text_config
-from selfdraft.models.float32 import Float32Reference
-from selfdraft.models.stock_forward import StockForward
-from selfdraft.models.target import Target
+from selfdraft.models.families.anatomy import text_config
+from selfdraft.models.forward.target import Target
+from selfdraft.models.reference.float32 import Float32Reference
+from selfdraft.models.reference.stock_forward import StockForward
 
 STRETCH = 128  # the most tokens that are compared at once, to bound the size of the (n, V) logits
 LEAST = 32  # the fewest tokens that are compared in all; a short answer is compared together with the prompt's end

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from selfdraft.core.rounding import AS_FAR, NARROW_STEPS, STEPS, distance
 from selfdraft.decoding.forcing import ForcedText
-from selfdraft.models.routing import Forced, Notes, forced, mixtures
-from selfdraft.models.stock_forward import StockForward
-from selfdraft.models.target import Target
+from selfdraft.models.families.routing import Forced, Notes, forced, mixtures
+from selfdraft.models.forward.target import Target
+from selfdraft.models.reference.stock_forward import StockForward
 
 REROUTED = 0.05  # largest share of the choices of experts in which two forwards may differ
 SIZES = (1, 8)  # numbers of tokens in a step that are tried

@@ -12,10 +12,10 @@ from selfdraft.core.replay import Trace
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.dynamic import most_similar_skips
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.dynamic import most_similar_skips
+from selfdraft.models.paths.sparse import sparse_path
 
 BLOCK = 8  # tokens per replayed block, which sees the full model's keys before it: about the length of a draft
 Text = Sequence[Sequence[int]]  # a prompt and the answer to it

@@ -15,7 +15,7 @@ from numpy.random import default_rng
 from selfdraft.core.blocks import BlockInit
 from selfdraft.core.sampling import NextToken, most_likely
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 BLOCKS = 32  # blocks per forward, few because each reads its own copy of the row's keys
 

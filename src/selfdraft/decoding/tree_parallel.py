@@ -20,9 +20,9 @@ from torch import Tensor
 
 from selfdraft.core.costs import CostCurve, Costs, Shaped
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.cache import KVCache
-from selfdraft.models.path import Path, Reuse
-from selfdraft.models.target import Target
+from selfdraft.models.cache.cache import KVCache
+from selfdraft.models.forward.path import Path, Reuse
+from selfdraft.models.forward.target import Target
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.options import Options, choice_name
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy
 from selfdraft.drafters.step import Context, Draft, Step
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 COSTS = ("measured", "flat")  # a draft's size is chosen by the target's costs, or as if tokens cost nothing
 COSTS_HELP = "measured (draft as many tokens as pay by the measured cost of a forward) or flat (draft all of them)"

@@ -27,10 +27,10 @@ from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.paths.base import PathPolicy
 from selfdraft.drafters.siblings import rivals_of, siblings_of
-from selfdraft.models.path import Path, Reuse
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import with_vocabulary
-from selfdraft.models.threads import single_threaded
+from selfdraft.models.forward.path import Path, Reuse
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.kernels.threads import single_threaded
+from selfdraft.models.paths.sparse import with_vocabulary
 
 _EMPTY = TokenTree.empty()
 BONUS = ("auto", "keep", "forgo")

@@ -17,8 +17,8 @@ from selfdraft.core.predictions import Weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import Context, Step
 from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig, PseudoTokensDrafter, State
-from selfdraft.models.fused import FusedRows, fused_rows
-from selfdraft.models.pseudo import Branch
+from selfdraft.models.trained.fused import FusedRows, fused_rows
+from selfdraft.models.trained.pseudo import Branch
 
 
 @dataclass

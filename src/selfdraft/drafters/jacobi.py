@@ -30,8 +30,8 @@ from selfdraft.core.sampling import draw, most_likely
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.paths.base import PathPolicy
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
 
 MODES = ("auto", "fused", "literal")
 ORDERS = ("jacobi", "gauss_seidel")

@@ -19,7 +19,7 @@ from selfdraft.core.ngrams import random_prompt_tokens
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 @dataclass

@@ -23,8 +23,8 @@ from selfdraft.core.growth import Growth
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.paths.base import PathPolicy
 from selfdraft.drafters.step import Context
-from selfdraft.models.path import Reuse
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.path import Reuse
+from selfdraft.models.forward.protocol import TargetProtocol
 
 _EMPTY = TokenTree.empty()
 # A step that does not ask the path multiplies the weight of its counts by this, so a path that failed is tried again.

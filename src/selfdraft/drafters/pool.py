@@ -25,7 +25,7 @@ from selfdraft.core.tree import ROOT
 from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, PathDrafter, PathDrafterConfig, Step
 from selfdraft.drafters.path_source import Answer, PathSource
 from selfdraft.drafters.paths.base import PathPolicy
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 SOURCES = ("suffix", "trajectory", "recycling")
 ORDER = 3  # the longest context, in tokens, for which predictions are kept

@@ -17,7 +17,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import Drafter, DrafterConfig, PathDrafter, PathDrafterConfig
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 @dataclass(frozen=True)

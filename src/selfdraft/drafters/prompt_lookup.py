@@ -15,7 +15,7 @@ from selfdraft.core.ngrams import NgramIndex, refuse_sizes
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 @dataclass

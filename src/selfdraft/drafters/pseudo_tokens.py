@@ -19,8 +19,8 @@ from selfdraft.core.options import choice_name, option
 from selfdraft.core.predictions import Weighted, weighted
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.drafters.base import COSTS, Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.pseudo import Branch, PseudoTokens, pseudo_tokens
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.trained.pseudo import Branch, PseudoTokens, pseudo_tokens
 
 WORTH, OLD = 0.5, 0.9  # prior number of tokens that a draft is expected to add, and the weight of its older mean
 RIVALS = 4  # the chances of a probe's best tokens are renormalised over at least so many of them

@@ -19,7 +19,7 @@ from selfdraft.core.options import choice_name, option
 from selfdraft.core.recycling import Adjacency, Template
 from selfdraft.core.tree import TokenTree
 from selfdraft.drafters.base import Context, Draft, Drafter, DrafterConfig, Step
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 # Prior probability that a token's first, second, … edge is right; the default tree has the most probable nodes.
 CHANCES = (0.45, 0.12, 0.07, 0.05, 0.035, 0.03, 0.025, 0.02)

@@ -14,7 +14,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters.base import Drafter, DrafterConfig
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured, drafter_for, routed
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 GUARDED = "guarded"  # before a name: drafts only if that pays
 

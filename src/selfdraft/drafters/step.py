@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfdraft.core.sampling import NextToken
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.path import Path, Reuse
+from selfdraft.models.forward.path import Path, Reuse
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from selfdraft.core.growth import grow_to_pay
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.suffix import SuffixAutomaton, SuffixText
 from selfdraft.drafters.base import COSTS, COSTS_HELP, Context, Draft, Drafter, DrafterConfig
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 @dataclass

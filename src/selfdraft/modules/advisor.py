@@ -17,8 +17,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Decoder
 from selfdraft.drafters.specs import Spec, spec_of
-from selfdraft.models.chat import Chat
-from selfdraft.models.memory import give_back
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.measuring.memory import give_back
 from selfdraft.modules.bench import BASELINE, Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.modules.forecast import Forecast, Forecaster

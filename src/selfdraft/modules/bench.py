@@ -13,10 +13,10 @@ from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.record import Generation
-from selfdraft.models.chat import Chat
-from selfdraft.models.energy import EnergyMeter, shared
-from selfdraft.models.memory import PeakMemory
-from selfdraft.models.stock import SAME_VALUES, UNKNOWN_VALUES, StockGeneration
+from selfdraft.models.loading.chat import Chat
+from selfdraft.models.measuring.energy import EnergyMeter, shared
+from selfdraft.models.measuring.memory import PeakMemory
+from selfdraft.models.reference.stock import SAME_VALUES, UNKNOWN_VALUES, StockGeneration
 from selfdraft.modules.measurement import BASELINE, DRAFTER, Measurement
 
 WARM_UP = [1, 2, 3, 4, 5, 6, 7, 8]  # any token ids

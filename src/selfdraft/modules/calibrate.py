@@ -30,8 +30,8 @@ from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.traces import Tracer
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import drafter_for
-from selfdraft.models.layered import layered
-from selfdraft.models.profiling import measure_parts
+from selfdraft.models.forward.layered import layered
+from selfdraft.models.measuring.profiling import measure_parts
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.search import Search
 from selfdraft.tracking.atomic import write_json_atomic

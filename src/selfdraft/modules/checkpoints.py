@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.parts import attribute
+from selfdraft.models.families.parts import attribute
 from selfdraft.tracking.atomic import write_bytes_atomic
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"

@@ -17,7 +17,7 @@ from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.trajectories import Trajectories
-from selfdraft.models.chat import Chat
+from selfdraft.models.loading.chat import Chat
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.resuming import History, Resumed, keep_current
 from selfdraft.tracking.records import TEXTS, RecordFile, key, record_path

@@ -15,7 +15,7 @@ import torch
 from selfdraft.core.errors import UserError
 from selfdraft.data.prompts import Prompt
 from selfdraft.decoding.loop import Request
-from selfdraft.models.layered import layered
+from selfdraft.models.forward.layered import layered
 from selfdraft.modules.bench import DRAFTER, Bench, Measurement
 from selfdraft.modules.online import OnlineLearner, learns
 from selfdraft.modules.resuming import History, Resumed, keep_current

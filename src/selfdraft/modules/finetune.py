@@ -32,12 +32,12 @@ from selfdraft.core.training import (
     weighted_mean,
 )
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.path import Path
-from selfdraft.models.shards import leave_divided_weights_alone, shard_layers
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs, TeacherOutputStore, teach
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.training.shards import leave_divided_weights_alone, shard_layers
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import TeacherOutputs, TeacherOutputStore, teach
 from selfdraft.modules.checkpoints import fitted
 from selfdraft.modules.recipe_options import RecipeConfig
 

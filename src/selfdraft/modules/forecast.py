@@ -23,7 +23,7 @@ from selfdraft.drafters.prompt_lookup import PromptLookupConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.specs import Spec
 from selfdraft.drafters.suffix import SuffixConfig
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 from selfdraft.modules.first_turns import Asked
 from selfdraft.modules.path_forecast import PathForecaster, is_traceable
 

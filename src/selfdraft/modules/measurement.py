@@ -10,7 +10,7 @@ from typing import Any
 from selfdraft.core.certificate import Certificate
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.guard import PAUSED
-from selfdraft.models.stock import StockGeneration
+from selfdraft.models.reference.stock import StockGeneration
 
 DRAFTER, BASELINE = "drafter", "none"
 

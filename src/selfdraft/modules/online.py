@@ -33,10 +33,10 @@ from selfdraft.drafters.chain import Chain, ChainConfig
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.paths.jump import Jump
 from selfdraft.drafters.paths.trained import Trained
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import FEATURE, Adapter
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.forward.target import Target
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import FEATURE, Adapter
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes import RECIPES

@@ -31,11 +31,11 @@ from selfdraft.drafters.paths.low_bit import LowBitConfig
 from selfdraft.drafters.paths.width_skip import WidthSkipConfig
 from selfdraft.drafters.presets import policy_for
 from selfdraft.drafters.specs import Spec, spec_of
-from selfdraft.models.layered import layered
-from selfdraft.models.packing import unpacked
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path, without
+from selfdraft.models.forward.layered import layered
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.kernels.packing import unpacked
+from selfdraft.models.paths.sparse import sparse_path, without
 
 TRACED = 3  # texts along which paths are run
 FEW = 2  # the same, of paths with weights of their own, which are made anew for each text or are slow

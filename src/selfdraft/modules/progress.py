@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfdraft.core.heartbeat import EVERY_S, Heartbeat
-from selfdraft.models.parts import attribute
+from selfdraft.models.families.parts import attribute
 from selfdraft.tracking.lines import CONTENDERS, measured
 from selfdraft.tracking.pace import Pace, ratio
 from selfdraft.tracking.table import number

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from selfdraft.decoding.record import Generation
-from selfdraft.models.parts import attribute
+from selfdraft.models.families.parts import attribute
 from selfdraft.modules.search import Search
 from selfdraft.tracking.curve import Curve
 from selfdraft.tracking.running import after_a_step

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.chances import chances_of, distributions_of
-from selfdraft.models.spelling import Speller
+from selfdraft.models.loading.spelling import Speller
 from selfdraft.modules.measurement import DRAFTER
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.lines import CONTENDERS, measured

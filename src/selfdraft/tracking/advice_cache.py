@@ -18,8 +18,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.core.json_text import MalformedJSON, parse_json
 from selfdraft.core.messages import printable
 from selfdraft.drafters.specs import spec_of
-from selfdraft.models.fingerprint import fingerprint
-from selfdraft.models.loading import StockModel
+from selfdraft.models.loading.fingerprint import fingerprint
+from selfdraft.models.loading.loading import StockModel
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.cost_cache import MAX_BYTES, KeyedFile, machine_key
 

@@ -31,10 +31,10 @@ from selfdraft.core.json_text import MalformedJSON, parse_json
 from selfdraft.core.paths import cache_folder
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.base import DrafterConfig
-from selfdraft.models.fingerprint import shape_fingerprint
-from selfdraft.models.path import Path as ModelPath
-from selfdraft.models.profiling import costs_on
-from selfdraft.models.target import Target
+from selfdraft.models.forward.path import Path as ModelPath
+from selfdraft.models.forward.target import Target
+from selfdraft.models.loading.fingerprint import shape_fingerprint
+from selfdraft.models.measuring.profiling import costs_on
 from selfdraft.tracking.atomic import write_json_atomic
 from selfdraft.tracking.environment import processor
 

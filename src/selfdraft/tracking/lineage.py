@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from selfdraft.models.adapter import FILE as WEIGHTS
+from selfdraft.models.trained.adapter import FILE as WEIGHTS
 from selfdraft.tracking.artifact import FILE as DRAFTER
 from selfdraft.tracking.rank import process_rank
 from selfdraft.tracking.records import TEXTS

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.adapter import FEATURE, Adapter
-from selfdraft.models.adapter import FILE as WEIGHTS
-from selfdraft.models.peft_format import PeftAdapter
+from selfdraft.models.trained.adapter import FEATURE, Adapter
+from selfdraft.models.trained.adapter import FILE as WEIGHTS
+from selfdraft.models.trained.peft_format import PeftAdapter
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
 
 BESIDE = "selfdraft.safetensors"  # the weights that our own drafters read

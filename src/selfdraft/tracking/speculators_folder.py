@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from selfdraft.models.adapter import FILE as WEIGHTS
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.speculators_format import KIND, SpeculatorsCheckpoint
+from selfdraft.models.trained.adapter import FILE as WEIGHTS
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.speculators_format import KIND, SpeculatorsCheckpoint
 from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
 
 OWN = "selfdraft"  # the subfolder

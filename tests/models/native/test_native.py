@@ -18,15 +18,15 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models import target as target_module
-from selfdraft.models.engines import NATIVE, run_natively, use_engine
-from selfdraft.models.invariance import alike_in_trees, make_shape_invariant
-from selfdraft.models.native import build
-from selfdraft.models.native.engine import NativeEngine
-from selfdraft.models.native.layers import NativeLayers, NativeProduct
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.engines.choice import NATIVE, run_natively, use_engine
+from selfdraft.models.forward import target as target_module
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.native import build
+from selfdraft.models.kernels.native.engine import NativeEngine
+from selfdraft.models.kernels.native.layers import NativeLayers, NativeProduct
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.reference.invariance import alike_in_trees, make_shape_invariant
 from subjects import LENGTH, PROMPTS, subject
 
 pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")

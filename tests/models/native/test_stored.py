@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from selfdraft.core.tree import TokenTree
-from selfdraft.models.engines import run_natively
-from selfdraft.models.invariance import alike_in_trees
-from selfdraft.models.native import build, layers
-from selfdraft.models.native.build import compiled, library
-from selfdraft.models.native.stored import (
+from selfdraft.models.engines.choice import run_natively
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.native import build, layers
+from selfdraft.models.kernels.native.build import compiled, library
+from selfdraft.models.kernels.native.stored import (
     BFLOAT16,
     CODES4,
     CODES8,
@@ -25,9 +25,9 @@ from selfdraft.models.native.stored import (
     Stored,
     stored,
 )
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import tiny_model
-from selfdraft.models.weights import encoded
+from selfdraft.models.kernels.weights import encoded
+from selfdraft.models.loading.tiny import tiny_model
+from selfdraft.models.reference.invariance import alike_in_trees
 
 pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")
 WEIGHTS = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdraft.models.native import build
-from selfdraft.models.native.layers import NativeProduct
-from selfdraft.models.native.stored import stored
+from selfdraft.models.kernels.native import build
+from selfdraft.models.kernels.native.layers import NativeProduct
+from selfdraft.models.kernels.native.stored import stored
 
 pytestmark = pytest.mark.skipif(not build.has_compiler(), reason="there is no C++ compiler")
 ASLEEP_S = 0.05  # helpers wait for two milliseconds before they sleep

@@ -4,7 +4,7 @@ A *path* is a part of the model that can be run, such as its first layers. A *po
 every draft: always the same, or another one as the text goes on.
 
 A new policy is a file beside this one, a YAML in conf/drafter/path and a line in paths/__init__ (CONTRIBUTING.md has an
-example). A part that needs more than its layers run in a row is also a subclass of `models.path.Path`.
+example). A part that needs more than its layers run in a row is also a subclass of `models.forward.path.Path`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import ClassVar
 from selfdraft.core.costs import Costs
 from selfdraft.core.options import Options, choice_name
 from selfdraft.drafters.step import Context, Step
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
 
 UNTRAINED = 0.7  # prior probability that the target without a few sublayers knows the next token
 UNLIMITED = 10_000  # tokens of a draft; in effect, no limit

@@ -15,10 +15,10 @@ from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context, Step
-from selfdraft.models.dynamic import most_similar_skips
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.dynamic import most_similar_skips
+from selfdraft.models.paths.sparse import sparse_path
 
 
 @dataclass

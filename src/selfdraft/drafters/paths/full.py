@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from selfdraft.core.costs import Costs
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 class Full(FixedPath):

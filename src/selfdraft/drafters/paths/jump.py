@@ -9,11 +9,11 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import choice_name, option
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.jump import JumpPath
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.shipped import Shipped
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.jump import JumpPath
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
+from selfdraft.models.trained.shipped import Shipped
 
 TRAIN = "train one by task=finetune finetune=jump, and name its folder"
 

@@ -11,9 +11,9 @@ from selfdraft.core.costs import Costs
 from selfdraft.core.options import choice_name, option
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
-from selfdraft.models.engines import settled
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.engines.choice import settled
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.sparse import sparse_path
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import ClassVar
 from selfdraft.core.costs import Costs
 from selfdraft.core.options import choice_name, option
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
-from selfdraft.models.low_bit import low_bit_path
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.engines.low_bit import low_bit_path
+from selfdraft.models.forward.protocol import TargetProtocol
 
 
 @dataclass

@@ -20,10 +20,10 @@ from selfdraft.core.search import SkipSearch
 from selfdraft.core.skipset import SkipSet
 from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context
-from selfdraft.models.engines import settled
-from selfdraft.models.path import Path
-from selfdraft.models.protocol import TargetProtocol
-from selfdraft.models.sparse import sparse_path
+from selfdraft.models.engines.choice import settled
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.sparse import sparse_path
 
 
 @dataclass

@@ -10,9 +10,9 @@ from omegaconf import MISSING
 from selfdraft.core.costs import Costs
 from selfdraft.core.options import choice_name, option
 from selfdraft.drafters.paths.base import FixedPath, PathConfig, Use
-from selfdraft.models.adapted import adapted_path
-from selfdraft.models.adapter import Adapter
-from selfdraft.models.protocol import TargetProtocol
+from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.trained.adapted import adapted_path
+from selfdraft.models.trained.adapter import Adapter
 
 
 @dataclass

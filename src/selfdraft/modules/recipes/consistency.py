@@ -17,7 +17,7 @@ from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks, divergence, weighted_mean
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.recipes.sparse_distill import SparseDistill, SparseDistillConfig
 
 

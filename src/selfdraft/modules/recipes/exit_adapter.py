@@ -19,11 +19,11 @@ from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
 

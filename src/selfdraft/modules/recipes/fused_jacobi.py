@@ -24,11 +24,11 @@ from selfdraft.core.training import (
     weighted_mean,
 )
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
-from selfdraft.models.path import Path
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.trained.heads import ConfidenceHead, DraftHeads, MarkovHead, SamplerHead
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes.whole_model import whole_model

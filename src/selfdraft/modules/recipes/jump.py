@@ -20,12 +20,12 @@ from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.skipset import SkipSet
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.jump import evened
-from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.paths.jump import evened
+from selfdraft.models.paths.sparse import sparse_path
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
 
@@ -51,7 +51,7 @@ class JumpRecipeConfig(RecipeConfig):
 
 
 class Jump(FinetuneModule):
-    """Trains a path that begins in the middle of the model, see `models.jump.JumpPath`."""
+    """Trains a path that begins in the middle of the model, see `models.paths.jump.JumpPath`."""
 
     Config = JumpRecipeConfig
     config: JumpRecipeConfig

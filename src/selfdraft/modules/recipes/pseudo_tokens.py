@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from selfdraft.core.options import choice_name, option, redefault
 from selfdraft.core.training import Blocks
 from selfdraft.data.packing import PackedBatch
-from selfdraft.models.heads import SamplerHead
-from selfdraft.models.parts import attribute
-from selfdraft.models.path import Path
-from selfdraft.models.student import Student
-from selfdraft.models.target import Target
-from selfdraft.models.teacher import TeacherOutputs
+from selfdraft.models.families.parts import attribute
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.trained.heads import SamplerHead
+from selfdraft.models.training.student import Student
+from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes.whole_model import whole_model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.models.path import Path
-from selfdraft.models.sparse import sparse_path
-from selfdraft.models.target import Target
+from selfdraft.models.forward.path import Path
+from selfdraft.models.forward.target import Target
+from selfdraft.models.paths.sparse import sparse_path
 
 
 def whole_model(target: Target, option: str, first: int) -> Path:

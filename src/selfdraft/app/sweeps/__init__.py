@@ -1,0 +1,1 @@
+"""Sweeps: which jobs run, their processes, and the table of their results."""

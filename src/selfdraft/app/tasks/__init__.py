@@ -1,0 +1,1 @@
+"""One file for each task, and those that only one task needs."""

@@ -1,0 +1,1 @@
+"""How a path's layers are run: one by one, all at once by our C++, or compiled."""

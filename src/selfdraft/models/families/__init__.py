@@ -1,0 +1,1 @@
+"""How models of different families are built: their parts, and what has to be done differently for some of them."""

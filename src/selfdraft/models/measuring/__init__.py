@@ -1,0 +1,1 @@
+"""What forwards cost on this machine: seconds, memory and energy."""
