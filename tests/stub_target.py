@@ -19,6 +19,7 @@ from selfdraft.core.skipset import SkipSet
 from selfdraft.core.tree import ROOT, TokenTree
 from selfdraft.models.engines.low_bit import low_bit_path
 from selfdraft.models.paths.dynamic import exit_tokens, most_similar_skips
+from selfdraft.models.paths.mlps import neurons_of
 from selfdraft.models.paths.neurons import most_used_mlps
 from selfdraft.models.paths.selection import scoring, selecting, selection
 from selfdraft.models.paths.sparse import sparse_path, with_vocabulary
@@ -269,8 +270,13 @@ def _(path: StubPath, target: StubTarget, vocabulary: Sequence[int]) -> StubPath
     return replace(path)
 
 
+@neurons_of.register
+def _(target: StubTarget) -> list:
+    return []
+
+
 @most_used_mlps.register
-def _(target: StubTarget, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
+def _(target: StubTarget, neurons: list, tokens: Sequence[int], ratio: float, skip: SkipSet) -> dict:
     return {}
 
 

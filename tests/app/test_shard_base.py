@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command_line import ROOT, SMOKE, ErrorLine, environment, read_result, run, run_here
+from command_line import ROOT, SMOKE, ErrorLine, environment, read_result, run, run_here, start, wait_until
 from forked import run_forked
 from selfdraft.app.options.schemas import HardwareConfig
 from selfdraft.app.terminal.command_line import with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.models.trained.adapter import Adapter
+from selfdraft.modules.checkpoints import CHECKPOINTS, LAST
 
 TWO, SHARDED = "hardware=cpu_ddp", "hardware.shard_base=true"
 # In the place of run.py: every process notes how many tensors are divided, and whether held-out rows are unequal.
@@ -80,6 +83,23 @@ def test_divided_layers_train_the_same_weights_as_whole_ones(recipe: str, data: 
     assert trained(tmp_path / "divided") == trained(tmp_path / "whole")
     run_here(tmp_path / "run", *with_artifact([*SMOKE, "dataset.limit=1", f"drafter.from={tmp_path}/divided"]))
     assert read_result(tmp_path / "run")["lossless"]["mismatch"] == 0
+
+
+@pytest.mark.slow
+def test_a_killed_training_of_a_lora_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    given = training(data, "fused_jacobi", TWO, SHARDED)
+    done = run(*given, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    running = start(killed, *given)
+    wait_until(running, (killed / CHECKPOINTS / LAST).exists)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    assert not (killed / "result.json").exists()
+    done = run(*given, f"hydra.run.dir={killed}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "at its last checkpoint" in done.stdout
+    assert trained(killed) == trained(whole)
 
 
 def test_another_task_is_refused(error_line: ErrorLine) -> None:

@@ -77,7 +77,7 @@ def test_neurons_are_chosen_by_their_share_of_the_prompt_s_activations(family: s
     model = model_of(family)
     target = Target(model)
     begin(target, SHORT)
-    ours = neuron_statistics(target, LONG)
+    ours = neuron_statistics(target, neurons_of(target), LONG)
     for mine, z in zip(ours, activations(model, target, LONG), strict=True):
         share = z.abs() / z.norm(dim=1, keepdim=True)
         torch.testing.assert_close(mine, share.norm(dim=0), rtol=1e-3, atol=1e-3)
@@ -91,10 +91,10 @@ def test_neurons_are_chosen_by_their_share_of_the_prompt_s_activations(family: s
 def test_a_sliced_mlp_equals_the_stock_one_with_other_neurons_zeroed(family: str) -> None:
     model = model_of(family)
     target = Target(model)
-    kept = most_active(neuron_statistics(target, LONG), 0.5)
+    kept = most_active(neuron_statistics(target, neurons_of(target), LONG), 0.5)
     parts = family not in ("opt", "bert")  # else the MLP is no part of its own and cannot be left out by itself
     skip = SkipSet.of(4, [1] if family != "gemma3n_text" else [], [2]) if parts else SkipSet.of(4, [1], [1])
-    path = sparse_path(target, skip, mlps=sliced_mlps(target, kept, skip))
+    path = sparse_path(target, skip, mlps=sliced_mlps(target, neurons_of(target), kept, skip))
     assert path.leading == 0
     begin(target, LONG)
     ours = target.draft_forward(path, [0], 0, [1], [TokenTree.chain([2, 3])])[0]
@@ -205,7 +205,7 @@ def test_the_order_of_joined_matrices_is_found(order: str, dtype: torch.dtype) -
     assert {neurons.layout for neurons in neurons_of(target)} == {order}
     mlp, x = target.anatomy.layers[0].mlp, torch.randn(2, 5, 32, dtype=dtype)
     kept = torch.tensor([3, 7, 30, 63])
-    (narrow,) = sliced_mlps(target, [kept] * 4, SkipSet.of(4, [], [1, 2, 3]))[0].values()
+    (narrow,) = sliced_mlps(target, neurons_of(target), [kept] * 4, SkipSet.of(4, [], [1, 2, 3]))[0].values()
     mlp.last.register_forward_pre_hook(lambda m, given: given[0] * torch.zeros(64).index_fill(0, kept, 1.0).to(dtype))
     with torch.inference_mode():
         torch.testing.assert_close(narrow(x), mlp(x))
@@ -236,7 +236,7 @@ def test_looking_for_neurons_leaves_the_model_alone() -> None:
 
 def test_sliced_matrices_have_only_the_chosen_neurons() -> None:
     target = Target(tiny_model("llama"))
-    sliced = sliced_mlps(target, [torch.tensor([1, 5, 6])] * 4, SkipSet.of(4, [], [3]))
+    sliced = sliced_mlps(target, neurons_of(target), [torch.tensor([1, 5, 6])] * 4, SkipSet.of(4, [], [3]))
     assert set(sliced) == {0, 1, 2}
     shapes = {
         name: tuple(m.weight.shape)

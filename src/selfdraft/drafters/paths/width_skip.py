@@ -17,6 +17,7 @@ from selfdraft.drafters.paths.base import PathConfig, PathPolicy, Use
 from selfdraft.drafters.step import Context
 from selfdraft.models.forward.path import Path
 from selfdraft.models.forward.protocol import TargetProtocol
+from selfdraft.models.paths.mlps import neurons_of
 from selfdraft.models.paths.neurons import most_used_mlps
 from selfdraft.models.paths.sparse import sparse_path
 
@@ -54,6 +55,7 @@ class WidthSkip(PathPolicy):
             UserError: for a model family whose MLPs cannot be sliced.
         """
         super().__init__(target, config, costs, use)
+        self.neurons = neurons_of(target)
         self.skip = SkipSet.spread(len(target.full.layers), config.sparsity)
         self.typical = self._sliced([0, 1])
         self.paths: WeakKeyDictionary[Context, Path] = WeakKeyDictionary()
@@ -65,5 +67,5 @@ class WidthSkip(PathPolicy):
         return self.paths[context]
 
     def _sliced(self, tokens: Sequence[int]) -> Path:
-        mlps = most_used_mlps(self.target, tokens, self.config.ratio, self.skip)
+        mlps = most_used_mlps(self.target, self.neurons, tokens, self.config.ratio, self.skip)
         return sparse_path(self.target, self.skip, mlps=mlps)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import singledispatch
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from selfdraft.models.families.anatomy import Anatomy
 from selfdraft.models.families.lightcopy import light_copy, with_parts
 from selfdraft.models.families.parts import plain_weight
 from selfdraft.models.families.routing import mixtures
+from selfdraft.models.forward.layered import layered
+from selfdraft.models.forward.protocol import TargetProtocol
 from selfdraft.models.forward.target import Target
 from selfdraft.models.paths.sparse import sliced_linear
 
@@ -76,21 +78,18 @@ class _OtherKind(Exception):
     """An MLP has no neurons that can be chosen; the message says why (see `refused`)."""
 
 
-_FOUND: WeakKeyDictionary[Target, list[Neurons]] = WeakKeyDictionary()
-
-
-def neurons_of(target: Target) -> list[Neurons]:
-    """Return, per layer, where its neurons are. They are looked for once a target.
+@singledispatch
+def neurons_of(target: TargetProtocol) -> list[Neurons]:
+    """Return, per layer, where its neurons are.
 
     Raises:
         UserError: there is an MLP whose neurons cannot be chosen; the message names the family and says why.
     """
-    if target not in _FOUND:
-        try:
-            _FOUND[target] = _found(target)
-        except _OtherKind as odd:
-            raise refused(target, str(odd)) from odd
-    return _FOUND[target]
+    driver = layered(target)
+    try:
+        return _found(driver)
+    except _OtherKind as odd:
+        raise refused(driver, str(odd)) from odd
 
 
 def refused(target: Target, reason: str) -> UserError:

@@ -19,7 +19,7 @@ from selfdraft.models.forward.layered import layered
 from selfdraft.models.forward.protocol import TargetProtocol
 from selfdraft.models.forward.target import Target
 from selfdraft.models.kernels.fusing import fast_module
-from selfdraft.models.paths.mlps import neurons_of
+from selfdraft.models.paths.mlps import Neurons
 
 
 class _Recorder(nn.Module):
@@ -38,44 +38,46 @@ class _Recorder(nn.Module):
 
 @singledispatch
 def most_used_mlps(
-    target: TargetProtocol, tokens: Sequence[int], ratio: float, skip: SkipSet
+    target: TargetProtocol, neurons: Sequence[Neurons], tokens: Sequence[int], ratio: float, skip: SkipSet
 ) -> dict[int, dict[str, nn.Module]]:
     """Return by layer a narrow MLP: the share `ratio` of its neurons that `tokens` use most. Not for layers in `skip`.
 
     An MLP is given as parts of the layer, by name.
 
-    Raises:
-        UserError: the neurons of the family's MLPs cannot be chosen; the message names it.
+    Args:
+        neurons: those of the target's layers (see `mlps.neurons_of`).
     """
     driver = layered(target)
-    return sliced_mlps(driver, most_active(neuron_statistics(driver, tokens), ratio), skip)
+    return sliced_mlps(driver, neurons, most_active(neuron_statistics(driver, neurons, tokens), ratio), skip)
 
 
 @torch.inference_mode()
-def neuron_statistics(target: Target, tokens: Sequence[int]) -> list[Tensor]:
+def neuron_statistics(target: Target, neurons: Sequence[Neurons], tokens: Sequence[int]) -> list[Tensor]:
     """Return, per layer, (F,) the norm over the tokens of each neuron's normalised activation (GRIFFIN's statistic).
 
     Runs the full layers once over the tokens, with a temporary cache.
     """
     layers, recorders = [], []
-    for layer, neurons in zip(target.full.layers, neurons_of(target), strict=True):
-        recorders.append(_Recorder(layer.get_submodule(neurons.down)))
-        layers.append(with_parts(layer, {neurons.down: recorders[-1]}))
+    for layer, its in zip(target.full.layers, neurons, strict=True):
+        recorders.append(_Recorder(layer.get_submodule(its.down)))
+        layers.append(with_parts(layer, {its.down: recorders[-1]}))
     path = replace(target.full, layers=tuple(layers))
     target.fill(path, tokens, KVCache(len(layers), 1, len(tokens)))
     return [recorder.squares.sqrt() for recorder in recorders]
 
 
 @torch.inference_mode()
-def sliced_mlps(target: Target, kept: Sequence[Tensor], skip: SkipSet) -> dict[int, dict[str, nn.Module]]:
+def sliced_mlps(
+    target: Target, neurons: Sequence[Neurons], kept: Sequence[Tensor], skip: SkipSet
+) -> dict[int, dict[str, nn.Module]]:
     """Return, by layer, the parts that make up its MLP, with only the neurons ``kept[layer]`` (k,).
 
     Layers whose MLP is skipped have none.
     """
     sliced = {}
-    for index, (layer, neurons) in enumerate(zip(target.anatomy.layers, neurons_of(target), strict=True)):
+    for index, (layer, its) in enumerate(zip(target.anatomy.layers, neurons, strict=True)):
         if index not in skip.mlp:
-            parts = neurons.sliced(layer, kept[index])
+            parts = its.sliced(layer, kept[index])
             narrow = with_parts(layer, parts)
             names = dict.fromkeys(name.partition(".")[0] for name in parts)
             sliced[index] = {name: narrow.get_submodule(name) for name in names}

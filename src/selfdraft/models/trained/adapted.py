@@ -30,7 +30,7 @@ def adapted_path(target: TargetProtocol, adapter: Adapter, *, reuse: bool = Fals
     """Return the path that the adapter was trained for; compiled where the target's layers are.
 
     Args:
-        reuse: see `engines.settled`.
+        reuse: see `engines.choice.settled`.
 
     Raises:
         UserError: it was trained for no path, or its weights do not fit this model.
