@@ -22,8 +22,8 @@ from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
 from selfdraft.models.reference.stock import StockGenerate
-from selfdraft.tracking.lines import read_measured
-from selfdraft.tracking.plain import NotPlain, read_plain_yaml
+from selfdraft.tracking.files.plain import NotPlain, read_plain_yaml
+from selfdraft.tracking.numbers.lines import read_measured
 
 
 def model_of(run: dict) -> ModelConfig:

@@ -42,7 +42,7 @@ from selfdraft.models.loading.loading import LoadedModel
 from selfdraft.models.loading.small import WINDOW, NoText, TooLarge, families, small_model
 from selfdraft.models.loading.tiny import FAMILIES
 from selfdraft.models.reference.stock import StockGenerate
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.tracking.files.atomic import write_text_atomic
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 180  # for one family

@@ -29,8 +29,8 @@ from selfdraft.drafters.paths.layer_skip import LayerSkipConfig
 from selfdraft.drafters.paths.trained import TrainedConfig
 from selfdraft.drafters.presets import PRESETS, configured, options_of
 from selfdraft.models.trained.adapter import Adapter
-from selfdraft.tracking.lines import read_measured, refuse_without_steps
-from selfdraft.tracking.plain import NotPlain, read_plain_yaml
+from selfdraft.tracking.files.plain import NotPlain, read_plain_yaml
+from selfdraft.tracking.numbers.lines import read_measured, refuse_without_steps
 
 # Drafters, by the names that results show: those without forwards of their own, those whose forwards count as full
 # target forwards (or cost as much as one), and chains that a part of the model drafts.

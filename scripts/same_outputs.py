@@ -13,8 +13,8 @@ from pathlib import Path
 from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.core.certificate import first_divergence
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.lines import read_measured
-from selfdraft.tracking.records import key
+from selfdraft.tracking.files.records import key
+from selfdraft.tracking.numbers.lines import read_measured
 
 Outputs = dict[tuple[str, int], dict]
 

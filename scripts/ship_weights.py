@@ -16,9 +16,9 @@ from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
 from selfdraft.models.trained.adapter import FILE, Adapter
 from selfdraft.models.trained.shipped import ABOUT, FOLDER
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.atomic import write_text_atomic
-from selfdraft.tracking.plain import read_plain_yaml
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.atomic import write_text_atomic
+from selfdraft.tracking.files.plain import read_plain_yaml
 
 LIMIT = 8 << 20  # bytes of all weights that come with SelfDraft
 SETTINGS = ("copies", "block", "vocabulary", "batch_size", "length", "learning_rate", "steps", "minutes")

@@ -34,9 +34,9 @@ from selfdraft.models.loading.loading import load_pretrained, load_random
 from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 from selfdraft.models.trained.adapter import FILE, Adapter
 from selfdraft.modules.checkpoints import TYPES, read_checkpoint
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.records import RecordFile
-from selfdraft.tracking.run_folder import claim_run_dir
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.records import RecordFile
+from selfdraft.tracking.files.run_folder import claim_run_dir
 
 NEVER = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "os.fork")
 CODE = (".bin", ".pkl", ".py")  # names of files that no loader has a reason to open

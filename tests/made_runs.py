@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from example_lines import line
-from selfdraft.tracking.comparison import ranking, summarize_comparison
-from selfdraft.tracking.reason import reason
-from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.numbers.comparison import ranking, summarize_comparison
+from selfdraft.tracking.numbers.reason import reason
+from selfdraft.tracking.numbers.summary import summarize
 
 LABELS: dict[str, Any] = {
     "model": "tiny",

@@ -34,9 +34,9 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters.specs import Spec, spec_of
 from selfdraft.modules.advisor import Advisor, asked_by, spread
 from selfdraft.modules.bench import BASELINE
-from selfdraft.tracking.advice import accepted_share
-from selfdraft.tracking.comparison import ranking
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.display.advice import accepted_share
+from selfdraft.tracking.numbers.comparison import ranking
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 MORE = ("swift", "clasp", "dynamic_exit", "cascade", "jacobi costs=flat", "pool sources=[suffix]")  # only in the check
 CLOSE = 0.05  # the advised drafter should be within this of the best

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from selfdraft.app.terminal.errors import one_line_script
-from selfdraft.tracking.result_file import markdown, taken_from
+from selfdraft.tracking.files.result_file import markdown, taken_from
 
 HEADER = (
     "| dtype | drafter | batch | tokens/s | × batch 1 | plain, tokens/s | speedup "

@@ -19,7 +19,7 @@ from pathlib import Path
 from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.costmodel import CostModel
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.lines import read_measured, refuse_without_steps
+from selfdraft.tracking.numbers.lines import read_measured, refuse_without_steps
 
 
 def speed(lines: list[dict], costs: CostModel) -> float:

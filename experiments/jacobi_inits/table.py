@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from selfdraft.app.terminal.errors import one_line_script
-from selfdraft.tracking.result_file import markdown, taken_from
+from selfdraft.tracking.files.result_file import markdown, taken_from
 
 HEADER = (
     "| run | tokens per forward | speedup [95 % CI] | fixed a pass | passes with a token right early | passes a block "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.models.trained.adapter import Adapter
-from selfdraft.tracking.artifact import ADAPTER, FILE, Artifact
+from selfdraft.tracking.files.artifact import ADAPTER, FILE, Artifact
 
 
 @one_line_script("rounded")

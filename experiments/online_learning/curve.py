@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import PROMPTS, RecordFile, record_path
+from selfdraft.tracking.files.records import PROMPTS, RecordFile, record_path
 
 HERE = Path(__file__).parent
 WINDOW = 10  # prompts of a moving mean

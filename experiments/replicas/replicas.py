@@ -14,7 +14,7 @@ from pathlib import Path
 
 from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import RecordFile, record_path
+from selfdraft.tracking.files.records import RecordFile, record_path
 
 
 def throughput(lines: list[dict]) -> tuple[float, dict[int, int]]:

@@ -24,9 +24,9 @@ import yaml
 
 from selfdraft.app.terminal.errors import one_line_script
 from selfdraft.core.errors import UserError
+from selfdraft.tracking.files.run_folder import CONFIG
 from selfdraft.tracking.report.page import REPORT, write_report
 from selfdraft.tracking.report.runs import RESULT, read_runs
-from selfdraft.tracking.run_folder import CONFIG
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FILES = (RESULT, "prompts.jsonl", "viewer.json", "environment.json", "selfdraft.json")

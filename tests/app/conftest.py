@@ -12,7 +12,7 @@ from command_line import SMOKE, ErrorLine, run_here
 from made import measure_once
 from selfdraft.app.terminal.errors import FULL_ERROR, TERSE, one_line_errors
 from selfdraft.data import tables
-from selfdraft.tracking import picture
+from selfdraft.tracking.display import picture
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,8 +14,8 @@ from selfdraft.data.prompts import Prompt
 from selfdraft.drafters.jacobi import Jacobi
 from selfdraft.drafters.specs import as_overrides, spec_of
 from selfdraft.modules.advisor import spread
-from selfdraft.tracking import cost_cache
-from selfdraft.tracking.equivalents import equivalents, without
+from selfdraft.tracking.files import cost_cache
+from selfdraft.tracking.numbers.equivalents import equivalents, without
 
 PREDICTED = ("suffix costs=flat", "prompt_lookup costs=flat", "jacobi costs=flat")
 TRIED = ("guarded early_exit exit_layer=1", "swift")

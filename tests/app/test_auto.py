@@ -18,8 +18,8 @@ from selfdraft.app.tasks import auto
 from selfdraft.app.tasks.auto import affordable, cache_for, with_drafter
 from selfdraft.drafters.specs import spec_of
 from selfdraft.models.loading.tiny import tiny_model
-from selfdraft.tracking import cost_cache
-from selfdraft.tracking.advice_cache import Advice
+from selfdraft.tracking.files import cost_cache
+from selfdraft.tracking.files.advice_cache import Advice
 
 FEW = (*SMOKE, "drafter=auto", "dataset.limit=1", "decoding.max_new_tokens=4", "decoding.min_new_tokens=4")
 ADVICE = Advice("suffix branches=2", "suffix branches=2", 1.39, 1.2, 1.5, "2026-11-29", "task=advise", 20)

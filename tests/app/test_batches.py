@@ -14,7 +14,7 @@ import pytest
 from command_line import ROOT, SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 from selfdraft.core.errors import UserError
 from selfdraft.modules.bench import Bench
-from selfdraft.tracking.records import RecordFile
+from selfdraft.tracking.files.records import RecordFile
 
 BATCH = 2  # so that a step, of four batches, ends in the midst of the eleven prompts
 TURNS = {f"p{i}": 1 + (i % 3 == 0) + (i == 6) for i in range(11)}  # 0, 3, 9: two turns; 6: three

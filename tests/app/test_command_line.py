@@ -17,8 +17,8 @@ from selfdraft.app.runs.build import measured_config
 from selfdraft.app.terminal.command_line import as_override, quoted_prompt, with_artifact
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.presets import configured
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.run_folder import claim_run_dir
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.run_folder import claim_run_dir
 
 SECRET = "a-secret-of-the-environment"
 

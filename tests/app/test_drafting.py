@@ -25,8 +25,8 @@ from selfdraft.decoding import custom_generate
 from selfdraft.models.loading.fingerprint import fingerprint
 from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.models.measuring import profiling
-from selfdraft.tracking import cost_cache
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files import cost_cache
+from selfdraft.tracking.files.artifact import Artifact
 
 PROMPT = torch.tensor([[5, 17, 3, 60, 44, 9, 5, 17, 3]])
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}

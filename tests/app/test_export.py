@@ -20,7 +20,7 @@ from selfdraft.models.loading.fingerprint import fingerprint
 from selfdraft.models.loading.loading import load_tiny
 from selfdraft.models.trained.adapted import adapted_path
 from selfdraft.models.trained.adapter import Adapter
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 TINY = ("llama", 0, "float32", torch.device("cpu"))
 

@@ -25,7 +25,7 @@ from selfdraft.models.loading.loading import load_tiny
 from selfdraft.models.trained.adapted import adapted_path
 from selfdraft.models.trained.adapter import Adapter
 from selfdraft.models.trained.speculators_format import KIND, VERSION
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 CHAIN = [5, 9, 2, 6]
 LAYER = "mtp_layers.0."

@@ -12,7 +12,7 @@ from command_line import ROOT, SMOKE, environment, read_lines, run, run_here
 from forked import Forked
 from selfdraft.core.errors import UserError
 from selfdraft.data.distilled import write_dataset
-from selfdraft.tracking.run_folder import refuse_foreign
+from selfdraft.tracking.files.run_folder import refuse_foreign
 
 FAST = (*SMOKE, "dataset.limit=1", "decoding.max_new_tokens=4")
 CALIBRATE = ("task=calibrate", "drafter=layer_skip", "calibrate.method=random", "calibrate.trials=2")

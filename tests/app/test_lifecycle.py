@@ -19,8 +19,8 @@ from selfdraft.core.errors import UserError
 from selfdraft.models.loading.fingerprint import fingerprint
 from selfdraft.models.loading.loading import load_tiny
 from selfdraft.models.trained.adapter import Adapter
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.run_folder import LOCK
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.run_folder import LOCK
 
 SMALL = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4")
 OWN: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from selfdraft.app.runs.recording import recorded
 from selfdraft.app.terminal.console import make_console
 from selfdraft.core.errors import UserError
 from selfdraft.drafters.suffix import Suffix
-from selfdraft.tracking.run_status import RunStatus
+from selfdraft.tracking.files.run_status import RunStatus
 
 
 def test_the_log_has_what_is_printed_and_no_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from command_line import SMOKE, read_lines, read_result, run_here, said_by, write_prompts
 from few_positions import POSITIONS, small_model
 from selfdraft.app.tasks import evaluate
-from selfdraft.tracking.lines import LEFT_OUT
+from selfdraft.tracking.numbers.lines import LEFT_OUT
 
 SHORT = (*SMOKE, "dataset.limit=2", "decoding.max_new_tokens=4", "drafter=none")
 

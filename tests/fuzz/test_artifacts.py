@@ -40,7 +40,7 @@ from selfdraft.models.trained.pseudo import pseudo_tokens
 from selfdraft.modules.checkpoints import LAST, Checkpoints, DataOnly, Patience
 from selfdraft.modules.finetune import WATCHED
 from selfdraft.modules.recipes import RECIPES
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 ARTIFACT = {
     "drafter": "layer_skip",

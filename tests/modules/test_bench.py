@@ -22,7 +22,7 @@ from selfdraft.models.loading.tiny import tiny_model
 from selfdraft.models.measuring.energy import EnergyMeter, Reading
 from selfdraft.models.reference.stock import StockGeneration
 from selfdraft.modules.bench import Bench, Measurement
-from selfdraft.tracking.lines import refuse_malformed
+from selfdraft.tracking.numbers.lines import refuse_malformed
 
 PROMPT = [1, 2, 3]
 

@@ -42,7 +42,7 @@ from selfdraft.models.training.teacher import TeacherOutputs, TeacherOutputStore
 from selfdraft.modules.finetune import WATCHED, FinetuneModule
 from selfdraft.modules.recipes import RECIPES
 from selfdraft.modules.recipes.fused_jacobi import NONE, FusedJacobiRecipe
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 TEXTS, PROMPT, ANSWER = 4, 4, 32
 ROW = 2 * (PROMPT + ANSWER)

@@ -9,8 +9,8 @@ import pytest
 from example_lines import evaluation
 from script_module import script_module
 from selfdraft.modules.finetune import WATCHED
-from selfdraft.tracking.running import TURN, after_a_turn
-from selfdraft.tracking.wandb_media import SUMMARY, why
+from selfdraft.tracking.dashboards.running import TURN, after_a_turn
+from selfdraft.tracking.dashboards.wandb_media import SUMMARY, why
 
 pytest.importorskip("wandb_workspaces")
 MODULE = script_module("wandb_dashboard")

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from naming import naming
 from selfdraft.models.loading.tiny import tiny_model
-from selfdraft.tracking.advice import accepted_share, off, order, print_candidates
-from selfdraft.tracking.advice_cache import Advice, AdviceCache, key_of_model
+from selfdraft.tracking.display.advice import accepted_share, off, order, print_candidates
+from selfdraft.tracking.files.advice_cache import Advice, AdviceCache, key_of_model
 
 ADVICE = Advice("pool", "pool", 1.39, 1.2, 1.5, "2026-11-29", "task=advise", 20)
 CPU = torch.device("cpu")

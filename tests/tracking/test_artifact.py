@@ -10,8 +10,8 @@ import yaml
 
 from naming import naming
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.plain import MAX_BYTES, MAX_VALUES
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.plain import MAX_BYTES, MAX_VALUES
 
 MODEL = {"label": "tiny llama", "dtype": "float32", "fingerprint": "0123456789abcdef"}
 GOOD = {

@@ -7,7 +7,7 @@ import pytest
 
 from full_disk import limited_files
 from selfdraft.app.terminal.errors import OF_THE_DISK, explain
-from selfdraft.tracking.atomic import append_whole, write_json_atomic, write_text_atomic
+from selfdraft.tracking.files.atomic import append_whole, write_json_atomic, write_text_atomic
 
 
 def test_json_files_are_replaced_atomically(tmp_path):

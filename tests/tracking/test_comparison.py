@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.comparison import by_weights, ranking, summarize_comparison, wrong_texts
-from selfdraft.tracking.leaderboard import as_markdown, print_comparison, rows_of
-from selfdraft.tracking.lines import refuse_malformed
+from selfdraft.tracking.display.leaderboard import as_markdown, print_comparison, rows_of
+from selfdraft.tracking.numbers.comparison import by_weights, ranking, summarize_comparison, wrong_texts
+from selfdraft.tracking.numbers.lines import refuse_malformed
 
 LABELS = {"task": "compare", "model": "m", "dataset": "d"}
 

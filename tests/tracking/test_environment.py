@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import selfdraft
-from selfdraft.tracking import environment
+from selfdraft.tracking.files import environment
 
 
 def test_the_environment_has_versions_processor_and_commit():
@@ -86,7 +86,7 @@ def test_without_a_home_the_command_stays_as_it_is(monkeypatch, home):
 
 @pytest.mark.slow
 def test_a_locale_without_utf_8_does_no_harm():
-    code = "from selfdraft.tracking.environment import describe_environment as d; print(len(ascii(d())) > 100)"
+    code = "from selfdraft.tracking.files.environment import describe_environment as d; print(len(ascii(d())) > 100)"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from example_lines import line
-from selfdraft.tracking.field_terms import field_terms
+from selfdraft.tracking.numbers.field_terms import field_terms
 
 # [tokens, parents, accepted nodes, bonus, source, probes]
 STEPS = [

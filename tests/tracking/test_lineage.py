@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from selfdraft.tracking.lineage import log_lineage, pieces_in
-from selfdraft.tracking.loggers import close_logger, make_logger
+from selfdraft.tracking.dashboards.lineage import log_lineage, pieces_in
+from selfdraft.tracking.dashboards.loggers import close_logger, make_logger
 
 
 class Told(WandbLogger):

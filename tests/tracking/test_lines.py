@@ -10,10 +10,10 @@ from example_lines import evaluation, line
 from naming import naming
 from selfdraft.core.errors import UserError
 from selfdraft.core.statistics import paired_bootstrap
-from selfdraft.tracking import summary
-from selfdraft.tracking.lines import LEFT_OUT, measured, refuse_malformed
-from selfdraft.tracking.records import TEXTS
-from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.files.records import TEXTS
+from selfdraft.tracking.numbers import summary
+from selfdraft.tracking.numbers.lines import LEFT_OUT, measured, refuse_malformed
+from selfdraft.tracking.numbers.summary import summarize
 
 LABELS = {"task": "evaluate", "model": "m", "drafter": "d", "dataset": "x", "seed": 0}
 

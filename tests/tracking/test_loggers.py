@@ -20,13 +20,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from example_lines import evaluation
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.loggers import close_logger, flatten, log_result, make_logger
-from selfdraft.tracking.picture import plot_result
-from selfdraft.tracking.run_folder import Mark
-from selfdraft.tracking.run_label import RunLabel, shown_config
-from selfdraft.tracking.running import after_a_turn
-from selfdraft.tracking.summary import summarize
-from selfdraft.tracking.wandb_commands import how_to_look, how_to_look_at_all, wandb_mode
+from selfdraft.tracking.dashboards.loggers import close_logger, flatten, log_result, make_logger
+from selfdraft.tracking.dashboards.run_label import RunLabel, shown_config
+from selfdraft.tracking.dashboards.running import after_a_turn
+from selfdraft.tracking.dashboards.wandb_commands import how_to_look, how_to_look_at_all, wandb_mode
+from selfdraft.tracking.display.picture import plot_result
+from selfdraft.tracking.files.run_folder import Mark
+from selfdraft.tracking.numbers.summary import summarize
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@ import pytest
 from matplotlib import image
 
 from example_lines import evaluation, line
-from selfdraft.tracking.picture import plot_result
-from selfdraft.tracking.summary import summarize
+from selfdraft.tracking.display.picture import plot_result
+from selfdraft.tracking.numbers.summary import summarize
 
 # A name between dollar signs is a formula to matplotlib, and this one is malformed.
 LABELS = {"task": "evaluate", "model": "tiny $\\frac$", "drafter": "jacobi", "dataset": "bundled", "seed": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from selfdraft.tracking.rank import process_rank, set_process_rank
+from selfdraft.tracking.files.rank import process_rank, set_process_rank
 
 
 def test_the_rank_is_lightnings(monkeypatch):

@@ -7,9 +7,9 @@ from typing import Any
 
 from example_lines import line
 from selfdraft.app.terminal.console import PlainConsole
-from selfdraft.tracking.reason import reason
-from selfdraft.tracking.summary import summarize
-from selfdraft.tracking.table import print_result
+from selfdraft.tracking.display.table import print_result
+from selfdraft.tracking.numbers.reason import reason
+from selfdraft.tracking.numbers.summary import summarize
 
 LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "bundled", "seed": 0}
 

@@ -10,7 +10,7 @@ import pytest
 
 from full_disk import limited_files
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import RecordFile, merge_rank_files, rank_files, record_path
+from selfdraft.tracking.files.records import RecordFile, merge_rank_files, rank_files, record_path
 
 
 def line(id: str, turn: int = 0, **more):
@@ -111,7 +111,7 @@ def test_a_value_that_json_cannot_hold_is_refused_before_writing(tmp_path):
 def test_kill_9_loses_no_appended_line(tmp_path):
     script = textwrap.dedent("""
         import sys
-        from selfdraft.tracking.records import RecordFile
+        from selfdraft.tracking.files.records import RecordFile
         file = RecordFile(sys.argv[1])
         for number in range(10**6):
             file.append({"id": str(number), "turn": 0, "text": "x" * 5000})

@@ -12,12 +12,12 @@ import pytest
 from example_lines import line
 from made_runs import CHANCES, STEPS, comparison_in, evaluation_in, lines_of
 from selfdraft.core.errors import UserError
+from selfdraft.tracking.numbers.summary import FEW_OFFERS, summarize
 from selfdraft.tracking.report import charts
 from selfdraft.tracking.report.decode import kinds_of, viewed
 from selfdraft.tracking.report.page import write_report
 from selfdraft.tracking.report.rows import acceptance_of, phases_of, rows_of, speedup_of
 from selfdraft.tracking.report.runs import folders_of, read_runs
-from selfdraft.tracking.summary import FEW_OFFERS, summarize
 
 
 def test_a_step_says_how_each_of_its_tokens_came() -> None:

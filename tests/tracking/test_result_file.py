@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.result_file import markdown, taken_from
+from selfdraft.tracking.files.result_file import markdown, taken_from
 
 
 def test_a_value_of_a_result_is_taken(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.records import RecordFile, record_path
-from selfdraft.tracking.run_folder import MARK, Mark, claim_run_dir, confirm, digest, digest_of_file
+from selfdraft.tracking.files.records import RecordFile, record_path
+from selfdraft.tracking.files.run_folder import MARK, Mark, claim_run_dir, confirm, digest, digest_of_file
 
 CONFIG = {
     "seed": 0,

@@ -9,8 +9,8 @@ import pytest
 
 from made_runs import comparison_in, decoded, evaluation_in
 from selfdraft.core.errors import UserError
+from selfdraft.tracking.numbers.spec_bench import rows_of_others, rows_of_ours, write_answers
 from selfdraft.tracking.report.runs import read_runs
-from selfdraft.tracking.spec_bench import rows_of_others, rows_of_ours, write_answers
 
 
 def lines() -> list[dict]:

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from example_lines import evaluation, line
-from selfdraft.tracking.summary import context_bucket, mismatches, speedup_of, summarize
+from selfdraft.tracking.numbers.summary import context_bucket, mismatches, speedup_of, summarize
 
 LABELS = {"task": "evaluate", "model": "m", "drafter": "jacobi", "dataset": "d", "seed": 0}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdraft.tracking.sweep_picture import importances, plot_sweep
+from selfdraft.tracking.display.sweep_picture import importances, plot_sweep
 
 JOBS = [{"window": str(window), "init": init, "$seed": "0"} for window in (16, 4, 8) for init in ("a", "b")]
 SPEEDUPS = [float(job["window"]) + (job["init"] == "b") * 0.1 for job in JOBS]

@@ -4,9 +4,9 @@ import pytest
 
 from example_lines import evaluation, line
 from selfdraft.app.terminal.console import PlainConsole
-from selfdraft.tracking.lines import LEFT_OUT
-from selfdraft.tracking.summary import summarize
-from selfdraft.tracking.table import print_result
+from selfdraft.tracking.display.table import print_result
+from selfdraft.tracking.numbers.lines import LEFT_OUT
+from selfdraft.tracking.numbers.summary import summarize
 
 LABELS = {"task": "evaluate", "model": "tiny", "drafter": "jacobi", "dataset": "bundled", "seed": 0}
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.record import Generation
 from selfdraft.drafters.base import Draft, Step
-from selfdraft.tracking.trace import print_trace, rejected_branches, trace_steps
+from selfdraft.tracking.display.trace import print_trace, rejected_branches, trace_steps
 
 
 def spell(ids: list[int]) -> str:

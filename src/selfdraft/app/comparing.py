@@ -26,9 +26,9 @@ from selfdraft.models.reference.others import OTHERS
 from selfdraft.models.reference.stock import StockGenerate
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
-from selfdraft.tracking.comparison import summarize_comparison
-from selfdraft.tracking.leaderboard import print_comparison, rows_of
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.display.leaderboard import print_comparison, rows_of
+from selfdraft.tracking.numbers.comparison import summarize_comparison
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 
 def compare(

@@ -20,8 +20,8 @@ from selfdraft.models.engines.choice import EAGER
 from selfdraft.models.forward.target import Target
 from selfdraft.models.loading.fingerprint import fingerprint
 from selfdraft.models.loading.loading import StockModel
-from selfdraft.tracking.artifact import Artifact
-from selfdraft.tracking.cost_cache import kept_costs
+from selfdraft.tracking.files.artifact import Artifact
+from selfdraft.tracking.files.cost_cache import kept_costs
 
 PATIENCE_S = 2.0  # seconds of measuring after which a line says so
 

@@ -31,7 +31,7 @@ from selfdraft.app.tasks.trace import trace
 from selfdraft.app.terminal.errors import JobFailed, explain, fail, is_terse
 from selfdraft.app.terminal.signals import INTERRUPTED
 from selfdraft.core.errors import Unsupported, UserError
-from selfdraft.tracking.run_status import RunStatus
+from selfdraft.tracking.files.run_status import RunStatus
 
 
 @dataclass(frozen=True)

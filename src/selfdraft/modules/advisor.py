@@ -22,10 +22,10 @@ from selfdraft.models.measuring.memory import give_back
 from selfdraft.modules.bench import BASELINE, Bench
 from selfdraft.modules.first_turns import Asked, compare_first_turns
 from selfdraft.modules.forecast import Forecast, Forecaster
-from selfdraft.tracking.comparison import summarize_comparison, wrong_texts
-from selfdraft.tracking.cost_cache import Watch
-from selfdraft.tracking.lines import CONTENDERS
-from selfdraft.tracking.records import Line
+from selfdraft.tracking.files.cost_cache import Watch
+from selfdraft.tracking.files.records import Line
+from selfdraft.tracking.numbers.comparison import summarize_comparison, wrong_texts
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 Tell = Callable[[str, int, int], object]
 """``tell(what, done, total)``: called as work goes on."""

@@ -34,8 +34,8 @@ from selfdraft.models.forward.layered import layered
 from selfdraft.models.measuring.profiling import measure_parts
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.search import Search
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.run_folder import confirm
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.run_folder import confirm
 
 OBJECTIVES = ("matchness", "tokens_per_s")
 TEXTS, COSTS = "texts.json", "costs.json"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfdraft.core.errors import UserError
 from selfdraft.models.families.parts import attribute
-from selfdraft.tracking.atomic import write_bytes_atomic
+from selfdraft.tracking.files.atomic import write_bytes_atomic
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 VERSION = "pytorch-lightning_version"

@@ -20,8 +20,8 @@ from selfdraft.decoding.trajectories import Trajectories
 from selfdraft.models.loading.chat import Chat
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.resuming import History, Resumed, keep_current
-from selfdraft.tracking.records import TEXTS, RecordFile, key, record_path
-from selfdraft.tracking.run_folder import confirm
+from selfdraft.tracking.files.records import TEXTS, RecordFile, key, record_path
+from selfdraft.tracking.files.run_folder import confirm
 
 
 @dataclass

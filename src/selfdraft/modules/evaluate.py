@@ -19,9 +19,9 @@ from selfdraft.models.forward.layered import layered
 from selfdraft.modules.bench import DRAFTER, Bench, Measurement
 from selfdraft.modules.online import OnlineLearner, learns
 from selfdraft.modules.resuming import History, Resumed, keep_current
-from selfdraft.tracking.lines import CONTENDERS, LEFT_OUT
-from selfdraft.tracking.records import PROMPTS, RecordFile, key, record_path
-from selfdraft.tracking.run_folder import confirm
+from selfdraft.tracking.files.records import PROMPTS, RecordFile, key, record_path
+from selfdraft.tracking.files.run_folder import confirm
+from selfdraft.tracking.numbers.lines import CONTENDERS, LEFT_OUT
 
 
 class EvaluateModule(pl.LightningModule):

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from selfdraft.core.heartbeat import EVERY_S, Heartbeat
 from selfdraft.models.families.parts import attribute
-from selfdraft.tracking.lines import CONTENDERS, measured
-from selfdraft.tracking.pace import Pace, ratio
-from selfdraft.tracking.table import number
+from selfdraft.tracking.display.table import number
+from selfdraft.tracking.numbers.lines import CONTENDERS, measured
+from selfdraft.tracking.numbers.pace import Pace, ratio
 
 PLAIN_EVERY_S = EVERY_S  # seconds between two lines where there is no terminal for a bar
 

@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from selfdraft.core.messages import harmless
-from selfdraft.tracking.curve import Curve
-from selfdraft.tracking.lines import measured
-from selfdraft.tracking.records import Line
-from selfdraft.tracking.running import TURN, after_a_turn
+from selfdraft.tracking.dashboards.curve import Curve
+from selfdraft.tracking.dashboards.running import TURN, after_a_turn
+from selfdraft.tracking.files.records import Line
+from selfdraft.tracking.numbers.lines import measured
 
 
 class PromptLog(pl.Callback):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.data.prompts import INVENTED, Prompt
-from selfdraft.tracking.atomic import append_whole, as_json, write_bytes_atomic
-from selfdraft.tracking.lines import LEFT_OUT, refuse_malformed
-from selfdraft.tracking.records import RecordFile, key, record_path
+from selfdraft.tracking.files.atomic import append_whole, as_json, write_bytes_atomic
+from selfdraft.tracking.files.records import RecordFile, key, record_path
+from selfdraft.tracking.numbers.lines import LEFT_OUT, refuse_malformed
 
 History = list[tuple[str, str]]  # (role, text) of a conversation so far
 STALE = "stale"  # lines that answer other prompts are moved to a file such as `prompts.stale.jsonl`

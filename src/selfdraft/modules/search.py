@@ -25,7 +25,7 @@ from optuna.trial import Trial, TrialState
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.skipset import SkipSet
-from selfdraft.tracking.atomic import cut_torn_tail
+from selfdraft.tracking.files.atomic import cut_torn_tail
 
 METHODS = ("importance", "random", "bayes", "evolution", "dp")
 JOURNAL = "study.journal"

@@ -11,8 +11,8 @@ from pytorch_lightning.loggers import Logger
 from selfdraft.decoding.record import Generation
 from selfdraft.models.families.parts import attribute
 from selfdraft.modules.search import Search
-from selfdraft.tracking.curve import Curve
-from selfdraft.tracking.running import after_a_step
+from selfdraft.tracking.dashboards.curve import Curve
+from selfdraft.tracking.dashboards.running import after_a_step
 
 
 class CandidateLog(pl.Callback):

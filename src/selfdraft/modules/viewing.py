@@ -15,9 +15,9 @@ from selfdraft.decoding.certify import Certifier
 from selfdraft.decoding.chances import chances_of, distributions_of
 from selfdraft.models.loading.spelling import Speller
 from selfdraft.modules.measurement import DRAFTER
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.lines import CONTENDERS, measured
-from selfdraft.tracking.records import Line
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.records import Line
+from selfdraft.tracking.numbers.lines import CONTENDERS, measured
 from selfdraft.tracking.report.sample import VIEWER
 
 TURNS = 6  # turns in the sample: of as many families as there are

@@ -27,7 +27,7 @@ from selfdraft.app.terminal.help import WIDTH
 from selfdraft.app.terminal.option_index import FILE, written
 from selfdraft.core.errors import UserError
 from selfdraft.core.options import Options, helps_of
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.tracking.files.atomic import write_text_atomic
 
 GAP = 3  # spaces between the longest value and the comments
 OPTION = re.compile(r"(?P<option>(?P<name>\w+): +\S.*?)(?: +#.*| *)")

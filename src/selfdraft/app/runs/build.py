@@ -44,7 +44,7 @@ from selfdraft.models.reference.invariance import make_shape_invariant
 from selfdraft.models.reference.processors import repetition_penalty
 from selfdraft.modules.bench import BASELINE, DRAFTER, Bench
 from selfdraft.modules.online import learns
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 Made = TypeVar("Made")
 

@@ -15,9 +15,9 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.online import OnlineLearner, acceptance_of, learns
-from selfdraft.tracking.artifact import FILE, Artifact
-from selfdraft.tracking.picture import plot_learning
-from selfdraft.tracking.records import PROMPTS, record_path
+from selfdraft.tracking.display.picture import plot_learning
+from selfdraft.tracking.files.artifact import FILE, Artifact
+from selfdraft.tracking.files.records import PROMPTS, record_path
 
 KEPT = ("draft_length", "length", "siblings", "reuse", "bonus")  # options that the artifact takes over from the run
 PICTURE = "learning.png"

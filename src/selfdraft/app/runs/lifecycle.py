@@ -28,16 +28,16 @@ from selfdraft.app.runs.session import owned, shown
 from selfdraft.app.terminal.console import make_console
 from selfdraft.app.terminal.signals import INTERRUPTED, interrupted_by
 from selfdraft.core.messages import harmless
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.environment import describe_environment
-from selfdraft.tracking.lineage import log_lineage
-from selfdraft.tracking.loggers import close_logger, log_result, make_logger
-from selfdraft.tracking.rank import process_rank
-from selfdraft.tracking.records import PROMPTS, Line
-from selfdraft.tracking.run_folder import claim_run_dir
-from selfdraft.tracking.run_label import RunLabel, shown_config
-from selfdraft.tracking.run_status import COMPLETED, FAILED, RUNNING, STOPPED, RunStatus
-from selfdraft.tracking.wandb_commands import how_to_look
+from selfdraft.tracking.dashboards.lineage import log_lineage
+from selfdraft.tracking.dashboards.loggers import close_logger, log_result, make_logger
+from selfdraft.tracking.dashboards.run_label import RunLabel, shown_config
+from selfdraft.tracking.dashboards.wandb_commands import how_to_look
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.environment import describe_environment
+from selfdraft.tracking.files.rank import process_rank
+from selfdraft.tracking.files.records import PROMPTS, Line
+from selfdraft.tracking.files.run_folder import claim_run_dir
+from selfdraft.tracking.files.run_status import COMPLETED, FAILED, RUNNING, STOPPED, RunStatus
 
 
 @dataclass

@@ -19,7 +19,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from selfdraft.app.terminal.command_line import entry_command, quoted
 from selfdraft.app.terminal.ranks import MAIN, OWN_CORES, RANK, SETTLE_S
 from selfdraft.app.terminal.signals import INTERRUPTED
-from selfdraft.tracking.rank import process_rank
+from selfdraft.tracking.files.rank import process_rank
 
 LOOK_S = 0.2  # seconds between two checks of the other processes
 STOP_S = 15.0  # seconds until all processes have ended after a signal that stops them

@@ -20,7 +20,7 @@ from selfdraft.core.paths import expanded
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.models.trained.adapter import FILE as WEIGHTS
 from selfdraft.modules.resuming import STALE, Resumed
-from selfdraft.tracking.run_folder import ANOTHER, LOCK, digest_of_file, refuse_foreign
+from selfdraft.tracking.files.run_folder import ANOTHER, LOCK, digest_of_file, refuse_foreign
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

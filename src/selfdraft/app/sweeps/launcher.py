@@ -40,8 +40,8 @@ from selfdraft.app.sweeps.sweep_table import SweepTable
 from selfdraft.app.terminal.command_line import quoted
 from selfdraft.app.terminal.errors import JobFailed
 from selfdraft.app.terminal.signals import INTERRUPTED, interrupted_by
-from selfdraft.tracking.run_folder import Mark, refuse_foreign
-from selfdraft.tracking.run_status import RunStatus
+from selfdraft.tracking.files.run_folder import Mark, refuse_foreign
+from selfdraft.tracking.files.run_status import RunStatus
 
 log = logging.getLogger(__name__)
 

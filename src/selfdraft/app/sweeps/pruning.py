@@ -36,9 +36,9 @@ class Pruner:
 
     def verdict(self, folder: Path) -> str:
         """Return why the running job in a folder is hopeless, in one line; empty if it is not."""
-        from selfdraft.tracking.lines import CONTENDERS, measured
-        from selfdraft.tracking.records import RecordFile, record_path
-        from selfdraft.tracking.summary import speedup_over_all
+        from selfdraft.tracking.files.records import RecordFile, record_path
+        from selfdraft.tracking.numbers.lines import CONTENDERS, measured
+        from selfdraft.tracking.numbers.summary import speedup_over_all
 
         path = record_path(folder)
         size = path.stat().st_size if path.exists() else 0

@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from selfdraft.app.sweeps.sweep_index import COMPLETED, SweepIndex, identity_of
 from selfdraft.app.sweeps.sweep_report import report_of_sweep
 from selfdraft.app.sweeps.sweep_table import SweepTable
-from selfdraft.tracking.run_folder import Mark, refuse_foreign
-from selfdraft.tracking.run_label import SWEEP
-from selfdraft.tracking.run_status import RunStatus
+from selfdraft.tracking.dashboards.run_label import SWEEP
+from selfdraft.tracking.files.run_folder import Mark, refuse_foreign
+from selfdraft.tracking.files.run_status import RunStatus
 
 OURS = "ProcessLauncher"
 AROUND = "hydra_plugins.selfdraft.ResumingLauncher"

@@ -13,9 +13,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from selfdraft.app.sweeps.sweep_table import split_override
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.run_folder import digest
-from selfdraft.tracking.run_label import OWN_GROUPS
+from selfdraft.tracking.dashboards.run_label import OWN_GROUPS
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.run_folder import digest
 
 INDEX = "jobs.json"
 PENDING, COMPLETED, PRUNED = "pending", "completed", "pruned"

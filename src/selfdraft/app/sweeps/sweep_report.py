@@ -13,9 +13,9 @@ def report_of_sweep(folder: Path) -> None:
     """
     from selfdraft.core.errors import UserError
     from selfdraft.core.messages import harmless
+    from selfdraft.tracking.dashboards.wandb_commands import how_to_look_at_all
     from selfdraft.tracking.report.page import REPORT, write_report
     from selfdraft.tracking.report.runs import folders_of
-    from selfdraft.tracking.wandb_commands import how_to_look_at_all
 
     with harmless(f"{REPORT} was not written"), suppress(UserError):  # UserError: there is nothing to show
         write_report(folder / REPORT, folders_of(str(folder)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdraft.core.messages import harmless
-from selfdraft.tracking.atomic import write_text_atomic
+from selfdraft.tracking.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +128,7 @@ class SweepTable:
 
     def draw(self) -> list[Path]:
         """Draw the completed jobs by each objective; return the pictures that there are."""
-        from selfdraft.tracking.sweep_picture import plot_sweep
+        from selfdraft.tracking.display.sweep_picture import plot_sweep
 
         drawn = []
         for name in self.objectives:

@@ -22,11 +22,11 @@ from selfdraft.drafters.specs import Spec, as_overrides, spec_of
 from selfdraft.models.forward.layered import layered
 from selfdraft.modules.advisor import Advisor, asked_by, spread
 from selfdraft.modules.bench import BASELINE, Bench
-from selfdraft.tracking.advice import print_candidates
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.comparison import ranking
-from selfdraft.tracking.equivalents import equivalents, without
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.display.advice import print_candidates
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.numbers.comparison import ranking
+from selfdraft.tracking.numbers.equivalents import equivalents, without
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 
 def advise(run: Run) -> float | None:

@@ -29,10 +29,10 @@ from selfdraft.models.loading.loading import LoadedModel
 from selfdraft.models.loading.spelling import Speller
 from selfdraft.models.reference.processors import repetition_penalty
 from selfdraft.modules.audit_progress import AuditProgress
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.audited import LEFT_OUT, print_audit, read_audited, summarize_audit
-from selfdraft.tracking.records import AUDIT, RecordFile, record_path
-from selfdraft.tracking.run_folder import confirm, digest_of_file
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.records import AUDIT, RecordFile, record_path
+from selfdraft.tracking.files.run_folder import confirm, digest_of_file
+from selfdraft.tracking.numbers.audited import LEFT_OUT, print_audit, read_audited, summarize_audit
 
 BEFORE = 8  # tokens before a difference that a line shows
 

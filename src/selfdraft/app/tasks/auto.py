@@ -1,8 +1,8 @@
 """drafter=auto: before a task begins, take the drafter that was found best for this model on this machine.
 
-`task=advise` keeps what it finds (`tracking/advice_cache.py`). Where nothing is kept, a few bundled prompts are decoded
-for less than a minute, and what that finds is kept. On a machine that takes longer than 0.1 s for a token it lasts
-longer, because below `FEWEST` prompts of `SHORTEST` tokens the result would be chance.
+`task=advise` keeps what it finds (`tracking/files/advice_cache.py`). Where nothing is kept, a few bundled prompts are
+decoded for less than a minute, and what that finds is kept. On a machine that takes longer than 0.1 s for a token it
+lasts longer, because below `FEWEST` prompts of `SHORTEST` tokens the result would be chance.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from selfdraft.models.loading.loading import StockModel
 from selfdraft.models.measuring.memory import give_back
 from selfdraft.modules.advisor import Advisor, asked_by, spread
 from selfdraft.modules.bench import BASELINE
-from selfdraft.tracking.advice_cache import Advice, AdviceCache, key_of_model
-from selfdraft.tracking.comparison import ranking
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.files.advice_cache import Advice, AdviceCache, key_of_model
+from selfdraft.tracking.numbers.comparison import ranking
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 TASKS = ("evaluate", "generate", "trace")  # those that use the configured drafter as it is
 QUICK = ("jacobi", "lookahead", "prompt_lookup", "suffix", "recycling nodes=16", "pool")  # all of them are predicted

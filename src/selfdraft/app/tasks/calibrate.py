@@ -28,10 +28,10 @@ from selfdraft.modules.calibrate import CalibrateModule
 from selfdraft.modules.progress import SearchProgress
 from selfdraft.modules.search import JOURNAL, Search
 from selfdraft.modules.task_logs import CandidateLog
-from selfdraft.tracking.artifact import FILE, Artifact
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.curve import Curve
-from selfdraft.tracking.run_folder import digest
+from selfdraft.tracking.dashboards.curve import Curve
+from selfdraft.tracking.files.artifact import FILE, Artifact
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.run_folder import digest
 
 CHOSEN = ("skip_attention", "skip_mlp", "draft_length", "min_confidence")  # options of layer_skip that are searched
 LARGEST = 0.6  # largest share of the inner sublayers that a candidate of `tokens_per_s` skips

@@ -28,13 +28,13 @@ from selfdraft.models.reference.stock import REFERENCES
 from selfdraft.modules.bench import BASELINE, Bench, Measurement
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import ComparisonProgress
-from selfdraft.tracking.atomic import write_bytes_atomic, write_json_atomic
-from selfdraft.tracking.comparison import ranking, summarize_comparison, wrong_texts
-from selfdraft.tracking.earlier import Earlier, earlier_markdown, print_earlier, read_earlier
-from selfdraft.tracking.leaderboard import as_markdown, print_comparison
-from selfdraft.tracking.lines import CONTENDERS, measured
-from selfdraft.tracking.picture import plot_comparison
-from selfdraft.tracking.records import merge_rank_files
+from selfdraft.tracking.display.earlier import Earlier, earlier_markdown, print_earlier, read_earlier
+from selfdraft.tracking.display.leaderboard import as_markdown, print_comparison
+from selfdraft.tracking.display.picture import plot_comparison
+from selfdraft.tracking.files.atomic import write_bytes_atomic, write_json_atomic
+from selfdraft.tracking.files.records import merge_rank_files
+from selfdraft.tracking.numbers.comparison import ranking, summarize_comparison, wrong_texts
+from selfdraft.tracking.numbers.lines import CONTENDERS, measured
 
 
 def compare(run: Run) -> float | None:

@@ -20,8 +20,8 @@ from selfdraft.data.prompts import INVENTED, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.modules.task_logs import TextLog
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.records import TEXTS, merge_rank_files
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.records import TEXTS, merge_rank_files
 
 
 def distill_data(run: Run) -> float | None:

@@ -13,7 +13,7 @@ from selfdraft.app.runs.lifecycle import Run
 from selfdraft.app.tasks.checkup import Checkup, Finding
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import printable
-from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.files.atomic import write_json_atomic
 
 
 def doctor(run: Run) -> None:

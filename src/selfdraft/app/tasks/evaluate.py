@@ -25,13 +25,13 @@ from selfdraft.drafters.base import DrafterConfig
 from selfdraft.modules.evaluate import EvaluateModule
 from selfdraft.modules.progress import EvaluationProgress
 from selfdraft.modules.prompt_log import PromptLog
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.lines import measured
-from selfdraft.tracking.picture import plot_result
-from selfdraft.tracking.reason import reason
-from selfdraft.tracking.records import merge_rank_files
-from selfdraft.tracking.summary import mismatches, summarize
-from selfdraft.tracking.table import print_result
+from selfdraft.tracking.display.picture import plot_result
+from selfdraft.tracking.display.table import print_result
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.records import merge_rank_files
+from selfdraft.tracking.numbers.lines import measured
+from selfdraft.tracking.numbers.reason import reason
+from selfdraft.tracking.numbers.summary import mismatches, summarize
 
 BATCHES_A_STEP = 4
 

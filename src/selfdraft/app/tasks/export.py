@@ -22,10 +22,10 @@ from selfdraft.models.loading.loading import LoadedModel
 from selfdraft.models.trained.adapter import Adapter
 from selfdraft.models.trained.peft_format import to_peft
 from selfdraft.models.trained.speculators_format import KIND, VERSION, to_speculators
-from selfdraft.tracking.artifact import ADAPTER, Artifact
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.peft_folder import BESIDE, refuse_folder_of_others, write_peft_folder
-from selfdraft.tracking.speculators_folder import OWN_WEIGHTS, write_speculators_folder
+from selfdraft.tracking.files.artifact import ADAPTER, Artifact
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.peft_folder import BESIDE, refuse_folder_of_others, write_peft_folder
+from selfdraft.tracking.files.speculators_folder import OWN_WEIGHTS, write_speculators_folder
 
 
 def export(run: Run) -> None:

@@ -48,11 +48,11 @@ from selfdraft.modules.finetune import START, WATCHED, FinetuneModule
 from selfdraft.modules.progress import TrainingProgress
 from selfdraft.modules.recipe_options import RecipeConfig
 from selfdraft.modules.recipes import RECIPES
-from selfdraft.tracking.artifact import FILE, Artifact
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.entry_point import entry_point
-from selfdraft.tracking.picture import plot_training
-from selfdraft.tracking.run_folder import digest
+from selfdraft.tracking.display.picture import plot_training
+from selfdraft.tracking.files.artifact import FILE, Artifact
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.entry_point import entry_point
+from selfdraft.tracking.files.run_folder import digest
 
 
 def finetune(run: Run) -> float | None:

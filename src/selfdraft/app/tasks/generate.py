@@ -13,7 +13,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.modules.task_logs import logged_steps
-from selfdraft.tracking.atomic import write_json_atomic
+from selfdraft.tracking.files.atomic import write_json_atomic
 
 
 def generate(run: Run) -> None:

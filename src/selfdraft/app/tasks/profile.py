@@ -28,10 +28,10 @@ from selfdraft.models.forward.path import Path as ModelPath
 from selfdraft.models.forward.target import Target
 from selfdraft.models.measuring.breakdown import StepParts
 from selfdraft.models.measuring.profiling import BATCHES, costs_on, measure_grid, measure_parts, measure_path
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.costs import plot_costs, print_costs, print_path_costs
-from selfdraft.tracking.curve import Curve
-from selfdraft.tracking.steps import print_steps
+from selfdraft.tracking.dashboards.curve import Curve
+from selfdraft.tracking.display.costs import plot_costs, print_costs, print_path_costs
+from selfdraft.tracking.display.steps import print_steps
+from selfdraft.tracking.files.atomic import write_json_atomic
 
 
 def profile(run: Run) -> None:

@@ -14,11 +14,11 @@ from selfdraft.core.paths import expanded
 from selfdraft.models.loading.spelling import Speller
 from selfdraft.modules.bench import Bench
 from selfdraft.modules.viewing import write_sample
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.records import Line
+from selfdraft.tracking.files.atomic import write_json_atomic
+from selfdraft.tracking.files.records import Line
+from selfdraft.tracking.numbers.spec_bench import rows_of_others, write_answers
 from selfdraft.tracking.report.page import REPORT, write_report
 from selfdraft.tracking.report.runs import MEASURED, folders_of, read_runs
-from selfdraft.tracking.spec_bench import rows_of_others, write_answers
 
 SPEC_BENCH = "spec_bench"  # the folder of answers in Spec-Bench's form
 

@@ -21,8 +21,8 @@ from typing import Any
 from selfdraft.app.options.schema_score import ScoreConfig
 from selfdraft.core.scoring import TESTS, Reference, is_right, program
 from selfdraft.data.prompts import Prompt
-from selfdraft.tracking.lines import CONTENDERS
-from selfdraft.tracking.records import Line, key
+from selfdraft.tracking.files.records import Line, key
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 NOT_RUN = "score.run_code=true runs the code of answers"
 MEMORY = 1_000_000_000  # bytes of address space

@@ -11,8 +11,8 @@ from selfdraft.app.runs.session import adapter_facts
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.stopping import POSITIONS
 from selfdraft.modules.task_logs import logged_steps
-from selfdraft.tracking.atomic import write_json_atomic
-from selfdraft.tracking.trace import print_trace, trace_steps
+from selfdraft.tracking.display.trace import print_trace, trace_steps
+from selfdraft.tracking.files.atomic import write_json_atomic
 
 
 def trace(run: Run) -> None:

@@ -77,7 +77,7 @@ def with_artifact(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     # Imported here: without an artifact, a command needs no drafter before its options are known to be right.
     from selfdraft.drafters.presets import PRESETS, routed
-    from selfdraft.tracking.artifact import Artifact
+    from selfdraft.tracking.files.artifact import Artifact
 
     out: list[str] = []
     for argument in arguments:

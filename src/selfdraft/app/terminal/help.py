@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdraft.core.messages import one_line
 from selfdraft.core.options import CHOICE_NAME, Options, helps_of
-from selfdraft.tracking.entry_point import RUN, entry_point
+from selfdraft.tracking.files.entry_point import RUN, entry_point
 
 WIDTH = 120  # columns of a line
 CONFIG = "config"  # name of the configuration that has the groups

@@ -14,7 +14,7 @@ import sys
 import time
 
 from selfdraft.app.terminal.console import drop_unwritten
-from selfdraft.tracking.rank import process_rank, set_process_rank
+from selfdraft.tracking.files.rank import process_rank, set_process_rank
 
 MAIN = "SELFDRAFT_MAIN_PROCESS"  # process id of rank 0, in the environment of the ranks that it has started
 RANK = "LOCAL_RANK"  # all processes are on this machine

@@ -25,7 +25,7 @@ from selfdraft.models.training.student import Student
 from selfdraft.models.training.teacher import TeacherOutputs
 from selfdraft.modules.finetune import FinetuneModule
 from selfdraft.modules.recipe_options import RecipeConfig
-from selfdraft.tracking.artifact import Artifact
+from selfdraft.tracking.files.artifact import Artifact
 
 CURRICULA = ("none", "rotational", "gradual")
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from selfdraft.core.tree import ROOT
-from selfdraft.tracking.lines import CONTENDERS
-from selfdraft.tracking.records import Line, key
+from selfdraft.tracking.files.records import Line, key
+from selfdraft.tracking.numbers.lines import CONTENDERS
 from selfdraft.tracking.report.rows import Row
 from selfdraft.tracking.report.runs import RunFiles
 

@@ -12,14 +12,14 @@ from markupsafe import Markup
 from selfdraft import __version__
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import printable
-from selfdraft.tracking.atomic import write_bytes_atomic
+from selfdraft.tracking.display.table import number
+from selfdraft.tracking.files.atomic import write_bytes_atomic
+from selfdraft.tracking.numbers.spec_bench import rows_of_ours
+from selfdraft.tracking.numbers.summary import FEW_OFFERS
 from selfdraft.tracking.report import charts
 from selfdraft.tracking.report.decode import viewed
 from selfdraft.tracking.report.rows import Row, acceptance_of, families_of, rows_of, speedup_of
 from selfdraft.tracking.report.runs import TRAINED, RunFiles, Unread, read_runs
-from selfdraft.tracking.spec_bench import rows_of_ours
-from selfdraft.tracking.summary import FEW_OFFERS
-from selfdraft.tracking.table import number
 
 REPORT = "report.html"
 FAMILY_BARS = 5  # contenders in the chart by family; the table beside it has all

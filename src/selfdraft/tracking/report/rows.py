@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from selfdraft.tracking.comparison import PLAIN
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.numbers.comparison import PLAIN
+from selfdraft.tracking.numbers.lines import CONTENDERS
+from selfdraft.tracking.numbers.summary import FEW_OFFERS
 from selfdraft.tracking.report.runs import RunFiles
-from selfdraft.tracking.summary import FEW_OFFERS
 
 Measures = Mapping[str, Any]
 """What `summary.summarize` returns of one contender."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from selfdraft.core.errors import UserError
-from selfdraft.tracking.lines import CONTENDERS, refuse_malformed
-from selfdraft.tracking.plain import NotPlain, read_plain_yaml
-from selfdraft.tracking.records import Line, RecordFile, record_path
+from selfdraft.tracking.files.plain import NotPlain, read_plain_yaml
+from selfdraft.tracking.files.records import Line, RecordFile, record_path
+from selfdraft.tracking.files.run_folder import CONFIG, MARK
+from selfdraft.tracking.numbers.lines import CONTENDERS, refuse_malformed
 from selfdraft.tracking.report.sample import read_sample
-from selfdraft.tracking.run_folder import CONFIG, MARK
 
 RESULT, ENVIRONMENT = "result.json", "environment.json"
 MEASURED, TRAINED = ("evaluate", "compare"), "finetune"  # the tasks whose results are shown

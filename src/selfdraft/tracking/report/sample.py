@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfdraft.tracking.lines import CONTENDERS
+from selfdraft.tracking.numbers.lines import CONTENDERS
 
 VIEWER = "viewer.json"
 MAX_BYTES = 64_000_000

@@ -1,0 +1,1 @@
+"""These numbers as tables in the terminal and as pictures."""
