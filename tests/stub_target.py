@@ -184,6 +184,11 @@ class StubTarget:
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.texts[row] += tokens
 
+    def copy_prefix(self, source: int, row: int, length: int) -> int:
+        assert length <= self.cache.lengths[source]
+        self.cache.texts[row] = self.cache.texts[source][:length]
+        return length
+
     def forward(
         self,
         rows: Sequence[int],

@@ -20,6 +20,7 @@ def test_the_protocol_has_few_methods() -> None:
     assert sorted(METHODS) == [
         "allocate",
         "commit",
+        "copy_prefix",
         "draft_forward",
         "forward",
         "longest_draft",

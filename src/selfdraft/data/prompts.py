@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdraft.core.errors import UserError
 from selfdraft.core.scoring import Reference
@@ -51,6 +51,11 @@ class Prompt:
 def to_invent(count: int, seed: int) -> list[Prompt]:
     """Return `count` prompts of one turn that the model is to invent."""
     return [Prompt(f"{INVENTED} {seed}.{number}", INVENTED, ("",)) for number in range(count)]
+
+
+def sampled(prompt: Prompt, samples: int) -> list[Prompt]:
+    """Return one prompt for each answer to it; the first has the prompt's id, the others also a number."""
+    return [prompt, *(replace(prompt, id=f"{prompt.id}, sample {number}") for number in range(2, samples + 1))]
 
 
 def select(

@@ -14,7 +14,7 @@ A request occupies one row of the target's cache. A finished request makes room 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,8 +116,16 @@ class Decoder:
         rule: NextToken | None = None,
         batch_size: int = 1,
         memory: PeakMemory | None = None,
+        shares_prefixes: bool = False,
     ) -> None:
-        """Take the parts; `memory` measures the peak memory of prefills, if the caller wants to know it."""
+        """Take the parts.
+
+        Args:
+            memory: measures the peak memory of prefills, if the caller wants to know it.
+            shares_prefixes: copy what a prompt has in common with a text in the cache, in place of a prefill of it.
+                Prefills of single requests are then not what they take alone, so evaluations leave it out.
+        """
+        self.shares_prefixes = shares_prefixes
         self.memory = memory or _unmeasured
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size
@@ -154,8 +162,7 @@ class Decoder:
         active: list[_Active] = []
         while True:
             begin = time.perf_counter()
-            active = self._drop_done(active)
-            self._admit(waiting, active)
+            active = self._admit(waiting, active)
             if not active:
                 return
             now = time.perf_counter()
@@ -247,9 +254,19 @@ class Decoder:
         right, after = reject(tree, p, draft.q, trials, draws)
         return _Verdict(after, right, p)
 
-    def _admit(self, waiting: Iterator[Request], active: list[_Active]) -> None:
-        """Prefill waiting requests into the free rows, without the last prompt token, which is the first root."""
-        while len(active) < self.batch_size and (request := next(waiting, None)) is not None:
+    def _admit(self, waiting: Iterator[Request], before: Sequence[_Active]) -> list[_Active]:
+        """Prefill waiting requests into the free rows, without the last prompt token, which is the first root.
+
+        Args:
+            before: the requests of the last step. Rows of those that have ended are free.
+
+        Returns:
+            The requests of the next step, in the order of their rows.
+        """
+        active = [a for a in before if not a.generation.ended]
+        free = sorted(set(range(self.batch_size)) - {a.context.row for a in active})
+        texts = {a.context.row: a.context.tokens for a in before} if self.shares_prefixes else {}
+        while free and (request := next(waiting, None)) is not None:
             prompt, positions = list(request.prompt), self.target.max_positions
             stopping = request.stopping or self.stopping
             name = "" if request.key is None else f" {request.key}"
@@ -266,31 +283,51 @@ class Decoder:
             if not active:  # a request that is being decoded would have to wait for it
                 self.drafter.settle()
             stopping = stopping.within(positions - len(prompt))
-            row, generation, rng = len(active), Generation(prompt), default_rng(request.seed)
+            generation, rng = Generation(prompt), default_rng(request.seed)
+            source, shared = longest_prefix(prompt[:-1], texts, self.target.cache.lengths)
+            row = source if source in free else free[0]
+            free.remove(row)
             assert isinstance(rng.bit_generator, PCG64)
             rng.bit_generator.advance(stopping.max_new_tokens + 1)  # the numbers before that are `_Noise`'s
             room, arrived = stopping.max_new_tokens - 1, time.perf_counter()
             context = Context(row, prompt.copy(), len(prompt), room, rng, request.rule or self.rule)
             with self.memory("prefill"), generation.clock("prefill"):
-                self.target.cache.clear(row)
+                shared = self.target.copy_prefix(source, row, shared)
                 # A compiled forward computes over every slot, used or not, so there the cache grows with the text.
                 if not self.target.compiled:
                     self.target.cache.reserve(min(len(prompt) + stopping.max_new_tokens, positions))
-                self.target.prefill(row, prompt[:-1])
+                self.target.prefill(row, prompt[shared:-1])
                 if self.target.device.type == "cuda":  # so that the first step is not charged for it
                     torch.cuda.synchronize(self.target.device)
             with generation.clock("draft"):
                 self.drafter.start(context)
             active.append(_Active(request, context, generation, stopping, _Noise(request.seed), arrived))
+            if self.shares_prefixes:
+                texts[row] = context.tokens
+        return self._together(active)
 
-    def _drop_done(self, active: list[_Active]) -> list[_Active]:
-        """Free the rows of finished requests, keeping the used rows together: a forward then needs no cache copy."""
-        going = [a for a in active if not a.generation.ended]
-        for row, a in enumerate(going):
-            if a.context.row != row:
-                self.target.cache.move(a.context.row, row)
-                a.context.row = row
-        return going
+    def _together(self, active: list[_Active]) -> list[_Active]:
+        """Move requests into free rows until the first rows are used: a forward then needs no copy of the cache."""
+        free = sorted(set(range(len(active))) - {a.context.row for a in active})
+        for row, a in zip(free, (a for a in active if a.context.row >= len(active)), strict=True):
+            self.target.cache.move(a.context.row, row)
+            a.context.row = row
+        return sorted(active, key=lambda a: a.context.row)
+
+
+def longest_prefix(tokens: Sequence[int], texts: Mapping[int, Sequence[int]], held: Sequence[int]) -> tuple[int, int]:
+    """Return the row whose text begins like `tokens` for longest, and for how many tokens; the first of equal ones.
+
+    Args:
+        texts: by row, the text of its request. held: by row, how many of its first tokens are in the cache.
+    """
+    best = 0, 0
+    for row, text in texts.items():
+        most = min(len(tokens), len(text), held[row])
+        # Most rows are no better than the best one so far, which the comparison of a slice shows at once.
+        if most > best[1] and text[: best[1] + 1] == tokens[: best[1] + 1]:
+            best = row, next((at for at in range(most) if text[at] != tokens[at]), most)
+    return best
 
 
 @contextmanager

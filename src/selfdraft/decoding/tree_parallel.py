@@ -92,6 +92,11 @@ class TreeParallelTarget:
         """See `Target.prefill`."""
         self.target.prefill(row, tokens)
 
+    def copy_prefix(self, source: int, row: int, length: int) -> int:
+        """Copy nothing: keys that a row owes are not here."""
+        self.cache.clear(row)
+        return 0
+
     def replay(self, path: Path, row: int, position: int, tokens: Sequence[int], block: int | None = None) -> Tensor:
         """See `Target.replay`."""
         return self.target.replay(path, row, position, tokens, block)

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from selfdraft.data.prompts import Prompt
+from selfdraft.data.prompts import Prompt, sampled
 from selfdraft.decoding.loop import Request
 from selfdraft.decoding.record import Generation
 from selfdraft.decoding.trajectories import Trajectories
@@ -60,24 +60,27 @@ class Conversation:
         """Whether the model still has to invent the next turn."""
         return self.left() and not self.prompt.turns[self.turn]
 
-    def invented(self, text: str, seconds: float) -> None:
-        """Take the turn that the model invented; if it is empty, the conversation has none."""
-        self.prompt, self.invented_s = replace(self.prompt, turns=(text,) if text.strip() else ()), seconds
-
     def left(self) -> bool:
         """Return whether a turn is left to answer."""
         return self.turn < len(self.prompt.turns)
 
 
 class Requests:
-    """Iterator of requests for a decoder: shorter conversations come first.
+    """Iterator of requests for a decoder: shorter conversations come first, and prompts to invent last.
 
-    All rows of a forward attend to as many keys as the longest one has, so rows of similar length belong together. It
+    All rows of a forward attend to as many keys as the longest one has, so rows of similar length belong together. An
+    invented prompt is answered at once, while its keys are in the cache, and so are the other answers to a prompt. It
     may be exhausted and yield again after an answer has come: a decoder asks it again at every step.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], finished: Mapping[tuple[str, int], str], chat: Chat, positions: int, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        finished: Mapping[tuple[str, int], str],
+        chat: Chat,
+        positions: int,
+        seed: int,
+        samples: int = 1,
     ) -> None:
         """Begin with all prompts.
 
@@ -85,12 +88,17 @@ class Requests:
             finished: answers of an earlier run, by prompt and turn: used instead of decoding the turn again.
             positions: number of the model's positions. A conversation that needs more ends before that turn.
             seed: the run's seed. Each turn's own seed follows from it and the turn's name only.
+            samples: number of answers to each prompt. Each goes on with its own conversation.
         """
-        self.waiting: list[tuple[int, int, Conversation]] = []  # a heap: length in characters, order of arrival
-        self.arrived = 0
-        for prompt in prompts:
-            self._wait(Conversation(prompt))
+        # A heap: whether the turn is to be invented, length in characters, order of arrival.
+        self.waiting: list[tuple[bool, int, int, Conversation]] = []
+        self.arrived, self.samples = 0, samples
         self.finished, self.chat, self.positions, self.seed = finished, chat, positions, seed
+        for prompt in prompts:
+            if (talk := Conversation(prompt)).unasked:  # one invention serves all answers
+                self._wait(talk)
+            else:
+                self._ask(prompt)
 
     def __iter__(self) -> Iterator[Request]:
         return self
@@ -98,7 +106,13 @@ class Requests:
     def __next__(self) -> Request:
         while self.waiting:
             *_, talk = heapq.heappop(self.waiting)
-            while talk.left() and (answer := self.finished.get((talk.prompt.id, talk.turn))) is not None:
+            if talk.unasked and all((each.id, 0) in self.finished for each in sampled(talk.prompt, self.samples)):
+                continue
+            while (
+                talk.left()
+                and not talk.unasked
+                and (answer := self.finished.get((talk.prompt.id, talk.turn))) is not None
+            ):
                 talk.answered(answer)
             if not talk.left():
                 continue
@@ -112,15 +126,20 @@ class Requests:
         """Continue a request's conversation with `text`: a turn that was invented in `seconds`, or an answer."""
         talk = request.key
         if talk.unasked:
-            talk.invented(text, seconds)
+            self._ask(replace(talk.prompt, turns=(text,) if text.strip() else ()), seconds)
         else:
             talk.answered(text)
-        self._wait(talk)
+            self._wait(talk)
+
+    def _ask(self, prompt: Prompt, invented_s: float = 0.0) -> None:
+        """Begin a conversation for each answer to a prompt; the first one accounts for the seconds of inventing it."""
+        for number, each in enumerate(sampled(prompt, self.samples)):
+            self._wait(Conversation(each, invented_s=0.0 if number else invented_s))
 
     def _wait(self, talk: Conversation) -> None:
-        """Put a conversation among the others, by its length."""
+        """Put a conversation among the others."""
         self.arrived += 1
-        heapq.heappush(self.waiting, (talk.length, self.arrived, talk))
+        heapq.heappush(self.waiting, (talk.unasked, talk.length, self.arrived, talk))
 
 
 class DistillModule(pl.LightningModule):
@@ -138,6 +157,7 @@ class DistillModule(pl.LightningModule):
         width: int | None,
         passes: int,
         prompts: Sequence[Prompt],
+        samples: int = 1,
         tell: Callable[[dict[str, Any]], None] = lambda line: None,
         tell_resumed: Callable[[Resumed], None] = lambda resumed: None,
     ) -> None:
@@ -149,17 +169,19 @@ class DistillModule(pl.LightningModule):
             seed: the run's seed.
             width, passes: of trajectories (see `decoding.trajectories`); width None records none.
             prompts: those of all ranks. Lines that an interrupted run wrote for other prompts do not count.
+            samples: number of answers to each prompt.
             tell: called with every line after it is written.
             tell_resumed: called on rank 0 with the counts of an interrupted run's turns.
         """
         super().__init__()
         self.build, self.folder, self.seed, self.width, self.passes = build, folder, seed, width, passes
-        self.prompts, self.tell, self.tell_resumed = prompts, tell, tell_resumed
+        self.prompts, self.samples, self.tell, self.tell_resumed = prompts, samples, tell, tell_resumed
 
     def setup(self, stage: str) -> None:
         """Load the model on this rank's device, and read what an interrupted run has finished."""
         bench = self.build(self.trainer.strategy.root_device)
         self.chat, self.decoder = bench.chat, bench.drafter
+        self.decoder.shares_prefixes = True  # an invented prompt is in the cache already, the template in other rows
         target, rows = self.decoder.target, self.decoder.batch_size
         self.trajectories = None
         if self.width is not None:
@@ -167,8 +189,9 @@ class DistillModule(pl.LightningModule):
             self.trajectories = Trajectories(target, self.decoder.rule, width=self.width, passes=self.passes, row=rows)
         if self.global_rank == 0:
             confirm(self.folder, {"model": bench.fingerprint})
+            prompts = [each for prompt in self.prompts for each in sampled(prompt, self.samples)]
             self.tell_resumed(
-                keep_current(self.folder, self.prompts, self.chat.encode, lambda line: line["text"], name=TEXTS)
+                keep_current(self.folder, prompts, self.chat.encode, lambda line: line["text"], name=TEXTS)
             )
         barrier = self.trainer.strategy.barrier
         barrier("rank 0 has gathered the finished lines")
@@ -180,7 +203,7 @@ class DistillModule(pl.LightningModule):
     def test_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Answer all turns of these prompts; conversations continue with the answers just written."""
         positions = self.decoder.target.max_positions
-        requests = Requests(prompts, self.finished, self.chat, positions, self.seed)
+        requests = Requests(prompts, self.finished, self.chat, positions, self.seed, self.samples)
         for request, generation in self.decoder.run(requests):
             if generation.ended and request.key.unasked:
                 seconds = generation.clock.seconds["prefill"] + generation.clock.decode_s

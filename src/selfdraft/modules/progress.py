@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfdraft.core.heartbeat import EVERY_S, Heartbeat
+from selfdraft.data.prompts import sampled
 from selfdraft.models.families.parts import attribute
 from selfdraft.tracking.display.table import number
 from selfdraft.tracking.numbers.lines import CONTENDERS, measured
@@ -144,7 +145,8 @@ class DistillProgress(pl.Callback):
         self.begin = self.last_line = time.monotonic()
         self.done = self.tokens = self.forwards = 0
         assert trainer.test_dataloaders is not None
-        prompts, finished = trainer.test_dataloaders.dataset, attribute(module, "finished", dict)
+        finished, samples = attribute(module, "finished", dict), attribute(module, "samples", int)
+        prompts = [each for prompt in trainer.test_dataloaders.dataset for each in sampled(prompt, samples)]
         self.total = sum((p.id, t) not in finished for p in prompts for t in range(len(p.turns)))
         self.quiet = not trainer.is_global_zero
         if not self.quiet and self.console.is_terminal:

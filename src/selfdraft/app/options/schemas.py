@@ -126,6 +126,12 @@ class DistillConfig(Options):
         help="number of prompts that the model writes itself, besides those of the dataset, where there are too "
         "few; needs decoding=sample",
     )
+    samples: int = option(
+        1,
+        at_least=1,
+        help="number of answers to each prompt, drawn independently; a prompt is invented and prefilled once for all "
+        "of them; more than one needs decoding=sample",
+    )
     rows: int | None = option(
         None,
         at_least=1,

@@ -16,7 +16,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
 from selfdraft.data.mixing import DATASET, Mixture, mixed, refuse_unknown, without
-from selfdraft.data.prompts import INVENTED, to_invent
+from selfdraft.data.prompts import INVENTED, sampled, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.modules.task_logs import TextLog
@@ -50,14 +50,17 @@ def distill_data(run: Run) -> float | None:
         curve.add(line)
 
     module = DistillModule(
-        lambda device: build_distill_bench(config, device, count=len(prompts), tell=run.console.print),
+        lambda device: build_distill_bench(
+            config, device, count=options.samples * len(prompts), tell=run.console.print
+        ),
         folder=folder,
         seed=config.seed,
         width=options.trajectories,
         passes=options.passes,
         tell=tell,
         prompts=prompts,
-        tell_resumed=partial(tell_resumed, run.console, folder, len(prompts)),
+        samples=options.samples,
+        tell_resumed=partial(tell_resumed, run.console, folder, options.samples * len(prompts)),
     )
     trainer = quiet_trainer(config.hardware, folder, progress)
     with processes_of(trainer):
@@ -76,6 +79,10 @@ def _refuse(config: Config) -> None:
     invents = options.invented or any(entry.split()[:1] == [INVENTED] for entry in options.sources)
     if invents and not isinstance(config.decoding, SampleConfig):
         raise UserError("distill.invented: greedy decoding invents one prompt again and again; use decoding=sample")
+    if options.samples > 1 and not isinstance(config.decoding, SampleConfig):
+        raise UserError(
+            f"distill.samples={options.samples}: greedy decoding writes one answer again and again; use decoding=sample"
+        )
     if options.sources and options.invented:
         raise UserError(f'distill.invented: among distill.sources it is one of them, e.g. "{INVENTED} 0.5"')
     if options.prompts is not None and not options.sources:
@@ -112,11 +119,15 @@ def _plain_lines(mixture: Mixture, module: DistillModule) -> list[dict[str, Any]
 
 def _conclude(run: Run, mixture: Mixture, module: DistillModule) -> float:
     config, folder, console, prompts = run.config, run.folder, run.console, mixture.prompts
-    place = {prompt.id: number for number, prompt in enumerate(prompts)}
+    samples = config.distill.samples
+    answers = [(prompt.id, each.id) for prompt in prompts for each in sampled(prompt, samples)]
+    place, prompt_of = {own: number for number, (_, own) in enumerate(answers)}, {own: name for name, own in answers}
     lines = sorted(
         merge_rank_files(folder, name=TEXTS), key=lambda line: (place.get(line["id"], len(place)), line["turn"])
     )
-    left_out = sum(len(prompt.turns) for prompt in prompts) - len(lines)
+    # All answers to a prompt have its id in the dataset, so that a training holds out all of them or none.
+    lines = [{**line, "id": prompt_of.get(line["id"], line["id"])} for line in lines]
+    left_out = samples * sum(len(prompt.turns) for prompt in prompts) - len(lines)
     if not lines:
         raise UserError("every prompt is longer than this model's positions: nothing was written; use another dataset")
     plain = _plain_lines(mixture, module)
@@ -133,6 +144,7 @@ def _conclude(run: Run, mixture: Mixture, module: DistillModule) -> float:
         "seed": config.seed,
         "trajectories": config.distill.trajectories,
         "prompts": len(prompts),
+        "samples": samples,
         "left_out": left_out,
         "plain_texts": len(plain),
         "sources": mixture.counts,
@@ -181,6 +193,8 @@ def _announcement(config: Config, mixture: Mixture) -> str:
     )
     width = config.distill.trajectories
     also = f", with trajectories of blocks of {width}" if width else ""
+    if config.distill.samples > 1:
+        also = f", {config.distill.samples} answers to each{also}"
     return (
         f"writing answers with {config.drafter.label}: {len(mixture.prompts)} prompts{also_plain} ({shares}), "
         f"{config.model.label} in {config.model.dtype}{batch}{also}"

@@ -102,6 +102,18 @@ class KVCache:
         self.finals[destination] = self.finals[source]
         self.drafted[destination] = self.drafted[source]
         self.prefilled_at[destination] = self.prefilled_at[source]
+        self._copy(source, destination, length)
+
+    def copy_prefix(self, source: int, destination: int, length: int) -> None:
+        """Make a row's committed tokens the first `length` ones of a row: another one, or itself."""
+        final = self.finals[source] if length == self.lengths[source] else None
+        self.clear(destination)
+        self.lengths[destination], self.finals[destination] = length, final
+        if source != destination:
+            self._copy(source, destination, length)
+
+    @torch.inference_mode()
+    def _copy(self, source: int, destination: int, length: int) -> None:
         for tensor in self._tensors():
             tensor[..., destination, :, :length, :] = tensor[..., source, :, :length, :]
 

@@ -48,6 +48,14 @@ class TargetProtocol(Protocol):
     def prefill(self, row: int, tokens: Sequence[int]) -> None:
         """Append `tokens` to the committed tokens of a cache row, without computing logits."""
 
+    def copy_prefix(self, source: int, row: int, length: int) -> int:
+        """Make a cache row begin with the first `length` committed tokens of a row: another one, or itself.
+
+        Returns:
+            How many committed tokens the row has then: `length`, or 0 if they cannot be copied and need a prefill.
+        """
+        ...
+
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
         """Recompute a row's keys when its text grows past a limit of its rotary positions, in families that do so.
 

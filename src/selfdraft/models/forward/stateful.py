@@ -121,6 +121,11 @@ class StatefulTarget:
         """See `TargetProtocol.longest_draft`."""
         return UNLIMITED
 
+    def copy_prefix(self, source: int, row: int, length: int) -> int:
+        """Copy nothing: a state holds the whole text of its row, and not its beginning."""
+        self.cache.clear(row)
+        return 0
+
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
         """Do nothing: such families are refused where their rope depends on the length of the text."""
 

@@ -142,6 +142,14 @@ class Target(Driver):
         """See `TargetProtocol.prefill`."""
         self.fill(self.full, tokens, self.cache, row)
 
+    def copy_prefix(self, source: int, row: int, length: int) -> int:
+        """See `TargetProtocol.copy_prefix`. Some keys depend on the length of the text, or of the blocks before."""
+        if not length or self.rotary.rules or self.key_block > 1:
+            self.cache.clear(row)
+            return 0
+        self.cache.copy_prefix(source, row, length)
+        return length
+
     def refresh(self, row: int, tokens: Sequence[int]) -> None:
         """See `TargetProtocol.refresh`."""
         limit = self.rotary.recomputed_past
