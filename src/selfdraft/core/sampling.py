@@ -94,7 +94,7 @@ class NextToken:
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Return (n, V) float32 distributions after temperature, top-k, top-p and min-p."""
-        scores = scores.float() / self.temperature
+        scores = scores.float() if self.temperature == 1 else scores.float() / self.temperature
         if self.top_k is not None:
             scores = keep_top_k(scores, self.top_k)
         if self.top_p is not None:

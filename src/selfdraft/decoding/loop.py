@@ -129,6 +129,7 @@ class Decoder:
         self.memory = memory or _unmeasured
         self.target, self.drafter, self.stopping = target, drafter, stopping
         self.rule, self.batch_size = rule or NextToken(), batch_size
+        self._root = torch.zeros(1, dtype=torch.long)  # the depths of a tree's root alone
 
     def decode(self, prompt: Sequence[int], *, seed: int = 0, key: object = None) -> Generation:
         """Return the answer to one prompt."""
@@ -248,8 +249,10 @@ class Decoder:
         p = rule.probabilities(scores)
         if draft.q is None:
             # One random number per position, independent of drafts: the text is what sampling without drafts writes.
-            at = len(a.generation.output) + torch.cat([torch.zeros(1, dtype=torch.long), tree.depths])
-            return _Verdict(draw(p, a.noise.at(at).to(p.device)), distributions=p)
+            depths = torch.cat([torch.zeros(1, dtype=torch.long), tree.depths]) if len(tree) else self._root
+            after = draw(p, a.noise.at(len(a.generation.output) + depths).to(p.device))
+            # What nobody reads is freed now, and its memory serves the next row: a batch's would be in no cache.
+            return _Verdict(after, distributions=p if self.drafter.distributions else None)
         trials, draws = context.uniforms(len(tree), p.device), context.uniforms(len(tree) + 1, p.device)
         right, after = reject(tree, p, draft.q, trials, draws)
         return _Verdict(after, right, p)

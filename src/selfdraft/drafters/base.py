@@ -84,6 +84,7 @@ class Drafter(ABC):
         best: how many of the target's most probable tokens at every node `observe` wants (`Step.best`). They are
             transferred together with the verdict: fetching them from the logits would make the host wait for the
             device again.
+        distributions: whether `observe` wants the target's distributions when sampling (`Step.distributions`).
         said: a line for the user about what it drafts with, said once; None for none.
         costs: what forwards cost on this machine. Ask in `__init__` and `settle` only, see `Costs`.
     """
@@ -92,6 +93,7 @@ class Drafter(ABC):
     tree_parallel: ClassVar[bool] = True
     tensor_parallel: ClassVar[bool] = True
     best: int = 0
+    distributions: bool = True
     said: str | None = None
 
     def __init__(self, target: TargetProtocol, config: DrafterConfig, costs: Costs) -> None:

@@ -12,6 +12,7 @@ class NoDrafter(Drafter):
     """Never drafts."""
 
     Config = DrafterConfig
+    distributions = False
 
     def propose(self, context: Context) -> Draft:
         """Return the empty draft."""

@@ -99,7 +99,7 @@ class Step:
         predictions: (n + 1,) int64 on the CPU: the bonus token if the root, or each node, is the last accepted one.
         nodes: indices of the accepted nodes.
         emitted: the tokens that the step added: the accepted ones and the bonus token, up to a stop.
-        distributions: (n + 1, V) the target's, warped; None in greedy decoding.
+        distributions: (n + 1, V) the target's, warped; None in greedy decoding, or if the drafter does not want them.
         states: (L + 1, n + 1, C) hidden states before the first and after every layer, if the draft wants them.
         best: (2, n + 1, k) on the CPU: the k likeliest tokens after the root and each node, and their chances,
             renormalised over the k, if the drafter wants them.
