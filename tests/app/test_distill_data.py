@@ -177,6 +177,8 @@ def test_turns_beyond_the_model_s_positions_are_left_out_and_counted(tmp_path: P
     [
         (["decoding=sample", "distill.trajectories=4"], r"greedy decoding only: use decoding=greedy"),
         (["hardware=cpu_ddp", "hardware.tree_parallel=true"], r"leave tree_parallel and tensor_parallel out"),
+        (["distill.samples=2"], r"distill\.samples=2: greedy decoding writes one answer again and again"),
+        (["distill.samples=0"], r"distill\.samples=0: must be at least 1"),
         (["distill.trajectories=1"], r"distill\.trajectories=1: must be at least 2"),
     ],
 )
@@ -220,6 +222,70 @@ def test_invented_prompts_are_answered_like_others(tmp_path: Path) -> None:
     assert {name: (line["prompt_ids"], line["output_ids"]) for name, line in again.items()} == {
         name: (line["prompt_ids"], line["output_ids"]) for name, line in lines.items()
     }
+
+
+def test_several_answers_to_a_prompt_are_those_of_separate_prompts(tmp_path: Path) -> None:
+    """Prefilled once for all, or one by one under the names that the seeds follow from: the same tokens."""
+    prompts = [json.dumps({"id": str(i), "turns": ["a question", "and another"][: 1 + i]}) for i in range(2)]
+    named = [json.dumps({**json.loads(p), "id": f"{i}, sample {s}"}) for i, p in enumerate(prompts) for s in (2, 3)]
+    sampled = (*SMOKE, "task=distill_data", "drafter=none", "decoding=sample", "decoding.max_new_tokens=8")
+    sampled = (*sampled, "dataset=jsonl", "dataset.per_category=null")
+    (tmp_path / "few.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    (tmp_path / "all.jsonl").write_text("\n".join([*prompts, *named]) + "\n", encoding="utf-8")
+    together = (*sampled, f"dataset.path={tmp_path}/few.jsonl", "distill.samples=3", "distill.rows=4")
+    said = " ".join(said_by(tmp_path / "a", *together).split())
+    assert "3 answers to each" in said
+    run_here(tmp_path / "b", *sampled, f"dataset.path={tmp_path}/all.jsonl", "distill.rows=1")
+    a, b = ({(line["id"], line["turn"]): line for line in read_texts(tmp_path / name)} for name in "ab")
+    assert set(a) == set(b) and len(a) == 9  # every answer goes on with its own second turn
+    assert {key: line["output_ids"] for key, line in a.items()} == {key: line["output_ids"] for key, line in b.items()}
+    assert len({tuple(line["output_ids"]) for (_, turn), line in a.items() if turn == 0}) == 6
+    assert read_result(tmp_path / "a")["left_out"] == 0
+    # In the dataset all answers have the prompt's id, in the order of prompts, answers and turns.
+    texts = load_texts(tmp_path / "a")
+    assert [text.id for text in texts] == ["0"] * 3 + ["1"] * 6
+    assert [text.answer for text in texts] == [a[key]["output_ids"] for key in sorted(a)]
+    # An interrupted run keeps what it has, and writes the rest.
+    whole = (tmp_path / "a" / "texts.jsonl").read_bytes().splitlines(keepends=True)
+    shutil.rmtree(tmp_path / "a" / "dataset")
+    (tmp_path / "a" / "result.json").unlink()
+    (tmp_path / "a" / "texts.jsonl").write_bytes(b"".join(whole[:4]))
+    run_here(tmp_path / "a", *together)
+    assert (tmp_path / "a" / "texts.jsonl").read_bytes().startswith(b"".join(whole[:4]))
+    assert load_texts(tmp_path / "a") == texts
+
+
+def test_a_prompt_is_invented_once_for_all_its_answers(tmp_path: Path) -> None:
+    options = (*TASK, "decoding=sample", "distill.invented=3", "dataset.limit=1", "decoding.max_new_tokens=8")
+    run_here(tmp_path / "one", *options)
+    run_here(tmp_path / "two", *options, "distill.samples=2")
+    one, two = ({line["id"]: line for line in read_texts(tmp_path / name)} for name in ("one", "two"))
+    assert len(two) == 2 * len(one)
+    for name, line in one.items():
+        assert {key: two[name][key] for key in ("prompt_ids", "output_ids")} == {
+            key: line[key] for key in ("prompt_ids", "output_ids")
+        }
+        other = two[f"{name}, sample 2"]
+        assert other["prompt_ids"] == line["prompt_ids"] and other["output_ids"] != line["output_ids"]
+        assert "invented_s" not in other and ("invented_s" in two[name]) == ("invented" in name)
+    # After a kill that left one answer to an invented prompt, the prompt is invented again for the other.
+    kept = json.dumps(two["invented 0.1, sample 2"]) + "\n"
+    shutil.rmtree(tmp_path / "two" / "dataset")
+    (tmp_path / "two" / "result.json").unlink()
+    (tmp_path / "two" / "texts.jsonl").write_text(kept, encoding="utf-8")
+    run_here(tmp_path / "two", *options, "distill.samples=2")
+    again = {line["id"]: line for line in read_texts(tmp_path / "two")}
+    assert {name: line["output_ids"] for name, line in again.items()} == {
+        name: line["output_ids"] for name, line in two.items()
+    }
+
+
+def test_prompts_whose_names_are_those_of_other_answers_are_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": name, "prompt": "a"}) for name in ("1", "1, sample 2")]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    more = ("dataset=jsonl", f"dataset.path={tmp_path}/p.jsonl", "dataset.per_category=null", "decoding=sample")
+    with pytest.raises(UserError, match="another prompt's second answer"):
+        run_here(tmp_path / "run", *TASK, *more, "distill.samples=2")
 
 
 def test_the_number_of_texts_at_once_is_measured_and_changes_no_answer(

@@ -14,7 +14,7 @@ A request occupies one row of the target's cache. A finished request makes room 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,7 @@ from selfdraft.core.acceptance import Acceptance, follow, match, reject
 from selfdraft.core.errors import UserError
 from selfdraft.core.predictions import best_tokens
 from selfdraft.core.sampling import NextToken, draw, most_likely
+from selfdraft.decoding.prefixes import longest_prefix
 from selfdraft.decoding.record import Generation, PhaseClock
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import Context, Draft, Drafter, Step
@@ -316,21 +317,6 @@ class Decoder:
             self.target.cache.move(a.context.row, row)
             a.context.row = row
         return sorted(active, key=lambda a: a.context.row)
-
-
-def longest_prefix(tokens: Sequence[int], texts: Mapping[int, Sequence[int]], held: Sequence[int]) -> tuple[int, int]:
-    """Return the row whose text begins like `tokens` for longest, and for how many tokens; the first of equal ones.
-
-    Args:
-        texts: by row, the text of its request. held: by row, how many of its first tokens are in the cache.
-    """
-    best = 0, 0
-    for row, text in texts.items():
-        most = min(len(tokens), len(text), held[row])
-        # Most rows are no better than the best one so far, which the comparison of a slice shows at once.
-        if most > best[1] and text[: best[1] + 1] == tokens[: best[1] + 1]:
-            best = row, next((at for at in range(most) if text[at] != tokens[at]), most)
-    return best
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.data.datamodule import PromptDataModule
 from selfdraft.data.distilled import refuse_foreign_dataset, write_dataset
 from selfdraft.data.mixing import DATASET, Mixture, mixed, refuse_unknown, without
-from selfdraft.data.prompts import INVENTED, sampled, to_invent
+from selfdraft.data.prompts import INVENTED, Prompt, sampled, to_invent
 from selfdraft.modules.distill_data import DistillModule
 from selfdraft.modules.progress import DistillProgress
 from selfdraft.modules.task_logs import TextLog
@@ -40,6 +40,7 @@ def distill_data(run: Run) -> float | None:
     prompts = mixture.prompts
     if run.is_rank_zero:  # the other ranks start later, and share this machine's memory
         refuse_a_run_that_cannot_fit(config, certify=False, rows=given_rows(config) or 1)
+    _refuse_same_names(prompts, options.samples)
     run.begin([_announcement(config, mixture)], records=TEXTS, facts=adapter_facts(config.drafter))
     if run.is_rank_zero:
         refuse_foreign_dataset(folder)
@@ -87,6 +88,14 @@ def _refuse(config: Config) -> None:
         raise UserError(f'distill.invented: among distill.sources it is one of them, e.g. "{INVENTED} 0.5"')
     if options.prompts is not None and not options.sources:
         raise UserError("distill.prompts shares a number among distill.sources; of one dataset use dataset.limit")
+
+
+def _refuse_same_names(prompts: Sequence[Prompt], samples: int) -> None:
+    """Refuse a prompt that is named like another prompt's second answer: lines are told apart by these names."""
+    names = {prompt.id for prompt in prompts}
+    for prompt in prompts:
+        if taken := [each.id for each in sampled(prompt, samples)[1:] if each.id in names]:
+            raise UserError(f"the id {taken[0]!r:.80} is also that of another prompt's second answer: rename it")
 
 
 def _mixture(config: Config) -> Mixture:
