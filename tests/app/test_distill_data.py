@@ -259,22 +259,22 @@ def test_a_prompt_is_invented_once_for_all_its_answers(tmp_path: Path) -> None:
     options = (*TASK, "decoding=sample", "distill.invented=3", "dataset.limit=1", "decoding.max_new_tokens=8")
     run_here(tmp_path / "one", *options)
     run_here(tmp_path / "two", *options, "distill.samples=2")
-    one, two = ({line["id"]: line for line in read_texts(tmp_path / name)} for name in ("one", "two"))
+    one, two = ({(line["id"], line["turn"]): line for line in read_texts(tmp_path / name)} for name in ("one", "two"))
     assert len(two) == 2 * len(one)
-    for name, line in one.items():
-        assert {key: two[name][key] for key in ("prompt_ids", "output_ids")} == {
-            key: line[key] for key in ("prompt_ids", "output_ids")
-        }
-        other = two[f"{name}, sample 2"]
-        assert other["prompt_ids"] == line["prompt_ids"] and other["output_ids"] != line["output_ids"]
-        assert "invented_s" not in other and ("invented_s" in two[name]) == ("invented" in name)
+    for (name, turn), line in one.items():
+        first, other = two[name, turn], two[f"{name}, sample 2", turn]
+        for key in ("prompt_ids", "output_ids"):
+            assert first[key] == line[key]
+        assert other["output_ids"] != line["output_ids"]
+        assert other["prompt_ids"] == line["prompt_ids"] or turn > 0  # where it goes on with its own answer
+        assert "invented_s" not in other and ("invented_s" in first) == ("invented" in name)
     # After a kill that left one answer to an invented prompt, the prompt is invented again for the other.
-    kept = json.dumps(two["invented 0.1, sample 2"]) + "\n"
+    kept = json.dumps(two["invented 0.1, sample 2", 0]) + "\n"
     shutil.rmtree(tmp_path / "two" / "dataset")
     (tmp_path / "two" / "result.json").unlink()
     (tmp_path / "two" / "texts.jsonl").write_text(kept, encoding="utf-8")
     run_here(tmp_path / "two", *options, "distill.samples=2")
-    again = {line["id"]: line for line in read_texts(tmp_path / "two")}
+    again = {(line["id"], line["turn"]): line for line in read_texts(tmp_path / "two")}
     assert {name: line["output_ids"] for name, line in again.items()} == {
         name: line["output_ids"] for name, line in two.items()
     }
