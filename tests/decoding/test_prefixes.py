@@ -16,11 +16,11 @@ from selfdraft.decoding.prefixes import longest_prefix
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import configured
-from selfdraft.models.engines import run_natively
-from selfdraft.models.native import build
-from selfdraft.models.stateful import StatefulTarget
-from selfdraft.models.target import Target
-from selfdraft.models.tiny import FAMILIES, tiny_model
+from selfdraft.models.engines.choice import run_natively
+from selfdraft.models.forward.stateful import StatefulTarget
+from selfdraft.models.forward.target import Target
+from selfdraft.models.kernels.native import build
+from selfdraft.models.loading.tiny import FAMILIES, tiny_model
 from stub_target import StubTarget, cycle
 
 VOCABULARY = 96
