@@ -16,6 +16,7 @@ from command_line import CONF, ROOT
 from selfdraft.app.options.typed_config import to_config
 from selfdraft.drafters import PATHS
 from selfdraft.drafters.presets import PRESETS
+from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,6 +104,17 @@ def test_links_have_existing_targets(page: Path) -> None:
 def test_python_blocks_can_be_parsed(page: Path) -> None:
     for block in blocks(page, "python"):
         ast.parse(block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "commands.md"], ids=lambda page: page.name)
+def test_python_blocks_run_as_they_are(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing but a model and its tokenizer; CONTRIBUTING.md's are run by test_contributing.py."""
+    monkeypatch.setenv("SELFDRAFT_CACHE", str(tmp_path))
+    tokenizer = tiny_tokenizer()
+    given = {"model": tiny_model(vocab_size=len(tokenizer)), "tokenizer": tokenizer}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), dict(given))
 
 
 def test_readme_is_one_page_and_names_every_drafter() -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from command_line import ROOT, SMOKE, environment, run, said_by, write_prompts
 from forked import run_forked
 from selfdraft.app.sweeps.sweep_table import SweepTable
-from selfdraft.app.terminal.console import PlainConsole, Shielded, make_console, shielded_output
+from selfdraft.app.terminal.console import PlainConsole, Shielded, make_console, shielded_output, tell_in_passing
 from selfdraft.app.terminal.errors import FULL_ERROR, TERSE, fail, one_line_errors, one_line_script
 from selfdraft.core.errors import UserError
 
@@ -51,6 +51,31 @@ def test_the_same_holds_inside_tables_texts_titles_and_bars() -> None:
         print(EVIL)  # by anybody while a bar is shown
     assert raw_controls(out.file.getvalue()) == set()
     assert out.file.getvalue().count("[2J[/]") >= 4
+
+
+def test_ctrl_c_before_a_run_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (FULL_ERROR, TERSE):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "selfdraft: stopped; repeat the command to start it again\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_line_in_passing_is_for_terminals_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    tell_in_passing("starting …")
+    tell_in_passing("")
+    told, cleared, rest = stream.getvalue().split("\r") if is_terminal else ("", "", stream.getvalue())
+    assert (told.strip(), cleared.strip(), rest) == ("starting …" if is_terminal else "", "", "")
+    assert len(told) == len(cleared)
 
 
 def test_styles_and_a_status_with_markup_in_it_still_work_on_a_terminal() -> None:

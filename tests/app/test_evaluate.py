@@ -195,7 +195,7 @@ def test_the_wandb_run_has_the_same_numbers(done: Done) -> None:
 
 
 def test_the_terminal_shows_the_table_and_where_to_look(done: Done) -> None:
-    assert "layer_skip (cold) against autoregressive decoding: 6 prompts of bundled, tiny llama in float32" in done.said
+    assert "layer_skip (cold) against plain decoding: 6 prompts of bundled, tiny llama in float32" in done.said
     assert f"speedup {done.result['speedup_total']:.2f}× over all tokens" in done.said
     assert all(family in done.said for family in FAMILIES)
     assert f"results: {done.folder}" in done.said
@@ -215,7 +215,7 @@ def test_the_objective_is_returned_for_a_sweep(tmp_path: Path) -> None:
 def test_the_result_says_whether_the_drafter_keeps_state_between_prompts(tmp_path: Path, warm: str, state: str) -> None:
     drafter = ("drafter=suffix", f"drafter.warm={warm}", "drafter.costs=flat", "dataset.shuffle=3")
     said = said_by(tmp_path / "run", *SMOKE, *drafter, "dataset.limit=1", "decoding.max_new_tokens=4")
-    assert f"suffix ({state}) against autoregressive decoding" in said
+    assert f"suffix ({state}) against plain decoding" in said
     assert read_result(tmp_path / "run")["drafter_memory"] == state
 
 

@@ -333,8 +333,8 @@ INVALID = {
         (["copies=[3,4]"], r"^finetune\.copies=\[3, 4\]: this model has 4 layers; name some of 1 to 3$"),
     ),
     "exit_adapter": (
-        (["twins=[1]"], r"^finetune\.exit_layer=2 with twins=\[1\]: this model has 4 layers"),
-        (["exit_layer=4"], r"^finetune\.exit_layer=4 with twins=\[3\]: this model has 4 layers"),
+        (["twins=[1]"], r"^finetune\.exit_layer=2 with finetune\.twins=\[1\]: this model has layers 0 to 3"),
+        (["exit_layer=4"], r"^finetune\.exit_layer=4 with finetune\.twins=\[3\]: this model has layers 0 to 3"),
     ),
 }
 

@@ -30,13 +30,13 @@ def test_the_answer_is_printed_with_statistics_and_certificate(tmp_path: Path) -
     assert answer.startswith(printable(expected_answer()))
     assert "12 tokens in " in said
     assert " tokens per forward (jacobi, float32; prefill " in said
-    assert "autoregressive: " in said and "x; output: exact" in said
+    assert "plain decoding: " in said and "x; output: exact" in said
 
 
 def test_the_certificate_can_be_left_out(tmp_path: Path) -> None:
     said = said_by(tmp_path / "run", *ASK, "task.certify=false")
     assert "12 tokens in " in said
-    assert "autoregressive" not in said
+    assert "plain decoding" not in said
 
 
 def test_an_answer_that_is_not_lossless_fails_with_a_message(

@@ -74,6 +74,12 @@ def test_help_fits_120_columns(page: str) -> None:
     assert max(map(len, page.splitlines())) <= 120
 
 
+def test_help_fits_into_the_terminal() -> None:
+    commands = {f"  {line}" for line in EXAMPLES.splitlines()}  # which stay on one line, to be copied
+    lines = run("drafter=swift", "--help", COLUMNS="80").stdout.splitlines()
+    assert max(len(line) for line in lines if line not in commands) <= 80
+
+
 @pytest.fixture(scope="module")
 def other() -> str:
     """The page of other choices and of peculiar values."""

@@ -85,7 +85,7 @@ def test_ranges_hold_in_the_index(registered: Any) -> None:
         (["-m", "drafter.window=0,3"], "selfdraft: drafter.window=0: must be at least 1"),
         (["drafter=swift", "drafter.path.sparsity=2"], "selfdraft: drafter.path.sparsity=2.0: must be below 1.0"),
         (["dataset=jsonl"], "selfdraft: dataset.path is needed"),
-        (["drafter.sparsity=0.3"], "selfdraft: drafter.sparsity: an option of the path now"),
+        (["drafter.sparsity=0.3"], "selfdraft: drafter.sparsity: a path has this option"),
         (["--cfg", "job"], "task:"),
     ],
 )

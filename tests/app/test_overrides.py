@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import CONF, SMOKE, composed, run
+from selfdraft.app.terminal.command_line import flags_first
 from selfdraft.app.terminal.errors import explain
 from selfdraft.app.terminal.help import groups_under
 from selfdraft.app.terminal.overrides import checked, with_home
@@ -91,11 +92,22 @@ def test_valid_overrides_are_not_changed() -> None:
     assert checked(["--cfg", "job", "--config-name", "config"], CONF) == ["--cfg", "job", "--config-name", "config"]
 
 
-def test_an_unknown_flag_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        checked(["--task", "evaluate"], CONF)
-    assert ended.value.code == 2
-    assert "unrecognized arguments: --task" in capsys.readouterr().err
+def test_an_unknown_flag_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line("seed=1", "--task", "seed=2")
+    assert line == "unknown: --task; write options as group.option=value: --help lists them"
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("typed", ["hydra/sweeper=optuna", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=a"])
+def test_options_of_sweeps_need_the_flag(typed: str) -> None:
+    assert error_line(typed) == f"{typed} is an option of sweeps: add -m"
+    for more in (["-m"], ["--help"], ["--cfg", "job"], ["hydra.mode=MULTIRUN"]):
+        assert checked([*more, typed], CONF) == [*more, typed]
+
+
+def test_a_flag_may_stand_anywhere() -> None:
+    assert flags_first(["a=1", "-m", "b=2,3"]) == ["-m", "a=1", "b=2,3"]
+    assert flags_first(["a=1", "--cfg", "job"]) == ["a=1", "--cfg", "job"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 import selfdraft
 from selfdraft.app.options.foresight import foresee
-from selfdraft.app.terminal.command_line import quoted_prompt, with_artifact
-from selfdraft.app.terminal.console import shield_output
+from selfdraft.app.terminal.command_line import flags_first, quoted_prompt, with_artifact
+from selfdraft.app.terminal.console import shield_output, tell_in_passing
 from selfdraft.app.terminal.errors import one_line_errors
 from selfdraft.app.terminal.help import print_help, register_help
 from selfdraft.app.terminal.option_index import register_index
@@ -32,12 +32,13 @@ def main() -> None:
         conf = conf_folder()
         register_index(conf)
         register_help(conf)
-        given = with_config_path(with_home(with_artifact(quoted_prompt(sys.argv[1:]))))
+        given = with_config_path(with_home(with_artifact(quoted_prompt(flags_first(sys.argv[1:])))))
         sys.argv[1:] = checked(given, conf)
         if print_help(sys.argv[1:], conf):
             return
         if foresee(sys.argv[1:], conf):
             # Imported here: torch, transformers and Lightning take seconds, which help and a typo need not wait for.
+            tell_in_passing("starting …")
             from selfdraft.app.options.schemas import register_schemas
 
             register_schemas()
@@ -48,6 +49,7 @@ def _task(config: DictConfig) -> float | None:
     """Run the configured task; called by Hydra."""
     from selfdraft.app.run import run_task
 
+    tell_in_passing("")
     return run_task(config)
 
 

@@ -1,6 +1,6 @@
 """Floor 2: the loop that every drafter runs in; `Drafting` offers it to transformers' own `generate`.
 
-`selfdraft.Drafting` adds what is kept in files, of which this floor knows nothing.
+`selfdraft.Drafting` (in `app`) is the same with files: artifacts, and measured costs that are kept.
 """
 
 from selfdraft.decoding.custom_generate import Drafting

@@ -1,8 +1,8 @@
 """Audit one answer of any engine: is it what the model writes greedily?
 
 1. Cut the answer after its first end of sequence; padding that follows it is no fault, other tokens are.
-2. One forward of the stock model (in float32; of a float32 copy in a narrower dtype) gives the token that the model
-   would have written at each place, and at the end, if the answer had to end there. If all agree, the answer is exact.
+2. One forward of the stock model in float32 (of a float32 copy, if its dtype is narrower) gives the token that the
+   model would have written at each place, and whether it would have ended there. If all agree, the answer is exact.
 3. Otherwise the effect of rounding is measured on this text (see `certify`). If every token that differs is within it,
    the first one is a tie. If not, the first one that is not within it is a mismatch.
 """

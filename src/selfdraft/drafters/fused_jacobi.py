@@ -1,8 +1,8 @@
 """Trained Jacobi drafting: one forward verifies this step's draft and makes the next step's (see `models.fused`).
 
-The draft itself is verified as usual. Below each node at which acceptance is likely to end hang extra positions, to
-which trained weights are added (*gated rows*). As inputs they get the predictions of the step before, and they predict
-the tokens after that node. Those below the node that is in fact the last accepted one make the next draft.
+The draft itself is verified as usual. Each node at which acceptance is likely to end also gets extra positions below it
+(*gated rows*), and only these use the trained weights. Their inputs are the predictions of the step before, and they
+predict the tokens after that node. The rows below the last accepted node make the next draft.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Autoregressive decoding: the baseline, in the same loop, with the same kernels and cache."""
+"""Plain decoding, one token per forward: the baseline, in the same loop, with the same kernels and cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafters written in one line: `pool sources=[suffix]`, `guarded jacobi path=swift context_window=30`."""
+"""Read drafters written in one line: `pool sources=[suffix]`, `guarded jacobi path=swift context_window=30`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def spec_of(text: str) -> Spec:
             read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             given[option] = read["value"]
         except (YAMLError, OmegaConfBaseException, ValueError):
-            raise UserError(f"{text!r:.80}: the value of {option} cannot be read") from None
+            raise UserError(f"the value of {option} cannot be read") from None
     path = given.pop("path", None)
     return Spec(configured(name, None if path is None else str(path), **given), guarded)
 
@@ -83,6 +83,6 @@ def _parts(text: str) -> tuple[bool, str, dict[str, str]]:
     for word in options:
         option, equals, value = word.partition("=")
         if not equals or option in ("", "name"):
-            raise UserError(f"{text!r:.80}: write option=value, not {word!r:.60}")
+            raise UserError(f"write option=value, not {word!r:.60}")
         written[option] = value
     return guarded, name, written

@@ -69,16 +69,16 @@ class Advisor:
     def predict(self) -> None:
         """Predict the candidates that can be predicted, on what was recorded."""
         assert self.forecaster is not None, "`record` comes first"
-        for number, (name, spec) in enumerate(self.candidates.items(), start=1):
-            if name != BASELINE:
-                try:
-                    forecast = self.forecaster.of(name, spec)
-                except UserError as reason:
-                    self.left_out[name] = str(reason)
-                else:
-                    if forecast is not None:
-                        self.forecasts[name] = forecast
-            self.tell("predicted", number, len(self.candidates))
+        asked = {name: spec for name, spec in self.candidates.items() if name != BASELINE}
+        for number, (name, spec) in enumerate(asked.items(), start=1):
+            try:
+                forecast = self.forecaster.of(name, spec)
+            except UserError as reason:
+                self.left_out[name] = str(reason)
+            else:
+                if forecast is not None:
+                    self.forecasts[name] = forecast
+            self.tell("predicted", number, len(asked))
             give_back()
 
     def attempt(self, count: int) -> None:

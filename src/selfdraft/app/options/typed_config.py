@@ -53,11 +53,11 @@ def defaults_of(options: Options) -> dict[str, Any]:
 
 
 def _described(composed: DictConfig, key: str) -> str:
-    """Return the description of an option in brackets, or nothing if it has none."""
+    """Return the description of an option after a comma, or nothing if it has none."""
     group, _, option = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(composed, group) if group else composed)
     described = helps_of(schema).get(option) if schema is not None and issubclass(schema, Options) else None
-    return f" ({described})" if described else ""
+    return f", {described}" if described else ""
 
 
 def _refuse_unknown(composed: DictConfig, options: Options, prefix: str) -> None:

@@ -103,6 +103,7 @@ class SweepTable:
         from rich.text import Text
 
         from selfdraft.app.terminal.console import make_console
+        from selfdraft.tracking.display.fitted import Fitted
 
         frame = self.frame()
         varying = [key for key in self.keys if frame[key].nunique(dropna=False) > 1]
@@ -120,7 +121,7 @@ class SweepTable:
             cells += ["/".join(number(row[column], 0) for column in COUNTS), status_cell(row)]
             table.add_row(*(str(cell) for cell in cells))
         console = make_console()
-        console.print(table)
+        console.print(Fitted(table, ("tok/s", "tok/fwd")))
         console.print(Text(str(self.csv), "dim"), soft_wrap=True)
         with harmless("the sweep's picture was not drawn"):
             for picture in self.draw():

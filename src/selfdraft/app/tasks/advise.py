@@ -143,7 +143,8 @@ def _show(console: Console, result: Mapping[str, Any], chosen: str, spec: Spec, 
     console.print(Text.assemble(("advice: ", "bold"), verdict))
     if found["why"]:
         console.print(found["why"])
-    console.print(f"here:         {result['advice']['command']}")
+    label = "here:" if result["advice"]["drafter"] == chosen else "to try it:"
+    console.print(f"{label:<13} {result['advice']['command']}")
     for engine, settings in equivalents(spec.config).items():
         if settings:
             console.print(f"{engine + ':':<13} {settings}")

@@ -150,7 +150,15 @@ def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _print(console: Console, checks: list[dict], close: int, best: dict, folder: Path) -> None:
     if checks:
         table = Table(box=None, pad_edge=False)
-        for name in ("skipped", "agreement", "length", "threshold", "predicted", "measured", "error"):
+        for name in (
+            "skipped:\nattention + MLP",
+            "agreement",
+            "draft\nlength",
+            "threshold",
+            "predicted\nspeedup",
+            "measured\nspeedup",
+            "error",
+        ):
             table.add_column(name, justify="right")
         for c in checks:
             skipped = f"{len(c['skip_attention'])} + {len(c['skip_mlp'])}"

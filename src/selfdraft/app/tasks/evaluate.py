@@ -153,6 +153,6 @@ def _announcement(config: Config, prompts: list[Prompt]) -> str:
     processes = f", {config.hardware.devices} processes" if config.hardware.devices > 1 else ""
     batch = f", batch {config.decoding.batch_size}" if config.decoding.batch_size > 1 else ""
     return (
-        f"{config.drafter.label}{state} against autoregressive decoding: {len(prompts)} prompts of "
+        f"{config.drafter.label}{state} against plain decoding: {len(prompts)} prompts of "
         f"{config.dataset.name}, {config.model.label} in {config.model.dtype}{batch}{processes}"
     )

@@ -68,12 +68,12 @@ def generate(run: Run) -> None:
     if generation.ended == POSITIONS:
         console.print("warning: the answer ended where the model had no more positions")
     if task.certify:
-        with console.status("decoding autoregressively, to compare"):
+        with console.status("decoding plainly, to compare"):
             baseline = bench.baseline.decode(ids, seed=config.seed)
             certificate = bench.certifier.certify(ids, generation.output, baseline.output)
         pace = baseline.counts.new_tokens / baseline.clock.decode_s
         console.print(
-            f"autoregressive: {pace:.1f} tokens/s; speedup {counts.new_tokens / seconds / pace:.2f}x; "
+            f"plain decoding: {pace:.1f} tokens/s; speedup {counts.new_tokens / seconds / pace:.2f}x; "
             f"output: {certificate.verdict}"
             + (f" (parts at token {certificate.first_divergence})" if certificate.first_divergence is not None else "")
         )

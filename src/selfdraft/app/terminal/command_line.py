@@ -1,4 +1,4 @@
-"""Changes to the command line before Hydra reads it: prompts are quoted, and `drafter.from` is expanded.
+"""Changes to the command line before Hydra reads it: flags first, prompts quoted, and `drafter.from` expanded.
 
 And the command itself, for processes that run it again.
 """
@@ -17,6 +17,12 @@ PROMPT = re.compile(r"(\+{0,2}prompt=)(.*)", re.DOTALL)
 QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)
 FROM = "drafter.from="
 DRAFTER = "drafter="
+FLAGS = ("-m", "--multirun", "-h", "--help")
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `-m` and `--help` in front, because Hydra takes no option after one in the middle."""
+    return [*(each for each in arguments if each in FLAGS), *(each for each in arguments if each not in FLAGS)]
 
 
 def quoted_prompt(arguments: Sequence[str]) -> list[str]:

@@ -17,8 +17,10 @@ from rich.status import Status
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.files.rank import process_rank
 
 PLAIN_WIDTH = 100  # columns where there is no terminal: a log file, a pipe
+PASSING_WIDTH = 20  # columns of a line that is soon overwritten
 ESCAPING = "selfdraft.escaping"  # name of our error handler for characters that an encoding lacks
 _INSTEAD = {"·": "-", "×": "x", "–": "-", "…": "...", "━": "=", "┈": ".", "⏎": "\\n", "⇥": "\\t", "✗": "x"}
 _CURSOR = re.compile("\n*(\x1b\\[A)*")  # how tqdm moves between bars, in a separate write
@@ -78,6 +80,12 @@ def make_console(**options: Any) -> PlainConsole:
     """Return a console that does not fall back to 80 columns when its output goes to a file."""
     console = PlainConsole(**options)
     return console if console.is_terminal else PlainConsole(width=PLAIN_WIDTH, **options)
+
+
+def tell_in_passing(text: str) -> None:
+    """Write a line to a terminal that the next output overwrites; an empty text clears it. Files get nothing."""
+    if sys.stderr.isatty() and process_rank() == 0:
+        print(f"{text:<{PASSING_WIDTH}}", end="\r", file=sys.stderr, flush=True)
 
 
 class Shielded:

@@ -25,6 +25,7 @@ from omegaconf.errors import (
 
 from selfdraft.app.terminal.console import drop_unwritten, shielded_output
 from selfdraft.app.terminal.ranks import tell_mistake
+from selfdraft.app.terminal.signals import INTERRUPTED
 from selfdraft.app.terminal.suggestions import choices_with, near, unknown_option
 from selfdraft.core.errors import UserError
 from selfdraft.core.messages import one_line
@@ -63,9 +64,10 @@ class JobFailed(CompactHydraException):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the user's mistakes into one line and exit status 2. HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """Turn the user's mistakes into one line and exit status 2, and Ctrl-C into one line and status 130.
 
-    Failed jobs of a sweep are no mistake in its command: then the status is 1.
+    HYDRA_FULL_ERROR=1 shows the traceback instead. Failed jobs of a sweep are no mistake in its command: then
+    the status is 1.
 
     Unless that variable is set, Hydra itself prints the error and exits, so it is set inside to get the exception.
     """
@@ -76,6 +78,10 @@ def one_line_errors() -> Iterator[None]:
             try:
                 yield
                 sys.stdout.flush()
+            except KeyboardInterrupt:  # while the imports are made; once a run has begun, `lifecycle` takes it
+                if not is_terse():
+                    raise
+                fail("stopped; repeat the command to start it again", status=INTERRUPTED)
             except Exception as error:
                 line = explain(error)
                 if line is None or not is_terse():
@@ -146,7 +152,8 @@ def explain(error: BaseException) -> str | None:
         if str(error).startswith("Could not override 'drafter/path'."):
             return "drafter/path: the chosen drafter runs no part of the model, so it takes no path"
         if str(error).startswith("Ambiguous value for argument"):
-            return f"{str(error).splitlines()[0].split(chr(39))[1]!r} is ambiguous: {HOW_TO_QUOTE}"
+            given = str(error).splitlines()[0].split("'")[1]
+            return f"{given!r} has several values: add -m for a sweep; otherwise {HOW_TO_QUOTE}"
         if isinstance(error.__cause__, OmegaConfBaseException):
             return _explain_omegaconf(error.__cause__)
         return _first_line(error)
@@ -178,9 +185,9 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
             and (owners := choices_with("drafter.path", str(error.key)))
         ):
             if "trained" in owners:  # the path that takes the weights of every recipe
-                return f"{key}: an option of the path now: write drafter/path=trained drafter.path.{error.key}=<value>"
+                return f"{key}: a path has this option: write drafter/path=trained drafter.path.{error.key}=<value>"
             which = f"the path{'s' * (len(owners) > 1)} {', '.join(owners)}"
-            return f"{key}: an option of the path now: write drafter.path.{error.key}=<value>; {which} can have it"
+            return f"{key}: a path has this option: write drafter.path.{error.key}=<value>; {which} can have it"
         return unknown_option(key, known)
     if isinstance(error, ValidationError) and "is not a ListConfig" in str(error):
         return f"{key}: must be a list: give it as {key}=[<value>,<value>]"

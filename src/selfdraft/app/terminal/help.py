@@ -7,6 +7,7 @@ gives the same page, but takes seconds more: it also lists every group, and copi
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -23,16 +24,20 @@ from selfdraft.core.messages import one_line
 from selfdraft.core.options import CHOICE_NAME, Options, helps_of
 from selfdraft.tracking.files.entry_point import RUN, entry_point
 
-WIDTH = 120  # columns of a line
+WIDTH = 120  # columns of a line; fewer in a narrower terminal
+MIN_WIDTH = 72
 CONFIG = "config"  # name of the configuration that has the groups
 RESOLVER = "selfdraft.help"  # the interpolation that stands for the page
 GROUP_COLUMN = 14  # characters for the name of a group
 VALUE_COLUMN = 24  # characters for a value; the description of a longer one begins on the next line
 MAX_SHOWN = 90  # characters of a value that are shown
 
-
+ABOUT_OPTIONS = (
+    "The options of this configuration, with their values (??? has to be given). Other choices have other options: "
+    "python run.py drafter=swift --help shows those of swift. python run.py --cfg job shows all values as YAML."
+)
 EXAMPLES = """\
-python run.py drafter=jacobi                                     compare with autoregressive decoding
+python run.py drafter=jacobi                                     compare with plain decoding
 python run.py drafter=layer_skip model.dtype=float32             another drafter, another dtype
 python run.py task=compare 'task.contenders=[none, jacobi, pool, transformers_greedy]'     many in one run, ranked
 python run.py drafter=jacobi drafter/path=swift                  another path: a part of the model refines the block
@@ -104,19 +109,19 @@ def print_help(arguments: Sequence[str], conf: Path) -> bool:
 
 
 def page(conf: Path, config: DictConfig) -> str:
-    """Return the help page of a configuration that Hydra composed."""
+    """Return the help page of a configuration that Hydra composed, as wide as the terminal."""
+    width = max(MIN_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     lines = [
         "SelfDraft: lossless self-speculative decoding, configured, certified and timed.",
         "",
         "Choose a group's file with group=choice, an option with group.option=value:",
     ]
     for group in groups_under(conf):
-        lines += _row([(group, GROUP_COLUMN)], ", ".join(choices_in(conf / group)))
+        lines += _row([(group, GROUP_COLUMN)], ", ".join(choices_in(conf / group)), width)
     lines += ["", "For example:", *(f"  {line}" for line in EXAMPLES.splitlines())]
     lines += [
         "",
-        "The options of this configuration, with their values (??? has to be given). Other choices have other options:",
-        "python run.py drafter=swift --help shows those of swift. python run.py --cfg job shows all values as YAML.",
+        *textwrap.wrap(ABOUT_OPTIONS, width),
     ]
     choices = config.hydra.runtime.choices
     whole = OmegaConf.get_type(config)
@@ -126,7 +131,7 @@ def page(conf: Path, config: DictConfig) -> str:
         title = f"{group}={choices.get(group)}" if group else "Options of no group"
         if (file := conf / group / f"{choices.get(group)}.yaml").is_file():
             title += f": {head_of(file)}"
-        lines += ["", *textwrap.wrap(title, WIDTH, break_on_hyphens=False), *_options(schema, key, node)]
+        lines += ["", *textwrap.wrap(title, width, break_on_hyphens=False), *_options(schema, key, node, width)]
     return "\n".join(lines).replace(RUN, entry_point(sys.argv[0]))
 
 
@@ -138,23 +143,23 @@ def _groups(schema: type[Any], key: str, node: DictConfig) -> Iterator[tuple[typ
             yield from _groups(inner, f"{key}.{name}".lstrip("."), node[name])
 
 
-def _options(schema: type[Options], key: str, node: DictConfig) -> list[str]:
-    """Return the lines of a group's options."""
+def _options(schema: type[Options], key: str, node: DictConfig, columns: int) -> list[str]:
+    """Return the lines of a group's options, each of at most so many columns."""
     plain: Any = OmegaConf.to_container(node, resolve=False)
     values = {name: _shown(value) for name, value in plain.items()}
     helps = {name: text for name, text in helps_of(schema).items() if text != CHOICE_NAME and name in values}
     names = {name: f"{key}.{name}".lstrip(".") for name in helps}
     width = max((len(name) for name in names.values()), default=0) + 2
     column = min(max((len(values[name]) for name in helps), default=0) + 2, VALUE_COLUMN)
-    rows = [_row([(names[name], width), (values[name], column)], text) for name, text in helps.items()]
+    rows = [_row([(names[name], width), (values[name], column)], text, columns) for name, text in helps.items()]
     return [line for row in rows for line in row]
 
 
-def _row(cells: Sequence[tuple[str, int]], text: str) -> list[str]:
-    """Return the lines of a table's row: cells of given widths, then a text, which may need several lines."""
+def _row(cells: Sequence[tuple[str, int]], text: str, columns: int) -> list[str]:
+    """Return the lines of a table's row: cells of given widths, then a text in what is left of the columns."""
     start = "  " + "".join(f"{cell:<{width}}" for cell, width in cells)
     column = 2 + sum(width for _, width in cells)
-    lines = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+    lines = textwrap.wrap(text, columns - column, break_on_hyphens=False)
     if len(start) > column or start[-1] != " ":  # the last cell is too long
         return [start, *(f"{'':<{column}}{line}" for line in lines)]
     return [start + lines[0], *(f"{'':<{column}}{line}" for line in lines[1:])]

@@ -6,8 +6,11 @@ deeply nested lists, end in any exception that the code underneath happens to ra
 
 from __future__ import annotations
 
+import io
 import re
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from selfdraft.core.messages import printable
 
 HOME = re.compile(r"([^=\s]+=)(~[^,]*)", re.DOTALL)
 SEVERAL = ("experiment", "hparams")  # groups that may have no choice, or several
+OF_SWEEPS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")  # how these overrides begin
 MAX_SHOWN = 80  # characters of an override that a message repeats
 
 
@@ -49,15 +53,41 @@ def checked(arguments: Sequence[str], conf: Path) -> list[str]:
         conf: the folder of the groups.
 
     Raises:
-        UserError: an override cannot be read, or its value cannot be a choice of its group.
-        SystemExit: Hydra has no such option with dashes; its usage is printed.
+        UserError: an override cannot be read, its value cannot be a choice of its group, it is for sweeps and this is
+            none, or Hydra has no such option with dashes.
     """
-    overrides = get_args_parser().parse_args(list(arguments)).overrides
-    parsed = {text: _parsed(text) for text in overrides}
+    given = _given(arguments)
+    parsed = {text: _parsed(text) for text in given.overrides}
     for override in parsed.values():
         _refuse_no_choice(override, conf)
+    if not (given.multirun or given.help or given.cfg or given.info):
+        _refuse_a_sweep_without_its_flag(given.overrides)
     nothing = [text for text, override in parsed.items() if override.key_or_group in SEVERAL and _is_null(override)]
     return [_key(argument) + "=[]" if argument in nothing else argument for argument in arguments]
+
+
+def _given(arguments: Sequence[str]) -> Namespace:
+    """Return the options with dashes, and the other arguments as `overrides`."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):  # argparse would print eight lines of usage
+            return get_args_parser().parse_args(list(arguments))
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        if reason.startswith("unrecognized"):  # argparse also names what follows, which may be right
+            reason = f"unknown: {' '.join(each for each in reason.split() if each.startswith('-'))}"
+        raise UserError(f"{_shown(reason)}; write options as group.option=value: --help lists them") from None
+
+
+def _refuse_a_sweep_without_its_flag(overrides: Sequence[str]) -> None:
+    """Refuse options that only sweeps have in a single run, where Hydra would ignore them."""
+    if any(_key(text).lstrip("+~") == "hydra.mode" for text in overrides):
+        return
+    for text in overrides:
+        if text.lstrip("+~").startswith(OF_SWEEPS):
+            raise UserError(f"{_shown(text)} is an option of sweeps: add -m")
 
 
 def _parsed(text: str) -> Override:

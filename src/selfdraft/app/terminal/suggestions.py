@@ -33,9 +33,11 @@ def unknown_option(key: str, known: Sequence[str]) -> str:
     hint = near(option, known)
     if not group and (groups := sorted(groups_with(option))) and len(groups) <= MOST:
         hint = f" (did you mean {' or '.join(f'{each}.{option}' for each in groups)}?)"
-    elif not hint and (choices := choices_with(group, option)) and len(choices) <= MOST:
-        spelt = ", ".join(f"{group.replace('.', '/')}={choice}" for choice in choices)
-        hint = f" here; {spelt} {'have' if len(choices) > 1 else 'has'} it"
+    elif choices := choices_with(group, option):  # spelt right, so no other spelling is meant
+        slashed = group.replace(".", "/")
+        spelt = ", ".join(f"{slashed}={choice}" for choice in choices)
+        owners = spelt if len(choices) <= MOST else f"other choices of {slashed}"
+        hint = f" here; {owners} {'have' if len(choices) > 1 else 'has'} it"
     there = f"; there are {', '.join(known)}" if known else ""
     return f"{key}: no such option{hint}{there}"
 

@@ -1,4 +1,4 @@
-"""The interface of path policies: which part of the model does a request run now to draft?
+"""The interface of path policies, which say which part of the model a request runs to draft.
 
 A *path* is a part of the model that can be run, such as its first layers. A *policy* makes paths and chooses one for
 every draft: always the same, or another one as the text goes on.

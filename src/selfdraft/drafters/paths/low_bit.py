@@ -1,4 +1,4 @@
-"""The whole model in fewer bits: it drafts what the full precision verifies.
+"""The whole model with weights in fewer bits drafts; the model in full precision verifies.
 
 Self-speculation with quantised weights, as in QSpec (Zhao et al. 2024, arXiv 2410.11305) and QuantSpec (Tiwari et al.
 2025, arXiv 2502.10424), which also quantise states or keys.

@@ -140,7 +140,7 @@ class _NoAdapter(Exception):
 def _read(file: Path) -> Adapter:
     try:
         if not file.exists():
-            raise _NoAdapter("there is no such file")
+            raise _NoAdapter(f"there is no {FILE} there" if file.name == FILE else "there is no such file")
         if not file.is_file():
             raise _NoAdapter(f"it has no {FILE}")
         with safe_open(file, framework="pt") as opened:

@@ -95,7 +95,7 @@ def _only_layer(adapter: Adapter, model: PreTrainedModel) -> int:
     wrong = f"task.format=speculators: recipe '{adapter.recipe}'"
     if JUMP not in adapter.tensors:
         raise UserError(
-            f"{wrong} trained no jump: heads of speculators (mtp, eagle3, dflash) begin behind the model's last layer, "
+            f"{wrong} trained no jump: heads of speculators (mtp, eagle3, dflash) begin after the model's last layer, "
             "and these weights are for drafts that run the model's own first layers; task.format=peft takes them"
         )
     if family not in FAMILIES:

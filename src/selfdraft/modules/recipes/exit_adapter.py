@@ -71,8 +71,9 @@ class ExitAdapter(FinetuneModule):
         self.copied = [layers - 1] if self.config.twins is None else sorted(set(self.config.twins))
         if not self.copied or self.copied[0] < exit_layer or self.copied[-1] >= layers:
             raise UserError(
-                f"finetune.exit_layer={exit_layer} with twins={self.copied}: this model has {layers} layers, and "
-                "twins are copies of layers after the exit"
+                f"finetune.exit_layer={exit_layer} with finetune.twins={self.copied}: this model has layers 0 to "
+                f"{layers - 1}, and twins are copies of layers after the first exit_layer ones: give a smaller "
+                "exit_layer, or other twins"
             )
         skipped = set(range(exit_layer, layers)) - set(self.copied)
         return sparse_path(target, SkipSet.of(layers, skipped, skipped))

@@ -26,8 +26,8 @@ def tensorboard(folder: Path, project: str, label: RunLabel, config: Mapping[str
     try:
         logger = TensorBoardLogger(save_dir=folder, name="", version="tensorboard", default_hp_metric=False)
         logger.log_hyperparams(dict(config))
-    except ModuleNotFoundError as error:
-        raise UserError(f"logger=tensorboard needs a package ({error.name}): pip install tensorboard") from None
+    except ModuleNotFoundError:
+        raise UserError("logger=tensorboard needs a package that is not installed: pip install tensorboard") from None
     return logger
 
 
@@ -48,8 +48,8 @@ def mlflow(folder: Path, project: str, label: RunLabel, config: Mapping[str, Any
             tags={"group": label.group or "", "task": label.job_type or "", "tags": ",".join(label.tags)},
         )
         logger.log_hyperparams(dict(config))
-    except ModuleNotFoundError as error:
-        raise UserError(f"logger=mlflow needs a package ({error.name}): pip install mlflow-skinny") from None
+    except ModuleNotFoundError:
+        raise UserError("logger=mlflow needs a package that is not installed: pip install mlflow-skinny") from None
     finally:  # MLflow keeps in it where this run writes, and the next run of this process would write there, too
         os.environ.pop(SERVER, None)
         if given is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.display.fitted import Fitted
 from selfdraft.tracking.display.table import board, certificate, interval, number
 from selfdraft.tracking.numbers.comparison import PLAIN, ranking
 from selfdraft.tracking.numbers.lines import CONTENDERS
@@ -27,6 +28,8 @@ COLUMNS = (
     "exact/tie/\nmismatch",
 )
 
+LESS_NEEDED = ("peak\nmemory", "accepted")  # headings of columns that a narrow terminal does without
+
 
 def print_candidates(result: Result, console: Console) -> None:
     """Print the table, then how far predictions were off, and why candidates were left out."""
@@ -34,7 +37,7 @@ def print_candidates(result: Result, console: Console) -> None:
     title = Text.assemble(("advice", "bold cyan"), printable(f" · {result['model']} · {result['dataset']}"))
     title.append(f" ({result['prompts']:,} prompts; speedups are over plain decoding, over all tokens)", "dim")
     console.print(title)
-    console.print(_table(result))
+    console.print(Fitted(_table(result), LESS_NEEDED))
     if said := off(result):
         console.print(said)
     for name, reason in result["left_out"].items():

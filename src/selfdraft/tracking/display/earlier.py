@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.display.fitted import Fitted
 from selfdraft.tracking.display.table import board, interval, number
 from selfdraft.tracking.files.result_file import markdown, taken_from
 from selfdraft.tracking.numbers.lines import CONTENDERS
@@ -56,7 +57,7 @@ def print_earlier(rows: Sequence[Earlier], console: Console) -> None:
     table = board("run", "contender", columns=columns)
     for run, (name, _, _, _, *cells) in rows:
         table.add_row(Text(printable(run)), Text(printable(name)), *cells)
-    console.print(table)
+    console.print(Fitted(table, ("median by\nprompt",)))
     console.print("earlier runs: each was timed by itself, so compare their speedups, not their tokens per second")
 
 

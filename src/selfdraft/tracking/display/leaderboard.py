@@ -1,4 +1,4 @@
-"""Show a comparison: a table in a terminal within 100 columns, the same as Markdown, and a table for W&B."""
+"""Show a comparison: a table in a terminal, the same as Markdown, and a table for W&B."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.display.fitted import Fitted
 from selfdraft.tracking.display.table import board, certificate, interval, number
 from selfdraft.tracking.numbers.comparison import PLAIN, by_weights, ranking
 from selfdraft.tracking.numbers.lines import CONTENDERS
@@ -24,6 +25,7 @@ STARTUP = {
     "to compile or pack layers": "compile_s",
     "to prepare its drafter": "prepare_s",
 }
+LESS_NEEDED = ("with\nprefill", "median by\nprompt")  # headings of columns that a narrow terminal does without
 HEADER = (
     "| contender | tokens per forward | tokens/s | with prefill | speedup over all tokens [95 % CI] "
     "| median by prompt [95 % CI] | exact / tie / mismatch |"
@@ -39,7 +41,7 @@ def print_comparison(result: Result, console: Console) -> None:
         "dim",
     )
     console.print(title)
-    console.print(_leaderboard(result))
+    console.print(Fitted(_leaderboard(result), LESS_NEEDED))
     if len(_families(result)) > 1:
         console.print(_by_family(result))
     if any(found.get("startup") for found in result[CONTENDERS].values()):

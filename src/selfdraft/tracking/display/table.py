@@ -1,4 +1,4 @@
-"""Print a result in a terminal, within 100 columns."""
+"""Print a result in a terminal: all columns where it has 100, the important ones where it has 80."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdraft.core.messages import printable
+from selfdraft.tracking.display.fitted import Fitted
 from selfdraft.tracking.numbers.reason import reason
 from selfdraft.tracking.numbers.summary import FEW_OFFERS
 
@@ -19,6 +20,8 @@ _BAR = 16
 _DEPTHS_SHOWN = 16
 _NOTHING = "–"
 
+LESS_NEEDED = ("new\ntokens", "plain\ndecoding")  # headings of columns that a narrow terminal does without
+
 
 def print_result(result: Result, console: Console) -> None:
     """Print the headline, the table by family, acceptance by depth, and the seconds of each phase."""
@@ -26,9 +29,9 @@ def print_result(result: Result, console: Console) -> None:
     console.print(_headline(result))
     if why := reason(result):
         console.print(Text(why))
-    console.print(_families(result))
+    console.print(Fitted(_families(result), LESS_NEEDED))
     if len(result["by_context"]) > 1:
-        console.print(_contexts(result))
+        console.print(Fitted(_contexts(result), LESS_NEEDED))
     if any(result["ties_by_float32"].values()):
         sides = result["ties_by_float32"]
         console.print(
@@ -43,7 +46,7 @@ def print_result(result: Result, console: Console) -> None:
     if guard["stood_down"]:
         console.print(f"the guard paused drafting in {guard['stood_down']:,} of {guard['steps']:,} steps")
     if result["references"]:
-        console.print(_references(result))
+        console.print(Fitted(_references(result), ("turns", "its tok/s")))
 
 
 def board(*names: str, columns: Sequence[str]) -> Table:
