@@ -25,7 +25,7 @@ from selfdraft.core.errors import UserError
 from selfdraft.drafters import PATHS, PROPOSALS
 from selfdraft.drafters.base import DrafterConfig
 from selfdraft.drafters.presets import PRESETS, configured
-from selfdraft.models.loading.loading import loading
+from selfdraft.models.loading import loading
 from selfdraft.modules.recipes import RECIPES
 
 MANDATORY = {  # what a choice leaves to the user

@@ -285,8 +285,8 @@ def test_the_clocks_tell_own_time_from_that_of_others() -> None:
 def test_a_second_process_does_not_measure(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch; from selfdraft import Drafting; from selfdraft.models import profiling; "
-        "from selfdraft.tracking import cost_cache; cost_cache.crowded = lambda *_: False; "
+        "import torch; from selfdraft import Drafting; from selfdraft.models.measuring import profiling; "
+        "from selfdraft.tracking.files import cost_cache; cost_cache.crowded = lambda *_: False; "
         "from selfdraft.models.loading.tiny import tiny_model; measure = profiling.measure_costs; "
         "profiling.measure_costs = lambda *a, **k: (print('measured'), measure(*a, **k))[1]; "
         "tiny_model().generate(torch.tensor([[5, 17, 3]]), custom_generate=Drafting('jacobi'), max_new_tokens=2)"

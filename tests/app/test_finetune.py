@@ -125,7 +125,7 @@ def test_the_adapter_s_weights_are_used_for_drafting(made: tuple[Path, str], dat
         rates.append(read_result(tmp_path / name)["tokens_per_forward"])
     assert rates[0] > rates[1] + 0.1
     (folder / FILE).unlink()
-    with pytest.raises(UserError, match="there is no such file; give the folder that task=finetune wrote"):
+    with pytest.raises(UserError, match=r"there is no adapter\.safetensors there; give the folder"):
         run_here(tmp_path / "no", *with_artifact([*SMOKE, f"drafter.from={folder}"]))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from command_line import SMOKE, read_result, said_by, write_prompts
-from selfdraft.app.options import score
 from selfdraft.app.options.schema_score import ScoreConfig
+from selfdraft.app.tasks import score
 from selfdraft.app.tasks.score import NOT_RUN, all_in_words, in_words, passes_tests, score_of, scores_of
 from selfdraft.core.scoring import NUMBER, TESTS, Reference
 from selfdraft.data.prompts import Prompt

@@ -25,7 +25,7 @@ from selfdraft.decoding.loop import Decoder, Request
 from selfdraft.decoding.stopping import Stopping
 from selfdraft.drafters.guard import Guard
 from selfdraft.drafters.presets import configured, drafter_for
-from selfdraft.models.engines.choice import choice as engines
+from selfdraft.models.engines import choice as engines
 from selfdraft.models.engines.choice import compile_layers, use_engine
 from selfdraft.models.forward import target as target_module
 from selfdraft.models.forward.target import Target

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from selfdraft.core.errors import UserError
-from selfdraft.models.engines.choice import choice as engines
-from selfdraft.models.engines.choice import compile_layers, graph
+from selfdraft.models.engines import choice as engines
+from selfdraft.models.engines import graph
+from selfdraft.models.engines.choice import compile_layers
 from selfdraft.models.engines.graph import compiled
 from selfdraft.models.forward.target import Target
 from selfdraft.models.kernels.packing import PackedLinear

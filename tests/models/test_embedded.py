@@ -18,8 +18,8 @@ from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
 from selfdraft.models.families.quiet import quiet_transformers
+from selfdraft.models.loading import embedded
 from selfdraft.models.loading.embedded import smollm2_135m
-from selfdraft.models.loading.loading import embedded
 
 GGUF = b"GGUF, or so it says"
 WEIGHTS = b"weights " * 1000

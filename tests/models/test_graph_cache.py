@@ -17,8 +17,9 @@ from made import made
 from selfdraft.core.tree import TokenTree
 from selfdraft.decoding.loop import Decoder
 from selfdraft.decoding.stopping import Stopping
-from selfdraft.models.engines.choice import compile_layers, graph, graph_cache
-from selfdraft.models.engines.choice import graph_key as graph_key_module
+from selfdraft.models.engines import graph, graph_cache
+from selfdraft.models.engines import graph_key as graph_key_module
+from selfdraft.models.engines.choice import compile_layers
 from selfdraft.models.engines.graph import compiled
 from selfdraft.models.engines.graph_cache import KeptGraph, graph_folder
 from selfdraft.models.engines.graph_key import SMALL, Indescribable, graph_key

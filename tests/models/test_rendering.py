@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.loading import rendering
 from selfdraft.models.loading.chat import Chat
-from selfdraft.models.loading.loading import rendering
 from selfdraft.models.loading.rendering import MAX_TEMPLATE, MAX_TEXT, render
 from selfdraft.models.loading.tiny import TINY_TEMPLATE, tiny_tokenizer
 
