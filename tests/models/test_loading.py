@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from selfdraft.core.errors import UserError
+from selfdraft.models.families.quiet import quiet_transformers
 from selfdraft.models.loading.loading import DTYPES, load_pretrained, load_random, load_tiny
 from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
@@ -181,3 +183,11 @@ def test_a_shape_with_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
     tiny_model(vocab_size=64).config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="vocab_size=64, but bytes need 259"):
         load_random(str(tmp_path), 0, "float32", CPU)
+
+
+def test_the_client_of_the_hub_is_silent_while_a_model_loads() -> None:
+    before = hub_logging.get_verbosity()
+    with pytest.raises(ValueError, match="planted"), quiet_transformers():
+        assert hub_logging.get_verbosity() == hub_logging.ERROR
+        raise ValueError("planted")
+    assert hub_logging.get_verbosity() == before
