@@ -21,7 +21,7 @@ from selfdraft.drafters.pseudo_tokens import PseudoTokensConfig
 from selfdraft.drafters.recycling import RecyclingConfig
 from selfdraft.drafters.suffix import SuffixConfig
 
-# The configs fit a model of four layers and a window of eight, as `models.tiny` makes them.
+# The configs fit a model of four layers and a window of eight, as `models.loading.tiny` makes them.
 LOSSLESS: dict[str, list[DrafterConfig]] = {
     "none": [DrafterConfig()],
     "jacobi": [

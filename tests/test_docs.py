@@ -19,6 +19,7 @@ from selfdraft.drafters.presets import PRESETS
 from selfdraft.models.loading.tiny import tiny_model, tiny_tokenizer
 
 README = ROOT / "README.md"
+PACKAGE = ROOT / "src" / "selfdraft"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAX_LINES = 120  # of README: what does not fit belongs in docs/
 
@@ -133,3 +134,24 @@ def test_the_files_in_the_tree_exist() -> None:
     named = set(re.findall(r"\b\w+\.py\b", tree))
     assert len(named) > 80
     assert named <= SOURCES
+
+
+def test_modules_that_docstrings_name_exist() -> None:
+    # `decoding.` also begins the names of options, as a folder of conf/ does.
+    floors = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists() and not (CONF / path.name).exists()]
+    named = re.compile(rf"`(?:{'|'.join(floor.name for floor in floors)})(?:\.\w+)+")
+    found = {
+        (path.relative_to(ROOT), name[1:])
+        for folder in (ROOT / "src", ROOT / "tests")
+        for path in folder.rglob("*.py")
+        for name in named.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(found) > 20
+    assert [each for each in sorted(found) if not _is_in_a_module(each[1])] == []
+
+
+def _is_in_a_module(name: str) -> bool:
+    """Whether a dotted name is that of a module or a folder of the package, or of something in a module."""
+    parts = name.split(".")
+    modules = (PACKAGE.joinpath(*parts[:count]).with_suffix(".py") for count in range(2, len(parts) + 1))
+    return PACKAGE.joinpath(*parts).is_dir() or any(module.exists() for module in modules)

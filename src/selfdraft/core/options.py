@@ -33,7 +33,7 @@ def option(
 
     Args:
         help: what the option does, in one sentence or phrase, with its unit and what null and each choice mean. It is
-            the comment in YAML files and the text of `python run.py --help` (see `app.option_help`).
+            the comment in YAML files and the text of `python run.py --help` (see `app.options.option_help`).
     """
     metadata = {"help": help, "at_least": at_least, "at_most": at_most, "below": below, "choices": choices}
     if isinstance(default, list):

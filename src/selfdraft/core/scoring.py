@@ -2,7 +2,7 @@
 
 These are the rules of the usual harnesses (GSM8K: Cobbe et al. 2021, arXiv 2110.14168; MATH: Hendrycks et al. 2021,
 arXiv 2103.03874; HumanEval: Chen et al. 2021, arXiv 2107.03374), so that scores can be compared with published ones.
-Nothing is run here: see `app.score` for code.
+Nothing is run here: see `app.tasks.score` for code.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class TextDataModule(LightningDataModule):
         """Return this rank's share, without repetition.
 
         All ranks get as many rows: a rank that lacks one gets a row without an answer, in which nothing is counted.
-        Processes that share the target's layers have to run them equally often (see `models.shards`).
+        Processes that share the target's layers have to run them equally often (see `models.training.shards`).
         """
         rank, world_size = self._place()
         share = self.validation_rows[rank::world_size]

@@ -1,6 +1,7 @@
 """What is recorded of one decoded request: its output, counts, times, and every step for the viewer.
 
-Counts and seconds are only summed here. Ratios are formed once, from the sums over all prompts (`tracking.summary`).
+Counts and seconds are only summed here. Ratios are formed once, from the sums over all prompts (see
+`tracking.numbers.summary`).
 """
 
 from __future__ import annotations

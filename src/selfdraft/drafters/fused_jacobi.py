@@ -1,8 +1,8 @@
-"""Trained Jacobi drafting: one forward verifies this step's draft and makes the next step's (see `models.fused`).
+"""Trained Jacobi drafting: one forward verifies this step's draft and makes the next step's.
 
 The draft itself is verified as usual. Each node at which acceptance is likely to end also gets extra positions below it
-(*gated rows*), and only these use the trained weights. Their inputs are the predictions of the step before, and they
-predict the tokens after that node. The rows below the last accepted node make the next draft.
+(*gated rows*), and only these use the trained weights (see `models.trained.fused`). Their inputs are the predictions of
+the step before, and they predict the tokens after that node. The rows below the last accepted node make the next draft.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trained pseudo tokens: one forward verifies and drafts (PaSS, BiTA and gated LoRA: see `models.pseudo`).
+"""Trained pseudo tokens: one forward verifies and drafts (PaSS, BiTA and gated LoRA: see `models.trained.pseudo`).
 
 A pseudo token is a learned input embedding that asks the model for a token further ahead. A chain of k of them hangs
 below the root and each candidate, as probes. Wherever acceptance ends, the target predicts the bonus token there, and

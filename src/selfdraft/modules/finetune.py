@@ -1,9 +1,9 @@
 """Fine-tuning of draft-only weights under a Lightning Trainer: what all recipes share.
 
 A recipe says which layers get trainable copies, what their input is, and which terms it adds to the loss. The frozen
-target is run over every text (see `models.teacher`); the copies then learn its next-token distributions (see
-`models.student`). Training is monitored and stopped by the number of drafted tokens that would be accepted, not by the
-loss.
+target is run over every text (see `models.training.teacher`); the copies then learn its next-token distributions (see
+`models.training.student`). Training is monitored and stopped by the number of drafted tokens that would be accepted,
+not by the loss.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def reference_for(
 ) -> StockGenerate | OtherEngine | ServedEngine:
     """Return transformers' decoder, a server, or another engine, which has then loaded its file.
 
-    An engine's texts are judged only where its weights have the very values of ours (see `models.stock`).
+    An engine's texts are judged only where its weights have the very values of ours (see `models.reference.stock`).
 
     Raises:
         UserError: the engine's package is not installed, it cannot load its file, or no server answers.

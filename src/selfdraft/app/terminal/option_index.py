@@ -1,9 +1,9 @@
 """The schemas of all options from a file: what there is to choose is known without importing what it configures.
 
 The config classes stand beside what they configure, and importing all of that takes seconds: torch, transformers,
-Lightning. So `app.option_help` writes their fields to conf/options.json, and here they become dataclasses again, with
-the same names, types, defaults, ranges and descriptions, but without methods. `--help` and the check of what was typed
-use these; a run that begins imports the real ones, which are registered in their place.
+Lightning. So `app.options.option_help` writes their fields to conf/options.json, and here they become dataclasses
+again, with the same names, types, defaults, ranges and descriptions, but without methods. `--help` and the check of
+what was typed use these; a run that begins imports the real ones, which are registered in their place.
 """
 
 from __future__ import annotations

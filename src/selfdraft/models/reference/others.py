@@ -60,7 +60,7 @@ class OtherEngine:
     """One engine's process.
 
     Attributes:
-        weights: its weight class, one of those in `models.stock`.
+        weights: its weight class, one of those in `models.reference.stock`.
         judged: whether its texts are compared with ours: only where its weights have our values.
         failed: why it answers no more; empty while it does.
         load_s: seconds in which it loaded its file.

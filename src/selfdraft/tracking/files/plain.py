@@ -2,7 +2,7 @@
 
 YAML can hold more than values: aliases that grow to gigabytes, tags that make objects, keys that merge. This program
 writes none of these, so a file that has them is refused. Values that look like interpolations (`${oc.env:NAME}`) are
-text here; callers that pass one on to Hydra have to quote it (see `app.command_line`).
+text here; callers that pass one on to Hydra have to quote it (see `app.terminal.command_line`).
 """
 
 from __future__ import annotations
