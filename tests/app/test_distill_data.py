@@ -284,7 +284,7 @@ def test_prompts_whose_names_are_those_of_other_answers_are_refused(tmp_path: Pa
     lines = [json.dumps({"id": name, "prompt": "a"}) for name in ("1", "1, sample 2")]
     (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     more = ("dataset=jsonl", f"dataset.path={tmp_path}/p.jsonl", "dataset.per_category=null", "decoding=sample")
-    with pytest.raises(UserError, match="another prompt's second answer"):
+    with pytest.raises(UserError, match="would also be the name of an answer to the prompt"):
         run_here(tmp_path / "run", *TASK, *more, "distill.samples=2")
 
 

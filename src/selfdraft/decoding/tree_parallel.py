@@ -93,7 +93,7 @@ class TreeParallelTarget:
         self.target.prefill(row, tokens)
 
     def copy_prefix(self, source: int, row: int, length: int) -> int:
-        """Copy nothing: keys that a row owes are not here."""
+        """Copy nothing: this process may lack the keys of the latest tokens, which the row still owes."""
         self.cache.clear(row)
         return 0
 

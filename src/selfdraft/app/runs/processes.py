@@ -37,7 +37,7 @@ class OwnProcesses(LightningEnvironment):
 
 
 class OwnSignals(pl.Callback):
-    """Has SIGTERM stop the trainer as it stops the rest of a run: at once (see `signals.interrupted_by`).
+    """Makes SIGTERM stop a training or an evaluation at once, as Ctrl-C does (see `signals.interrupted_by`).
 
     Lightning's own handler tells the other processes by a collective operation. A process that is in another collective
     operation when the signal comes, or that gets the signal twice, then waits for ever.
@@ -48,11 +48,11 @@ class OwnSignals(pl.Callback):
         self.handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set it again. At its end the trainer sets it once more."""
+        """Put the run's handler back, in place of Lightning's."""
         self.on_test_start(trainer, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set it again, as above."""
+        """Put the run's handler back, in place of Lightning's."""
         if self.handler is not None:  # None: one that was not set from Python
             signal.signal(signal.SIGTERM, self.handler)
 

@@ -91,11 +91,14 @@ def _refuse(config: Config) -> None:
 
 
 def _refuse_same_names(prompts: Sequence[Prompt], samples: int) -> None:
-    """Refuse a prompt that is named like another prompt's second answer: lines are told apart by these names."""
+    """Refuse a prompt whose id is also the name of an answer to another prompt: lines are told apart by these names."""
     names = {prompt.id for prompt in prompts}
     for prompt in prompts:
         if taken := [each.id for each in sampled(prompt, samples)[1:] if each.id in names]:
-            raise UserError(f"the id {taken[0]!r:.80} is also that of another prompt's second answer: rename it")
+            raise UserError(
+                f"the id {taken[0]!r:.80} would also be the name of an answer to the prompt {prompt.id!r:.80}: change one "
+                "of these ids"
+            )
 
 
 def _mixture(config: Config) -> Mixture:
