@@ -96,8 +96,8 @@ def _refuse_same_names(prompts: Sequence[Prompt], samples: int) -> None:
     for prompt in prompts:
         if taken := [each.id for each in sampled(prompt, samples)[1:] if each.id in names]:
             raise UserError(
-                f"the id {taken[0]!r:.80} would also be the name of an answer to the prompt {prompt.id!r:.80}: change one "
-                "of these ids"
+                f"the id {taken[0]!r:.80} would also be the name of an answer to the prompt {prompt.id!r:.80}: "
+                "change one of these ids"
             )
 
 
